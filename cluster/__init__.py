@@ -1,0 +1,1 @@
+"""Cluster: what Manta starts around a run on one machine. Knows nothing of data or losses."""

@@ -1,0 +1,68 @@
+"""Ray for a command: the cluster it was pointed at, or one of its own on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from cluster.errors import ClusterError
+
+# Read by Ray's processes when they start. None of them changes what a run computes.
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the default of 2 s is waited for in full when a run ends
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+OBJECT_STORE_BYTES = 1 << 30
+"""Shared memory of a local cluster; a window of tokenized units takes far less."""
+
+
+@contextmanager
+def ray_cluster(num_cpus: int, num_gpus: int = 0) -> Iterator[None]:
+    """Ray inside the block: joined if RAY_ADDRESS names a cluster, else started here and stopped afterwards.
+
+    Args:
+        num_cpus: logical CPUs a local cluster offers; more than the machine has only means that they share.
+
+    Raises:
+        ClusterError: the cluster cannot be joined or started.
+    """
+    os.environ.update({name: os.environ.get(name, value) for name, value in _ENVIRONMENT.items()})
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    local: dict[str, Any] = (
+        {}
+        if address
+        else {
+            "num_cpus": num_cpus,
+            "num_gpus": num_gpus,
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "include_dashboard": False,
+        }
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray announces its own future changes on every start
+        try:
+            ray.init(
+                address=address or "local", namespace="manta", log_to_driver=False, logging_level=logging.ERROR, **local
+            )
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            where = f"join the Ray cluster at RAY_ADDRESS={address}" if address else "start Ray on this machine"
+            raise ClusterError(f"Could not {where}: {error}. `manta doctor` says more.") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,95 @@
+"""Configuration of the data side of a run: where bytes are, what a document is, how text becomes sequences."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A part of a recipe: immutable, and a name it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StoreConfig(Section):
+    """How to reach S3-compatible object storage. What is left out comes from the standard AWS variables."""
+
+    endpoint_url: str | None = Field(None, description="URL of the S3 endpoint; default AWS_ENDPOINT_URL, else AWS.")
+    region: str | None = Field(None, description="Region of the bucket; default AWS_DEFAULT_REGION, else us-east-1.")
+    access_key_id: str | None = Field(None, description="Access key; default the standard AWS credential chain.")
+    secret_access_key: str | None = Field(
+        None, description="Secret key; prefer AWS_SECRET_ACCESS_KEY in the environment."
+    )
+    serve: str | None = Field(
+        None,
+        description="Folder of a local S3 server, started when a command needs it and stopped after the last one.",
+    )
+    timeout_s: float = Field(5.0, gt=0, le=60, description="Seconds to wait for a connection before giving up on it.")
+
+
+class SourceConfig(Section):
+    """One body of text: the shards below a path, and how to read a document out of them."""
+
+    path: str = Field(
+        description="File, folder, or prefix: s3://bucket/prefix, gs://…, file://… or a plain path; * and ? match."
+    )
+    format: Literal["auto", "txt", "jsonl", "csv", "tsv", "parquet"] = Field(
+        "auto", description="Format of the shards; auto goes by the file's ending, .gz and .zst included."
+    )
+    text_column: str = Field("text", description="Column or JSON key that holds the text.")
+    document: Literal["file", "paragraph", "line"] = Field(
+        "file", description="What one document is in a txt shard: the file, a block between blank lines, or a line."
+    )
+    weight: float = Field(
+        1.0, gt=0, description="Share of this source in the mixture, relative to the others' weights."
+    )
+
+
+class TokenizerConfig(Section):
+    """How text becomes token ids."""
+
+    kind: Literal["bpe", "bytes", "chars"] = Field(
+        "bpe", description="Byte-level BPE, plain bytes, or the corpus's characters."
+    )
+    vocab_size: int = Field(
+        8192, ge=257, le=1_000_000, description="Entries of a BPE vocabulary, end-of-text included."
+    )
+    path: str | None = Field(None, description="Tokenizer file to use as it is (URL or path), instead of learning one.")
+    train_bytes: int = Field(
+        64_000_000,
+        gt=0,
+        description="Training text, in bytes, from which the vocabulary is learned (read in manifest order).",
+    )
+
+
+class DataConfig(Section):
+    """From shards to training sequences. Everything here shapes what the model sees, so a run may not change it."""
+
+    sources: tuple[SourceConfig, ...] = Field(min_length=1, description="One or more bodies of text.")
+    tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig, description="How text becomes token ids.")
+    seq_len: int = Field(512, ge=2, le=1_048_576, description="Tokens in one training sequence.")
+    shuffle_units: int = Field(
+        16, ge=1, description="Units (shards or row groups) whose sequences are shuffled together as one window."
+    )
+    validation_fraction: float = Field(
+        0.01, ge=0, lt=1, description="Share of documents held out, chosen by a hash of each document's text."
+    )
+    validation_sequences: int | None = Field(
+        None, ge=1, description="At most this many held-out sequences are evaluated; default all that are held out."
+    )
+    prepare: Literal["auto", "ahead", "streaming"] = Field(
+        "auto",
+        description="Tokenize and check every shard before the first step (ahead), as training needs them (streaming), "
+        "or ahead up to 1 GiB of shards (auto).",
+    )
+    on_bad_shard: Literal["refuse", "skip"] = Field(
+        "refuse", description="Stop at a shard that cannot be read, or skip and count it."
+    )
+    invalid_utf8: Literal["replace", "refuse"] = Field(
+        "refuse", description="Replace invalid UTF-8 by U+FFFD and count it, or treat the shard as bad."
+    )
+    max_document_bytes: int = Field(
+        64_000_000, gt=0, description="A longer document makes its shard bad: one document must fit in memory."
+    )

@@ -1,0 +1,296 @@
+"""The feeder: one actor a run that knows steps and hands out references to micro-batches.
+
+It outlives worker groups: what it holds is a function of the run's config, manifest and seed, never of who asks.
+A step asked for again, after a restart, is handed out again or made again, and is the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+import ray
+
+from data.config import DataConfig
+from data.errors import BadShardError
+from data.manifest import Manifest
+from data.packing import MicroBatch, Tokens, count_sequences, pack
+from data.sample_order import CountsUnknownError, Ints, SampleOrder, Samples
+from data.token_pipeline import ReadAhead, tokenized_units_in_chunks
+from data.tokenized_unit import TokenizeJob, stream_of
+
+AHEAD_STEPS = 8
+"""Steps made before they are asked for."""
+
+RETAINED_STEPS = 64
+"""Steps kept behind the newest one asked for, so that workers which restart find them made."""
+
+AHEAD_BYTES = 128_000_000
+"""Shard bytes to be tokenized ahead of the step being made."""
+
+
+@dataclass(frozen=True)
+class FeedSpec:
+    """What a feeder needs to know of a run; picklable.
+
+    Attributes:
+        counts: (units,) int64, training sequences in each unit, UNKNOWN where it has not been tokenized.
+        skipped: units known to be left out, and why.
+        first_step: step likely to be asked for first; it is made while the workers start.
+    """
+
+    manifest: Manifest
+    job: TokenizeJob
+    seed: int
+    global_batch_size: int
+    micro_batch_size: int
+    counts: Ints
+    skipped: Mapping[int, str] = field(default_factory=dict)
+    first_step: int = 0
+
+    def order(self) -> SampleOrder:
+        """The run's order of samples."""
+        return self.order_of(self.manifest, self.job.data, self.seed)
+
+    @staticmethod
+    def order_of(manifest: Manifest, data: DataConfig, seed: int) -> SampleOrder:
+        """The order of samples of a run with this data and seed."""
+        source_units = [manifest.units_of_source(source) for source in range(len(data.sources))]
+        return SampleOrder(seed, source_units, [source.weight for source in data.sources], data.shuffle_units)
+
+
+@dataclass(frozen=True)
+class StepShare:
+    """A rank's part of a step.
+
+    Attributes:
+        micro_steps: indices of its micro-batches in the step.
+        refs: a reference to the MicroBatch of each.
+        target_tokens: targets that count in the whole step, over all ranks.
+    """
+
+    micro_steps: range
+    refs: list[ray.ObjectRef[MicroBatch]]
+    target_tokens: int
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The held-out set of a run, the same at every evaluation and world size.
+
+    Attributes:
+        refs: references to its micro-batches.
+        target_tokens: targets that count.
+        text_bytes: bytes of text those targets spell; an end-of-text spells none.
+    """
+
+    refs: list[ray.ObjectRef[MicroBatch]]
+    target_tokens: int
+    text_bytes: int
+
+
+@dataclass(frozen=True)
+class _Step:
+    refs: list[ray.ObjectRef[MicroBatch]]
+    target_tokens: int
+
+
+class Feeder:
+    """Makes the steps of a run in a background thread; the body of the actor.
+
+    Raises, from every call that waits for data, what stopped the making: BadShardError, ShardChangedError,
+    TransientStoreError and kin.
+    """
+
+    def __init__(self, spec: FeedSpec) -> None:
+        self._spec, self._order = spec, spec.order()
+        self._counts = spec.counts.copy()
+        self._skipped = dict(spec.skipped)
+        self._read_ahead = ReadAhead(spec.manifest, spec.job)
+        self._steps: dict[int, _Step] = {}
+        self._next_step = self._newest_asked = spec.first_step
+        self._planned_from: object = None
+        self._error: BaseException | None = None
+        self._changed = threading.Condition()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._arrived = asyncio.Event()
+        self._held_out: HeldOut | None = None
+        self._held_out_lock = asyncio.Lock()
+        threading.Thread(target=self._make_steps, name="make-steps", daemon=True).start()
+
+    async def share(self, step: int, rank: int, world_size: int) -> StepShare:
+        """The part of `step` that `rank` of `world_size` computes. Waits until it is made."""
+        self._loop = asyncio.get_running_loop()
+        self._ask(step)
+        while step not in self._steps:
+            if self._error is not None:
+                raise self._error
+            self._arrived.clear()
+            await self._arrived.wait()
+        made = self._steps[step]
+        mine = micro_batches_of_rank(len(made.refs), rank, world_size)
+        return StepShare(mine, [made.refs[index] for index in mine], made.target_tokens)
+
+    async def counts(self) -> Ints:
+        """(units,) int64: training sequences in each unit known so far, else UNKNOWN."""
+        return self._counts.copy()
+
+    async def skipped(self) -> dict[int, str]:
+        """Units left out because their shard could not be read, and why."""
+        return dict(self._skipped)
+
+    async def held_out(self) -> HeldOut:
+        """The fixed held-out set."""
+        async with self._held_out_lock:
+            if self._held_out is None:
+                self._held_out = await asyncio.to_thread(self._make_held_out)
+        return self._held_out
+
+    def _make_held_out(self) -> HeldOut:
+        batches = held_out_batches(self._spec)
+        token_bytes = self._spec.job.tokenizer.token_bytes
+        return HeldOut([ray.put(batch) for batch in batches], *measure_held_out(batches, token_bytes))
+
+    def _ask(self, step: int) -> None:
+        """Note that `step` is needed; where it is neither made nor about to be, go on from there."""
+        with self._changed:
+            self._newest_asked = max(step, self._newest_asked)
+            if step not in self._steps and not self._next_step <= step <= self._next_step + AHEAD_STEPS:
+                self._next_step = step
+                self._newest_asked = step
+                self._steps.clear()
+            self._changed.notify_all()
+
+    def _make_steps(self) -> None:
+        try:
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._next_step <= self._newest_asked + AHEAD_STEPS)
+                    step = self._next_step
+                made = self._make(step)
+                with self._changed:
+                    if self._next_step == step:  # else someone asked for another place meanwhile
+                        self._steps[step] = made
+                        self._next_step += 1
+                        self._steps.pop(step - AHEAD_STEPS - RETAINED_STEPS, None)
+                self._notify()
+        except BaseException as error:  # raised to whoever asks
+            self._error = error
+            self._notify()
+
+    def _notify(self) -> None:
+        if self._loop is not None:  # else nobody is waiting yet
+            self._loop.call_soon_threadsafe(self._arrived.set)
+
+    def _make(self, step: int) -> _Step:
+        spec = self._spec
+        samples = self._samples(step)
+        streams = {int(unit): self._read_ahead.stream(int(unit)).tokens for unit in np.unique(samples.unit)}
+        batches = pack_micro_batches(samples, streams, spec.job.data.seq_len, spec.micro_batch_size)
+        return _Step([ray.put(batch) for batch in batches], sum(int(batch.target_counts.sum()) for batch in batches))
+
+    def _samples(self, step: int) -> Samples:
+        """The samples of a step; tokenizes what must be known to tell."""
+        size = self._spec.global_batch_size
+        while True:
+            self._plan_ahead(step * size)
+            try:
+                return self._order.samples(step * size, size, self._counts)
+            except CountsUnknownError as unknown:
+                for unit in unknown.units:
+                    self._learn(int(unit))
+
+    def _learn(self, unit: int) -> None:
+        stream = self._read_ahead.stream(unit)
+        if stream.problem is not None:
+            if self._spec.job.data.on_bad_shard == "refuse":
+                raise BadShardError(stream.problem)
+            self._skipped[unit] = stream.problem
+        self._counts[unit] = count_sequences(len(stream.tokens), self._spec.job.data.seq_len)
+
+    def _plan_ahead(self, sample: int) -> None:
+        """Have the next AHEAD_BYTES of shards tokenized; planned anew only when a source enters another window."""
+        windows = self._order.windows_at(sample, self._counts)
+        if windows == self._planned_from:
+            return
+        self._planned_from = windows
+        manifest = self._spec.manifest
+        wishes: dict[int, None] = {}
+        ahead_bytes = 0
+        num_windows = sum(self._order.num_windows(source) for source in range(len(windows)))
+        for units in islice(self._order.upcoming_windows(windows), num_windows):
+            fresh = [int(unit) for unit in units if int(unit) not in wishes]
+            wishes.update(dict.fromkeys(fresh))
+            ahead_bytes += sum(manifest.unit(unit).unit_bytes for unit in fresh)
+            if ahead_bytes >= AHEAD_BYTES:
+                break
+        self._read_ahead.wish(list(wishes))
+
+
+def micro_batches_of_rank(micro_batches_per_step: int, rank: int, world_size: int) -> range:
+    """Indices of the micro-batches that `rank` computes in every step.
+
+    Their union over ranks is the whole step and nothing twice, for any `world_size`: a resize changes who computes a
+    micro-batch, never which micro-batches a step holds.
+
+    Raises:
+        ValueError: more ranks than micro-batches; some rank would have no gradient to give.
+    """
+    if world_size > micro_batches_per_step:
+        raise ValueError(f"world_size={world_size} exceeds micro_batches_per_step={micro_batches_per_step}")
+    return range(rank, micro_batches_per_step, world_size)
+
+
+def pack_micro_batches(
+    samples: Samples, streams: dict[int, Tokens], seq_len: int, micro_batch_size: int
+) -> list[MicroBatch]:
+    """The micro-batches that hold `samples` in order; `streams` has the train stream of every unit among them."""
+    tokens, target_counts = pack([streams[int(unit)] for unit in samples.unit], samples.sequence.tolist(), seq_len)
+    ids = samples.ids()
+    return [
+        MicroBatch(
+            tokens[start : start + micro_batch_size],
+            target_counts[start : start + micro_batch_size],
+            ids[start : start + micro_batch_size],
+        )
+        for start in range(0, len(ids), micro_batch_size)
+    ]
+
+
+def held_out_batches(spec: FeedSpec) -> list[MicroBatch]:
+    """The held-out set, packed unit by unit in the manifest's order, up to `data.validation_sequences`.
+
+    Reads units only until the set is full. Sample ids are (unit, sequence) as in training.
+    """
+    data = spec.job.data
+    streams: dict[int, Tokens] = {}
+    limit = data.validation_sequences
+    units: list[int] = []
+    indices: list[int] = []
+    for table in tokenized_units_in_chunks(spec.manifest, spec.job, ["validation", "problem"]):
+        if limit is not None and len(units) >= limit:
+            break
+        ordinal, problem = table["ordinal"][0].as_py(), table["problem"][0].as_py()
+        if problem is not None and data.on_bad_shard == "refuse":
+            raise BadShardError(problem)
+        streams[ordinal] = stream_of(table, "validation", spec.job.tokenizer.dtype)
+        count = count_sequences(len(streams[ordinal]), data.seq_len)
+        units += [ordinal] * count
+        indices += range(count)
+    unit, index = np.array(units[:limit], np.int64), np.array(indices[:limit], np.int64)
+    samples = Samples(np.zeros_like(unit), np.zeros_like(unit), unit, index)
+    return pack_micro_batches(samples, streams, data.seq_len, spec.micro_batch_size)
+
+
+def measure_held_out(batches: list[MicroBatch], token_bytes: Ints) -> tuple[int, int]:
+    """Targets that count in the batches, and the bytes of text they spell."""
+    target_tokens = text_bytes = 0
+    for batch in batches:
+        for row, count in zip(batch.tokens, batch.target_counts, strict=True):
+            target_tokens += int(count)
+            text_bytes += int(token_bytes[row[1 : count + 1]].sum())
+    return target_tokens, text_bytes

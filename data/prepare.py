@@ -1,0 +1,265 @@
+"""What a run needs of its data before the first step: manifest, tokenizer, and what is known of the units.
+
+    manifests/<digest>.parquet     the shards, immutable
+    tokenizers/<digest>.json       a vocabulary; tokenizers/for/<key> names the one learned from a given input
+    unit-tables/<key>.parquet      a row per unit: tokens, documents, bytes, problems; there once all are tokenized
+    tokens/<k>/<key>.arrow         a tokenized unit, see data.tokenized_unit
+
+Everything is found again under a key of what it was made from, so doing it twice costs a look.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from data.config import DataConfig, StoreConfig
+from data.errors import BadShardError, InputError, ObjectNotFoundError
+from data.manifest import Manifest, build_manifest, check_unchanged
+from data.packing import count_sequences
+from data.readers import ReadReport, read_documents
+from data.sample_order import UNKNOWN, Ints
+from data.store import Store, open_store
+from data.tokenized_unit import TokenizeJob, is_held_out
+from data.tokenizer import Tokenizer, train_tokenizer
+
+AHEAD_LIMIT_BYTES = 1 << 30
+"""Shard bytes up to which `prepare: auto` tokenizes everything before the first step."""
+
+UNIT_COLUMNS = (
+    "train_tokens",
+    "validation_tokens",
+    "documents",
+    "validation_documents",
+    "text_bytes",
+    "validation_bytes",
+    "invalid_utf8",
+    "problem",
+)
+
+MAX_NAMED = 10
+"""Bad shards named in one message."""
+
+Tell = Callable[[str], None]
+"""Takes a line of progress."""
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """A run's data, ready to be fed.
+
+    Attributes:
+        unit_table: a row per unit with UNIT_COLUMNS; None where units are tokenized as training needs them.
+    """
+
+    manifest: Manifest
+    job: TokenizeJob
+    unit_table: pa.Table | None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The run's tokenizer."""
+        return self.job.tokenizer
+
+    def counts(self) -> Ints:
+        """(units,) int64: training sequences in each unit, UNKNOWN where it has not been tokenized."""
+        if self.unit_table is None:
+            return np.full(self.manifest.num_units, UNKNOWN, np.int64)
+        seq_len = self.job.data.seq_len
+        return np.array(
+            [count_sequences(tokens, seq_len) for tokens in self.unit_table["train_tokens"].to_pylist()], np.int64
+        )
+
+    def skipped(self) -> dict[int, str]:
+        """Units known to be left out because their shard cannot be read, and why."""
+        problems = [] if self.unit_table is None else self.unit_table["problem"].to_pylist()
+        return {unit: problem for unit, problem in enumerate(problems) if problem is not None}
+
+    def summary(self) -> str:
+        """One line for a person."""
+        manifest, vocab_size = self.manifest, self.tokenizer.vocab_size
+        shards = f"{manifest.num_shards:,} shards, {manifest.total_bytes / 1e6:,.1f} MB; vocabulary of {vocab_size:,}"
+        if self.unit_table is None:
+            return f"{shards}; tokenized as training needs them"
+        total = {name: pc.sum(self.unit_table[name]).as_py() or 0 for name in UNIT_COLUMNS[:-1]}
+        skipped = len(self.skipped())
+        return (
+            f"{shards}; {total['documents']:,} documents, {total['train_tokens']:,} tokens to train on; "
+            f"{total['validation_documents']:,} documents held out"
+            + (f"; {skipped} bad units skipped" if skipped else "")
+            + (f"; {total['invalid_utf8']} invalid UTF-8 sequences replaced" if total["invalid_utf8"] else "")
+        )
+
+
+@dataclass(frozen=True)
+class Pins:
+    """Digests that a run was pinned to when it was made; None before."""
+
+    manifest: str | None = None
+    tokenizer: str | None = None
+
+
+def prepare_data(
+    config: DataConfig,
+    store_config: StoreConfig,
+    store: Store,
+    pins: Pins,
+    tell: Tell,
+    before_tokenizing: Callable[[], object],
+) -> PreparedData:
+    """Find or make everything; `tokenized_units` in Ray Data only where something is missing.
+
+    Args:
+        store: where the artifacts are kept.
+        tell: gets a line for every part, said to be there already or made.
+        before_tokenizing: called if Ray is needed; must see to it that it runs.
+
+    Raises:
+        InputError: shards cannot be read (all of them named), changed, or hold nothing to train on.
+        TransientStoreError: the store failed in a way that may pass.
+    """
+    manifest = _manifest(config, store_config, store, pins.manifest, tell)
+    tokenizer = _tokenizer(config, store_config, store, manifest, pins.tokenizer, tell)
+    job = TokenizeJob(config, store_config, tokenizer, store.child("tokens"))
+    ahead = config.prepare == "ahead" or (config.prepare == "auto" and manifest.total_bytes <= AHEAD_LIMIT_BYTES)
+    table = _unit_table(job, store, manifest, make=ahead, tell=tell, before_tokenizing=before_tokenizing)
+    if table is not None:
+        _refuse_unusable(config, manifest, table)
+    return PreparedData(manifest, job, table)
+
+
+def _manifest(config: DataConfig, store_config: StoreConfig, store: Store, pinned: str | None, tell: Tell) -> Manifest:
+    if pinned is not None:
+        manifest = Manifest.from_bytes(store.get(f"manifests/{pinned}.parquet"))
+        new = check_unchanged(manifest, store_config)
+        tell(
+            f"manifest: {manifest.num_shards:,} shards, unchanged"
+            + (f"; {new} newer ones are not part of this run" if new else "")
+        )
+        return manifest
+    manifest = build_manifest(config.sources, store_config)
+    key = f"manifests/{manifest.digest}.parquet"
+    if store.head(key) is None:
+        store.put(key, manifest.to_bytes())
+    tell(f"manifest: {manifest.num_shards:,} shards, {manifest.total_bytes / 1e6:,.1f} MB")
+    return manifest
+
+
+def _tokenizer(
+    config: DataConfig, store_config: StoreConfig, store: Store, manifest: Manifest, pinned: str | None, tell: Tell
+) -> Tokenizer:
+    if pinned is not None:
+        return Tokenizer.from_bytes(store.get(f"tokenizers/{pinned}.json"))
+    if config.tokenizer.path is not None:
+        folder, _, name = config.tokenizer.path.rpartition("/")
+        tokenizer = Tokenizer.from_bytes(open_store(folder or ".", store_config).get(name))
+        store.put(f"tokenizers/{tokenizer.digest}.json", tokenizer.to_bytes())
+        return tokenizer
+    learned_from = {
+        "manifest": manifest.digest,
+        "tokenizer": config.tokenizer.model_dump(),
+        "read": [source.model_dump(exclude={"weight"}) for source in config.sources],
+        "clean": [config.invalid_utf8, config.max_document_bytes, config.validation_fraction],
+    }
+    pointer = f"tokenizers/for/{_digest(learned_from)}"
+    try:
+        digest = store.get(pointer).decode()
+        tokenizer = Tokenizer.from_bytes(store.get(f"tokenizers/{digest}.json"))
+        tell(f"tokenizer: there already, {tokenizer.vocab_size:,} entries")
+    except ObjectNotFoundError:
+        tell(f"tokenizer: learning a {config.tokenizer.kind} vocabulary")
+        tokenizer = train_tokenizer(config.tokenizer, _training_texts(config, store_config, manifest))
+        store.put(f"tokenizers/{tokenizer.digest}.json", tokenizer.to_bytes())
+        store.put(pointer, tokenizer.digest.encode())
+        tell(f"tokenizer: learned, {tokenizer.vocab_size:,} entries")
+    return tokenizer
+
+
+def _training_texts(config: DataConfig, store_config: StoreConfig, manifest: Manifest) -> Iterator[str]:
+    """Documents to learn a vocabulary from, held-out ones left out; sources take turns, unit by unit."""
+    left = config.tokenizer.train_bytes
+    longest = max(len(manifest.units_of_source(source)) for source in range(len(config.sources)))
+    for turn in range(longest):
+        for source in range(len(config.sources)):
+            units = manifest.units_of_source(source)
+            if turn >= len(units):
+                continue
+            try:
+                for document in read_documents(
+                    manifest.unit(units[turn]), config.sources[source], config, store_config, ReadReport()
+                ):
+                    if is_held_out(document.text, config.validation_fraction):
+                        continue
+                    yield document.text
+                    left -= len(document.text.encode())
+                    if left <= 0:
+                        return
+            except BadShardError:
+                if config.on_bad_shard == "refuse":
+                    raise
+
+
+def _unit_table(
+    job: TokenizeJob,
+    store: Store,
+    manifest: Manifest,
+    *,
+    make: bool,
+    tell: Tell,
+    before_tokenizing: Callable[[], object],
+) -> pa.Table | None:
+    made_from = {"manifest": manifest.digest, "unit": job.cache_key(manifest.unit(0))}
+    key = f"unit-tables/{_digest(made_from)}.parquet"
+    try:
+        table = pq.read_table(pa.BufferReader(store.get(key)))
+        tell(f"tokens: there already, {pc.sum(table['train_tokens']).as_py():,} to train on")
+        return table
+    except ObjectNotFoundError:
+        if not make:
+            return None
+    before_tokenizing()
+    from data.token_pipeline import (
+        tokenized_units_in_chunks,
+    )  # ray.data takes a second to import, and often is not needed
+
+    rows = []
+    for row in tokenized_units_in_chunks(manifest, job, UNIT_COLUMNS):
+        rows.append(row)
+        if len(rows) % max(1, manifest.num_units // 20) == 0 or len(rows) == manifest.num_units:
+            tell(f"tokens: {len(rows):,} of {manifest.num_units:,} units")
+    table = pa.concat_tables(rows)
+    if table["problem"].null_count == len(table):  # bad shards get another chance with another version of the reader
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink)
+        store.put(key, sink.getvalue().to_pybytes())
+    return table
+
+
+def _refuse_unusable(config: DataConfig, manifest: Manifest, table: pa.Table) -> None:
+    problems = table["problem"].drop_null().to_pylist()
+    if problems and config.on_bad_shard == "refuse":
+        more = f"\n… and {len(problems) - MAX_NAMED} more" if len(problems) > MAX_NAMED else ""
+        raise BadShardError(
+            "\n".join(problems[:MAX_NAMED])
+            + more
+            + "\nMend them, or set data.on_bad_shard: skip to train without them."
+        )
+    tokens = table["train_tokens"].to_numpy()
+    for index, source in enumerate(config.sources):
+        units = manifest.units_of_source(index)
+        if tokens[units.start : units.stop].sum() == 0:
+            raise InputError(
+                f"data.sources.{index}.path={source.path!r} holds nothing to train on: "
+                f"its documents are empty, held out (data.validation_fraction={config.validation_fraction}) or skipped."
+            )
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

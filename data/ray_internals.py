@@ -1,0 +1,78 @@
+"""Every use of Ray that is not public API, in one place; `tests/data/test_ray_internals.py` holds Ray to it by name.
+
+Checked against Ray 2.60.0, the version the project pins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+import ray.data
+from ray.data import DataContext
+
+
+def ordered_block_refs(dataset: ray.data.Dataset) -> Iterator[ray.ObjectRef[Any]]:
+    """References to the blocks of a data set in order, without moving the blocks.
+
+    `Dataset.iter_internal_ref_bundles` yields bundles in order when `preserve_order` is set on the context in which the
+    data set was made.
+    """
+    for bundle in dataset.iter_internal_ref_bundles():
+        for block in bundle.blocks:
+            yield block.ref
+
+
+def use_ordered_quiet_data() -> None:
+    """Set this process's Ray Data to keep blocks in order, whole and without its own progress bars."""
+    context = DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # A block is a whole unit: splitting one would break "one block, one unit".
+    context.target_max_block_size = None
+
+
+def driver_node_id() -> str:
+    """Id of the node this process runs on, for `label_selector`."""
+    return str(ray.get_runtime_context().get_node_id())
+
+
+NODE_ID_LABEL = "ray.io/node-id"
+"""Label that every node carries with its own id; equals `ray._raylet.RAY_NODE_ID_KEY`."""
+
+
+def address_and_port() -> tuple[str, int]:
+    """An address of this node that other nodes reach, and a free port on it."""
+    from ray.train._internal.utils import get_address_and_port
+
+    address, port = get_address_and_port()
+    return str(address), int(port)
+
+
+def data_parallel_trainer(*args: Any, **kwargs: Any) -> Any:
+    """Ray Train V2's trainer without a framework; the public one is TorchTrainer, and importing that imports torch."""
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    return DataParallelTrainer(*args, **kwargs)
+
+
+def root_cause(error: BaseException, wanted: type[BaseException]) -> BaseException | None:
+    """The first error of class `wanted` inside the wrappers Ray puts around what a task or a training worker raised."""
+    pending: list[Any] = [error]
+    seen: set[int] = set()
+    while pending:
+        current = pending.pop(0)
+        if not isinstance(current, BaseException) or id(current) in seen:
+            continue
+        seen.add(id(current))
+        inner = [
+            getattr(current, name, None)
+            for name in ("cause", "_base_exc", "controller_failure", "__cause__", "__context__")
+        ]
+        # A RayTaskError passes for its cause's class; the cause itself has the plain message.
+        if isinstance(current, wanted) and not isinstance(current, ray.exceptions.RayTaskError):
+            return current
+        pending += [*inner, *getattr(current, "worker_failures", {}).values()]
+    return None

@@ -1,0 +1,168 @@
+"""Units to tokens in Ray Data tasks, in the order asked for."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import NamedTuple
+
+import pyarrow as pa
+import ray
+import ray.data
+
+from data.manifest import Manifest, Unit
+from data.packing import Tokens
+from data.ray_internals import ordered_block_refs, use_ordered_quiet_data
+from data.tokenized_unit import TokenizeJob, load_cached, load_or_tokenize, stream_of
+
+
+class UnitStream(NamedTuple):
+    """A unit's tokens and, where its shard could not be read, the reason; then there are no tokens."""
+
+    tokens: Tokens
+    problem: str | None
+
+
+READERS = 8
+"""Cached units fetched at once; they wait for the store, not for a core."""
+
+SEGMENT_BYTES = 64_000_000
+"""Shard bytes handed to one execution of Ray Data; enough to hide its start-up, little enough to stay near the need."""
+
+
+def tokenized_units(units: Sequence[Unit], job: TokenizeJob, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """One-row tables `ordinal` and `columns` of the units, in order; made in Ray Data tasks, or read from the cache.
+
+    Raises:
+        MantaError: whatever a task raised, see `load_or_tokenize`.
+    """
+    if not units:
+        return
+    use_ordered_quiet_data()
+    items = [{"unit": asdict(unit)} for unit in units]
+
+    def tokens_of(batch: pa.Table) -> pa.Table:
+        unit = Unit(**batch["unit"][0].as_py())
+        table = load_or_tokenize(unit, job).select(list(columns))
+        return table.add_column(0, "ordinal", pa.array([unit.ordinal], pa.int64()))
+
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        tokens_of, batch_size=None, batch_format="pyarrow"
+    )
+    for ref in ordered_block_refs(dataset):
+        yield ray.get(ref)
+
+
+def tokenized_units_in_chunks(manifest: Manifest, job: TokenizeJob, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """`tokenized_units` of a whole manifest, some segments at a time: a reader that stops early costs little."""
+    chunk: list[Unit] = []
+    chunk_bytes = 0
+    for ordinal in range(manifest.num_units):
+        chunk.append(manifest.unit(ordinal))
+        chunk_bytes += chunk[-1].unit_bytes
+        if chunk_bytes >= 4 * SEGMENT_BYTES or ordinal == manifest.num_units - 1:
+            yield from tokenized_units(chunk, job, columns)
+            chunk, chunk_bytes = [], 0
+
+
+class ReadAhead:
+    """Train streams of units, tokenized in the background in the order they are wished for.
+
+    Streams no longer wished for are kept up to `keep_bytes`, the latest used first, so that a data set that fits is
+    read once and not once an epoch.
+    """
+
+    def __init__(self, manifest: Manifest, job: TokenizeJob, *, keep_bytes: int = 256_000_000) -> None:
+        self._manifest, self._job, self._keep_bytes = manifest, job, keep_bytes
+        self._streams: OrderedDict[int, UnitStream] = OrderedDict()
+        self._wishes: list[int] = []
+        self._error: BaseException | None = None
+        self._closed = False
+        self._changed = threading.Condition()
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="read-cached")
+        threading.Thread(target=self._read, name="read-ahead", daemon=True).start()
+
+    def wish(self, ordinals: Sequence[int]) -> None:
+        """Say which units will be needed soon, in about the order they will be; replaces what was said before."""
+        with self._changed:
+            self._wishes = list(ordinals)
+            self._evict()
+            self._changed.notify_all()
+
+    def stream(self, ordinal: int) -> UnitStream:
+        """A unit's stream. Waits until it is there.
+
+        Raises:
+            MantaError: reading failed for a reason that is not the shard's content.
+        """
+        with self._changed:
+            while ordinal not in self._streams:
+                if self._error is not None:
+                    raise self._error
+                if ordinal not in self._wishes:
+                    self._wishes.insert(0, ordinal)
+                    self._changed.notify_all()
+                self._changed.wait()
+            self._streams.move_to_end(ordinal)
+            return self._streams[ordinal]
+
+    def close(self) -> None:
+        """Stop reading; what is under way is finished in the background."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _read(self) -> None:
+        try:
+            while True:
+                with self._changed:
+                    self._changed.wait_for(
+                        lambda: self._closed or any(unit not in self._streams for unit in self._wishes)
+                    )
+                    if self._closed:
+                        return
+                    segment = self._next_segment()
+                # What is cached is read right here: a warm start need not wait for Ray Data's own.
+                cached = self._readers.map(lambda unit: load_cached(unit, self._job), segment)
+                missing = []
+                for unit, table in zip(segment, cached, strict=True):
+                    if table is None:
+                        missing.append(unit)
+                    else:
+                        self._arrived(unit.ordinal, table)
+                for table in tokenized_units(missing, self._job, ["train", "problem"]):
+                    self._arrived(table["ordinal"][0].as_py(), table)
+        except BaseException as error:  # handed to whoever waits for a stream
+            with self._changed:
+                self._error = error
+                self._changed.notify_all()
+
+    def _next_segment(self) -> list[Unit]:
+        """The first wishes that are not there yet, about SEGMENT_BYTES of them."""
+        segment, size = [], 0
+        for ordinal in dict.fromkeys(self._wishes):
+            if ordinal not in self._streams:
+                segment.append(self._manifest.unit(ordinal))
+                size += segment[-1].unit_bytes
+            if size >= SEGMENT_BYTES:
+                break
+        return segment
+
+    def _arrived(self, ordinal: int, table: pa.Table) -> None:
+        stream = UnitStream(stream_of(table, "train", self._job.tokenizer.dtype), table["problem"][0].as_py())
+        with self._changed:
+            self._streams[ordinal] = stream
+            self._changed.notify_all()
+
+    def _evict(self) -> None:
+        excess = sum(stream.tokens.nbytes for stream in self._streams.values()) - self._keep_bytes
+        wishes = set(self._wishes)
+        for ordinal, stream in list(self._streams.items()):
+            if excess <= 0:
+                return
+            if ordinal not in wishes:
+                excess -= stream.tokens.nbytes
+                del self._streams[ordinal]

@@ -1,0 +1,215 @@
+"""Settings of the model, its optimizer and its learning-rate schedule, checked when they are built.
+
+Pydantic only: a recipe can be validated, printed or swept over without loading torch.
+"""
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+_FROZEN = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+# Widths that are multiples of 64 fill the tiles of matrix units (tensor cores, AMX) without a ragged edge.
+_WIDTH_MULTIPLE = 64
+
+
+class ModelConfig(BaseModel):
+    """Shape of a decoder-only Transformer.
+
+    Raises:
+        ValueError: fields contradict each other; the message lists every contradiction, not just the first.
+    """
+
+    model_config = _FROZEN
+
+    preset: Literal["gpt2", "llama"] = Field(
+        default="llama",
+        description="Block style: gpt2 (LayerNorm, learned positions, GELU, biases) or "
+        "llama (RMSNorm, RoPE, SwiGLU, no biases).",
+    )
+    n_layers: int = Field(default=4, ge=1, description="Number of Transformer blocks.")
+    d_model: int = Field(default=256, ge=1, description="Width of the residual stream.")
+    n_heads: int = Field(default=4, ge=1, description="Number of query heads; each is d_model / n_heads wide.")
+    n_kv_heads: int | None = Field(
+        default=None,
+        ge=1,
+        description="Number of key and value heads, shared by groups of query heads (llama only; null means n_heads).",
+    )
+    d_ff: int | None = Field(
+        default=None,
+        ge=1,
+        description="Hidden width of the feed-forward layer "
+        "(null means 4 d_model for gpt2, 8/3 d_model rounded up to a multiple of 64 for llama).",
+    )
+    tie_embeddings: bool = Field(
+        default=True, description="Whether the output layer reuses the token embedding as its weight."
+    )
+    dropout: float = Field(
+        default=0.0,
+        ge=0.0,
+        lt=1.0,
+        description="Probability of zeroing embeddings, attention weights and block outputs while training.",
+    )
+    rope_theta: float = Field(default=10000.0, gt=1.0, description="Base of the RoPE wavelengths (llama only).")
+    vocab_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="Rows of the embedding (null means the tokenizer's size rounded up to a multiple of 64).",
+    )
+    activation_checkpointing: bool = Field(
+        default=False, description="Whether blocks recompute their activations in the backward pass to save memory."
+    )
+    loss_chunk_tokens: int = Field(
+        default=1024, ge=1, description="Tokens whose logits are held at once while the loss is computed."
+    )
+    cross_document_attention: bool = Field(
+        default=True, description="Whether a token may attend to earlier documents packed into its sequence."
+    )
+
+    @property
+    def kv_heads(self) -> int:
+        """Key and value heads, with the default filled in."""
+        return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head, d_k in Vaswani et al. 2017."""
+        return self.d_model // self.n_heads
+
+    @property
+    def ff_width(self) -> int:
+        """Hidden width of the feed-forward layer, with the default filled in.
+
+        SwiGLU has three matrices to GELU's two, so 8/3 d_model costs what 4 d_model does (Shazeer 2020, section 3).
+        """
+        if self.d_ff is not None:
+            return self.d_ff
+        if self.preset == "gpt2":
+            return 4 * self.d_model
+        return _round_up(-(-8 * self.d_model // 3), _WIDTH_MULTIPLE)
+
+    def resolve_vocab_size(self, tokenizer_size: int) -> int:
+        """Rows of the embedding for a tokenizer with ids 0 .. tokenizer_size - 1.
+
+        Raises:
+            ValueError: `vocab_size` is set and some of the tokenizer's ids would have no row.
+        """
+        if self.vocab_size is None:
+            return _round_up(tokenizer_size, _WIDTH_MULTIPLE)
+        if self.vocab_size < tokenizer_size:
+            rounded = _round_up(tokenizer_size, _WIDTH_MULTIPLE)
+            raise ValueError(
+                f"vocab_size={self.vocab_size} is smaller than the tokenizer's {tokenizer_size} tokens. "
+                f"Smallest that fits: {tokenizer_size}; null takes {rounded}."
+            )
+        return self.vocab_size
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> Self:
+        problems = []
+        if self.d_model % self.n_heads:
+            problems.append(
+                f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}. "
+                f"Nearest that are: {_nearest_multiples(self.d_model, self.n_heads)}."
+            )
+        elif self.preset == "llama" and self.head_size % 2:
+            problems.append(
+                f"d_model={self.d_model} with n_heads={self.n_heads} gives heads of odd size {self.head_size}, "
+                f"and RoPE rotates pairs. Nearest d_model: {_nearest_multiples(self.d_model, 2 * self.n_heads)}."
+            )
+        if self.preset == "gpt2" and self.n_kv_heads not in (None, self.n_heads):
+            problems.append(
+                f"n_kv_heads={self.n_kv_heads} needs preset=llama; preset=gpt2 has as many key heads as query heads. "
+                f"Leave it null or set it to n_heads={self.n_heads}."
+            )
+        elif self.n_heads % self.kv_heads:
+            problems.append(
+                f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.kv_heads}. "
+                f"Nearest n_kv_heads: {_nearest_divisor(self.n_heads, self.kv_heads)}."
+            )
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+class OptimizerConfig(BaseModel):
+    """Update rule and its constants; the learning rate comes from the schedule.
+
+    Raises:
+        ValueError: fields contradict each other.
+    """
+
+    model_config = _FROZEN
+
+    name: Literal["sgd", "adam", "adamw"] = Field(
+        default="adamw", description="Update rule: sgd, adam (L2 penalty in the gradient) or adamw (decoupled decay)."
+    )
+    betas: tuple[float, float] = Field(
+        default=(0.9, 0.95), description="Decay of the running mean of gradients and of their squares (adam, adamw)."
+    )
+    eps: float = Field(default=1e-8, gt=0.0, description="Added to the root of the second moment (adam, adamw).")
+    momentum: float = Field(default=0.9, ge=0.0, lt=1.0, description="Decay of the velocity (sgd).")
+    nesterov: bool = Field(default=False, description="Whether sgd looks ahead along its velocity.")
+    weight_decay: float = Field(
+        default=0.1, ge=0.0, description="Decay of linear-layer matrices; norms, biases and embeddings have none."
+    )
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> Self:
+        problems = []
+        for index, beta in enumerate(self.betas):
+            if not 0.0 <= beta < 1.0:
+                nearest = 0.0 if beta < 0.0 else 0.999
+                problems.append(f"betas[{index}]={beta} is outside [0, 1). Nearest usual value: {nearest}.")
+        if self.nesterov and self.name != "sgd":
+            problems.append(f"nesterov=True needs name=sgd, but name={self.name}. Set nesterov to False.")
+        elif self.nesterov and self.momentum == 0.0:
+            problems.append("nesterov=True needs a velocity, but momentum=0.0. Set momentum above 0 (0.9 is usual).")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+class ScheduleConfig(BaseModel):
+    """How the learning rate moves between 0 and its peak; `model.schedule` has the formulas.
+
+    Raises:
+        ValueError: fields contradict each other.
+    """
+
+    model_config = _FROZEN
+
+    name: Literal["constant", "cosine", "wsd", "inverse_sqrt"] = Field(
+        default="cosine", description="Course of the learning rate after warm-up."
+    )
+    warmup_steps: int = Field(default=0, ge=0, description="Steps over which the learning rate rises to its peak.")
+    decay_steps: int | None = Field(
+        default=None, ge=1, description="Length of the final decay of wsd in steps (null means 10 % of all steps)."
+    )
+    final_lr_fraction: float = Field(
+        default=0.1, ge=0.0, le=1.0, description="Last learning rate as a fraction of the peak (cosine and wsd)."
+    )
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> Self:
+        if self.decay_steps is not None and self.name != "wsd":
+            raise ValueError(
+                f"decay_steps={self.decay_steps} needs name=wsd, but name={self.name}. Set decay_steps to null."
+            )
+        return self
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def _nearest_multiples(value: int, factor: int) -> str:
+    """The multiples of `factor` on either side of `value`, as text; 0 is not offered."""
+    below = value // factor * factor
+    return f"{below}, {below + factor}" if below else str(factor)
+
+
+def _nearest_divisor(value: int, wanted: int) -> int:
+    """The divisor of `value` closest to `wanted`, the larger of two equally close."""
+    divisors = (d for d in range(1, value + 1) if value % d == 0)
+    return min(divisors, key=lambda d: (abs(d - wanted), -d))

@@ -1,0 +1,1 @@
+"""Orchestrator: config, command line, driver, training loop, checkpoints and ledgers. Nothing imports it."""

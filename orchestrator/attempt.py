@@ -1,0 +1,266 @@
+"""One attempt at a run, seen from the driver: actors, the Ray Train worker group, signs of life, and Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+
+from data.errors import MantaError, TransientStoreError
+from data.feeder import Feeder
+from data.prepare import PreparedData
+from data.ray_internals import NODE_ID_LABEL, data_parallel_trainer, driver_node_id, root_cause
+from data.store import filesystem_for
+from orchestrator.config import resolved
+from orchestrator.console import Console
+from orchestrator.errors import ClusterTooSmallError, InputError, WorkerDiedError
+from orchestrator.job import TrainJob, train_worker
+from orchestrator.monitor import Monitor, Progress
+from orchestrator.process_group import ProcessGroupConfig
+from orchestrator.run import Run, feed_spec
+from orchestrator.run_record import HEARTBEAT_S, PRESUMED_DEAD_S, Fence
+
+POLL_S = 0.25
+"""Seconds between two looks at the loop."""
+
+ACTOR_TIMEOUT_S = 60.0
+"""Seconds an actor on the driver's own node may take to answer."""
+
+
+def run_attempt(run: Run, fence: Fence, data: PreparedData, console: Console) -> None:
+    """Train until the end, a request to stop or an error; the run's record says how it went.
+
+    Raises:
+        KeyboardInterrupt: asked to stop; everything done is saved.
+        MantaError: what ended the loop, or that a worker died.
+    """
+    refuse_small_cluster(run)
+    feeder, monitor = start_actors(run, data)
+    job = train_job(run, fence, data, feeder, monitor)
+    trainer = _Trainer(run, job)
+    life = _Life(fence, console, run)
+    with stop_requests() as requests:
+        trainer.start()
+        while trainer.is_alive():
+            trainer.join(POLL_S)
+            life.follow(ray.get(monitor.progress.remote(), timeout=ACTOR_TIMEOUT_S))
+            if requests.pop_new():
+                monitor.request_stop.remote()
+                console.line("saving, then stopping; Ctrl-C again leaves at once, without saving.")
+        progress: Progress = ray.get(monitor.progress.remote(), timeout=ACTOR_TIMEOUT_S)
+        if trainer.error is not None:
+            life.follow(progress, force=True)
+            raise in_our_words(trainer.error, progress)
+        life.finish(progress, run.config.train.steps)
+    if progress.result is not None and progress.result["step"] < run.config.train.steps:
+        raise KeyboardInterrupt
+
+
+def refuse_small_cluster(run: Run) -> None:
+    """Raises ClusterTooSmallError if workers and tokenization can never run at once on the cluster as it is."""
+    scaling, have = run.config.scaling, ray.cluster_resources()  # type: ignore[no-untyped-call]
+    needed = {
+        "CPU": scaling.num_workers * scaling.cpus_per_worker + 1,
+        "GPU": scaling.num_workers * scaling.gpus_per_worker,
+    }
+    for kind, count in needed.items():
+        if have.get(kind, 0) < count:
+            raise ClusterTooSmallError(
+                f"The cluster has {have.get(kind, 0):g} {kind}s, and the run needs {count}: "
+                f"{scaling.num_workers} workers of {scaling.cpus_per_worker} CPUs and {scaling.gpus_per_worker} GPUs, "
+                f"and a CPU to tokenize with. Lower scaling.num_workers or scaling.{kind.lower()}s_per_worker, or add nodes."
+            )
+
+
+def start_actors(run: Run, data: PreparedData) -> tuple[Any, Any]:
+    """Feeder and monitor, on the driver's own node, which is the last to be reclaimed."""
+    here = {"num_cpus": 0, "label_selector": {NODE_ID_LABEL: driver_node_id()}}
+    feeder = ray.remote(Feeder).options(**here).remote(feed_spec(run, data))
+    return feeder, ray.remote(Monitor).options(**here).remote()
+
+
+def train_job(run: Run, fence: Fence, data: PreparedData, feeder: Any, monitor: Any) -> TrainJob:
+    """What the workers are told.
+
+    Raises:
+        InputError: the vocabulary does not fit the embedding.
+    """
+    tokenizer = data.tokenizer
+    try:
+        vocab_size = run.config.model.resolve_vocab_size(tokenizer.vocab_size)
+    except ValueError as error:
+        raise InputError(f"model.{error}") from None
+    facts = {"config": resolved(run.config), "manifest": data.manifest.digest, "tokenizer": tokenizer.digest}
+    done_before = max((attempt.step for attempt in fence.record.attempts[:-1]), default=0)
+    return TrainJob(
+        run.config,
+        run.store,
+        fence.record.last.number,
+        vocab_size,
+        tokenizer.end_of_text,
+        done_before,
+        facts,
+        feeder,
+        monitor,
+    )
+
+
+class _Trainer(threading.Thread):
+    """Ray Train's `fit()`. In a thread, because it takes Ctrl-C for itself when it runs in the main one."""
+
+    def __init__(self, run: Run, job: TrainJob) -> None:
+        super().__init__(name="trainer", daemon=True)
+        scaling = run.config.scaling
+        filesystem, path = filesystem_for(run.store.url_of("ray-train"), run.config.store)
+        resources = {"CPU": scaling.cpus_per_worker} | (
+            {"GPU": scaling.gpus_per_worker} if scaling.gpus_per_worker else {}
+        )
+        self._trainer = data_parallel_trainer(
+            train_worker,
+            train_loop_config={"job": job},
+            backend_config=ProcessGroupConfig(use_gpu=scaling.gpus_per_worker > 0),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=scaling.num_workers, use_gpu=scaling.gpus_per_worker > 0, resources_per_worker=resources
+            ),
+            # Ray Train's own bookkeeping is of no use to a run whose checkpoints are the only truth; a name per attempt
+            # keeps it from resuming anything.
+            run_config=ray.train.RunConfig(
+                name=f"attempt-{job.attempt}", storage_path=path, storage_filesystem=filesystem
+            ),
+        )
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        """The thread's body."""
+        try:
+            self._trainer.fit()
+        except BaseException as error:  # raised in the driver's main thread
+            self.error = error
+
+
+class _Life:
+    """The attempt's life as the record and the terminal tell it."""
+
+    def __init__(self, fence: Fence, console: Console, run: Run) -> None:
+        self._fence, self._console, self._run = fence, console, run
+        self._told_at = 0.0
+        self._first_step_s: float | None = None
+        self._startup_s: float | None = None
+        self._notes = 0
+
+    def follow(self, progress: Progress, *, force: bool = False) -> None:
+        """Show the loop's progress, and give a sign of life when one is due.
+
+        Raises:
+            FencedError: a newer attempt has taken the run over.
+            TransientStoreError: the store has not taken a sign of life for PRESUMED_DEAD_S.
+        """
+        if self._startup_s is None and progress.restored_step is not None:
+            self._startup_s = age_of_process_s()
+        if self._first_step_s is None and progress.row:
+            self._first_step_s = age_of_process_s()
+        for line in progress.notes[self._notes :]:
+            self._console.line(line)
+        self._notes = len(progress.notes)
+        self._console.progress(progress, self._run.config.train.steps)
+        if force or time.monotonic() - self._told_at >= HEARTBEAT_S:
+            try:
+                self._fence.update(attempt=self._fields(progress))
+                self._told_at = time.monotonic()
+            except TransientStoreError:
+                if time.monotonic() - self._told_at > PRESUMED_DEAD_S:
+                    raise
+
+    def finish(self, progress: Progress, steps: int) -> None:
+        """Write how the attempt ended."""
+        self.follow(progress)
+        self._console.close()
+        result = progress.result or {}
+        status = "finished" if result.get("step") == steps else "stopped"
+        self._fence.update(
+            attempt={**self._fields(progress), "status": status}, result=result if status == "finished" else {}
+        )
+
+    def _fields(self, progress: Progress) -> dict[str, Any]:
+        age = age_of_process_s()
+        startup_s = self._startup_s if self._startup_s is not None else age
+        loop_s = sum(progress.goodput.values())
+        # The loop's clock stands still between its reports: what is left of the wall clock belongs to where it is now.
+        rest = max(0.0, age - startup_s - loop_s)
+        goodput = dict(progress.goodput) | {"startup": progress.goodput.get("startup", 0.0) + startup_s}
+        cause = "shutdown" if progress.phase == "done" else "training"
+        goodput[cause] = goodput.get(cause, 0.0) + rest
+        return {
+            "status": "running" if progress.restored_step is not None else "preparing",
+            "from_step": progress.restored_step,
+            "step": progress.row.get("step", progress.restored_step or 0),
+            "world_size": progress.world_size,
+            "first_step_s": self._first_step_s,
+            "goodput": goodput,
+        }
+
+
+class _StopRequests:
+    """Ctrl-C and SIGTERM as they come in."""
+
+    def __init__(self) -> None:
+        self._count = self._told = 0
+
+    def handle(self, _signal: int, _frame: object) -> None:
+        """Signal handler: the first asks for an end, the second insists."""
+        self._count += 1
+        if self._count > 1:
+            raise KeyboardInterrupt
+
+    def pop_new(self) -> bool:
+        """Whether one came since the last time this was asked."""
+        new, self._told = self._count > self._told, self._count
+        return new
+
+
+@contextmanager
+def stop_requests() -> Iterator[_StopRequests]:
+    """Signals that ask the run to stop are gathered inside the block instead of ending the process."""
+    requests = _StopRequests()
+    previous = {number: signal.signal(number, requests.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield requests
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def in_our_words(error: BaseException, progress: Progress) -> BaseException:
+    """What ended the worker group: our own error inside Ray's wrappers, or that a worker died."""
+    ours = root_cause(error, MantaError)
+    if ours is not None:
+        return ours
+    death = root_cause(error, ray.exceptions.RayActorError)
+    if death is not None:
+        reason = " ".join(str(death).split())[:500]
+        step = progress.row.get("step", 0)
+        return WorkerDiedError(
+            f"A training worker died at step {step}: {reason} The same command continues from the last checkpoint. "
+            f"A worker that keeps dying is often out of memory: lower train.micro_batch_size."
+        )
+    return error
+
+
+def age_of_process_s() -> float:
+    """Seconds since this process was started, interpreter start and imports included."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        return float(Path("/proc/uptime").read_text().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
+    except OSError:  # not Linux
+        return time.monotonic() - _IMPORTED_AT
+
+
+_IMPORTED_AT = time.monotonic()

@@ -1,0 +1,142 @@
+"""Checkpoints: a run's whole state at one step, in global form, in object storage.
+
+    checkpoints/step-00000200-a1/model.safetensors       weights by name
+                                 optimizer.safetensors   optimizer state by weight name
+                                 progress.safetensors    sequences known to be in each unit
+                                 state.json              step, seed, digests, resolved config, ledger segments
+                                 manifest.json           size and sha256 of the others; written last
+
+There is nothing in it about ranks. A checkpoint exists once its manifest does. The newest by step wins; one whose
+files do not match their sums is named and passed over for the one before it. RNG state needs no file: weights are drawn
+before step 0, and dropout is seeded by (seed, step, micro-batch).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.errors import ObjectNotFoundError
+from data.store import Store
+from orchestrator.errors import CheckpointDamagedError
+from orchestrator.run_record import RunRecord
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+MODEL, OPTIMIZER, PROGRESS, STATE = "model.safetensors", "optimizer.safetensors", "progress.safetensors", "state.json"
+
+_NAME = re.compile(r"step-(?P<step>\d{8,})-a(?P<attempt>\d+)/manifest\.json$")
+
+
+@dataclass(frozen=True, order=True)
+class CheckpointName:
+    """Which checkpoint; the newest is the largest."""
+
+    step: int
+    attempt: int
+
+    def __str__(self) -> str:
+        return f"step-{self.step:08d}-a{self.attempt}"
+
+
+def list_checkpoints(store: Store, record: RunRecord | None = None) -> list[CheckpointName]:
+    """Complete checkpoints of the run under `store`, oldest first; those of a fenced-off attempt are left out."""
+    names = []
+    for info in store.list("checkpoints/"):
+        if match := _NAME.search(info.key):
+            name = CheckpointName(int(match["step"]), int(match["attempt"]))
+            if record is None or record.continues(name.attempt, name.step):
+                names.append(name)
+    return sorted(names)
+
+
+def fetch_newest(
+    store: Store, record: RunRecord, files: Sequence[str], folder: Path
+) -> tuple[CheckpointName, dict[str, Any]] | None:
+    """Fetch the newest undamaged checkpoint, or None where there never was one; damaged ones are named in the log.
+
+    Args:
+        files: those wanted besides state.json; they are in `folder` afterwards.
+
+    Returns:
+        its name and state.
+
+    Raises:
+        CheckpointDamagedError: there are checkpoints, and every one is damaged.
+    """
+    damage = []
+    for name in reversed(list_checkpoints(store, record)):
+        try:
+            return name, fetch_checkpoint(store, name, files, folder)
+        except CheckpointDamagedError as error:
+            logger.error("%s The one before it is used.", error)
+            damage.append(str(error))
+    if damage:
+        raise CheckpointDamagedError(
+            "\n".join(
+                [*damage, "No checkpoint is left to continue from. Restore one, or start under another `run:` name."]
+            )
+        )
+    return None
+
+
+def fetch_checkpoint(store: Store, name: CheckpointName, files: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Fetch `files` of a checkpoint into `folder` and verify them; returns its state.
+
+    Raises:
+        CheckpointDamagedError: a file is missing or does not match its sum; the message names it.
+    """
+    prefix = f"checkpoints/{name}"
+    try:
+        listed = json.loads(store.get(f"{prefix}/{MANIFEST}"))["files"]
+        for file in (STATE, *files):
+            content = store.get(f"{prefix}/{file}")
+            found, expected = hashlib.sha256(content).hexdigest(), listed[file]["sha256"]
+            if found != expected:
+                raise ValueError(f"{file} has sha256 {found[:12]}…, its manifest says {expected[:12]}…")
+            (folder / file).write_bytes(content)
+        state: dict[str, Any] = json.loads((folder / STATE).read_bytes())
+        return state
+    except (ObjectNotFoundError, ValueError, KeyError) as error:
+        raise CheckpointDamagedError(f"Checkpoint {store.url_of(prefix)} is damaged: {error}.") from error
+
+
+def write_checkpoint(
+    store: Store, name: CheckpointName, state: Mapping[str, Any], snapshot: Path, before_commit: Callable[[], object]
+) -> int:
+    """Upload a snapshot and commit it by writing its manifest last.
+
+    Args:
+        snapshot: folder of safetensors files, see `orchestrator.model_state`.
+        before_commit: called when all but the manifest is there; raises to give up.
+
+    Returns:
+        bytes written.
+    """
+    prefix = f"checkpoints/{name}"
+    (snapshot / STATE).write_text(json.dumps(state))
+    files: dict[str, dict[str, Any]] = {}
+    for path in sorted(snapshot.iterdir()):
+        with path.open("rb") as content:
+            files[path.name] = {
+                "size": path.stat().st_size,
+                "sha256": hashlib.file_digest(content, "sha256").hexdigest(),
+            }
+        store.put_file(f"{prefix}/{path.name}", path)
+    before_commit()
+    store.put(f"{prefix}/{MANIFEST}", json.dumps({"step": name.step, "files": files}, indent=1).encode())
+    return sum(file["size"] for file in files.values())
+
+
+def prune(store: Store, record: RunRecord, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints, each one's manifest first, so that none is ever half there."""
+    for name in list_checkpoints(store, record)[:-keep]:
+        store.delete(f"checkpoints/{name}/{MANIFEST}")
+        store.delete_prefix(f"checkpoints/{name}/")

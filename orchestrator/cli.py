@@ -1,0 +1,222 @@
+"""The `manta` command: arguments in, one call of the package that does the work, its errors as plain messages.
+
+What does the work is imported inside the commands: `manta --help` must not wait for Ray and torch.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from cluster.errors import ClusterError
+from data.errors import MantaError
+
+if TYPE_CHECKING:
+    from orchestrator.config import RunConfig
+
+# What a shell reports for a program ended by Ctrl-C (128 + SIGINT), so that scripts stop too.
+_INTERRUPTED = 130
+
+
+class _Commands(TyperGroup):
+    """The one place where an error on purpose becomes a message; any other error is a bug and keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.secho("stopped.", err=True)
+            raise typer.Exit(_INTERRUPTED) from None
+        except (MantaError, ClusterError) as error:
+            # Ray hands on a task's error as a class of both kinds whose text is a traceback; the error is its cause.
+            cause = getattr(error, "cause", error)
+            typer.secho("error:", fg=typer.colors.RED, bold=True, err=True, nl=False)
+            typer.echo(f" {cause}", err=True)
+            raise typer.Exit(error.exit_status) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Train Transformers on a cluster that changes: change the cluster, not the result.",
+    epilog="Start with [bold]manta quickstart[/]. Every command explains itself: [bold]manta train --help[/].",
+)
+
+Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file that describes the run.")]
+RecipeOrRun = Annotated[str, typer.Argument(metavar="RECIPE|RUN", help="A recipe, or the run of one in recipes/.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Override a field by its dotted name; may be given many times."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text for people.")]
+
+
+def main() -> None:
+    """Entry point of the `manta` script."""
+    app()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            typer.echo(f"manta {version('manta')}")
+        except PackageNotFoundError:
+            typer.echo("manta, run from a source tree that is not installed")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog="Example: [bold]manta quickstart[/]")
+def quickstart() -> None:
+    """From nothing to a trained, evaluated model on this machine, in a few minutes."""
+    from orchestrator.quickstart import quickstart
+
+    quickstart()
+
+
+@app.command(epilog="Example: [bold]manta prepare recipes/quickstart.yaml[/]")
+def prepare(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Read the shards once: check them, train the tokenizer, tokenize. What is done already is not done again."""
+    config = _load(recipe, overrides)
+    from orchestrator.run import prepare
+
+    prepare(config)
+
+
+@app.command(epilog="Example: [bold]manta train recipes/quickstart.yaml --set train.lr=3e-4 --set run=lower-lr[/]")
+def train(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    takeover: Annotated[
+        bool,
+        typer.Option("--takeover", help="Take the run from an attempt that seems alive; it will stop."),
+    ] = False,
+) -> None:
+    """Train, or continue where the run of this name stopped. Ctrl-C saves, then stops."""
+    config = _load(recipe, overrides)
+    from orchestrator.run import train
+
+    train(config, takeover=takeover)
+
+
+@app.command("eval", epilog="Example: [bold]manta eval recipes/quickstart.yaml --json[/]")
+def evaluate(
+    run: RecipeOrRun,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate a run's newest checkpoint on the text it never saw."""
+    config = _load_run(run, overrides)
+    from orchestrator.evaluate import evaluate
+
+    result = evaluate(config)
+    typer.echo(json.dumps(result, indent=2) if as_json else "\n".join(f"{k:<24}{v}" for k, v in result.items()))
+
+
+@app.command(epilog="Example: [bold]manta generate recipes/quickstart.yaml --prompt 'def main(' --temperature 0.7[/]")
+def generate(
+    run: RecipeOrRun,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", help="Beginning to continue, in place of the recipe's; may be repeated."),
+    ] = None,
+    max_new_tokens: Annotated[str | None, typer.Option(metavar="N", help="Most tokens for one prompt.")] = None,
+    temperature: Annotated[str | None, typer.Option(metavar="T", help="0 takes the likeliest token.")] = None,
+    top_k: Annotated[str | None, typer.Option(metavar="K", help="Draw among the K likeliest tokens.")] = None,
+    top_p: Annotated[str | None, typer.Option(metavar="P", help="Draw among tokens of total probability P.")] = None,
+    seed: Annotated[str | None, typer.Option(metavar="N", help="Seed of the draw.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Continue prompts with a run's newest checkpoint. The options stand for --set sample.temperature=… and so on."""
+    # As overrides, they are checked where the recipe's own values are, and reported together with them.
+    given = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "seed": seed,
+        "prompts": json.dumps(prompts) if prompts else None,
+    }
+    sample_overrides = [f"sample.{name}={value}" for name, value in given.items() if value is not None]
+    config = _load_run(run, [*(overrides or []), *sample_overrides])
+    from orchestrator.sample import generate
+
+    generate(config)
+
+
+@app.command(epilog="Example: [bold]manta show quickstart --json[/]")
+def show(
+    run: RecipeOrRun,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Where a run stands: steps, losses, samples, checkpoints, and where the time went."""
+    from orchestrator.show import show
+
+    show(run, as_json, tuple(overrides or ()))
+
+
+@app.command(epilog="Example: [bold]manta doctor recipes/quickstart.yaml[/]")
+def doctor(
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="[RECIPE]", help="Also try this recipe's object storage.")
+    ] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check Python, packages, machine, object storage and Ray, and say what to do about each thing that fails."""
+    config = _load(recipe, overrides) if recipe else None
+    from orchestrator.doctor import examine, print_checks
+
+    checks = examine(config)
+    if as_json:
+        typer.echo(json.dumps([check.as_dict() for check in checks], indent=2))
+    else:
+        print_checks(checks)
+    raise typer.Exit(int(any(check.status == "fail" for check in checks)))
+
+
+@app.command(epilog="Example: [bold]manta schema --markdown[/]")
+def schema(
+    as_table: Annotated[
+        bool, typer.Option("--markdown", help="A table of name, type, default and meaning instead of JSON schema.")
+    ] = False,
+) -> None:
+    """Print every field a recipe may have, as JSON schema for editors or as a table for people."""
+    from orchestrator.config import RunConfig, json_schema
+    from orchestrator.schema import markdown
+
+    typer.echo(markdown(RunConfig) if as_table else json.dumps(json_schema(), indent=2, ensure_ascii=False))
+
+
+def _load(recipe: Path, overrides: list[str] | None) -> RunConfig:
+    from orchestrator.config import load_recipe
+
+    return load_recipe(recipe, overrides or [])
+
+
+def _load_run(run: str, overrides: list[str] | None) -> RunConfig:
+    from orchestrator.recipe_file import find_recipe
+
+    return _load(find_recipe(run), overrides)
+
+
+if __name__ == "__main__":
+    main()

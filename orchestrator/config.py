@@ -1,0 +1,360 @@
+"""The recipe of a run: its fields, what must hold between them, and how a YAML file becomes one.
+
+The sections `store`, `data` and `model` belong to the packages they configure; the others are here. Values that
+follow from others, such as `micro_batches_per_step`, are computed and cannot be set.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any, Literal, Self, cast
+
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from data.config import DataConfig, Section, StoreConfig
+from model.config import ModelConfig, OptimizerConfig, ScheduleConfig
+from orchestrator.errors import RecipeError
+from orchestrator.recipe_file import apply_overrides, read_recipe
+from orchestrator.schema import nearest_name, section_of
+
+# What decides how and where a run is computed and kept, but not what it computes: free to change when a run goes on.
+_FREE = ("run", "storage", "store", "scaling", "checkpoint", "sample", "data.prepare")
+
+# Never written where a run is kept: a run's folder is shared more freely than the keys to it.
+_SECRET = ("access_key_id", "secret_access_key")
+
+
+class TrainConfig(Section):
+    """How long to train, on how much at a time, and with which update."""
+
+    steps: int = Field(ge=1, description="Optimizer updates in the whole run.")
+    global_batch_size: int = Field(
+        ge=1, description="Sequences in one optimizer update, over all workers; fixed for a run."
+    )
+    micro_batch_size: int = Field(ge=1, description="Sequences in one forward pass on one worker.")
+    lr: float = Field(gt=0, allow_inf_nan=False, description="Peak learning rate; the schedule scales it.")
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="Update rule and its constants.")
+    schedule: ScheduleConfig = Field(
+        default_factory=ScheduleConfig, description="Course of the learning rate over the run."
+    )
+    grad_clip: float | None = Field(
+        1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Largest norm of a step's gradient; a longer one is scaled to it.",
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="Number format of forward and backward passes; weights and optimizer stay fp32."
+    )
+    compile: bool = Field(False, description="Whether torch.compile compiles the model, once, before the first step.")
+
+    @property
+    def micro_batches_per_step(self) -> int:
+        """Micro-batches in one optimizer update over all workers; independent of how many those are."""
+        return self.global_batch_size // self.micro_batch_size
+
+
+class ScalingConfig(Section):
+    """What to ask the cluster for. Changes how long a run takes, never its result."""
+
+    num_workers: int = Field(1, ge=1, description="Training processes that share each step's micro-batches.")
+    cpus_per_worker: int = Field(1, ge=1, description="CPU cores reserved for each worker.")
+    gpus_per_worker: int = Field(0, ge=0, le=1, description="GPUs for each worker: 0 trains on CPU, 1 on a GPU.")
+    threads_per_worker: int | None = Field(
+        None, ge=1, description="Threads torch computes with in each worker; null means cpus_per_worker."
+    )
+
+    @property
+    def threads(self) -> int:
+        """Threads torch computes with in each worker, with the default filled in."""
+        return self.threads_per_worker or self.cpus_per_worker
+
+
+class CheckpointConfig(Section):
+    """When the run is saved to storage, and how many saves are kept."""
+
+    every_s: float = Field(60.0, gt=0, allow_inf_nan=False, description="Seconds from one checkpoint to the next.")
+    every_steps: int | None = Field(
+        None, ge=1, description="Steps from one checkpoint to the next; if set, every_s does not count."
+    )
+    keep: int = Field(3, ge=1, description="Newest checkpoints kept; older ones are deleted.")
+
+
+class EvalConfig(Section):
+    """When the held-out sequences are evaluated."""
+
+    every_steps: int | None = Field(
+        None, ge=1, description="Steps from one evaluation to the next; null evaluates only at the end."
+    )
+
+
+class SampleConfig(Section):
+    """Text generated from a trained model."""
+
+    prompts: tuple[str, ...] = Field((), description="Beginnings to continue; none generates from nothing.")
+    max_new_tokens: int = Field(64, ge=1, description="Most tokens generated for one prompt.")
+    temperature: float = Field(
+        0.8,
+        ge=0,
+        allow_inf_nan=False,
+        description="Divides the logits: below 1 safer, above 1 bolder; 0 is greedy.",
+    )
+    top_k: int | None = Field(None, ge=1, description="Draw among this many likeliest tokens; null draws among all.")
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="Draw among the likeliest tokens that together reach this probability; null: all."
+    )
+    seed: int = Field(0, ge=0, description="Seed of the draw; the same seed gives the same text.")
+
+
+class RunConfig(Section):
+    """A run, whole: everything that decides its result, and where and on what it is computed.
+
+    Raises:
+        ValidationError: fields are wrong by themselves or contradict each other; `load_recipe` says it better.
+    """
+
+    run: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=100,
+        description="Name of the run, under which it is kept, found and continued: letters, digits, - _ and .",
+    )
+    seed: int = Field(0, ge=0, description="Seed of everything random: weights, data order, dropout.")
+    storage: str = Field(
+        min_length=1,
+        description="Where runs, tokenized data and tokenizers are kept: s3://bucket/prefix, gs://…, or a path.",
+    )
+    store: StoreConfig = Field(default_factory=StoreConfig, description="How to reach object storage.")
+    data: DataConfig = Field(description="Text, tokenizer and sequences.")
+    model: ModelConfig = Field(default_factory=ModelConfig, description="Shape of the model.")
+    train: TrainConfig = Field(description="Length, batch and update.")
+    scaling: ScalingConfig = Field(default_factory=ScalingConfig, description="Workers.")
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="Saving.")
+    eval: EvalConfig = Field(default_factory=EvalConfig, description="Evaluation.")
+    sample: SampleConfig = Field(default_factory=SampleConfig, description="Generated text.")
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> Self:
+        problems = list(contradictions(self))
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+def contradictions(config: RunConfig) -> Iterator[str]:
+    """Problems between fields that are each right by themselves.
+
+    A rule that reads a field which `config` does not have is passed over, so that the valid part of a wrong
+    recipe can be checked too.
+    """
+    for rule in (_batch_divides, _workers_have_work, _schedule_fits, _vocabulary_fits, _evaluation_has_text):
+        try:
+            problem = rule(config)
+        except AttributeError:
+            continue
+        if problem:
+            yield problem
+
+
+def _batch_divides(config: RunConfig) -> str | None:
+    size, micro = config.train.global_batch_size, config.train.micro_batch_size
+    whole, left = divmod(size, micro)
+    if not left:
+        return None
+    nearest = ", ".join(str(n * micro) for n in (whole, whole + 1) if n)
+    return (
+        f"train.global_batch_size = {size}: not a multiple of train.micro_batch_size = {micro} "
+        f"({whole} micro-batches and {left} sequences over). Nearest that are: {nearest}. "
+        "It is never rounded: that would be another experiment."
+    )
+
+
+def _workers_have_work(config: RunConfig) -> str | None:
+    workers = config.scaling.num_workers
+    per_step, left = divmod(config.train.global_batch_size, config.train.micro_batch_size)
+    if left or workers <= per_step:
+        return None
+    return (
+        f"scaling.num_workers = {workers}: more than the {per_step} micro-batches of a step "
+        f"(train.global_batch_size / train.micro_batch_size), so some workers would have nothing to do. "
+        f"At most {per_step}, or a smaller train.micro_batch_size."
+    )
+
+
+def _schedule_fits(config: RunConfig) -> str | None:
+    schedule, steps = config.train.schedule, config.train.steps
+    if schedule.warmup_steps > steps:
+        return (
+            f"train.schedule.warmup_steps = {schedule.warmup_steps}: longer than the run, train.steps = {steps}; "
+            f"the peak would never be reached. At most {steps}."
+        )
+    decay = schedule.decay_steps or 0
+    if schedule.warmup_steps + decay > steps:
+        return (
+            f"train.schedule.decay_steps = {decay}: with train.schedule.warmup_steps = {schedule.warmup_steps} "
+            f"longer than the run, train.steps = {steps}. At most {steps - schedule.warmup_steps}."
+        )
+    return None
+
+
+def _vocabulary_fits(config: RunConfig) -> str | None:
+    rows, tokenizer = config.model.vocab_size, config.data.tokenizer
+    if rows is None or tokenizer.kind != "bpe" or tokenizer.vocab_size <= rows:
+        return None
+    return (
+        f"model.vocab_size = {rows}: fewer rows than the tokenizer has tokens, "
+        f"data.tokenizer.vocab_size = {tokenizer.vocab_size}. At least {tokenizer.vocab_size}, or null for what fits."
+    )
+
+
+def _evaluation_has_text(config: RunConfig) -> str | None:
+    every, fraction = config.eval.every_steps, config.data.validation_fraction
+    if every is None or fraction > 0:
+        return None
+    return (
+        f"eval.every_steps = {every}: nothing is held out to evaluate on, data.validation_fraction = 0. "
+        "Hold some out (0.01 is usual), or leave eval.every_steps null."
+    )
+
+
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run that a recipe describes, with `dotted.name=value` overrides in place.
+
+    Raises:
+        RecipeError: the recipe cannot be read, or has problems; all of them are in the message.
+    """
+    document = read_recipe(Path(path))
+    problems = apply_overrides(document, overrides)
+    document = _without_empty_sections(RunConfig, document)
+    try:
+        config = RunConfig.model_validate(document)
+    except ValidationError as error:
+        problems += _field_problems(error)
+        problems += contradictions(cast(RunConfig, _valid_part(RunConfig, document)))
+    if problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise RecipeError(f"{path}: {count}\n" + "\n".join(f"  {p}".replace("\n", "\n    ") for p in problems))
+    return config
+
+
+def resolved(config: RunConfig) -> dict[str, Any]:
+    """All fields as JSON has them, defaults included and the store's keys left out: what is kept with a run."""
+    fields = config.model_dump(mode="json")
+    for name in _SECRET:
+        fields["store"].pop(name)
+    return fields
+
+
+def result_fields(config: RunConfig) -> dict[str, Any]:
+    """Dotted name and value (as JSON has it) of every field that decides what a run learns."""
+    fields = _flatten(resolved(config))
+    return {name: value for name, value in fields.items() if not _is_free(name)}
+
+
+def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Name, old and new value of the `result_fields` that differ; None where one side has no such field."""
+    # Through JSON, because the old ones were read from a file: there are no tuples in it.
+    old, new = json.loads(json.dumps([dict(old), dict(new)]))
+    names = [*old, *(name for name in new if name not in old)]
+    return [(name, old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)]
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of a recipe, for editors that complete and check YAML."""
+    return RunConfig.model_json_schema()
+
+
+def _is_free(name: str) -> bool:
+    return any(name == free or name.startswith(free + ".") for free in _FREE)
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves by dotted name; a list of sections by index, any other list as one value."""
+    if isinstance(value, dict):
+        below = value.items()
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        below = {str(index): item for index, item in enumerate(value)}.items()
+    else:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for name, item in below:
+        flat |= _flatten(item, f"{prefix}.{name}" if prefix else name)
+    return flat
+
+
+def _without_empty_sections(model: type[BaseModel], document: dict[str, Any]) -> dict[str, Any]:
+    """`document` without sections that have a heading and nothing below it, which YAML reads as null."""
+    kept = {}
+    for name, value in document.items():
+        section = section_of(model.model_fields[name].annotation) if name in model.model_fields else None
+        if section and value is None:
+            value = {}
+        kept[name] = _without_empty_sections(section, value) if section and isinstance(value, dict) else value
+    return kept
+
+
+def _valid_part(model: type[BaseModel], document: Mapping[str, Any]) -> SimpleNamespace:
+    """The fields of `document`, and defaults of those left out, that are right by themselves; the others are absent."""
+    part = SimpleNamespace()
+    for name, field in model.model_fields.items():
+        section = section_of(field.annotation)
+        value = document.get(name, {})
+        if section and isinstance(value, dict):
+            setattr(part, name, _valid_part(section, value))
+        elif name in document:
+            try:
+                constrained: Any = Annotated[cast(Any, field.annotation), field]
+                setattr(part, name, TypeAdapter(constrained).validate_python(document[name]))
+            except ValidationError:
+                continue
+        elif not field.is_required():
+            setattr(part, name, field.get_default(call_default_factory=True))
+    return part
+
+
+def _field_problems(error: ValidationError) -> list[str]:
+    """What pydantic found, without rules of the whole recipe, and without a list's complaint about its elements."""
+    found = [e for e in error.errors(include_url=False) if e["loc"]]
+    places = {e["loc"] for e in found}
+    return [_describe(e) for e in found if not any(p != e["loc"] and p[: len(e["loc"])] == e["loc"] for p in places)]
+
+
+def _describe(error: ErrorDetails) -> str:
+    """One problem: dotted name, the value given, what is allowed, the nearest valid name for a typo."""
+    name = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        near = nearest_name(RunConfig, name)
+        return f"{name}: there is no such field" + (f"; did you mean {near}?" if near else "; see manta schema")
+    if error["type"] == "missing":
+        return f"{name}: missing. {_meaning(error['loc'])}"
+    if error["type"] == "value_error":  # from a section's own rules, which speak for themselves
+        return f"{name}: " + str(error.get("ctx", {}).get("error", error["msg"]))
+    allowed = error["msg"].removeprefix("Input ").replace("String should", "should")
+    if error["type"] == "string_pattern_mismatch":
+        allowed = _meaning(error["loc"])
+    if error["type"] == "string_type" and isinstance(error["input"], (int, float)):
+        allowed += "; put it in quotes"
+    return f"{name} = {_shown(name, error['input'])}: {allowed}"
+
+
+def _meaning(loc: tuple[int | str, ...]) -> str:
+    """The description of the field at `loc`."""
+    model: type[BaseModel] | None = RunConfig
+    description = ""
+    for part in loc:
+        if model is None or str(part) not in model.model_fields:
+            break
+        field = model.model_fields[str(part)]
+        description, model = field.description or "", section_of(field.annotation)
+    return description
+
+
+def _shown(name: str, value: Any) -> str:
+    """`value` as a message may show it: short, and no keys."""
+    if name.rpartition(".")[2] in _SECRET:
+        return "(not shown)"
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,66 @@
+"""What a person sees while a run goes on: lines that stay, and under them, on a terminal, one that moves."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console as RichConsole
+from rich.live import Live
+from rich.text import Text
+
+from orchestrator.monitor import Progress
+
+PLAIN_EVERY_S = 10.0
+"""Seconds between progress lines where the output is not a terminal."""
+
+_BEGAN = time.monotonic()
+
+
+class Console:
+    """Prints to standard output."""
+
+    def __init__(self) -> None:
+        self.rich = RichConsole(highlight=False)
+        self._live: Live | None = None
+        self._printed_at = 0.0
+        self._rate: tuple[float, int] | None = None
+
+    def line(self, text: str) -> None:
+        """A line that stays, with the seconds since the start."""
+        self.rich.print(Text(f"[{time.monotonic() - _BEGAN:6.1f} s] {text}"), soft_wrap=True)
+
+    def progress(self, progress: Progress, steps: int) -> None:
+        """The moving line; every PLAIN_EVERY_S a line of its own where nothing can move."""
+        if not progress.row:
+            return
+        text = self._progress_text(progress, steps)
+        if self.rich.is_terminal:
+            if self._live is None:
+                self._live = Live(console=self.rich, refresh_per_second=4, transient=True)
+                self._live.start()
+            self._live.update(Text(text))
+        elif time.monotonic() - self._printed_at >= PLAIN_EVERY_S:
+            self._printed_at = time.monotonic()
+            self.line(text)
+
+    def close(self) -> None:
+        """Remove the moving line."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _progress_text(self, progress: Progress, steps: int) -> str:
+        row = progress.row
+        now = time.monotonic()
+        if self._rate is None:
+            self._rate = (now, row["step"])
+        since, from_step = self._rate
+        tokens_per_step = row["tokens"] / row["step"]
+        text = (
+            f"step {row['step']:,}/{steps:,}  loss {row['loss']:.4f}  lr {row['lr']:.2e}  {row['world_size']} workers"
+        )
+        if row["step"] > from_step:
+            steps_per_s = (row["step"] - from_step) / (now - since)
+            left_s = (steps - row["step"]) / steps_per_s
+            text += f"  {steps_per_s * tokens_per_step:,.0f} tokens/s  {left_s // 60:.0f}:{left_s % 60:02.0f} left"
+        return text if progress.phase == "training" else f"{text}  ({progress.phase})"

@@ -1,0 +1,167 @@
+"""The step ledger: a row for every step the run's state contains, and the sample ids that step trained on.
+
+Rows reach object storage with the checkpoint that contains their step, as Parquet segments that are never changed:
+`ledger/00000001-00000200-a1.parquet`. A checkpoint's state lists its segments, so a step that was lost in a crash and
+done again is in the ledger once. `metrics.jsonl` is the same rows without sample ids, for people and plots.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.errors import ObjectNotFoundError
+from data.sample_order import Ints, SampleOrder
+from data.store import Store
+
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class StepRow:
+    """One step.
+
+    Attributes:
+        step: optimizer updates applied once this one was.
+        loss: mean over the step's target tokens, nats.
+        tokens: target tokens trained on since step 0.
+        sample_ids: (global_batch_size,) int64 as the ranks reported them, see `Samples.ids`.
+    """
+
+    step: int
+    loss: float
+    lr: float
+    grad_norm: float
+    tokens: int
+    world_size: int
+    step_s: float
+    sample_ids: Ints
+
+    def metrics(self) -> dict[str, Any]:
+        """The row without its sample ids."""
+        fields = asdict(self)
+        del fields["sample_ids"]
+        return fields
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the run should have trained on, beside what it did.
+
+    Attributes:
+        digest: sha256 over all sample ids seen, int64 little-endian, in training order.
+        in_order: whether seen and expected are the same, sample by sample.
+    """
+
+    expected: int
+    seen: int
+    duplicated: int
+    missing: int
+    digest: str
+    in_order: bool
+
+
+class StepLedger:
+    """Rows on their way to object storage; kept by rank 0.
+
+    Args:
+        segments: those of the checkpoint the attempt goes on from.
+        tokens: target tokens trained on up to there.
+    """
+
+    def __init__(self, store: Store, attempt: int, step: int, segments: Sequence[str], tokens: int) -> None:
+        self._store, self._attempt = store, attempt
+        self._segments = list(segments)
+        self._rows: list[StepRow] = []
+        self._lines = metrics_lines(store, step) if step else []
+        self.tokens = tokens
+
+    def add(self, row: StepRow) -> None:
+        """Note a step that has been done."""
+        self._rows.append(row)
+        self.tokens = row.tokens
+
+    def cut(self) -> LedgerCut:
+        """What has to be written for a checkpoint at this moment; later rows go to the next one."""
+        rows, self._rows = self._rows, []
+        if rows:
+            self._segments.append(f"{rows[0].step:08d}-{rows[-1].step:08d}-a{self._attempt}.parquet")
+            self._lines += [json.dumps(row.metrics()).encode() for row in rows]
+        return LedgerCut(rows, list(self._segments), b"".join(line + b"\n" for line in self._lines))
+
+
+@dataclass(frozen=True)
+class LedgerCut:
+    """Rows since the last cut, the names of all segments with theirs last, and the whole of metrics.jsonl."""
+
+    rows: list[StepRow]
+    segments: list[str]
+    metrics: bytes
+
+    def write(self, store: Store) -> None:
+        """Put the new segment and metrics.jsonl into the store."""
+        if self.rows:
+            columns = {**{name: [row.metrics()[name] for row in self.rows] for name in self.rows[0].metrics()}}
+            table = pa.table({**columns, "sample_ids": [row.sample_ids for row in self.rows]})
+            sink = pa.BufferOutputStream()
+            pq.write_table(table, sink, compression="zstd")
+            store.put(f"ledger/{self.segments[-1]}", sink.getvalue().to_pybytes())
+        store.put(METRICS, self.metrics)
+
+
+def metrics_lines(store: Store, last_step: int | None = None) -> list[bytes]:
+    """Lines of metrics.jsonl, up to `last_step`."""
+    try:
+        lines = store.get(METRICS).splitlines()
+    except ObjectNotFoundError:
+        return []
+    return [line for line in lines if last_step is None or json.loads(line)["step"] <= last_step]
+
+
+def read_segments(store: Store, segments: Sequence[str]) -> Iterator[pa.Table]:
+    """The tables of the segments, in step order."""
+    for segment in segments:
+        yield pq.read_table(pa.BufferReader(store.get(f"ledger/{segment}")))
+
+
+def audit(order: SampleOrder, counts: Ints, global_batch_size: int, steps: int, tables: Iterator[pa.Table]) -> Audit:
+    """Hold what the ranks reported against the order, computed afresh from the manifest's counts.
+
+    Args:
+        steps: steps the run's state contains.
+        tables: ledger segments, see `read_segments`.
+    """
+    expected_total = steps * global_batch_size
+    digest, seen = hashlib.sha256(), 0
+    in_order = True
+    odd_seen: list[Ints] = []
+    odd_expected: list[Ints] = []
+    for table in tables:
+        ids = table["sample_ids"].combine_chunks().flatten().to_numpy()
+        digest.update(ids.astype("<i8").tobytes())
+        room = max(0, min(len(ids), expected_total - seen))
+        expected = order.samples(seen, room, counts).ids() if room else np.empty(0, np.int64)
+        if not np.array_equal(ids, expected):
+            in_order = False
+            odd_seen.append(ids)
+            odd_expected.append(expected)
+        seen += len(ids)
+    if seen < expected_total:
+        odd_expected.append(order.samples(seen, expected_total - seen, counts).ids())
+    seen_ids = np.concatenate(odd_seen) if odd_seen else np.empty(0, np.int64)
+    expected_ids = np.concatenate(odd_expected) if odd_expected else np.empty(0, np.int64)
+    return Audit(
+        expected=expected_total,
+        seen=seen,
+        duplicated=len(seen_ids) - len(np.unique(seen_ids)),
+        missing=len(np.setdiff1d(expected_ids, seen_ids)),
+        digest=digest.hexdigest(),
+        in_order=in_order and seen == expected_total,
+    )

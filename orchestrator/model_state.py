@@ -1,0 +1,69 @@
+"""Weights and optimizer state as files, by name: what a checkpoint holds of torch."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from orchestrator.checkpoint import MODEL, OPTIMIZER
+
+
+def snapshot_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
+    """A copy of weights and optimizer state as files, in memory where there is room; the caller deletes the folder."""
+    folder = Path(tempfile.mkdtemp(prefix="manta-snapshot-", dir=scratch_folder()))
+    try:
+        save_file(_on_cpu(model.state_dict()), folder / MODEL)
+        save_file(_on_cpu(optimizer_tensors(model, optimizer)), folder / OPTIMIZER)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return folder
+
+
+def load_weights(folder: Path, model: nn.Module) -> None:
+    """Read weights from a fetched checkpoint into the model."""
+    model.load_state_dict(load_file(folder / MODEL))
+
+
+def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Read optimizer state from a fetched checkpoint, onto each weight's device."""
+    parameters = dict(model.named_parameters())
+    state = optimizer.state_dict()
+    numbers = {id(parameter): number for number, parameter in enumerate(_parameters_of(optimizer))}
+    for key, value in load_file(folder / OPTIMIZER).items():
+        name, _, entry = key.rpartition("/")
+        state["state"].setdefault(numbers[id(parameters[name])], {})[entry] = value
+    optimizer.load_state_dict(state)
+
+
+def scratch_folder(minimum_free_bytes: int = 1 << 30) -> str | None:
+    """Shared memory where it is roomy, else None for the system's temporary folder."""
+    shared_memory = Path("/dev/shm")
+    if shared_memory.is_dir() and shutil.disk_usage(shared_memory).free >= minimum_free_bytes:
+        return str(shared_memory)
+    return None
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Optimizer state by `weight name/state name`; hyperparameters are the config's and not among it."""
+    return {
+        f"{name}/{key}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _parameters_of(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
+    for group in optimizer.param_groups:
+        yield from group["params"]
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

@@ -1,0 +1,144 @@
+"""What rank 0 keeps of a run while it trains: the ledger, the checkpoints, and word to the driver."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from data.errors import TransientStoreError
+from orchestrator.checkpoint import PROGRESS, CheckpointName, prune, write_checkpoint
+from orchestrator.goodput import GoodputClock
+from orchestrator.job import TrainJob
+from orchestrator.ledger import LedgerCut, StepLedger, StepRow
+from orchestrator.model_state import snapshot_state
+from orchestrator.run_record import check_fence
+
+SAVE_TRIES = 3
+"""Checkpoints in a row that may fail because the store does not answer, before the run ends."""
+
+
+class Recorder:
+    """Rank 0's books. Checkpoints are written by a thread, one at a time, while the loop goes on."""
+
+    def __init__(
+        self, job: TrainJob, model: nn.Module, optimizer: torch.optim.Optimizer, ledger: StepLedger, clock: GoodputClock
+    ) -> None:
+        self._job, self._model, self._optimizer, self._ledger, self._clock = job, model, optimizer, ledger, clock
+        self._reply: ray.ObjectRef[bool] | None = None
+        self._saving: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._failures = 0
+        self._unwritten: list[LedgerCut] = []
+        self._saved_at = time.monotonic()
+        self._saved_step: int | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Target tokens trained on since step 0."""
+        return self._ledger.tokens
+
+    def tell(self, **progress: Any) -> None:
+        """Fields of `Progress` for the driver; does not wait."""
+        self._reply = self._job.monitor.report.remote(**progress)
+
+    def note(self, line: str) -> None:
+        """A line for whoever watches."""
+        self._job.monitor.note.remote(line)
+
+    def step_done(self, row: StepRow) -> None:
+        """Book a step, and save when it is time."""
+        self._ledger.add(row)
+        self.tell(row=row.metrics(), goodput=self._clock.seconds())
+        if self._is_due(row.step):
+            with self._clock.during("checkpoint"):
+                self._start_saving(row.step)
+
+    def stop_heard(self) -> bool:
+        """Whether the driver answered the last word with "stop"; never waits."""
+        if self._reply is None or not ray.wait([self._reply], timeout=0)[0]:
+            return False
+        return bool(ray.get(self._reply))
+
+    def save_and_wait(self, step: int) -> None:
+        """Have a checkpoint of `step` in the store when this returns.
+
+        Raises:
+            FencedError, MantaError: see `orchestrator.run_record` and `data.store`.
+        """
+        for _ in range(SAVE_TRIES):
+            self._finish_saving()
+            if self._saved_step == step:
+                return
+            self._start_saving(step)
+        self._finish_saving()
+        if self._saved_step != step:
+            raise TransientStoreError(
+                f"The checkpoint of step {step} could not be written in {SAVE_TRIES} tries; the store does not answer."
+            )
+
+    def _is_due(self, step: int) -> bool:
+        if self._saving is not None and self._saving.is_alive():
+            return False  # the store is slower than the interval: skip, never queue
+        self._finish_saving()
+        checkpoint = self._job.config.checkpoint
+        if checkpoint.every_steps is not None:
+            return step % checkpoint.every_steps == 0
+        return time.monotonic() - self._saved_at >= checkpoint.every_s
+
+    def _start_saving(self, step: int) -> None:
+        snapshot = snapshot_state(self._model, self._optimizer)
+        self._unwritten.append(self._ledger.cut())
+        state = {
+            "step": step,
+            "tokens": self.tokens,
+            "samples": step * self._job.config.train.global_batch_size,
+            "seed": self._job.config.seed,
+            "ledger": self._unwritten[-1].segments,
+            "saved_at": time.time(),
+            **self._job.facts,
+        }
+        self._saved_at = time.monotonic()
+        self._saving = threading.Thread(target=self._write, args=(step, state, snapshot), name="checkpoint")
+        self._saving.start()
+
+    def _finish_saving(self) -> None:
+        """Wait for the thread, and raise what it could not get over."""
+        if self._saving is not None:
+            self._saving.join()
+            self._saving = None
+        if self._error is not None:
+            raise self._error
+
+    def _write(self, step: int, state: dict[str, Any], snapshot: Path) -> None:
+        store, job = self._job.store, self._job
+        began = time.monotonic()
+        try:
+            counts, state["skipped"] = ray.get([job.feeder.counts.remote(), job.feeder.skipped.remote()])
+            save_file({"counts": torch.from_numpy(counts)}, snapshot / PROGRESS)
+            while self._unwritten:
+                self._unwritten[0].write(store)
+                del self._unwritten[0]
+            name = CheckpointName(step, job.attempt)
+            size = write_checkpoint(store, name, state, snapshot, before_commit=lambda: check_fence(store, job.attempt))
+            self._saved_step, self._failures = step, 0
+            self.note(f"step {step}: checkpoint saved ({size / 1e6:.1f} MB in {time.monotonic() - began:.1f} s)")
+            prune(store, check_fence(store, job.attempt), job.config.checkpoint.keep)
+        except TransientStoreError as error:
+            self._failures += 1
+            self.note(
+                f"step {step}: checkpoint not saved, {error} Training goes on; try {self._failures} of {SAVE_TRIES}."
+            )
+            if self._failures >= SAVE_TRIES:
+                self._error = error
+        except BaseException as error:  # raised in the loop, at the next save
+            self._error = error
+        finally:
+            shutil.rmtree(snapshot, ignore_errors=True)

@@ -1,0 +1,185 @@
+"""A run from the outside: where it is kept, whether it may be written, and the commands `prepare` and `train`."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from cluster.local_ray import ray_cluster
+from cluster.local_s3 import LocalS3
+from data.feeder import FeedSpec
+from data.prepare import Pins, PreparedData, prepare_data
+from data.sample_order import UNKNOWN
+from data.store import Store, open_store
+from orchestrator.checkpoint import PROGRESS, fetch_newest, list_checkpoints
+from orchestrator.config import RunConfig, differing_fields, result_fields
+from orchestrator.console import Console
+from orchestrator.errors import ConfigChangedError
+from orchestrator.run_record import Fence, RunRecord, load_record
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that exists: its record, and where it and the data it was made from are kept.
+
+    Attributes:
+        root: the recipe's `storage`.
+        store: the run's own folder in it.
+    """
+
+    config: RunConfig
+    root: Store
+    store: Store
+    record: RunRecord
+
+    def prepare(
+        self, tell: Callable[[str], None], before_tokenizing: Callable[[], object] = lambda: None
+    ) -> PreparedData:
+        """The data this run is pinned to, see `prepare_data`."""
+        pins = Pins(self.record.manifest, self.record.tokenizer)
+        return prepare_data(self.config.data, self.config.store, self.root, pins, tell, before_tokenizing)
+
+
+def open_run(config: RunConfig) -> Run:
+    """The run the recipe names.
+
+    Raises:
+        UnknownRunError: it was never started.
+        StoreAccessError: its storage cannot be reached.
+    """
+    root, store = stores(config)
+    root.check()
+    return Run(config, root, store, load_record(store))
+
+
+def stores(config: RunConfig) -> tuple[Store, Store]:
+    """The recipe's storage, and the run's folder in it."""
+    root = open_store(config.storage, config.store)
+    return root, root.child(f"runs/{config.run}")
+
+
+@contextmanager
+def reaching_storage(config: RunConfig) -> Iterator[RunConfig]:
+    """The config with its object store within reach: where the recipe asks to serve one, it runs inside the block."""
+    if config.store.serve is None:
+        yield config
+        return
+    with LocalS3(Path(config.store.serve)) as server:
+        urls = [config.storage, *(source.path for source in config.data.sources)]
+        for bucket in {urlsplit(url).netloc for url in urls if url.startswith("s3://")}:
+            server.ensure_bucket(bucket)
+        reach = {
+            "endpoint_url": server.endpoint_url,
+            "access_key_id": server.access_key_id,
+            "secret_access_key": server.secret_access_key,
+        }
+        yield config.model_copy(update={"store": config.store.model_copy(update=reach)})
+
+
+@contextmanager
+def ray_when_needed(config: RunConfig) -> Iterator[Callable[[], None]]:
+    """A function that sees to it that Ray runs until the block ends; calling it again does nothing."""
+    with ExitStack() as stack:
+        started: list[bool] = []
+
+        def start() -> None:
+            if not started:
+                started.append(True)
+                scaling = config.scaling
+                workers = scaling.num_workers * scaling.cpus_per_worker
+                # Tokenizing gets CPUs of its own: Ray Train reserves first, and Ray Data would starve on what is left.
+                stack.enter_context(
+                    ray_cluster(workers + (os.cpu_count() or 1), scaling.num_workers * scaling.gpus_per_worker)
+                )
+
+        yield start
+
+
+def prepare(config: RunConfig) -> None:
+    """Check the shards, learn the tokenizer and tokenize, as far as that has not been done."""
+    console = Console()
+    with reaching_storage(config) as config, ray_when_needed(config) as start_ray:
+        root, _ = stores(config)
+        root.check()
+        data = prepare_data(config.data, config.store, root, Pins(), console.line, start_ray)
+        console.line(f"ready: {data.summary()}")
+
+
+def train(config: RunConfig, *, takeover: bool = False) -> None:
+    """Train the recipe's run, or go on where it stopped; prints what it does and how it ended.
+
+    Raises:
+        ConfigChangedError: the run was begun with other values of fields that decide its result.
+        RunInUseError: a live attempt holds the run, and `takeover` is not set.
+        FencedError: a newer attempt has taken the run over.
+        KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; everything done is saved.
+        MantaError: see `orchestrator.errors`.
+    """
+    from orchestrator.attempt import run_attempt
+    from orchestrator.show import print_run
+
+    console = Console()
+    with reaching_storage(config) as config, ray_when_needed(config) as start_ray:
+        root, store = stores(config)
+        root.check()
+        begun = bool(list_checkpoints(store))
+        if begun:
+            refuse_changed_config(load_record(store), config)
+        if begun and load_record(store).last.status == "finished":
+            console.line(f"run {config.run!r} is finished: nothing left to do.")
+        else:
+            fence = Fence.claim(store, config.run, result_fields(config), begun=begun, takeover=takeover)
+            try:
+                run = Run(config, root, store, fence.record)
+                data = run.prepare(console.line, start_ray)
+                console.line(f"data: {data.summary()}")
+                fence.update(manifest=data.manifest.digest, tokenizer=data.tokenizer.digest)
+                start_ray()
+                run_attempt(run, fence, data, console)
+            except BaseException as error:
+                close_attempt(fence, error)
+                raise
+        print_run(open_run(config), console)
+
+
+def refuse_changed_config(record: RunRecord, config: RunConfig) -> None:
+    """Raises ConfigChangedError if the run was begun with other values of fields that decide its result."""
+    differing = differing_fields(record.result_fields, result_fields(config))
+    if differing:
+        changes = "\n".join(f"  {name}: {old!r} in the run, {new!r} now" for name, old, new in differing)
+        raise ConfigChangedError(
+            f"Run {config.run!r} was begun with other settings, and these decide its result:\n{changes}\n"
+            f"Set them back to continue it, or choose another `run:` name (--set run=NAME) to begin a new one."
+        )
+
+
+def feed_spec(run: Run, data: PreparedData) -> FeedSpec:
+    """What the run's feeder has to know: the run's data and, from its newest checkpoint, how far it is known."""
+    train, counts, skipped, step = run.config.train, data.counts(), data.skipped(), 0
+    with tempfile.TemporaryDirectory(prefix="manta-progress-") as scratch:
+        fetched = fetch_newest(run.store, run.record, (PROGRESS,), Path(scratch))
+        if fetched is not None:
+            step, state = fetched[0].step, fetched[1]
+            saved = load_file(Path(scratch) / PROGRESS)["counts"]
+            counts = np.where(counts == UNKNOWN, saved, counts)
+            skipped |= {int(unit): reason for unit, reason in state["skipped"].items()}
+    return FeedSpec(
+        data.manifest, data.job, run.config.seed, train.global_batch_size, train.micro_batch_size, counts, skipped, step
+    )
+
+
+def close_attempt(fence: Fence, error: BaseException) -> None:
+    """Note in the record how the attempt ended, as far as the record can still be reached."""
+    status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+    try:
+        fence.update(attempt={"status": status, "message": "" if status == "stopped" else str(error)[:2000]})
+    except Exception:  # the error that ended the attempt is the one to be told
+        return

@@ -1,0 +1,223 @@
+"""The record of a run in object storage, and the fence around it.
+
+One JSON object, `run.json`, changed only by conditional puts. It names the run's attempts; the last of them is the one
+that may write. An older attempt that still lives notices at its next sign of life, or at its next checkpoint, and
+stops. What it may have written in between is recognized by `continues`: a later attempt says from which step it went
+on, and nothing an earlier one wrote beyond that step belongs to the run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from data.errors import ConflictError, ObjectNotFoundError
+from data.store import Store
+from orchestrator.errors import FencedError, RunInUseError, UnknownRunError
+
+RECORD = "run.json"
+
+HEARTBEAT_S = 3.0
+"""Seconds between two signs of life of an attempt."""
+
+PRESUMED_DEAD_S = 10 * HEARTBEAT_S
+"""Silence after which an attempt on another machine is taken for dead."""
+
+LIVE = ("preparing", "running")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One life of a run: one command, from its claim to its end.
+
+    Attributes:
+        from_step: step of the checkpoint it went on from; None until it knows.
+        started_at, heartbeat_at: seconds since the epoch by the attempt's own clock.
+        goodput: seconds by cause up to the last sign of life.
+    """
+
+    number: int
+    host: str
+    boot_id: str
+    pid: int
+    pid_started: str
+    started_at: float
+    heartbeat_at: float
+    status: str = "preparing"
+    from_step: int | None = None
+    step: int = 0
+    world_size: int = 0
+    first_step_s: float | None = None
+    goodput: dict[str, float] = field(default_factory=dict)
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What is known of a run apart from its checkpoints.
+
+    Attributes:
+        result_fields: config fields that decide the result, by dotted name; pinned when the run is made.
+        manifest, tokenizer: digests of the data and the vocabulary the run is pinned to; None until prepared.
+        result: final evaluation of a finished run.
+    """
+
+    run: str
+    created_at: float
+    result_fields: dict[str, Any]
+    manifest: str | None = None
+    tokenizer: str | None = None
+    attempts: tuple[Attempt, ...] = ()
+    result: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def last(self) -> Attempt:
+        """The attempt that may write."""
+        return self.attempts[-1]
+
+    def continues(self, attempt: int, step: int) -> bool:
+        """Whether what `attempt` wrote at `step` belongs to the run: no later attempt went on from before it."""
+        return all(
+            later.from_step is None or step <= later.from_step for later in self.attempts if later.number > attempt
+        )
+
+    def to_json(self) -> bytes:
+        """The record as the object's content."""
+        return json.dumps(asdict(self), indent=1).encode()
+
+    @classmethod
+    def from_json(cls, content: bytes) -> RunRecord:
+        """Inverse of `to_json`."""
+        fields = json.loads(content)
+        fields["attempts"] = tuple(Attempt(**attempt) for attempt in fields["attempts"])
+        return cls(**fields)
+
+
+def load_record(store: Store) -> RunRecord:
+    """The record of the run under `store`.
+
+    Raises:
+        UnknownRunError: there is none.
+    """
+    try:
+        return RunRecord.from_json(store.get(RECORD))
+    except ObjectNotFoundError:
+        raise UnknownRunError(f"There is no run at {store.url_of('')}; `manta train RECIPE` makes one.") from None
+
+
+class Fence:
+    """This process's hold on a run: it may write as long as its attempt is the record's last.
+
+    Made by `claim`. Every change is a conditional put on what was read last, so two holders never both succeed.
+    """
+
+    def __init__(self, store: Store, record: RunRecord, etag: str) -> None:
+        self._store, self._etag = store, etag
+        self.record = record
+
+    @classmethod
+    def claim(
+        cls, store: Store, run: str, result_fields: dict[str, Any], *, begun: bool, takeover: bool = False
+    ) -> Fence:
+        """Add an attempt to the run, making the run if it is new.
+
+        Args:
+            begun: the run has a checkpoint; before that, nothing is pinned that could not be chosen anew.
+
+        Raises:
+            RunInUseError: another attempt lives, and `takeover` does not say to fence it off.
+        """
+        info = store.head(RECORD)
+        record = RunRecord.from_json(store.get(RECORD)) if info else RunRecord(run, time.time(), result_fields)
+        if info and not takeover and (sign := sign_of_life(record.last)):
+            other = record.last
+            raise RunInUseError(
+                f"Run {run!r} is in use: attempt {other.number} on {other.host} (pid {other.pid}) {sign}. Wait for it, "
+                f"stop it, choose another `run:` name, or fence it off with `manta train --takeover`."
+            )
+        if not begun:
+            record = replace(record, result_fields=result_fields, manifest=None, tokenizer=None)
+        record = replace(record, attempts=(*record.attempts, _this_attempt(len(record.attempts) + 1)))
+        content = record.to_json()
+        try:
+            etag = store.put_if_match(RECORD, content, info.etag) if info else store.put_if_absent(RECORD, content)
+        except ConflictError:
+            raise RunInUseError(
+                f"Run {run!r} was claimed by another command at this very moment. Wait for it or stop it."
+            ) from None
+        return cls(store, record, etag)
+
+    def update(self, *, attempt: dict[str, Any] | None = None, **run: Any) -> None:
+        """Change fields of the run, and of this attempt; also a sign of life.
+
+        Raises:
+            FencedError: a newer attempt has taken the run over.
+        """
+        mine = replace(self.record.last, heartbeat_at=time.time(), **(attempt or {}))
+        record = replace(self.record, attempts=(*self.record.attempts[:-1], mine), **run)
+        try:
+            self._etag = self._store.put_if_match(RECORD, record.to_json(), self._etag)
+        except ConflictError:
+            raise fenced(load_record(self._store), mine.number) from None
+        self.record = record
+
+
+def check_fence(store: Store, attempt: int) -> RunRecord:
+    """The run's record, if `attempt` may still write.
+
+    Raises:
+        FencedError: a newer attempt has taken the run over.
+    """
+    record = load_record(store)
+    if record.last.number != attempt:
+        raise fenced(record, attempt)
+    return record
+
+
+def fenced(record: RunRecord, attempt: int) -> FencedError:
+    """The word with which attempt `attempt` stops."""
+    newer = record.last
+    return FencedError(
+        f"Attempt {attempt} of run {record.run!r} stops: attempt {newer.number} on {newer.host} (pid {newer.pid}) has "
+        f"taken the run over. Nothing saved before is lost; follow the newer one with `manta show {record.run}`."
+    )
+
+
+def sign_of_life(attempt: Attempt) -> str | None:
+    """Why `attempt` is taken for alive, or None: on this machine by its process, elsewhere by its last sign of life."""
+    if attempt.status not in LIVE:
+        return None
+    if attempt.boot_id == _boot_id():
+        alive = _process_start(attempt.pid) == attempt.pid_started
+        return "is running on this machine" if alive and attempt.pid != os.getpid() else None
+    silence_s = time.time() - attempt.heartbeat_at
+    return f"gave a sign of life {silence_s:.0f} s ago" if silence_s < PRESUMED_DEAD_S else None
+
+
+def _this_attempt(number: int) -> Attempt:
+    now = time.time()
+    return Attempt(number, socket.gethostname(), _boot_id(), os.getpid(), _process_start(os.getpid()) or "", now, now)
+
+
+def _boot_id() -> str:
+    """Tells this start of this machine (container, where there is one) from any other."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return boot + os.readlink("/proc/self/ns/pid")
+    except OSError:  # not Linux
+        return socket.gethostname()
+
+
+def _process_start(pid: int) -> str | None:
+    """Something that differs between two processes that had the same pid; None if there is no such process."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = status.rpartition(")")[2].split()
+    return None if fields[0] == "Z" else fields[19]

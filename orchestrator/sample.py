@@ -1,0 +1,51 @@
+"""`manta generate`: text from a run's newest model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from model.generate import generate as generate_ids
+from orchestrator.config import RunConfig
+from orchestrator.console import Console
+from orchestrator.run import open_run, reaching_storage
+from orchestrator.trained_model import TrainedModel, load_trained
+
+
+def generate(config: RunConfig) -> None:
+    """Print what the model makes of the recipe's prompts, `sample.*` deciding how.
+
+    Raises:
+        UnknownRunError: there is no such run, or it has no checkpoint yet.
+    """
+    with reaching_storage(config) as config:
+        trained = load_trained(config, open_run(config))
+    print_samples(trained, config, Console())
+
+
+def print_samples(trained: TrainedModel, config: RunConfig, console: Console) -> None:
+    """A continuation of every prompt; without prompts, of nothing."""
+    for prompt, text in zip(config.sample.prompts or ("",), continuations(trained, config), strict=True):
+        console.rich.print(f"[bold]{'step ' + str(trained.step)}[/]", highlight=False)
+        console.rich.print(prompt, style="bold", end="", markup=False, highlight=False)
+        console.rich.print(text, markup=False, highlight=False)
+
+
+def continuations(trained: TrainedModel, config: RunConfig) -> Sequence[str]:
+    """The text generated after each of the recipe's prompts."""
+    sample, tokenizer = config.sample, trained.data.tokenizer
+    texts = []
+    for prompt in sample.prompts or ("",):
+        prompt_ids = [tokenizer.end_of_text, *tokenizer.encode(prompt).tolist()]
+        ids = generate_ids(
+            trained.model,
+            prompt_ids,
+            sample.max_new_tokens,
+            temperature=sample.temperature,
+            top_k=sample.top_k,
+            top_p=sample.top_p,
+            seed=sample.seed,
+            end_of_text=tokenizer.end_of_text,
+            vocab_limit=tokenizer.vocab_size,
+        )
+        texts.append(tokenizer.decode(ids))
+    return texts

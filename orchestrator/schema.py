@@ -1,0 +1,130 @@
+"""The fields of a recipe as a list: name, type, default, meaning. For `manta schema` and for naming typos."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of a recipe. `name` is dotted; N stands for the index into a list."""
+
+    name: str
+    type: str
+    default: str
+    description: str
+
+    @property
+    def leaf(self) -> str:
+        """The last part of the name."""
+        return self.name.rpartition(".")[2]
+
+
+def fields_of(model: type[BaseModel], prefix: str = "") -> Iterator[Field]:
+    """Every field below `model` that holds a value, in the order in which the classes give them."""
+    for name, info in model.model_fields.items():
+        dotted = prefix + name
+        section = section_of(info.annotation)
+        element = element_of(info.annotation)
+        if section:
+            yield from fields_of(section, dotted + ".")
+        elif element:
+            yield from fields_of(element, dotted + ".N.")
+        else:
+            yield Field(dotted, type_text(info.annotation), _default_text(info), info.description or "")
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The model class that `annotation` is, if it is one."""
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def element_of(annotation: Any) -> type[BaseModel] | None:
+    """The model class of a tuple's elements, if it holds sections."""
+    return section_of(get_args(annotation)[0]) if get_origin(annotation) is tuple else None
+
+
+def nearest_name(model: type[BaseModel], name: str) -> str | None:
+    """The field that someone who wrote the unknown `name` most probably meant.
+
+    Looked for in the same section first, then by the same last part anywhere (`lr` is `train.lr`), then by
+    a similar last part anywhere.
+    """
+    # An index and the schema's N are the same place.
+    pattern = ".".join("N" if part.isdecimal() else part for part in name.split("."))
+    section, _, leaf = pattern.rpartition(".")
+    known = _all_names(model)
+    siblings = [n for n in known if n.rpartition(".")[0] == section]
+    elsewhere = [n for n in known if n.rpartition(".")[2] == leaf]
+    found = _closest(leaf, siblings, cutoff=0.6) or next(iter(elsewhere), None) or _closest(leaf, known, cutoff=0.75)
+    return found and _with_indices(found, name)
+
+
+def markdown(model: type[BaseModel]) -> str:
+    """The fields as a Markdown table."""
+    rows = ["| field | type | default | meaning |", "|---|---|---|---|"]
+    for f in fields_of(model):
+        cells = (f"`{f.name}`", f.type, f.default, f.description)
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(rows)
+
+
+def type_text(annotation: Any) -> str:
+    """The type as a reader of YAML would say it."""
+    arguments = get_args(annotation)
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return " | ".join(str(value) for value in arguments)
+    if origin in (Union, types.UnionType):
+        return " | ".join(type_text(argument) for argument in arguments)
+    if origin is tuple:
+        return f"list of {type_text(arguments[0])}"
+    names = {str: "text", int: "integer", float: "number", bool: "true | false", type(None): "null"}
+    return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def _default_text(info: FieldInfo) -> str:
+    if info.is_required():
+        return "required"
+    value = info.get_default(call_default_factory=True)
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return "[" + ", ".join(str(item) for item in value) + "]"
+    return str(value)
+
+
+def _all_names(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Names of all fields, sections included: `trian` is a typo too."""
+    names = []
+    for name, info in model.model_fields.items():
+        names.append(prefix + name)
+        below = section_of(info.annotation)
+        element = element_of(info.annotation)
+        if below:
+            names += _all_names(below, f"{prefix}{name}.")
+        elif element:
+            names += _all_names(element, f"{prefix}{name}.N.")
+    return names
+
+
+def _closest(leaf: str, names: list[str], cutoff: float) -> str | None:
+    """The one of `names` whose last part is most like `leaf`."""
+    by_leaf = {name.rpartition(".")[2]: name for name in reversed(names)}
+    matches = difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=cutoff)
+    return by_leaf[matches[0]] if matches else None
+
+
+def _with_indices(known: str, given: str) -> str:
+    """`known` with the index that `given` has where the schema says N; 0 where it has none."""
+    indices = iter([part for part in given.split(".") if part.isdecimal()])
+    return ".".join(next(indices, "0") if part == "N" else part for part in known.split("."))

@@ -1,0 +1,150 @@
+"""`manta show`: a run as its record, its newest checkpoint and its ledger tell it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+from safetensors.numpy import load_file
+
+from data.feeder import FeedSpec
+from data.manifest import Manifest
+from orchestrator.checkpoint import PROGRESS, fetch_newest, list_checkpoints
+from orchestrator.config import load_recipe
+from orchestrator.console import Console
+from orchestrator.goodput import add_up
+from orchestrator.ledger import Audit, audit, metrics_lines, read_segments
+from orchestrator.recipe_file import find_recipe
+from orchestrator.run import Run, open_run, reaching_storage
+from orchestrator.run_record import Attempt, sign_of_life
+
+
+def show(run_or_recipe: str, as_json: bool = False, overrides: tuple[str, ...] = ()) -> None:
+    """Print the story of a run, as JSON or for a person.
+
+    Raises:
+        UnknownRunError: no recipe and no run has this name.
+    """
+    config = load_recipe(find_recipe(run_or_recipe), overrides)
+    with reaching_storage(config) as config:
+        run = open_run(config)
+        if as_json:
+            print(json.dumps(describe(run), indent=2))
+        else:
+            print_run(run, Console())
+
+
+def describe(run: Run) -> dict[str, Any]:
+    """Everything there is to say of a run, as JSON has it."""
+    record = run.record
+    rows = [json.loads(line) for line in metrics_lines(run.store)]
+    with tempfile.TemporaryDirectory(prefix="manta-show-") as scratch:
+        fetched = fetch_newest(run.store, record, (PROGRESS,), Path(scratch))
+        state: dict[str, Any] = fetched[1] if fetched else {"step": 0, "tokens": 0, "ledger": [], "skipped": {}}
+        samples = audit_samples(run, state, load_file(Path(scratch) / PROGRESS)["counts"] if fetched else None)
+    rows = [row for row in rows if row["step"] <= state["step"]]
+    goodput = ledger_of_seconds(record.attempts)
+    trained_s = sum(row["step_s"] for row in rows)
+    return {
+        "run": record.run,
+        "status": status_of(record.last),
+        "message": record.last.message,
+        "attempts": len(record.attempts),
+        "step": state["step"],
+        "steps": run.config.train.steps,
+        "tokens": state["tokens"],
+        "samples": {name: value for name, value in asdict(samples).items()} if samples else {},
+        "skipped_units": {"count": len(state["skipped"]), "reasons": list(state["skipped"].values())[:10]},
+        "loss": {"train": rows[-1]["loss"] if rows else None, "val": record.result.get("val_loss")},
+        "val_perplexity": record.result.get("val_perplexity"),
+        "val_bits_per_byte": record.result.get("val_bits_per_byte"),
+        "world_sizes": world_sizes(rows),
+        "goodput": {f"{cause}_s": round(seconds, 3) for cause, seconds in goodput.items()},
+        "tokens_per_s": round(state["tokens"] / trained_s, 1) if trained_s else None,
+        "first_step_s": record.last.first_step_s,
+        "checkpoints": [
+            {"step": name.step, "attempt": name.attempt, "url": run.store.url_of(f"checkpoints/{name}")}
+            for name in list_checkpoints(run.store, record)
+        ],
+    }
+
+
+def audit_samples(run: Run, state: dict[str, Any], counts: np.ndarray[Any, np.dtype[np.int64]] | None) -> Audit | None:
+    """The proof that no sample was lost or doubled; None before the first checkpoint."""
+    if counts is None or run.record.manifest is None:
+        return None
+    config = run.config
+    manifest = Manifest.from_bytes(run.root.get(f"manifests/{run.record.manifest}.parquet"))
+    order = FeedSpec.order_of(manifest, config.data, config.seed)
+    return audit(
+        order, counts, config.train.global_batch_size, state["step"], read_segments(run.store, state["ledger"])
+    )
+
+
+def status_of(attempt: Attempt) -> str:
+    """The attempt's status; "died" where it says it lives and gives no sign of it."""
+    if attempt.status in ("preparing", "running") and sign_of_life(attempt) is None:
+        return "died"
+    return attempt.status
+
+
+def ledger_of_seconds(attempts: tuple[Attempt, ...]) -> dict[str, float]:
+    """Seconds by cause over attempts and pauses, and `wall` from the first's start to the last's end."""
+    total = add_up(attempt.goodput for attempt in attempts)
+    for before, after in pairwise(attempts):
+        total["idle"] += max(0.0, after.started_at - before.heartbeat_at)
+    return total | {"wall": attempts[-1].heartbeat_at - attempts[0].started_at}
+
+
+def world_sizes(rows: list[dict[str, Any]]) -> list[list[int]]:
+    """[step, world size] wherever it changed, the first step included."""
+    changes: list[list[int]] = []
+    for row in rows:
+        if not changes or changes[-1][1] != row["world_size"]:
+            changes.append([row["step"], row["world_size"]])
+    return changes
+
+
+def print_run(run: Run, console: Console) -> None:
+    """The run as a table."""
+    story = describe(run)
+    table = Table(title=f"run {story['run']}", show_header=False, title_justify="left")
+    table.add_row("status", story["status"] + (f": {story['message']}" if story["message"] else ""))
+    table.add_row(
+        "step", f"{story['step']:,} of {story['steps']:,}, {story['tokens']:,} tokens, {story['attempts']} attempt(s)"
+    )
+    if story["samples"]:
+        samples = story["samples"]
+        table.add_row(
+            "samples",
+            f"{samples['seen']:,} seen of {samples['expected']:,} expected, {samples['duplicated']} duplicated, "
+            f"{samples['missing']} missing; digest {samples['digest'][:16]}",
+        )
+    if story["skipped_units"]["count"]:
+        table.add_row(
+            "skipped", f"{story['skipped_units']['count']} bad units: " + "; ".join(story["skipped_units"]["reasons"])
+        )
+    if story["loss"]["train"] is not None:
+        table.add_row("training loss", f"{story['loss']['train']:.4f}")
+    if story["loss"]["val"] is not None:
+        perplexity, bits = story["val_perplexity"], story["val_bits_per_byte"]
+        table.add_row(
+            "held out", f"loss {story['loss']['val']:.4f}, perplexity {perplexity:.2f}, {bits:.4f} bits per byte"
+        )
+    if story["tokens_per_s"]:
+        table.add_row("speed", f"{story['tokens_per_s']:,.0f} tokens/s; first step after {story['first_step_s']:.1f} s")
+    table.add_row("workers", ", ".join(f"{size} from step {step}" for step, size in story["world_sizes"]) or "none yet")
+    seconds = {cause.removesuffix("_s"): value for cause, value in story["goodput"].items() if value >= 0.05}
+    wall = seconds.pop("wall", 0.0)
+    table.add_row(
+        "time", ", ".join(f"{cause} {value:.1f} s" for cause, value in seconds.items()) + f"; wall {wall:.1f} s"
+    )
+    if story["checkpoints"]:
+        table.add_row("checkpoint", story["checkpoints"][-1]["url"])
+    console.rich.print(table)

@@ -1,0 +1,76 @@
+"""A rank's micro-batches, fetched from the feeder in the background."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import ray
+
+from data.feeder import StepShare
+from data.packing import MicroBatch
+
+DEPTH = 2
+"""Steps fetched before they are needed."""
+
+
+@dataclass(frozen=True)
+class FetchedShare:
+    """A rank's part of a step with its micro-batches at hand; see `data.feeder.StepShare`."""
+
+    micro_steps: range
+    batches: list[MicroBatch]
+    target_tokens: int
+
+
+class StepReader:
+    """Steps `first` to `last` (exclusive) of a rank, one by one. A context manager: leaving it ends its thread."""
+
+    def __init__(self, feeder: ray.actor.ActorHandle[Any], rank: int, world_size: int, first: int, last: int) -> None:
+        self._feeder, self._rank, self._world_size = feeder, rank, world_size
+        self._queue: queue.Queue[FetchedShare | BaseException] = queue.Queue(DEPTH)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._fetch, args=(first, last), name="step-reader", daemon=True)
+
+    def take(self) -> FetchedShare:
+        """The next step's share.
+
+        Raises:
+            MantaError: what the feeder could not get over.
+        """
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._closed.set()
+
+    def _fetch(self, first: int, last: int) -> None:
+        try:
+            for step in range(first, last):
+                ref: ray.ObjectRef[StepShare] = self._feeder.share.remote(step, self._rank, self._world_size)
+                share = ray.get(ref)
+                if not self._put(FetchedShare(share.micro_steps, ray.get(share.refs), share.target_tokens)):
+                    return
+        except BaseException as error:  # raised in the loop, by take()
+            self._put(error)
+
+    def _put(self, item: FetchedShare | BaseException) -> bool:
+        """Queue an item; False if the reader was closed while there was no room."""
+        while not self._closed.is_set():
+            try:
+                self._queue.put(item, timeout=0.5)
+                return True
+            except queue.Full:
+                continue
+        return False

@@ -1,0 +1,96 @@
+import subprocess
+import sys
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from model.config import ModelConfig, OptimizerConfig, ScheduleConfig
+
+
+def test_defaults_are_filled_in() -> None:
+    config = ModelConfig(d_model=256, n_heads=4)
+    assert (config.kv_heads, config.head_size) == (4, 64)
+    # 8/3 of 256 is 682.67, and the next multiple of 64 is 704.
+    assert config.ff_width == 704
+    assert ModelConfig(preset="gpt2", d_model=256).ff_width == 1024
+    assert ModelConfig(d_ff=100).ff_width == 100
+
+
+def test_swiglu_width_is_rounded_up_only_where_needed() -> None:
+    # 8/3 of 4096 is 10922.67; 8/3 of 768 is 2048 exactly, a multiple of 64 already.
+    assert ModelConfig(d_model=4096, n_heads=32).ff_width == 10944
+    assert ModelConfig(d_model=768, n_heads=12).ff_width == 2048
+
+
+def test_vocabulary_follows_the_tokenizer() -> None:
+    assert ModelConfig().resolve_vocab_size(50257) == 50304
+    assert ModelConfig().resolve_vocab_size(128) == 128
+    assert ModelConfig(vocab_size=300).resolve_vocab_size(257) == 300
+    with pytest.raises(ValueError, match=r"vocab_size=256 is smaller than the tokenizer's 257 tokens.*null takes 320"):
+        ModelConfig(vocab_size=256).resolve_vocab_size(257)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"d_model": 100, "n_heads": 8}, r"d_model=100 is not a multiple of n_heads=8\. Nearest that are: 96, 104"),
+        ({"d_model": 3, "n_heads": 8}, r"d_model=3 is not a multiple of n_heads=8\. Nearest that are: 8"),
+        ({"d_model": 36, "n_heads": 4}, r"n_heads=4 gives heads of odd size 9.*Nearest d_model: 32, 40"),
+        ({"n_heads": 8, "n_kv_heads": 3}, r"n_heads=8 is not a multiple of n_kv_heads=3\. Nearest n_kv_heads: 4"),
+        ({"n_heads": 4, "n_kv_heads": 9}, r"n_heads=4 is not a multiple of n_kv_heads=9\. Nearest n_kv_heads: 4"),
+        ({"preset": "gpt2", "n_kv_heads": 2}, r"n_kv_heads=2 needs preset=llama.*set it to n_heads=4"),
+    ],
+)
+def test_contradictory_shapes_are_refused(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ModelConfig.model_validate(fields)
+
+
+def test_all_contradictions_are_told_at_once() -> None:
+    with pytest.raises(ValueError, match=r"(?s)d_model=10 .*n_kv_heads=3"):
+        ModelConfig(d_model=10, n_heads=4, n_kv_heads=3)
+
+
+def test_odd_heads_are_fine_without_rope() -> None:
+    assert ModelConfig(preset="gpt2", d_model=36, n_heads=4).head_size == 9
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "sgd", "nesterov": True, "momentum": 0.0}, r"nesterov=True needs a velocity, but momentum=0\.0"),
+        ({"name": "adam", "nesterov": True}, r"nesterov=True needs name=sgd, but name=adam"),
+        ({"betas": (0.9, 1.0)}, r"betas\[1\]=1\.0 is outside \[0, 1\)"),
+        ({"betas": (-0.1, 0.9)}, r"betas\[0\]=-0\.1 is outside \[0, 1\).*0\.0"),
+    ],
+)
+def test_contradictory_optimizers_are_refused(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        OptimizerConfig.model_validate(fields)
+
+
+def test_decay_length_belongs_to_wsd() -> None:
+    assert ScheduleConfig(name="wsd", decay_steps=10).decay_steps == 10
+    with pytest.raises(ValueError, match=r"decay_steps=10 needs name=wsd, but name=cosine"):
+        ScheduleConfig(name="cosine", decay_steps=10)
+
+
+@pytest.mark.parametrize("settings", [ModelConfig, OptimizerConfig, ScheduleConfig])
+def test_settings_are_frozen_closed_and_described(settings: type[BaseModel]) -> None:
+    with pytest.raises(ValidationError, match="extra_forbidden"):
+        settings.model_validate({"learning_rat": 1})
+    field = next(iter(settings.model_fields))
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(settings(), field, None)
+    assert all(info.description for info in settings.model_fields.values())
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.0, float("nan"), float("inf")])
+def test_numbers_out_of_range_are_refused(value: float) -> None:
+    with pytest.raises(ValidationError, match="dropout"):
+        ModelConfig(dropout=value)
+
+
+def test_settings_load_without_torch() -> None:
+    code = "import sys, model.config, model.schedule, model.size; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
