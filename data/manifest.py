@@ -402,9 +402,9 @@ def _listed(start: str, config: StoreConfig) -> Iterator[FoundShard]:
     scheme, rest = split_url(start)
     if scheme == "s3":
         bucket, _, prefix = rest.partition("/")
-        store = S3Store(bucket, "", config)
-        store.check()
-        for info in store.list(prefix):
+        # A clear word about endpoint, bucket and keys; with the prefix, as the keys may be good for nothing else.
+        S3Store(bucket, prefix, config).check()
+        for info in S3Store(bucket, "", config).list(prefix):
             yield FoundShard(f"s3://{bucket}/{info.key}", info.size, info.etag)
     elif scheme == "gs":
         yield from _gs_listed(start, config)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -43,6 +44,9 @@ UNIT_COLUMNS = (
     "invalid_utf8",
     "problem",
 )
+
+TELL_EVERY_S = 2.0
+"""Seconds between two lines of progress."""
 
 MAX_NAMED = 10
 """Bad shards named in one message."""
@@ -229,10 +233,12 @@ def _unit_table(
         tokenized_units_in_chunks,
     )  # ray.data takes a second to import, and often is not needed
 
-    rows = []
+    rows, told_at = [], time.monotonic()
+    tell(f"tokens: tokenizing {manifest.num_units:,} units")
     for row in tokenized_units_in_chunks(manifest, job, UNIT_COLUMNS):
         rows.append(row)
-        if len(rows) % max(1, manifest.num_units // 20) == 0 or len(rows) == manifest.num_units:
+        if time.monotonic() - told_at >= TELL_EVERY_S or len(rows) == manifest.num_units:
+            told_at = time.monotonic()
             tell(f"tokens: {len(rows):,} of {manifest.num_units:,} units")
     table = pa.concat_tables(rows)
     if table["problem"].null_count == len(table):  # bad shards get another chance with another version of the reader

@@ -5,6 +5,7 @@ Checked against Ray 2.60.0, the version the project pins.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,6 +31,7 @@ def use_ordered_quiet_data() -> None:
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     # A block is a whole unit: splitting one would break "one block, one unit".
     context.target_max_block_size = None
 

@@ -32,6 +32,7 @@ from data.store import ShardFile
 FETCH_BYTES = 4 << 20  # one request to the storage
 CHUNK_BYTES = 1 << 20  # one step of decompression and line splitting
 BATCH_BYTES = 8 << 20  # text of Parquet rows held at once, by the row group's average
+BATCH_ROWS = 512  # and the most rows, as a long text that is repeated is stored once and so looks short
 SHORTENED = 60  # characters of a bad value that a message shows
 
 _SPLIT = "Split it, or raise the limit."
@@ -362,9 +363,10 @@ def _parquet_values(file: ShardFile, unit: Unit, column: str, reading: _Reading)
     if problem := text_column_problem(parquet.schema_arrow, column):
         raise reading.bad(None, f"it {problem}.")
     group = parquet.metadata.row_group(unit.row_group)
-    stored = sum(group.column(i).total_uncompressed_size for i in range(group.num_columns))
+    columns = [group.column(i) for i in range(group.num_columns)]
+    stored = sum(each.total_uncompressed_size for each in columns if each.path_in_schema == column)
     wanted = {
-        "batch_size": max(1, BATCH_BYTES * group.num_rows // max(1, stored)),
+        "batch_size": min(BATCH_ROWS, max(1, BATCH_BYTES * group.num_rows // max(1, stored))),
         "row_groups": [unit.row_group],
         "columns": [column],
     }

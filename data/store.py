@@ -306,9 +306,7 @@ class LocalStore(Store):
 
     @contextlib.contextmanager
     def _temporary(self, path: str, data: bytes | None) -> Iterator[str]:
-        folder = os.path.dirname(path)
-        os.makedirs(folder, exist_ok=True)
-        handle, temp = tempfile.mkstemp(prefix=_TEMP, dir=folder)
+        handle, temp = _made_in(os.path.dirname(path))
         try:
             with open(handle, "wb") as file:
                 os.fchmod(handle, 0o666 & ~_umask())  # mkstemp makes private files; a shared folder wants readers
@@ -340,6 +338,18 @@ def raise_local_error(error: OSError, doing: str, path: str) -> NoReturn:
     if error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT):
         raise TransientStoreError(f"Could not {doing} {path}: {error.strerror}. The share may recover.") from error
     raise StoreAccessError(f"Could not {doing} {path}: {error.strerror}. Check the path and its rights.") from error
+
+
+def _made_in(folder: str) -> tuple[int, str]:
+    """A new temporary file in a folder, which is made if need be."""
+    for attempt in range(ATTEMPTS):
+        os.makedirs(folder, exist_ok=True)
+        try:
+            return tempfile.mkstemp(prefix=_TEMP, dir=folder)
+        except FileNotFoundError:  # another thread or machine has just pruned it as empty
+            if attempt == ATTEMPTS - 1:
+                raise
+    raise AssertionError("unreachable")
 
 
 def _source_size(path: str | os.PathLike[str]) -> int:
@@ -492,19 +502,21 @@ class S3Store(Store):
         return f"S3Store({self.url_of()!r})"
 
     def get(self, key: str) -> bytes:
-        def read() -> bytes:
-            body = self._s3.get_object(Bucket=self.bucket, Key=self._name(key))["Body"]
-            with contextlib.closing(body):
-                data: bytes = body.read()
-                return data
+        return self._call(f"read {self.url_of(key)}", lambda: self._read(self._name(key)))
 
-        # botocore retries until the headers are in; a connection lost in the body is ours to retry.
+    def _read(self, name: str) -> bytes:
+        from botocore.exceptions import BotoCoreError
+
         for attempt in range(ATTEMPTS):
-            try:
-                return self._call(f"read {self.url_of(key)}", read)
-            except TransientStoreError:
-                if attempt == ATTEMPTS - 1:
-                    raise
+            body = self._s3.get_object(Bucket=self.bucket, Key=name)["Body"]
+            # botocore retries until the headers are in; a connection lost in the body is ours to retry.
+            with contextlib.closing(body):
+                try:
+                    data: bytes = body.read()
+                    return data
+                except BotoCoreError:
+                    if attempt == ATTEMPTS - 1:
+                        raise
         raise AssertionError("unreachable")
 
     def put(self, key: str, data: bytes) -> None:
@@ -710,11 +722,12 @@ def _s3_filesystem(access: S3Access, environment: tuple[tuple[str, str], ...]) -
         scheme, separator, host = access.endpoint_url.partition("://")
         if not separator:
             raise StoreAccessError(f"The endpoint {access.endpoint_url} has no scheme. Write http://… or https://….")
-        options = {"scheme": scheme, "endpoint_override": host.rstrip("/")}
+        options = {"scheme": scheme, "endpoint_override": host.rstrip("/"), "region": access.region or "us-east-1"}
+    elif access.region:
+        options = {"region": access.region}  # without one, the AWS library looks into its profiles
     return fs.S3FileSystem(
         access_key=access.access_key_id,
         secret_key=access.secret_access_key,
-        region=access.region or "us-east-1",
         connect_timeout=access.timeout_s / ATTEMPTS,
         request_timeout=READ_TIMEOUT_S,
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),

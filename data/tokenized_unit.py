@@ -1,6 +1,7 @@
 """A unit of the data set as token streams, made once and cached in object storage.
 
-The cached object is a one-row Arrow table (IPC stream, compressed), the same table that Ray Data hands on as a block.
+The cached object is a one-row Arrow table (IPC stream, compressed) behind its own sha256, because Arrow itself reads
+damaged bytes as other tokens; the same table is what Ray Data hands on as a block.
 Its key is a hash of everything it depends on, so nothing is ever invalidated: what changes gets another key.
 """
 
@@ -96,7 +97,7 @@ def load_cached(unit: Unit, job: TokenizeJob) -> pa.Table | None:
     """The unit's row from the cache; None where it is not there, or not whole."""
     try:
         return _deserialize(job.cache.get(job.cache_key(unit)))
-    except (ObjectNotFoundError, pa.ArrowInvalid):
+    except ObjectNotFoundError:
         return None
 
 
@@ -149,9 +150,13 @@ def _serialize(table: pa.Table) -> bytes:
     with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
         writer.write_table(table)
     content: bytes = sink.getvalue().to_pybytes()
-    return content
+    return hashlib.sha256(content).digest() + content
 
 
-def _deserialize(data: bytes) -> pa.Table:
-    with pa.ipc.open_stream(data) as reader:
+def _deserialize(data: bytes) -> pa.Table | None:
+    """What `_serialize` wrote; None where it is damaged."""
+    sha256, content = data[:32], memoryview(data)[32:]
+    if hashlib.sha256(content).digest() != sha256:
+        return None
+    with pa.ipc.open_stream(pa.py_buffer(content)) as reader:
         return reader.read_all().cast(SCHEMA)

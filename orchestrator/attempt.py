@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -151,6 +149,7 @@ class _Life:
 
     def __init__(self, fence: Fence, console: Console, run: Run) -> None:
         self._fence, self._console, self._run = fence, console, run
+        self._began = time.monotonic() - (time.time() - fence.record.last.started_at)
         self._told_at = 0.0
         self._first_step_s: float | None = None
         self._startup_s: float | None = None
@@ -163,10 +162,10 @@ class _Life:
             FencedError: a newer attempt has taken the run over.
             TransientStoreError: the store has not taken a sign of life for PRESUMED_DEAD_S.
         """
-        if self._startup_s is None and progress.restored_step is not None:
-            self._startup_s = age_of_process_s()
+        if self._startup_s is None and progress.goodput:  # the loop's clock began with the loop, and counts its own start
+            self._startup_s = max(0.0, self._age_s() - sum(progress.goodput.values()))
         if self._first_step_s is None and progress.row:
-            self._first_step_s = age_of_process_s()
+            self._first_step_s = self._age_s()
         for line in progress.notes[self._notes :]:
             self._console.line(line)
         self._notes = len(progress.notes)
@@ -189,12 +188,16 @@ class _Life:
             attempt={**self._fields(progress), "status": status}, result=result if status == "finished" else {}
         )
 
+    def _age_s(self) -> float:
+        """Seconds since the command was given."""
+        return time.monotonic() - self._began
+
     def _fields(self, progress: Progress) -> dict[str, Any]:
-        age = age_of_process_s()
-        startup_s = self._startup_s if self._startup_s is not None else age
+        age_s = self._age_s()
+        startup_s = self._startup_s if self._startup_s is not None else age_s
         loop_s = sum(progress.goodput.values())
         # The loop's clock stands still between its reports: what is left of the wall clock belongs to where it is now.
-        rest = max(0.0, age - startup_s - loop_s)
+        rest = max(0.0, age_s - startup_s - loop_s)
         goodput = dict(progress.goodput) | {"startup": progress.goodput.get("startup", 0.0) + startup_s}
         cause = "shutdown" if progress.phase == "done" else "training"
         goodput[cause] = goodput.get(cause, 0.0) + rest
@@ -252,15 +255,3 @@ def in_our_words(error: BaseException, progress: Progress) -> BaseException:
             f"A worker that keeps dying is often out of memory: lower train.micro_batch_size."
         )
     return error
-
-
-def age_of_process_s() -> float:
-    """Seconds since this process was started, interpreter start and imports included."""
-    try:
-        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-        return float(Path("/proc/uptime").read_text().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
-    except OSError:  # not Linux
-        return time.monotonic() - _IMPORTED_AT
-
-
-_IMPORTED_AT = time.monotonic()

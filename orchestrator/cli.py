@@ -112,8 +112,9 @@ def train(
     """Train, or continue where the run of this name stopped. Ctrl-C saves, then stops."""
     config = _load(recipe, overrides)
     from orchestrator.run import train
+    from orchestrator.run_record import process_started_at
 
-    train(config, takeover=takeover)
+    train(config, takeover=takeover, started_at=process_started_at())
 
 
 @app.command("eval", epilog="Example: [bold]manta eval recipes/quickstart.yaml --json[/]")

@@ -113,8 +113,12 @@ def prepare(config: RunConfig) -> None:
         console.line(f"ready: {data.summary()}")
 
 
-def train(config: RunConfig, *, takeover: bool = False) -> None:
+def train(config: RunConfig, *, takeover: bool = False, started_at: float | None = None) -> None:
     """Train the recipe's run, or go on where it stopped; prints what it does and how it ended.
+
+    Args:
+        takeover: fence off an attempt that still seems alive.
+        started_at: when the command was given, seconds since the epoch; default now.
 
     Raises:
         ConfigChangedError: the run was begun with other values of fields that decide its result.
@@ -136,7 +140,9 @@ def train(config: RunConfig, *, takeover: bool = False) -> None:
         if begun and load_record(store).last.status == "finished":
             console.line(f"run {config.run!r} is finished: nothing left to do.")
         else:
-            fence = Fence.claim(store, config.run, result_fields(config), begun=begun, takeover=takeover)
+            fence = Fence.claim(
+                store, config.run, result_fields(config), begun=begun, started_at=started_at, takeover=takeover
+            )
             try:
                 run = Run(config, root, store, fence.record)
                 data = run.prepare(console.line, start_ray)

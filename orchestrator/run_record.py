@@ -122,12 +122,21 @@ class Fence:
 
     @classmethod
     def claim(
-        cls, store: Store, run: str, result_fields: dict[str, Any], *, begun: bool, takeover: bool = False
+        cls,
+        store: Store,
+        run: str,
+        result_fields: dict[str, Any],
+        *,
+        begun: bool,
+        started_at: float | None = None,
+        takeover: bool = False,
     ) -> Fence:
         """Add an attempt to the run, making the run if it is new.
 
         Args:
             begun: the run has a checkpoint; before that, nothing is pinned that could not be chosen anew.
+            started_at: when the command was given, seconds since the epoch; default now.
+            takeover: fence off an attempt that seems alive.
 
         Raises:
             RunInUseError: another attempt lives, and `takeover` does not say to fence it off.
@@ -142,7 +151,7 @@ class Fence:
             )
         if not begun:
             record = replace(record, result_fields=result_fields, manifest=None, tokenizer=None)
-        record = replace(record, attempts=(*record.attempts, _this_attempt(len(record.attempts) + 1)))
+        record = replace(record, attempts=(*record.attempts, _this_attempt(len(record.attempts) + 1, started_at)))
         content = record.to_json()
         try:
             etag = store.put_if_match(RECORD, content, info.etag) if info else store.put_if_absent(RECORD, content)
@@ -199,9 +208,19 @@ def sign_of_life(attempt: Attempt) -> str | None:
     return f"gave a sign of life {silence_s:.0f} s ago" if silence_s < PRESUMED_DEAD_S else None
 
 
-def _this_attempt(number: int) -> Attempt:
-    now = time.time()
-    return Attempt(number, socket.gethostname(), _boot_id(), os.getpid(), _process_start(os.getpid()) or "", now, now)
+def _this_attempt(number: int, started_at: float | None) -> Attempt:
+    now, pid = time.time(), os.getpid()
+    return Attempt(number, socket.gethostname(), _boot_id(), pid, _process_start(pid) or "", started_at or now, now)
+
+
+def process_started_at() -> float:
+    """When this process was started, interpreter and imports included; seconds since the epoch."""
+    try:
+        uptime_s = float(Path("/proc/uptime").read_text().split()[0])
+        ticks = float(_process_start(os.getpid()) or "")
+        return time.time() - uptime_s + ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError):  # not Linux: imports are what is missed
+        return time.time() - time.process_time()
 
 
 def _boot_id() -> str:

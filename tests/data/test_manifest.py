@@ -5,6 +5,7 @@ import hashlib
 import os
 import struct
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -42,7 +43,7 @@ def write_parquet(path: Path, row_groups: int, column: str = "text", rows: int =
     pq.write_table(table, path, row_group_size=rows)
 
 
-def made_up(rows: list[tuple[int, str, int, str, int, bool]]) -> Manifest:
+def made_up(rows: Sequence[tuple[int, str, int, str, int, bool]]) -> Manifest:
     names = ["source", "path", "size", "etag", "units", "parquet"]
     types = [pa.int32(), pa.string(), pa.int64(), pa.string(), pa.int32(), pa.bool_()]
     columns = [pa.array(column, kind) for column, kind in zip(zip(*rows, strict=True), types, strict=True)]
@@ -219,11 +220,11 @@ class TestRefusing:
 
 
 class TestAsBytes:
-    rows = [
+    rows = (
         (0, "/a/ä", 10, "e1", 1, False),
         (0, "/a/empty", 5, "e2", 0, True),
         (1, "s3://b/c", 1 << 40, "", 3, True),
-    ]
+    )
 
     def test_round_trip(self) -> None:
         manifest = made_up(self.rows)

@@ -376,11 +376,13 @@ class TestFailuresOfS3:
             assert S3Store("bucket", "", config).get("key") == b"complete"
 
     def test_a_body_always_cut_short_is_not_data(self) -> None:
+        requests = []
         with (
-            fake_s3(lambda number, path: (200, {"Content-Length": "8"}, b"half")) as config,
+            fake_s3(lambda number, path: requests.append(path) or (200, {"Content-Length": "8"}, b"half")) as config,
             pytest.raises(TransientStoreError, match=r"s3://bucket/key.*did not answer in full"),
         ):
             S3Store("bucket", "", config).get("key")
+        assert len(requests) == store_module.ATTEMPTS
 
     def test_missing_credentials_are_told_with_the_remedy(self) -> None:
         with pytest.raises(StoreAccessError, match=r"no usable credentials.*AWS_ACCESS_KEY_ID"):

@@ -1,0 +1,38 @@
+"""Shared by all tests: a real S3 server, for those marked s3."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+
+from cluster.local_s3 import LocalS3
+from data.config import StoreConfig
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalS3]:
+    """A server on free ports, with keys that it checks; it lives as long as the test session."""
+    with LocalS3(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3_store_config(s3_server: LocalS3) -> StoreConfig:
+    """How to reach it."""
+    return StoreConfig(
+        endpoint_url=s3_server.endpoint_url,
+        access_key_id=s3_server.access_key_id,
+        secret_access_key=s3_server.secret_access_key,
+    )
+
+
+@pytest.fixture
+def s3_bucket(s3_server: LocalS3) -> str:
+    """The name of an empty bucket on it."""
+    name = f"bucket-{next(_numbers)}"
+    s3_server.ensure_bucket(name)
+    return name
