@@ -14,7 +14,6 @@ from cluster.errors import ClusterError
 # Read by Ray's processes when they start. None of them changes what a run computes.
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the default of 2 s is waited for in full when a run ends
     "RAY_DEDUP_LOGS": "0",

@@ -22,7 +22,9 @@ import numpy as np
 
 from data.config import SourceConfig, StoreConfig
 from data.errors import BadShardError, InputError, ObjectNotFoundError, ShardChangedError, StoreAccessError
-from data.store import S3Store, ShardFile, filesystem_for, raise_local_error, split_url
+from data.s3_store import S3Store
+from data.shard_file import ShardFile, filesystem_for
+from data.store import raise_local_error, split_url
 
 if TYPE_CHECKING:
     import pyarrow as pa

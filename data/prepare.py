@@ -24,10 +24,11 @@ import pyarrow.parquet as pq
 from data.config import DataConfig, StoreConfig
 from data.errors import BadShardError, InputError, ObjectNotFoundError
 from data.manifest import Manifest, build_manifest, check_unchanged
+from data.open_store import open_store
 from data.packing import count_sequences
 from data.readers import ReadReport, read_documents
 from data.sample_order import UNKNOWN, Ints
-from data.store import Store, open_store
+from data.store import Store
 from data.tokenized_unit import TokenizeJob, is_held_out
 from data.tokenizer import Tokenizer, train_tokenizer
 

@@ -54,10 +54,20 @@ def address_and_port() -> tuple[str, int]:
 
 
 def data_parallel_trainer(*args: Any, **kwargs: Any) -> Any:
-    """Ray Train V2's trainer without a framework; the public one is TorchTrainer, and importing that imports torch."""
+    """Ray Train V2's trainer with neither a framework nor data sets; takes what `TorchTrainer` takes.
+
+    The public one, TorchTrainer, imports torch in driver and controller. Its callback for data sets starts an actor and
+    imports Ray Data in every worker, also where there are none: seconds and megabytes for a run that has its own feeder.
+    """
+    from ray.train.v2._internal.callbacks import DatasetsCallback
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    return DataParallelTrainer(*args, **kwargs)
+    class WorkerGroupTrainer(DataParallelTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()
+            return [callback for callback in callbacks if not isinstance(callback, DatasetsCallback)]
+
+    return WorkerGroupTrainer(*args, **kwargs)
 
 
 def root_cause(error: BaseException, wanted: type[BaseException]) -> BaseException | None:
@@ -71,7 +81,14 @@ def root_cause(error: BaseException, wanted: type[BaseException]) -> BaseExcepti
         seen.add(id(current))
         inner = [
             getattr(current, name, None)
-            for name in ("cause", "_base_exc", "controller_failure", "__cause__", "__context__")
+            for name in (
+                "cause",
+                "_base_exc",
+                "controller_failure",
+                "health_check_failure",
+                "__cause__",
+                "__context__",
+            )
         ]
         # A RayTaskError passes for its cause's class; the cause itself has the plain message.
         if isinstance(current, wanted) and not isinstance(current, ray.exceptions.RayTaskError):

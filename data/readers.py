@@ -27,7 +27,7 @@ from data.manifest import (
     stat_shard,
     text_column_problem,
 )
-from data.store import ShardFile
+from data.shard_file import ShardFile
 
 FETCH_BYTES = 4 << 20  # one request to the storage
 CHUNK_BYTES = 1 << 20  # one step of decompression and line splitting

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
+from data.errors import MantaError
 from data.manifest import Manifest, Unit
 from data.packing import Tokens
 from data.ray_internals import ordered_block_refs, use_ordered_quiet_data
@@ -46,14 +48,20 @@ def tokenized_units(units: Sequence[Unit], job: TokenizeJob, columns: Sequence[s
 
     def tokens_of(batch: pa.Table) -> pa.Table:
         unit = Unit(**batch["unit"][0].as_py())
-        table = load_or_tokenize(unit, job).select(list(columns))
+        try:
+            table = load_or_tokenize(unit, job).select(list(columns))
+        except MantaError as error:  # raised, it would arrive as an error of Ray Data's, its class and message lost
+            return pa.table({"error": [pickle.dumps(error)]})
         return table.add_column(0, "ordinal", pa.array([unit.ordinal], pa.int64()))
 
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         tokens_of, batch_size=None, batch_format="pyarrow"
     )
     for ref in ordered_block_refs(dataset):
-        yield ray.get(ref)
+        table = ray.get(ref)
+        if "error" in table.column_names:
+            raise pickle.loads(table["error"][0].as_py())
+        yield table
 
 
 def tokenized_units_in_chunks(manifest: Manifest, job: TokenizeJob, columns: Sequence[str]) -> Iterator[pa.Table]:

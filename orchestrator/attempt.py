@@ -16,7 +16,7 @@ from data.errors import MantaError, TransientStoreError
 from data.feeder import Feeder
 from data.prepare import PreparedData
 from data.ray_internals import NODE_ID_LABEL, data_parallel_trainer, driver_node_id, root_cause
-from data.store import filesystem_for
+from data.shard_file import filesystem_for
 from orchestrator.config import resolved
 from orchestrator.console import Console
 from orchestrator.errors import ClusterTooSmallError, InputError, WorkerDiedError
@@ -74,7 +74,8 @@ def refuse_small_cluster(run: Run) -> None:
             raise ClusterTooSmallError(
                 f"The cluster has {have.get(kind, 0):g} {kind}s, and the run needs {count}: "
                 f"{scaling.num_workers} workers of {scaling.cpus_per_worker} CPUs and {scaling.gpus_per_worker} GPUs, "
-                f"and a CPU to tokenize with. Lower scaling.num_workers or scaling.{kind.lower()}s_per_worker, or add nodes."
+                f"and a CPU to tokenize with. "
+                f"Lower scaling.num_workers or scaling.{kind.lower()}s_per_worker, or add nodes."
             )
 
 
@@ -162,7 +163,8 @@ class _Life:
             FencedError: a newer attempt has taken the run over.
             TransientStoreError: the store has not taken a sign of life for PRESUMED_DEAD_S.
         """
-        if self._startup_s is None and progress.goodput:  # the loop's clock began with the loop, and counts its own start
+        # The loop's clock began with the loop and counts its own start; what came before is the rest.
+        if self._startup_s is None and progress.goodput:
             self._startup_s = max(0.0, self._age_s() - sum(progress.goodput.values()))
         if self._first_step_s is None and progress.row:
             self._first_step_s = self._age_s()
@@ -170,7 +172,9 @@ class _Life:
             self._console.line(line)
         self._notes = len(progress.notes)
         self._console.progress(progress, self._run.config.train.steps)
-        if force or time.monotonic() - self._told_at >= HEARTBEAT_S:
+        # At once where it went on from: from there on, nothing an earlier attempt may still write belongs to the run.
+        restored = progress.restored_step is not None and self._fence.record.last.from_step is None
+        if force or restored or time.monotonic() - self._told_at >= HEARTBEAT_S:
             try:
                 self._fence.update(attempt=self._fields(progress))
                 self._told_at = time.monotonic()

@@ -24,6 +24,9 @@ from orchestrator.schema import nearest_name, section_of
 # What decides how and where a run is computed and kept, but not what it computes: free to change when a run goes on.
 _FREE = ("run", "storage", "store", "scaling", "checkpoint", "sample", "data.prepare")
 
+# Entries of the "bytes" vocabulary: every byte, and end-of-text.
+BYTES_VOCAB_SIZE = 257
+
 # Never written where a run is kept: a run's folder is shared more freely than the keys to it.
 _SECRET = ("access_key_id", "secret_access_key")
 
@@ -202,11 +205,19 @@ def _schedule_fits(config: RunConfig) -> str | None:
 
 def _vocabulary_fits(config: RunConfig) -> str | None:
     rows, tokenizer = config.model.vocab_size, config.data.tokenizer
-    if rows is None or tokenizer.kind != "bpe" or tokenizer.vocab_size <= rows:
+    tokens = {"bpe": tokenizer.vocab_size, "bytes": BYTES_VOCAB_SIZE}.get(tokenizer.kind)
+    if (
+        rows is None or tokens is None or tokens <= rows or tokenizer.path is not None
+    ):  # what a file holds is seen later
         return None
+    by = (
+        f"data.tokenizer.vocab_size = {tokens}"
+        if tokenizer.kind == "bpe"
+        else f"{tokens} with data.tokenizer.kind = bytes"
+    )
     return (
-        f"model.vocab_size = {rows}: fewer rows than the tokenizer has tokens, "
-        f"data.tokenizer.vocab_size = {tokenizer.vocab_size}. At least {tokenizer.vocab_size}, or null for what fits."
+        f"model.vocab_size = {rows}: fewer rows than the tokenizer has tokens, {by}. "
+        f"At least {tokens}, or null for what fits."
     )
 
 

@@ -201,7 +201,7 @@ def check_recipe_storage(config: RunConfig) -> Check:
 
 def check_storage(url: str, config: StoreConfig) -> Check:
     """Write, read, list, both conditional puts both ways, and delete, under a key of its own."""
-    from data.store import open_store
+    from data.open_store import open_store
 
     name = "object storage"
     try:

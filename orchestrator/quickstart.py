@@ -14,8 +14,8 @@ import zstandard
 from rich.table import Table
 
 from data.manifest import Manifest
+from data.open_store import open_store
 from data.readers import read_documents
-from data.store import open_store
 from data.tokenized_unit import is_held_out
 from orchestrator.config import RunConfig, load_recipe
 from orchestrator.console import Console

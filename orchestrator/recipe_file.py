@@ -12,6 +12,9 @@ import yaml
 
 from orchestrator.errors import RecipeError, UnknownRunError
 
+REMEMBERED = Path(".manta/runs")
+"""Resolved recipes of the runs begun from this folder."""
+
 
 class _StrictLoader(yaml.SafeLoader):
     """Safe YAML that refuses a key given twice and reads 3e-4 as the number it looks like."""
@@ -133,8 +136,17 @@ def _what_is_there(path: Path) -> str:
     return f"Recipes in {folder}: {', '.join(recipes[:10]) or 'none'}."
 
 
+def remember_recipe(run: str, fields: dict[str, Any]) -> None:
+    """Keep a run's resolved recipe in REMEMBERED, so that `manta show RUN` finds it whatever --set made of it."""
+    try:
+        REMEMBERED.mkdir(parents=True, exist_ok=True)
+        (REMEMBERED / f"{run}.yaml").write_text(yaml.safe_dump(fields, sort_keys=False))
+    except OSError:  # a convenience: a folder that cannot be written is no reason not to train
+        return
+
+
 def find_recipe(run_or_recipe: str, folder: Path = Path("recipes")) -> Path:
-    """The recipe that is meant: a file, or the one in `folder` that describes the run of this name.
+    """The recipe that is meant: a file, or that of the run of this name, begun from here or described in `folder`.
 
     Raises:
         UnknownRunError: it is neither; the message names the runs there are recipes for.
@@ -146,7 +158,7 @@ def find_recipe(run_or_recipe: str, folder: Path = Path("recipes")) -> Path:
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         raise RecipeError(f"There is no recipe {path}. {_what_is_there(path)}")
     runs = {}
-    for recipe in sorted(folder.glob("*.yaml")):
+    for recipe in (*sorted(folder.glob("*.yaml")), *sorted(REMEMBERED.glob("*.yaml"))):
         try:
             runs[str(read_recipe(recipe).get("run"))] = recipe
         except RecipeError:  # a broken recipe of another run is no reason to refuse this one
@@ -154,6 +166,6 @@ def find_recipe(run_or_recipe: str, folder: Path = Path("recipes")) -> Path:
     if run_or_recipe in runs:
         return runs[run_or_recipe]
     raise UnknownRunError(
-        f"{run_or_recipe} is neither a recipe nor the run of one in {folder.absolute()}. "
-        f"Runs described there: {', '.join(runs) or 'none'}. For any other, name its recipe: recipes/NAME.yaml"
+        f"{run_or_recipe} is neither a recipe nor a run begun from this folder or described in {folder.absolute()}. "
+        f"Runs known here: {', '.join(runs) or 'none'}. For any other, name its recipe: recipes/NAME.yaml"
     )

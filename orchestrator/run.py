@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -16,13 +19,15 @@ from safetensors.numpy import load_file
 from cluster.local_ray import ray_cluster
 from cluster.local_s3 import LocalS3
 from data.feeder import FeedSpec
+from data.open_store import open_store
 from data.prepare import Pins, PreparedData, prepare_data
 from data.sample_order import UNKNOWN
-from data.store import Store, open_store
+from data.store import Store
 from orchestrator.checkpoint import PROGRESS, fetch_newest, list_checkpoints
-from orchestrator.config import RunConfig, differing_fields, result_fields
+from orchestrator.config import RunConfig, differing_fields, resolved, result_fields
 from orchestrator.console import Console
 from orchestrator.errors import ConfigChangedError
+from orchestrator.recipe_file import remember_recipe
 from orchestrator.run_record import Fence, RunRecord, load_record
 
 
@@ -127,10 +132,13 @@ def train(config: RunConfig, *, takeover: bool = False, started_at: float | None
         KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; everything done is saved.
         MantaError: see `orchestrator.errors`.
     """
-    from orchestrator.attempt import run_attempt
     from orchestrator.show import print_run
 
+    # Importing Ray Train takes a second, and so does starting Ray.
+    preload = threading.Thread(target=import_quietly, args=("orchestrator.attempt",), daemon=True)
+    preload.start()
     console = Console()
+    remember_recipe(config.run, resolved(config))
     with reaching_storage(config) as config, ray_when_needed(config) as start_ray:
         root, store = stores(config)
         root.check()
@@ -145,15 +153,29 @@ def train(config: RunConfig, *, takeover: bool = False, started_at: float | None
             )
             try:
                 run = Run(config, root, store, fence.record)
-                data = run.prepare(console.line, start_ray)
+
+                def tell(line: str) -> None:
+                    console.line(line)
+                    fence.sign_of_life()  # preparing may take hours, and is no reason to be taken for dead
+
+                data = run.prepare(tell, start_ray)
                 console.line(f"data: {data.summary()}")
                 fence.update(manifest=data.manifest.digest, tokenizer=data.tokenizer.digest)
                 start_ray()
+                preload.join()
+                from orchestrator.attempt import run_attempt
+
                 run_attempt(run, fence, data, console)
             except BaseException as error:
                 close_attempt(fence, error)
                 raise
         print_run(open_run(config), console)
+
+
+def import_quietly(module: str) -> None:
+    """Load a module ahead of its use; what is wrong with it is for the use to say."""
+    with suppress(Exception):
+        importlib.import_module(module)
 
 
 def refuse_changed_config(record: RunRecord, config: RunConfig) -> None:
@@ -185,7 +207,11 @@ def feed_spec(run: Run, data: PreparedData) -> FeedSpec:
 def close_attempt(fence: Fence, error: BaseException) -> None:
     """Note in the record how the attempt ended, as far as the record can still be reached."""
     status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+    attempt = fence.record.last
+    # An attempt that ended before its loop told of its seconds spent them all on getting there.
+    goodput = attempt.goodput or {"startup": time.time() - attempt.started_at}
+    message = "" if status == "stopped" else str(error)[:2000]
     try:
-        fence.update(attempt={"status": status, "message": "" if status == "stopped" else str(error)[:2000]})
+        fence.update(attempt={"status": status, "message": message, "goodput": goodput})
     except Exception:  # the error that ended the attempt is the one to be told
         return

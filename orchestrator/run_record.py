@@ -8,6 +8,7 @@ on, and nothing an earlier one wrote beyond that step belongs to the run.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -152,14 +153,22 @@ class Fence:
         if not begun:
             record = replace(record, result_fields=result_fields, manifest=None, tokenizer=None)
         record = replace(record, attempts=(*record.attempts, _this_attempt(len(record.attempts) + 1, started_at)))
-        content = record.to_json()
         try:
-            etag = store.put_if_match(RECORD, content, info.etag) if info else store.put_if_absent(RECORD, content)
+            etag = _put(store, record, info.etag if info else None)
         except ConflictError:
             raise RunInUseError(
                 f"Run {run!r} was claimed by another command at this very moment. Wait for it or stop it."
             ) from None
         return cls(store, record, etag)
+
+    def sign_of_life(self) -> None:
+        """Give one if the last is HEARTBEAT_S old.
+
+        Raises:
+            FencedError: a newer attempt has taken the run over.
+        """
+        if time.time() - self.record.last.heartbeat_at >= HEARTBEAT_S:
+            self.update()
 
     def update(self, *, attempt: dict[str, Any] | None = None, **run: Any) -> None:
         """Change fields of the run, and of this attempt; also a sign of life.
@@ -170,10 +179,28 @@ class Fence:
         mine = replace(self.record.last, heartbeat_at=time.time(), **(attempt or {}))
         record = replace(self.record, attempts=(*self.record.attempts[:-1], mine), **run)
         try:
-            self._etag = self._store.put_if_match(RECORD, record.to_json(), self._etag)
+            self._etag = _put(self._store, record, self._etag)
         except ConflictError:
             raise fenced(load_record(self._store), mine.number) from None
         self.record = record
+
+
+def _put(store: Store, record: RunRecord, etag: str | None) -> str:
+    """Write the record over version `etag` of it, or as the first where None; returns the new etag.
+
+    Raises:
+        ConflictError: somebody else wrote first.
+    """
+    content = record.to_json()
+    try:
+        return store.put_if_match(RECORD, content, etag) if etag else store.put_if_absent(RECORD, content)
+    except ConflictError:
+        # After a lost answer, the second try is refused for what the first has written. No other process writes the
+        # same bytes: they name this one. The etag is read before them, lest it be that of a takeover in between.
+        with contextlib.suppress(ObjectNotFoundError):
+            if (info := store.head(RECORD)) and store.get(RECORD) == content:
+                return info.etag
+        raise
 
 
 def check_fence(store: Store, attempt: int) -> RunRecord:

@@ -18,7 +18,6 @@ import ray.train
 import torch
 import torch.distributed as dist
 from ray.train.collective import broadcast_from_rank_zero
-from ray.train.torch import get_device
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -52,7 +51,7 @@ def train_loop(job: TrainJob) -> None:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config.scaling.threads)
-    device = get_device()
+    device = worker_device(config)
 
     model = build_model(config, job.vocab_size, job.end_of_text).to(device)
     optimizer = build_optimizer(model, train.optimizer, train.lr)
@@ -110,6 +109,17 @@ def train_loop(job: TrainJob) -> None:
             result |= evaluate_held_out(job, model, rank, world_size, device)
     if recorder is not None:
         ray.get(job.monitor.report.remote(phase="done", result=result, goodput=clock.seconds()))
+
+
+def worker_device(config: RunConfig) -> torch.device:
+    """The GPU Ray gave this worker, or the CPU."""
+    if not config.scaling.gpus_per_worker:
+        return torch.device("cpu")
+    from ray.train.torch import get_device  # takes a while to import
+
+    device: torch.device = get_device()
+    torch.cuda.set_device(device)
+    return device
 
 
 def restore(job: TrainJob, model: nn.Module, optimizer: torch.optim.Optimizer, rank: int) -> dict[str, Any]:
