@@ -220,7 +220,9 @@ def _unit_table(
     tell: Tell,
     before_tokenizing: Callable[[], object],
 ) -> pa.Table | None:
-    made_from = {"manifest": manifest.digest, "unit": job.cache_key(manifest.unit(0))}
+    # A unit of every source: each may be read in its own way.
+    firsts = [units.start for source in range(len(job.data.sources)) if (units := manifest.units_of_source(source))]
+    made_from = {"manifest": manifest.digest, "units": [job.cache_key(manifest.unit(first)) for first in firsts]}
     key = f"unit-tables/{_digest(made_from)}.parquet"
     try:
         table = pq.read_table(pa.BufferReader(store.get(key)))

@@ -57,7 +57,7 @@ def data_parallel_trainer(*args: Any, **kwargs: Any) -> Any:
     """Ray Train V2's trainer with neither a framework nor data sets; takes what `TorchTrainer` takes.
 
     The public one, TorchTrainer, imports torch in driver and controller. Its callback for data sets starts an actor and
-    imports Ray Data in every worker, also where there are none: seconds and megabytes for a run that has its own feeder.
+    imports Ray Data in every worker, also where there are none: seconds and megabytes, for a run with its own feeder.
     """
     from ray.train.v2._internal.callbacks import DatasetsCallback
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import ray
@@ -19,15 +19,18 @@ from data.ray_internals import NODE_ID_LABEL, data_parallel_trainer, driver_node
 from data.shard_file import filesystem_for
 from orchestrator.config import resolved
 from orchestrator.console import Console
-from orchestrator.errors import ClusterTooSmallError, InputError, WorkerDiedError
+from orchestrator.errors import ClusterTooSmallError, WorkerDiedError
 from orchestrator.job import TrainJob, train_worker
 from orchestrator.monitor import Monitor, Progress
 from orchestrator.process_group import ProcessGroupConfig
-from orchestrator.run import Run, feed_spec
+from orchestrator.run import Run, embedding_rows, feed_spec
 from orchestrator.run_record import HEARTBEAT_S, PRESUMED_DEAD_S, Fence
 
 POLL_S = 0.25
 """Seconds between two looks at the loop."""
+
+FEEDER_RESTARTS = 3
+"""Deaths of the feeder that a run gets over; more are no accident."""
 
 ACTOR_TIMEOUT_S = 60.0
 """Seconds an actor on the driver's own node may take to answer."""
@@ -45,8 +48,9 @@ def run_attempt(run: Run, fence: Fence, data: PreparedData, console: Console) ->
     job = train_job(run, fence, data, feeder, monitor)
     trainer = _Trainer(run, job)
     life = _Life(fence, console, run)
-    with stop_requests() as requests:
+    with stop_requests() as requests, closing(console):
         trainer.start()
+        console.line(f"workers: starting {run.config.scaling.num_workers}")
         while trainer.is_alive():
             trainer.join(POLL_S)
             life.follow(ray.get(monitor.progress.remote(), timeout=ACTOR_TIMEOUT_S))
@@ -54,10 +58,10 @@ def run_attempt(run: Run, fence: Fence, data: PreparedData, console: Console) ->
                 monitor.request_stop.remote()
                 console.line("saving, then stopping; Ctrl-C again leaves at once, without saving.")
         progress: Progress = ray.get(monitor.progress.remote(), timeout=ACTOR_TIMEOUT_S)
-        if trainer.error is not None:
-            life.follow(progress, force=True)
-            raise in_our_words(trainer.error, progress)
-        life.finish(progress, run.config.train.steps)
+        life.follow(progress, force=trainer.error is not None)
+    if trainer.error is not None:
+        raise in_our_words(trainer.error, progress)
+    life.finish(progress, run.config.train.steps)
     if progress.result is not None and progress.result["step"] < run.config.train.steps:
         raise KeyboardInterrupt
 
@@ -82,33 +86,27 @@ def refuse_small_cluster(run: Run) -> None:
 def start_actors(run: Run, data: PreparedData) -> tuple[Any, Any]:
     """Feeder and monitor, on the driver's own node, which is the last to be reclaimed."""
     here = {"num_cpus": 0, "label_selector": {NODE_ID_LABEL: driver_node_id()}}
-    feeder = ray.remote(Feeder).options(**here).remote(feed_spec(run, data))
+    # A feeder that dies is made anew from the same spec, and makes the same steps.
+    restarts = {"max_restarts": FEEDER_RESTARTS, "max_task_retries": FEEDER_RESTARTS}
+    feeder = ray.remote(Feeder).options(**here, **restarts).remote(feed_spec(run, data))
     return feeder, ray.remote(Monitor).options(**here).remote()
 
 
 def train_job(run: Run, fence: Fence, data: PreparedData, feeder: Any, monitor: Any) -> TrainJob:
-    """What the workers are told.
-
-    Raises:
-        InputError: the vocabulary does not fit the embedding.
-    """
+    """What the workers are told."""
     tokenizer = data.tokenizer
-    try:
-        vocab_size = run.config.model.resolve_vocab_size(tokenizer.vocab_size)
-    except ValueError as error:
-        raise InputError(f"model.{error}") from None
     facts = {"config": resolved(run.config), "manifest": data.manifest.digest, "tokenizer": tokenizer.digest}
     done_before = max((attempt.step for attempt in fence.record.attempts[:-1]), default=0)
     return TrainJob(
-        run.config,
-        run.store,
-        fence.record.last.number,
-        vocab_size,
-        tokenizer.end_of_text,
-        done_before,
-        facts,
-        feeder,
-        monitor,
+        config=run.config,
+        store=run.store,
+        attempt=fence.record.last.number,
+        vocab_size=embedding_rows(run.config, tokenizer),
+        end_of_text=tokenizer.end_of_text,
+        done_before=done_before,
+        facts=facts,
+        feeder=feeder,
+        monitor=monitor,
     )
 
 
@@ -151,7 +149,7 @@ class _Life:
     def __init__(self, fence: Fence, console: Console, run: Run) -> None:
         self._fence, self._console, self._run = fence, console, run
         self._began = time.monotonic() - (time.time() - fence.record.last.started_at)
-        self._told_at = 0.0
+        self._told_at = time.monotonic() - HEARTBEAT_S
         self._first_step_s: float | None = None
         self._startup_s: float | None = None
         self._notes = 0
@@ -184,8 +182,6 @@ class _Life:
 
     def finish(self, progress: Progress, steps: int) -> None:
         """Write how the attempt ended."""
-        self.follow(progress)
-        self._console.close()
         result = progress.result or {}
         status = "finished" if result.get("step") == steps else "stopped"
         self._fence.update(

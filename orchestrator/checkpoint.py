@@ -58,12 +58,17 @@ def list_checkpoints(store: Store, record: RunRecord | None = None) -> list[Chec
 
 
 def fetch_newest(
-    store: Store, record: RunRecord, files: Sequence[str], folder: Path
+    store: Store,
+    record: RunRecord,
+    files: Sequence[str],
+    folder: Path,
+    tell: Callable[[str], object] = logger.error,
 ) -> tuple[CheckpointName, dict[str, Any]] | None:
-    """Fetch the newest undamaged checkpoint, or None where there never was one; damaged ones are named in the log.
+    """Fetch the newest undamaged checkpoint, or None where there never was one.
 
     Args:
         files: those wanted besides state.json; they are in `folder` afterwards.
+        tell: gets a line for every damaged checkpoint, naming it; a worker's log is read by nobody.
 
     Returns:
         its name and state.
@@ -76,7 +81,7 @@ def fetch_newest(
         try:
             return name, fetch_checkpoint(store, name, files, folder)
         except CheckpointDamagedError as error:
-            logger.error("%s The one before it is used.", error)
+            tell(f"{error} The one before it is used.")
             damage.append(str(error))
     if damage:
         raise CheckpointDamagedError(
@@ -104,7 +109,7 @@ def fetch_checkpoint(store: Store, name: CheckpointName, files: Sequence[str], f
             (folder / file).write_bytes(content)
         state: dict[str, Any] = json.loads((folder / STATE).read_bytes())
         return state
-    except (ObjectNotFoundError, ValueError, KeyError) as error:
+    except (ObjectNotFoundError, ValueError, KeyError, TypeError) as error:
         raise CheckpointDamagedError(f"Checkpoint {store.url_of(prefix)} is damaged: {error}.") from error
 
 

@@ -206,17 +206,11 @@ def _schedule_fits(config: RunConfig) -> str | None:
 def _vocabulary_fits(config: RunConfig) -> str | None:
     rows, tokenizer = config.model.vocab_size, config.data.tokenizer
     tokens = {"bpe": tokenizer.vocab_size, "bytes": BYTES_VOCAB_SIZE}.get(tokenizer.kind)
-    if (
-        rows is None or tokens is None or tokens <= rows or tokenizer.path is not None
-    ):  # what a file holds is seen later
+    if rows is None or tokens is None or tokens <= rows or tokenizer.path is not None:  # a file's size is seen later
         return None
-    by = (
-        f"data.tokenizer.vocab_size = {tokens}"
-        if tokenizer.kind == "bpe"
-        else f"{tokens} with data.tokenizer.kind = bytes"
-    )
+    by = "data.tokenizer.vocab_size =" if tokenizer.kind == "bpe" else "data.tokenizer.kind = bytes gives"
     return (
-        f"model.vocab_size = {rows}: fewer rows than the tokenizer has tokens, {by}. "
+        f"model.vocab_size = {rows}: fewer rows than the tokenizer has tokens, {by} {tokens}. "
         f"At least {tokens}, or null for what fits."
     )
 

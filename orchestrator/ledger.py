@@ -157,10 +157,14 @@ def audit(order: SampleOrder, counts: Ints, global_batch_size: int, steps: int, 
         odd_expected.append(order.samples(seen, expected_total - seen, counts).ids())
     seen_ids = np.concatenate(odd_seen) if odd_seen else np.empty(0, np.int64)
     expected_ids = np.concatenate(odd_expected) if odd_expected else np.empty(0, np.int64)
+    duplicated = len(seen_ids) - len(np.unique(seen_ids))
+    strays = np.setdiff1d(seen_ids, expected_ids)
+    if len(strays):  # seen before, in a segment that is as it should be
+        duplicated += int(np.isin(strays, order.samples(0, expected_total, counts).ids()).sum())
     return Audit(
         expected=expected_total,
         seen=seen,
-        duplicated=len(seen_ids) - len(np.unique(seen_ids)),
+        duplicated=duplicated,
         missing=len(np.setdiff1d(expected_ids, seen_ids)),
         digest=digest.hexdigest(),
         in_order=in_order and seen == expected_total,

@@ -11,17 +11,27 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from data.errors import DiskFullError
 from orchestrator.checkpoint import MODEL, OPTIMIZER
 
 
 def snapshot_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
-    """A copy of weights and optimizer state as files, in memory where there is room; the caller deletes the folder."""
+    """A copy of weights and optimizer state as files, in memory where there is room; the caller deletes the folder.
+
+    Raises:
+        DiskFullError: there is no room.
+    """
     folder = Path(tempfile.mkdtemp(prefix="manta-snapshot-", dir=scratch_folder()))
     try:
         save_file(_on_cpu(model.state_dict()), folder / MODEL)
         save_file(_on_cpu(optimizer_tensors(model, optimizer)), folder / OPTIMIZER)
-    except BaseException:
+    except BaseException as error:
+        free = shutil.disk_usage(folder).free
         shutil.rmtree(folder, ignore_errors=True)
+        if "No space left" in str(error):  # safetensors raises a class of its own
+            raise DiskFullError(
+                f"No room for a checkpoint in {folder.parent}: {free / 1e6:,.0f} MB are free. Make room, or set TMPDIR."
+            ) from error
         raise
     return folder
 

@@ -121,6 +121,7 @@ class Recorder:
         store, job = self._job.store, self._job
         began = time.monotonic()
         try:
+            check_fence(store, job.attempt)  # before metrics.jsonl, which a newer attempt may have written since
             counts, state["skipped"] = ray.get([job.feeder.counts.remote(), job.feeder.skipped.remote()])
             save_file({"counts": torch.from_numpy(counts)}, snapshot / PROGRESS)
             while self._unwritten:

@@ -23,10 +23,11 @@ from data.open_store import open_store
 from data.prepare import Pins, PreparedData, prepare_data
 from data.sample_order import UNKNOWN
 from data.store import Store
+from data.tokenizer import Tokenizer
 from orchestrator.checkpoint import PROGRESS, fetch_newest, list_checkpoints
 from orchestrator.config import RunConfig, differing_fields, resolved, result_fields
 from orchestrator.console import Console
-from orchestrator.errors import ConfigChangedError
+from orchestrator.errors import ConfigChangedError, InputError
 from orchestrator.recipe_file import remember_recipe
 from orchestrator.run_record import Fence, RunRecord, load_record
 
@@ -90,7 +91,7 @@ def reaching_storage(config: RunConfig) -> Iterator[RunConfig]:
 
 
 @contextmanager
-def ray_when_needed(config: RunConfig) -> Iterator[Callable[[], None]]:
+def ray_when_needed(config: RunConfig, console: Console) -> Iterator[Callable[[], None]]:
     """A function that sees to it that Ray runs until the block ends; calling it again does nothing."""
     with ExitStack() as stack:
         started: list[bool] = []
@@ -98,6 +99,7 @@ def ray_when_needed(config: RunConfig) -> Iterator[Callable[[], None]]:
         def start() -> None:
             if not started:
                 started.append(True)
+                console.line("ray: starting")
                 scaling = config.scaling
                 workers = scaling.num_workers * scaling.cpus_per_worker
                 # Tokenizing gets CPUs of its own: Ray Train reserves first, and Ray Data would starve on what is left.
@@ -111,7 +113,7 @@ def ray_when_needed(config: RunConfig) -> Iterator[Callable[[], None]]:
 def prepare(config: RunConfig) -> None:
     """Check the shards, learn the tokenizer and tokenize, as far as that has not been done."""
     console = Console()
-    with reaching_storage(config) as config, ray_when_needed(config) as start_ray:
+    with reaching_storage(config) as config, ray_when_needed(config, console) as start_ray:
         root, _ = stores(config)
         root.check()
         data = prepare_data(config.data, config.store, root, Pins(), console.line, start_ray)
@@ -139,7 +141,7 @@ def train(config: RunConfig, *, takeover: bool = False, started_at: float | None
     preload.start()
     console = Console()
     remember_recipe(config.run, resolved(config))
-    with reaching_storage(config) as config, ray_when_needed(config) as start_ray:
+    with reaching_storage(config) as config, ray_when_needed(config, console) as start_ray:
         root, store = stores(config)
         root.check()
         begun = bool(list_checkpoints(store))
@@ -161,6 +163,7 @@ def train(config: RunConfig, *, takeover: bool = False, started_at: float | None
                 data = run.prepare(tell, start_ray)
                 console.line(f"data: {data.summary()}")
                 fence.update(manifest=data.manifest.digest, tokenizer=data.tokenizer.digest)
+                embedding_rows(config, data.tokenizer)
                 start_ray()
                 preload.join()
                 from orchestrator.attempt import run_attempt
@@ -187,6 +190,18 @@ def refuse_changed_config(record: RunRecord, config: RunConfig) -> None:
             f"Run {config.run!r} was begun with other settings, and these decide its result:\n{changes}\n"
             f"Set them back to continue it, or choose another `run:` name (--set run=NAME) to begin a new one."
         )
+
+
+def embedding_rows(config: RunConfig, tokenizer: Tokenizer) -> int:
+    """Rows of the model's embedding.
+
+    Raises:
+        InputError: the tokenizer has ids beyond them.
+    """
+    try:
+        return config.model.resolve_vocab_size(tokenizer.vocab_size)
+    except ValueError as error:
+        raise InputError(f"model.{error}") from None
 
 
 def feed_spec(run: Run, data: PreparedData) -> FeedSpec:

@@ -178,10 +178,15 @@ class Fence:
         """
         mine = replace(self.record.last, heartbeat_at=time.time(), **(attempt or {}))
         record = replace(self.record, attempts=(*self.record.attempts[:-1], mine), **run)
-        try:
-            self._etag = _put(self._store, record, self._etag)
-        except ConflictError:
-            raise fenced(load_record(self._store), mine.number) from None
+        while True:
+            try:
+                self._etag = _put(self._store, record, self._etag)
+                break
+            except ConflictError:
+                info, found = self._store.head(RECORD), load_record(self._store)
+                if info is None or found.last.number != mine.number:
+                    raise fenced(found, mine.number) from None
+                self._etag = info.etag  # of an earlier put of ours that failed for want of an answer, and was done
         self.record = record
 
 

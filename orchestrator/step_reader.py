@@ -13,6 +13,9 @@ import ray
 from data.feeder import StepShare
 from data.packing import MicroBatch
 
+FETCH_TRIES = 3
+"""Times a step's micro-batches may be lost between the feeder's answer and their arrival."""
+
 DEPTH = 2
 """Steps fetched before they are needed."""
 
@@ -58,12 +61,21 @@ class StepReader:
     def _fetch(self, first: int, last: int) -> None:
         try:
             for step in range(first, last):
-                ref: ray.ObjectRef[StepShare] = self._feeder.share.remote(step, self._rank, self._world_size)
-                share = ray.get(ref)
-                if not self._put(FetchedShare(share.micro_steps, ray.get(share.refs), share.target_tokens)):
+                if not self._put(self._fetch_share(step)):
                     return
         except BaseException as error:  # raised in the loop, by take()
             self._put(error)
+
+    def _fetch_share(self, step: int) -> FetchedShare:
+        for tries_left in reversed(range(FETCH_TRIES)):
+            ref: ray.ObjectRef[StepShare] = self._feeder.share.remote(step, self._rank, self._world_size)
+            share = ray.get(ref)
+            try:
+                return FetchedShare(share.micro_steps, ray.get(share.refs), share.target_tokens)
+            except ray.exceptions.ObjectLostError:  # with the feeder; the one made in its place makes the same again
+                if not tries_left:
+                    raise
+        raise AssertionError("the last try returns or raises")
 
     def _put(self, item: FetchedShare | BaseException) -> bool:
         """Queue an item; False if the reader was closed while there was no room."""

@@ -130,7 +130,8 @@ def restore(job: TrainJob, model: nn.Module, optimizer: torch.optim.Optimizer, r
     """
     with tempfile.TemporaryDirectory(prefix="manta-restore-", dir=scratch_folder()) as scratch:
         folder, files = Path(scratch), (MODEL, OPTIMIZER)
-        fetched = fetch_newest(job.store, load_record(job.store), files, folder) if rank == 0 else None
+        tell = job.monitor.note.remote
+        fetched = fetch_newest(job.store, load_record(job.store), files, folder, tell) if rank == 0 else None
         name = broadcast_from_rank_zero(fetched[0] if fetched else None)
         if name is None:
             return {"step": 0, "tokens": 0, "ledger": []}

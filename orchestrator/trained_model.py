@@ -13,7 +13,7 @@ from orchestrator.config import RunConfig
 from orchestrator.errors import UnknownRunError
 from orchestrator.forward import build_model
 from orchestrator.model_state import load_weights
-from orchestrator.run import Run
+from orchestrator.run import Run, embedding_rows
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,6 @@ def load_trained(config: RunConfig, run: Run) -> TrainedModel:
             raise UnknownRunError(f"Run {config.run!r} has no checkpoint yet; `manta train` saves every {every_s:g} s.")
         data = run.prepare(lambda line: None)
         tokenizer = data.tokenizer
-        model = build_model(config, config.model.resolve_vocab_size(tokenizer.vocab_size), tokenizer.end_of_text)
+        model = build_model(config, embedding_rows(config, tokenizer), tokenizer.end_of_text)
         load_weights(Path(scratch), model)
     return TrainedModel(model.eval(), fetched[0].step, data)

@@ -22,7 +22,9 @@ from data.manifest import (
     shard_format,
     stat_shard,
 )
-from data.store import S3Store, Store, open_store
+from data.open_store import open_store
+from data.s3_store import S3Store
+from data.store import Store
 
 STORE = StoreConfig()
 

@@ -17,12 +17,12 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import readers
-from data import store as store_module
+from data import readers, shard_file
 from data.config import DataConfig, SourceConfig, StoreConfig
 from data.errors import BadShardError, MantaError, ShardChangedError, TransientStoreError
 from data.manifest import Unit, stat_shard
 from data.readers import Document, ReadReport, read_documents
+from data.store import ATTEMPTS
 
 STORE = StoreConfig()
 NASTY = [
@@ -375,11 +375,11 @@ def test_trouble_with_the_storage_is_not_the_shards_fault(
     path = written(tmp_path / f"a{ending}", content)
     assert texts(path)
     storage = FailingStorage(offset)
-    monkeypatch.setattr(store_module, "filesystem_for", lambda url, config: (storage, url))
-    monkeypatch.setattr(store_module.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(shard_file, "filesystem_for", lambda url, config: (storage, url))
+    monkeypatch.setattr(shard_file.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(readers, "FETCH_BYTES", 1000)
     with pytest.raises(MantaError) as raised:
         read(path)
     assert type(raised.value) is TransientStoreError
     assert f"Could not read {path} in 3 attempts" in str(raised.value)
-    assert storage.opened == store_module.ATTEMPTS
+    assert storage.opened == ATTEMPTS

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from data import store as store_module
+from data import local_store, s3_store, shard_file
 from data.config import StoreConfig
 from data.errors import (
     ConflictError,
@@ -28,7 +28,11 @@ from data.errors import (
     StoreAccessError,
     TransientStoreError,
 )
-from data.store import LocalStore, S3Store, ShardFile, Store, filesystem_for, open_store, split_url
+from data.local_store import LocalStore
+from data.open_store import open_store
+from data.s3_store import S3Store
+from data.shard_file import ShardFile, filesystem_for
+from data.store import ATTEMPTS, Store, split_url
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
@@ -123,7 +127,7 @@ class TestEveryStore:
         ]
 
     def test_delete(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(store_module, "_DELETE_BATCH", 3)
+        monkeypatch.setattr(s3_store, "_DELETE_BATCH", 3)
         for i in range(10):
             store.put(f"run/{i}", b"x")
         store.put("run-2/kept", b"x")
@@ -210,7 +214,7 @@ class TestLocalStore:
     def test_etags_of_large_objects_differ_by_version(self, local: LocalStore) -> None:
         etags = set()
         for _ in range(20):
-            local.put("large", bytes(store_module.CONTENT_ETAG_BYTES + 1))
+            local.put("large", bytes(local_store.CONTENT_ETAG_BYTES + 1))
             info = local.head("large")
             assert info is not None
             etags.add(info.etag)
@@ -314,7 +318,7 @@ class TestFailuresOfS3:
             assert time.monotonic() - start < 8  # 1 s of time-outs, back-off of at most 3 s, and a slow machine
 
     def test_the_default_time_out_ends_within_15_s_at_worst(self) -> None:
-        longest_back_off_s = sum(2**attempt for attempt in range(store_module.ATTEMPTS - 1))
+        longest_back_off_s = sum(2**attempt for attempt in range(ATTEMPTS - 1))
         assert StoreConfig().timeout_s + longest_back_off_s <= 10
 
     def test_one_that_answered_before_may_come_back(self) -> None:
@@ -366,7 +370,7 @@ class TestFailuresOfS3:
             pytest.raises(error, match=words),
         ):
             S3Store("bucket", "runs", config).put("key", b"data")
-        assert len(requests) == store_module.ATTEMPTS
+        assert len(requests) == ATTEMPTS
 
     def test_a_body_cut_short_is_read_again(self) -> None:
         def answer(number: int, path: str) -> Answer:
@@ -382,7 +386,7 @@ class TestFailuresOfS3:
             pytest.raises(TransientStoreError, match=r"s3://bucket/key.*did not answer in full"),
         ):
             S3Store("bucket", "", config).get("key")
-        assert len(requests) == store_module.ATTEMPTS
+        assert len(requests) == ATTEMPTS
 
     def test_missing_credentials_are_told_with_the_remedy(self) -> None:
         with pytest.raises(StoreAccessError, match=r"no usable credentials.*AWS_ACCESS_KEY_ID"):
@@ -476,7 +480,7 @@ class TestUrls:
 
         monkeypatch.delattr(pyarrow.fs, "GcsFileSystem", raising=False)
         monkeypatch.setitem(sys.modules, "gcsfs", None)
-        store_module._gs_filesystem.cache_clear()
+        shard_file._gs_filesystem.cache_clear()
         with pytest.raises(InputError, match=r"pip install 'manta\[gs\]'"):
             filesystem_for("gs://bucket/shard", StoreConfig())
 
@@ -519,10 +523,10 @@ class TestShardFile:
             def close(self) -> None:
                 self.file.close()
 
-        monkeypatch.setattr(store_module, "filesystem_for", lambda url, config: (Dropping(), url))
+        monkeypatch.setattr(shard_file, "filesystem_for", lambda url, config: (Dropping(), url))
         with ShardFile(str(tmp_path / "shard"), StoreConfig(), retry_delay_s=0.001) as file:
             file.seek(4)
-            if failures < store_module.ATTEMPTS:
+            if failures < ATTEMPTS:
                 assert file.read(3) == b"456"
             else:
                 with pytest.raises(TransientStoreError, match=r"shard in 3 attempts: connection reset"):
@@ -531,7 +535,7 @@ class TestShardFile:
 
 def test_importing_it_all_is_cheap() -> None:
     code = (
-        "import sys, data.store, data.manifest, data.readers, data.tokenizer; "
+        "import sys, data.open_store, data.manifest, data.readers, data.tokenizer; "
         "print([m for m in ('ray', 'torch', 'boto3', 'pyarrow', 'tiktoken', 'tokenizers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

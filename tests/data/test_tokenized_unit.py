@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from data.config import DataConfig, StoreConfig
 from data.errors import BadShardError, ShardChangedError
+from data.local_store import LocalStore
 from data.manifest import Manifest, Unit, build_manifest
 from data.packing import token_stream
-from data.store import LocalStore
 from data.tokenized_unit import SCHEMA, TokenizeJob, is_held_out, load_cached, load_or_tokenize, stream_of, tokenize
 from data.tokenizer import Tokenizer
 

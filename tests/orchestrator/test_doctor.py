@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from data.config import StoreConfig
-from data.store import open_store
+from data.open_store import open_store
 from orchestrator import doctor
 from orchestrator.config import RunConfig
 from orchestrator.doctor import Check
@@ -84,7 +84,7 @@ class TestStorage:
     def test_a_store_without_conditional_writes_is_refused(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from data.store import LocalStore
+        from data.local_store import LocalStore
 
         def careless(self: LocalStore, key: str, data: bytes, etag: str = "") -> str:
             self.put(key, data)

@@ -1,7 +1,7 @@
 """Runs from one command to the trained model, on the real S3 server: left alone, killed, interrupted, contested.
 
-A run is a function of its config, its data and its seed; every story below ends in the same losses and the same samples as
-the run left alone. Its learning rate is constant, so that a longer run has the same losses up to any step.
+A run is a function of its config, its data and its seed: every story below ends in the same losses and the same
+samples as the run left alone. The learning rate is constant, so that a longer run has the same losses up to any step.
 """
 
 from __future__ import annotations
@@ -113,6 +113,7 @@ class Run:
 
     def in_process(self, monkeypatch: pytest.MonkeyPatch, *command: str) -> str:
         """What a command prints that needs no Ray, without waiting for another interpreter to start."""
+        monkeypatch.chdir(self.site.folder)
         for name, value in self.site.environment.items():
             monkeypatch.setenv(name, value)
         name, *options = command
@@ -122,13 +123,15 @@ class Run:
 
     def copy(self, name: str) -> Run:
         """The same run under another name, as far as it has come."""
-        for key in self.keys():
+        for key in self.objects():
+            if key.endswith("/"):  # an empty folder, which Ray makes for notes of its own
+                continue
             source = {"Bucket": self.site.bucket, "Key": key}
             copied = key.replace(f"/runs/{self.name}/", f"/runs/{name}/")
             self.site.client.copy_object(Bucket=self.site.bucket, Key=copied, CopySource=source)
         return replace(self, name=name)
 
-    def keys(self) -> dict[str, str]:
+    def objects(self) -> dict[str, str]:
         """Key and etag of every object of the run."""
         pages = self.site.client.get_paginator("list_objects_v2")
         listed = pages.paginate(Bucket=self.site.bucket, Prefix=f"manta/runs/{self.name}/")
@@ -152,7 +155,7 @@ class Run:
 
     def saved_steps(self) -> list[int]:
         """Steps of complete checkpoints."""
-        manifests = (key.split("/") for key in self.keys() if key.endswith("/manifest.json"))
+        manifests = (key.split("/") for key in self.objects() if key.endswith("/manifest.json"))
         return sorted(int(parts[-2].split("-")[1]) for parts in manifests)
 
     def has_saved(self, step: int) -> Callable[[], bool]:
@@ -259,8 +262,11 @@ class TestLeftAlone:
         assert 1 < story["val_bits_per_byte"] < 6
         assert 0 < story["first_step_s"] < story["goodput"]["wall_s"] + 5
         assert story["tokens_per_s"] > 0
-        assert [found["step"] for found in story["checkpoints"]] == list(range(SAVE_EVERY, STEPS + 1, SAVE_EVERY))
-        assert alone.saved_steps() == [found["step"] for found in story["checkpoints"]]
+        saved = [found["step"] for found in story["checkpoints"]]
+        assert saved == alone.saved_steps()
+        assert saved[-1] == STEPS
+        assert len(saved) > 2
+        assert all(step % SAVE_EVERY == 0 for step in saved), "one is skipped while another is written, never late"
 
     def test_every_sample_was_seen_once(self, story: dict[str, Any]) -> None:
         samples = story["samples"]
@@ -288,9 +294,9 @@ class TestLeftAlone:
         assert rows[0]["loss"] == pytest.approx(math.log(512), abs=0.5)
 
     def test_again_says_finished_and_does_nothing(self, alone: Run) -> None:
-        before = alone.keys()
+        before = alone.objects()
         assert "'alone' is finished" in alone.train()
-        assert alone.keys() == before
+        assert alone.objects() == before
 
     def test_eval_agrees(self, alone: Run, story: dict[str, Any]) -> None:
         with alone.command("eval", "--json") as process:
@@ -308,12 +314,12 @@ class TestLeftAlone:
         assert first == again != other
 
     def test_other_settings_are_refused(self, alone: Run) -> None:
-        before = alone.keys()
+        before = alone.objects()
         output = alone.refused("--set", "train.lr=0.002", "--set", "scaling.num_workers=1")
         assert "train.lr: 0.001 in the run, 0.002 now" in output
         assert "scaling" not in output
         assert "--set run=NAME" in output
-        assert alone.keys() == before
+        assert alone.objects() == before
 
     def test_other_scaling_is_not(self, alone: Run) -> None:
         assert "'alone' is finished" in alone.train("--set", "scaling.num_workers=4", "--set", "checkpoint.keep=1")
@@ -321,7 +327,6 @@ class TestLeftAlone:
 
 def test_streaming_preparation_gives_the_same(site: Site, alone: Run, story: dict[str, Any]) -> None:
     run = site.run("streaming")
-    # Other units in the cache: this one's are its own, so that every unit is tokenized on the way.
     run.train("--set", "data.prepare=streaming")
     assert run.losses() == alone.losses()
     same_samples(run, story)
@@ -331,14 +336,15 @@ def test_killed_twice_and_continued(site: Site, alone: Run, story: dict[str, Any
     run = site.run("killed")
     ended_by: list[int] = []
     for _ in range(2):
-        wanted = max(run.saved_steps(), default=0) + 2 * SAVE_EVERY
+        wanted = max(run.saved_steps(), default=0) + SAVE_EVERY
         with run.command("train") as process:
             process.wait_until(run.has_saved(wanted), f"a checkpoint of step {wanted}")
+            process.wait_until(lambda: run.record()["attempts"][-1]["from_step"] is not None, "a sign of life")
             process.kill_everything()
         ended_by.append(max(run.saved_steps()))
         assert ended_by[-1] < STEPS, "killed too late to tell anything"
     assert run.story()["status"] == "died"
-    assert "restored" in run.train("--set", "scaling.num_workers=3") or True
+    run.train("--set", "scaling.num_workers=3")
 
     at_two, reference, losses = ended_by[-1], alone.losses(), run.losses()
     assert losses[:at_two] == reference[:at_two], "the same, bit by bit, at the same world size"
@@ -377,7 +383,7 @@ def test_stopped_where_it_was_and_continued(stopped: Run, alone: Run, story: dic
 
 def test_damaged_checkpoint_is_named_and_the_one_before_used(stopped: Run, alone: Run, story: dict[str, Any]) -> None:
     before, newest = stopped.saved_steps()[-2:]
-    [damaged] = [key for key in stopped.keys() if f"step-{newest:08d}" in key and key.endswith("model.safetensors")]
+    [damaged] = [key for key in stopped.objects() if f"step-{newest:08d}" in key and key.endswith("model.safetensors")]
     whole = stopped.site.client.get_object(Bucket=stopped.site.bucket, Key=damaged)["Body"].read()
     middle = len(whole) // 2
     broken = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]

@@ -1,0 +1,144 @@
+"""Weights and optimizer state through files and back: bit for bit, and training goes on as if nothing had been."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from model.config import ModelConfig, OptimizerConfig
+from model.optimizer import build_optimizer
+from model.transformer import Transformer
+from orchestrator.checkpoint import MODEL, OPTIMIZER
+from orchestrator.model_state import load_optimizer, load_weights, snapshot_state
+
+OPTIMIZERS = {
+    "sgd": {"name": "sgd", "momentum": 0.9},
+    "sgd without momentum": {"name": "sgd", "momentum": 0.0},
+    "sgd, Nesterov": {"name": "sgd", "momentum": 0.9, "nesterov": True},
+    "adam": {"name": "adam"},
+    "adamw": {"name": "adamw"},
+}
+
+
+class Trainee:
+    """A small model and its optimizer."""
+
+    def __init__(self, optimizer: dict[str, object], seed: int = 0, **model: object) -> None:
+        torch.manual_seed(seed)
+        config = ModelConfig.model_validate({"n_layers": 2, "d_model": 16, "n_heads": 2} | model)
+        self.model = Transformer(config, vocab_size=30, seq_len=8, end_of_text=0)
+        self.optimizer = build_optimizer(self.model, OptimizerConfig.model_validate(optimizer), lr=0.05)
+
+    def train(self, first: int, last: int) -> list[float]:
+        losses = []
+        for step in range(first, last):
+            tokens = torch.randint(0, 30, (2, 9), generator=torch.Generator().manual_seed(step))
+            self.optimizer.zero_grad()
+            loss = self.model(tokens[:, :-1], tokens[:, 1:])
+            loss.backward()
+            self.optimizer.step()
+            losses.append(loss.item())
+        return losses
+
+    def everything(self) -> dict[str, Tensor]:
+        """All weights and all optimizer tensors, by names of torch's own."""
+        found = dict(self.model.state_dict())
+        for number, entries in self.optimizer.state_dict()["state"].items():
+            found |= {f"{number}.{key}": value for key, value in entries.items() if isinstance(value, Tensor)}
+        return found
+
+
+def assert_same_bits(one: dict[str, Tensor], two: dict[str, Tensor]) -> None:
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        assert value.dtype == two[name].dtype and torch.equal(value, two[name]), name
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors here are tiny: more threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def snapshots() -> Iterator[list[Path]]:
+    """Folders to be deleted, as the caller of `snapshot_state` does."""
+    folders: list[Path] = []
+    yield folders
+    for folder in folders:
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("tie_embeddings", [True, False])
+@pytest.mark.parametrize("which", OPTIMIZERS)
+def test_a_continued_training_is_the_uninterrupted_one_bit_for_bit(
+    which: str, tie_embeddings: bool, snapshots: list[Path]
+) -> None:
+    whole = Trainee(OPTIMIZERS[which], tie_embeddings=tie_embeddings)
+    whole.train(0, 3)
+    snapshots.append(snapshot_state(whole.model, whole.optimizer))
+    before = {name: value.clone() for name, value in whole.everything().items()}
+
+    continued = Trainee(OPTIMIZERS[which], seed=1, tie_embeddings=tie_embeddings)
+    load_weights(snapshots[0], continued.model)
+    load_optimizer(snapshots[0], continued.model, continued.optimizer)
+    assert_same_bits(continued.everything(), before)
+    assert continued.train(3, 7) == whole.train(3, 7)
+    assert_same_bits(continued.everything(), whole.everything())
+
+
+def test_a_snapshot_is_of_its_moment(snapshots: list[Path]) -> None:
+    trainee = Trainee(OPTIMIZERS["adamw"])
+    trainee.train(0, 2)
+    expected = {name: value.clone() for name, value in trainee.model.state_dict().items()}
+    snapshots.append(snapshot_state(trainee.model, trainee.optimizer))
+    trainee.train(2, 5)
+    assert_same_bits(load_file(snapshots[0] / MODEL), expected)
+
+
+def test_state_before_the_first_step_can_be_saved_and_loaded(snapshots: list[Path]) -> None:
+    fresh = Trainee(OPTIMIZERS["adamw"])
+    snapshots.append(snapshot_state(fresh.model, fresh.optimizer))
+    other = Trainee(OPTIMIZERS["adamw"], seed=1)
+    load_weights(snapshots[0], other.model)
+    load_optimizer(snapshots[0], other.model, other.optimizer)
+    assert other.train(0, 2) == fresh.train(0, 2)
+
+
+def test_files_name_weights_and_hold_no_hyperparameters(snapshots: list[Path]) -> None:
+    trainee = Trainee(OPTIMIZERS["adam"])
+    trainee.train(0, 1)
+    snapshots.append(snapshot_state(trainee.model, trainee.optimizer))
+    names = dict(trainee.model.named_parameters())
+    assert load_file(snapshots[0] / MODEL).keys() == names.keys()
+    keys = load_file(snapshots[0] / OPTIMIZER).keys()
+    assert keys == {f"{name}/{entry}" for name in names for entry in ("step", "exp_avg", "exp_avg_sq")}
+
+
+def test_hyperparameters_are_the_configs_not_the_files(snapshots: list[Path]) -> None:
+    trainee = Trainee({"name": "adamw", "weight_decay": 0.3})
+    trainee.train(0, 1)
+    snapshots.append(snapshot_state(trainee.model, trainee.optimizer))
+    other = Trainee({"name": "adamw", "weight_decay": 0.01})
+    load_optimizer(snapshots[0], other.model, other.optimizer)
+    assert [group["weight_decay"] for group in other.optimizer.param_groups] == [0.01, 0.0]
+
+
+def test_a_snapshot_that_fails_leaves_no_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    trainee = Trainee(OPTIMIZERS["adamw"])
+    monkeypatch.setattr("orchestrator.model_state.scratch_folder", lambda *_: str(tmp_path))
+
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("orchestrator.model_state.save_file", full)
+    with pytest.raises(Exception, match="no space left"):
+        snapshot_state(trainee.model, trainee.optimizer)
+    assert list(tmp_path.iterdir()) == []
