@@ -10,7 +10,9 @@ Contestants, one after the other in every round, on the quickstart recipe's mode
 "Same threads" for W=2 can mean two things, so both are reported: the single process with 2 threads (what the two
 workers replace) and the DDP loop (the same split of work, without Ray, feeder, ledgers and checkpoints).
 
-A ratio is one round's manta over the same round's plain; the median over rounds counts. The first steps are left out
+A ratio is one round's manta over the same round's plain; the median over rounds counts. "By the median step" is the
+same with the median step in place of the mean: what a few steps slowed by others on the machine do not move, but
+blind to anything that is slow only now and then, so it is told and not judged. The first steps are left out
 on both sides. manta's time is `step_s` of metrics.jsonl, which contains the wait for data, plus what the loop spends
 between steps on its books (known exactly from the goodput ledger: training + data_wait - sum of step_s, shared out
 over all steps). Checkpoints are saved at the recipe's interval and slow the steps they overlap; the moments in which
@@ -88,8 +90,12 @@ def main() -> None:
         "W=2 / plain DDP, 2 x 1 thread": ("manta W=2", "plain DDP"),
     }
     shares = {name: harness.ratios(rates[above], rates[below]) for name, (above, below) in compared.items()}
+    typical_s = {name: [typical_step_s(result, options.warmup) for result in turns[name]] for name in turns}
+    typical = {name: harness.ratios(typical_s[below], typical_s[above]) for name, (above, below) in compared.items()}
     verdicts = [Verdict.told(name, statistics.median(values), "tokens/s") for name, values in rates.items()]
-    verdicts += [Verdict.at_least(name, statistics.median(values), RATIO) for name, values in shares.items()]
+    for name, values in shares.items():
+        verdicts.append(Verdict.at_least(name, statistics.median(values), RATIO))
+        verdicts.append(Verdict.told("  by the median step", statistics.median(typical[name])))
     verdicts += [
         Verdict.at_most(f"{name}: wait for data", statistics.median(values), WAIT_PERCENT, "%")
         for name, values in waits.items()
@@ -97,6 +103,7 @@ def main() -> None:
     details = {
         "tokens_per_s": {name: harness.spread(values) for name, values in rates.items()},
         "ratios": {name: harness.spread(values) for name, values in shares.items()},
+        "ratios_by_median_step": {name: harness.spread(values) for name, values in typical.items()},
         "data_wait_percent": {name: harness.spread(values) for name, values in waits.items()},
         "books_s_per_step": {name: [books_s(run) for run in turns[name]] for name in waits},
         "goodput": {name: [run.story["goodput"] for run in turns[name]] for name in waits},
@@ -162,6 +169,13 @@ def manta_rate(run: FinishedRun, warmup: int) -> float:
     rows = run.rows[warmup:]
     tokens = rows[-1]["tokens"] - run.rows[warmup - 1]["tokens"]
     return tokens / (sum(row["step_s"] for row in rows) + books_s(run) * len(rows))
+
+
+def typical_step_s(result: FinishedRun | dict[str, Any], warmup: int) -> float:
+    """Seconds of the median step, books included."""
+    if isinstance(result, FinishedRun):
+        return statistics.median(row["step_s"] for row in result.rows[warmup:]) + books_s(result)
+    return statistics.median(result["step_s"][warmup:])
 
 
 def books_s(run: FinishedRun) -> float:

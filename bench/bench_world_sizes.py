@@ -4,7 +4,7 @@ The quickstart recipe's model in fp32, M = 8 micro-batches a step, the same seed
 one thread each. Reported: for every world size, the largest relative difference of any step's loss from that of one
 worker, max |loss_W - loss_1| / |loss_1| (asked: 1e-6), and whether the digests of all sample ids, in training order,
 are identical. The difference grows with the steps, as training amplifies rounding; it is also given for the first
-half. Two runs of the same size are not compared: they are the same bits, and a test says so.
+half.
 """
 
 from __future__ import annotations

@@ -57,6 +57,11 @@ class Attempt:
     goodput: dict[str, float] = field(default_factory=dict)
     message: str = ""
 
+    @property
+    def identity(self) -> tuple[int, str, int, str, float]:
+        """Tells this attempt from every other, also from one of the same number in a run that was deleted."""
+        return self.number, self.boot_id, self.pid, self.pid_started, self.started_at
+
 
 @dataclass(frozen=True)
 class RunRecord:
@@ -178,15 +183,15 @@ class Fence:
         """
         mine = replace(self.record.last, heartbeat_at=time.time(), **(attempt or {}))
         record = replace(self.record, attempts=(*self.record.attempts[:-1], mine), **run)
-        while True:
-            try:
-                self._etag = _put(self._store, record, self._etag)
-                break
-            except ConflictError:
-                info, found = self._store.head(RECORD), load_record(self._store)
-                if info is None or found.last.number != mine.number:
-                    raise fenced(found, mine.number) from None
-                self._etag = info.etag  # of an earlier put of ours that failed for want of an answer, and was done
+        try:
+            self._etag = _put(self._store, record, self._etag)
+        except ConflictError:
+            # The etag is read before the record, lest it be that of a takeover in between.
+            info, found = self._store.head(RECORD), load_record(self._store)
+            if info is None or found.last.identity != mine.identity:
+                raise fenced(found, mine.number) from None
+            # An earlier put of ours was done and its answer lost; whoever comes between now and this one fences us.
+            self._etag = _put(self._store, record, info.etag)
         self.record = record
 
 

@@ -239,6 +239,14 @@ class TestVocabulary:
         assert "model.vocab_size = 256" in output
         assert "At least 257, or null" in output
 
+    def test_characters_larger_than_the_embedding(self, shards: Path) -> None:
+        """How many characters there are is known once the shards have been read."""
+        tokens = len(set("".join(WORDS) + " ")) + 2
+        data = {"tokenizer": {"kind": "chars"}, "prepare": "streaming"}
+        output = refused("train", recipe(shards.parent, data=data, model={"vocab_size": tokens - 1}))
+        assert f"model.vocab_size={tokens - 1} is smaller than the tokenizer's {tokens} tokens" in output
+        assert "null takes 64" in output
+
 
 @pytest.mark.ray
 def test_skipped_and_replaced_are_counted(shards: Path) -> None:
