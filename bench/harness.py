@@ -64,6 +64,7 @@ def scratch() -> Iterator[Path]:
     """A folder for everything the benchmark writes, Ray's own files included; gone afterwards, as is its S3 server."""
     folder = Path(tempfile.mkdtemp(prefix="manta-bench-"))
     os.environ["RAY_TMPDIR"] = str(folder)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `timeout` and `kill` leave nothing behind either
     try:
         yield folder
     finally:

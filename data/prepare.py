@@ -150,6 +150,8 @@ def _manifest(config: DataConfig, store_config: StoreConfig, store: Store, pinne
         )
         return manifest
     manifest = build_manifest(config.sources, store_config)
+    if manifest.num_units == 0:
+        raise InputError("The shards of data.sources hold nothing at all: parquet files without a row group?")
     key = f"manifests/{manifest.digest}.parquet"
     if store.head(key) is None:
         store.put(key, manifest.to_bytes())

@@ -122,6 +122,7 @@ class ReadAhead:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        self._readers.shutdown(wait=False)
 
     def _read(self) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
 import time
@@ -25,6 +26,8 @@ from orchestrator.monitor import Monitor, Progress
 from orchestrator.process_group import ProcessGroupConfig
 from orchestrator.run import Run, embedding_rows, feed_spec
 from orchestrator.run_record import HEARTBEAT_S, PRESUMED_DEAD_S, Fence
+
+_TORN_CONNECTION = re.compile(r"gloo|Connection (closed|reset) by peer|NCCL", re.IGNORECASE)
 
 POLL_S = 0.25
 """Seconds between two looks at the loop."""
@@ -246,7 +249,9 @@ def in_our_words(error: BaseException, progress: Progress) -> BaseException:
     ours = root_cause(error, MantaError)
     if ours is not None:
         return ours
-    death = root_cause(error, ray.exceptions.RayActorError)
+    # A rank whose peer dies may say so, in Gloo's words, before Ray has noticed the death.
+    torn = root_cause(error, RuntimeError)
+    death = root_cause(error, ray.exceptions.RayActorError) or (torn if _TORN_CONNECTION.search(str(torn)) else None)
     if death is not None:
         reason = " ".join(str(death).split())[:500]
         step = progress.row.get("step", 0)

@@ -141,7 +141,13 @@ def write_checkpoint(
 
 
 def prune(store: Store, record: RunRecord, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints, each one's manifest first, so that none is ever half there."""
-    for name in list_checkpoints(store, record)[:-keep]:
+    """Delete all but the run's newest `keep` checkpoints, each one's manifest first, so that none is ever half there.
+
+    Those that a fenced-off attempt left go too.
+    """
+    kept = list_checkpoints(store, record)[-keep:]
+    for name in list_checkpoints(store):
+        if name in kept:
+            continue
         store.delete(f"checkpoints/{name}/{MANIFEST}")
         store.delete_prefix(f"checkpoints/{name}/")

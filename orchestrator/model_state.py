@@ -15,13 +15,16 @@ from data.errors import DiskFullError
 from orchestrator.checkpoint import MODEL, OPTIMIZER
 
 
-def snapshot_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
+def snapshot_state(model: nn.Module, optimizer: torch.optim.Optimizer, label: str = "snapshot") -> Path:
     """A copy of weights and optimizer state as files, in memory where there is room; the caller deletes the folder.
+
+    Args:
+        label: part of the folder's name, by which `discard_snapshots` finds what a killed process left.
 
     Raises:
         DiskFullError: there is no room.
     """
-    folder = Path(tempfile.mkdtemp(prefix="manta-snapshot-", dir=scratch_folder()))
+    folder = Path(tempfile.mkdtemp(prefix=f"manta-{label}-", dir=scratch_folder()))
     try:
         save_file(_on_cpu(model.state_dict()), folder / MODEL)
         save_file(_on_cpu(optimizer_tensors(model, optimizer)), folder / OPTIMIZER)
@@ -34,6 +37,13 @@ def snapshot_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
             ) from error
         raise
     return folder
+
+
+def discard_snapshots(label: str) -> None:
+    """Delete this machine's snapshots of that label: shared memory they fill is freed by nobody else."""
+    for scratch in (tempfile.gettempdir(), scratch_folder()):
+        for folder in Path(scratch or "/dev/shm").glob(f"manta-{label}-*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def load_weights(folder: Path, model: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import threading
 import time
@@ -18,7 +19,7 @@ from orchestrator.checkpoint import PROGRESS, CheckpointName, prune, write_check
 from orchestrator.goodput import GoodputClock
 from orchestrator.job import TrainJob
 from orchestrator.ledger import LedgerCut, StepLedger, StepRow
-from orchestrator.model_state import snapshot_state
+from orchestrator.model_state import discard_snapshots, snapshot_state
 from orchestrator.run_record import check_fence
 
 SAVE_TRIES = 3
@@ -39,6 +40,9 @@ class Recorder:
         self._unwritten: list[LedgerCut] = []
         self._saved_at = time.monotonic()
         self._saved_step: int | None = None
+        # The run's only live attempt is this one, so snapshots of the run that are still here are a dead one's.
+        self._label = hashlib.blake2b(job.store.url_of("").encode(), digest_size=8).hexdigest()
+        discard_snapshots(self._label)
 
     @property
     def tokens(self) -> int:
@@ -94,7 +98,7 @@ class Recorder:
         return time.monotonic() - self._saved_at >= checkpoint.every_s
 
     def _start_saving(self, step: int) -> None:
-        snapshot = snapshot_state(self._model, self._optimizer)
+        snapshot = snapshot_state(self._model, self._optimizer, self._label)
         self._unwritten.append(self._ledger.cut())
         state = {
             "step": step,

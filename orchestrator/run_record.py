@@ -186,13 +186,21 @@ class Fence:
         try:
             self._etag = _put(self._store, record, self._etag)
         except ConflictError:
-            # The etag is read before the record, lest it be that of a takeover in between.
-            info, found = self._store.head(RECORD), load_record(self._store)
-            if info is None or found.last.identity != mine.identity:
-                raise fenced(found, mine.number) from None
-            # An earlier put of ours was done and its answer lost; whoever comes between now and this one fences us.
-            self._etag = _put(self._store, record, info.etag)
+            self._etag = self._put_after_lost_answer(record)
         self.record = record
+
+    def _put_after_lost_answer(self, record: RunRecord) -> str:
+        """Put once more where an earlier put of ours was done and its answer lost; returns the new etag.
+
+        Raises:
+            FencedError: it was somebody else's put that got in between.
+        """
+        # The etag is read before the record, lest it be that of a takeover in between.
+        info, found = self._store.head(RECORD), load_record(self._store)
+        if info is not None and found.last.identity == record.last.identity:
+            with contextlib.suppress(ConflictError):
+                return _put(self._store, record, info.etag)
+        raise fenced(load_record(self._store), record.last.number)
 
 
 def _put(store: Store, record: RunRecord, etag: str | None) -> str:
