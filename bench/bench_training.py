@@ -131,7 +131,7 @@ def train_once(folder: Path, recipe: list[str], steps: int, workers: int, thread
 def plain_settings(folder: Path, recipe: list[str], steps: int) -> dict[str, Any]:
     """What plain_loop.py is told: the recipe's own values, and its tokens as one array."""
     with reaching_storage(load_recipe(harness.RECIPE, recipe)) as config:
-        data = prepare_data(config.data, config.store, stores(config)[0], Pins(), lambda _: None, lambda: None)
+        data = prepare_data(config.data, config.store, stores(config)[0], Pins(), lambda _: None, lambda _: None)
         tables = [load_cached(data.manifest.unit(unit), data.job) for unit in range(data.manifest.num_units)]
         streams = [stream_of(table, "train", data.tokenizer.dtype) for table in tables if table is not None]
     path = folder / "tokens.npy"
@@ -157,7 +157,7 @@ def train_plainly(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """plain_loop.py in processes of its own."""
     path = folder / "plain.json"
     path.write_text(json.dumps(settings))
-    script = Path(__file__).with_name("plain_loop.py")
+    script = Path(__file__).resolve().with_name("plain_loop.py")
     with Command(sys.executable, str(script), str(path), folder=folder) as command:
         command.wait()
     result: dict[str, Any] = json.loads(command.lines[-1][1])

@@ -38,7 +38,7 @@ from orchestrator.run import open_run, reaching_storage, stores
 from orchestrator.run_record import Attempt, load_record
 from orchestrator.show import describe
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).resolve().parent / "results"
 COMMAND_TIMEOUT_S = 1200.0
 LOOK_EVERY_S = 0.5
 

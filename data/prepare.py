@@ -117,14 +117,14 @@ def prepare_data(
     store: Store,
     pins: Pins,
     tell: Tell,
-    before_tokenizing: Callable[[], object],
+    before_tokenizing: Callable[[Tokenizer], object],
 ) -> PreparedData:
     """Find or make everything; `tokenized_units` in Ray Data only where something is missing.
 
     Args:
         store: where the artifacts are kept.
         tell: gets a line for every part, said to be there already or made.
-        before_tokenizing: called if Ray is needed; must see to it that it runs.
+        before_tokenizing: called if Ray is needed: may refuse the tokenizer, and must see to it that Ray runs.
 
     Raises:
         InputError: shards cannot be read (all of them named), changed, or hold nothing to train on.
@@ -220,7 +220,7 @@ def _unit_table(
     *,
     make: bool,
     tell: Tell,
-    before_tokenizing: Callable[[], object],
+    before_tokenizing: Callable[[Tokenizer], object],
 ) -> pa.Table | None:
     # A unit of every source: each may be read in its own way.
     firsts = [units.start for source in range(len(job.data.sources)) if (units := manifest.units_of_source(source))]
@@ -233,7 +233,7 @@ def _unit_table(
     except ObjectNotFoundError:
         if not make:
             return None
-    before_tokenizing()
+    before_tokenizing(job.tokenizer)
     from data.token_pipeline import (
         tokenized_units_in_chunks,
     )  # ray.data takes a second to import, and often is not needed

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import ray
@@ -31,6 +31,9 @@ _TORN_CONNECTION = re.compile(r"gloo|Connection (closed|reset) by peer|NCCL", re
 
 POLL_S = 0.25
 """Seconds between two looks at the loop."""
+
+RAY_TRAIN_FOLDER = "ray-train/"
+"""Where Ray Train keeps books of its own; of no use to a run whose checkpoints are the only truth, and deleted."""
 
 FEEDER_RESTARTS = 3
 """Deaths of the feeder that a run gets over; more are no accident."""
@@ -62,6 +65,8 @@ def run_attempt(run: Run, fence: Fence, data: PreparedData, console: Console) ->
                 console.line("saving, then stopping; Ctrl-C again leaves at once, without saving.")
         progress: Progress = ray.get(monitor.progress.remote(), timeout=ACTOR_TIMEOUT_S)
         life.follow(progress, force=trainer.error is not None)
+    with suppress(MantaError):
+        run.store.delete_prefix(RAY_TRAIN_FOLDER)
     if trainer.error is not None:
         raise in_our_words(trainer.error, progress)
     life.finish(progress, run.config.train.steps)
@@ -119,7 +124,7 @@ class _Trainer(threading.Thread):
     def __init__(self, run: Run, job: TrainJob) -> None:
         super().__init__(name="trainer", daemon=True)
         scaling = run.config.scaling
-        filesystem, path = filesystem_for(run.store.url_of("ray-train"), run.config.store)
+        filesystem, path = filesystem_for(run.store.url_of(RAY_TRAIN_FOLDER.rstrip("/")), run.config.store)
         resources = {"CPU": scaling.cpus_per_worker} | (
             {"GPU": scaling.gpus_per_worker} if scaling.gpus_per_worker else {}
         )
@@ -130,8 +135,7 @@ class _Trainer(threading.Thread):
             scaling_config=ray.train.ScalingConfig(
                 num_workers=scaling.num_workers, use_gpu=scaling.gpus_per_worker > 0, resources_per_worker=resources
             ),
-            # Ray Train's own bookkeeping is of no use to a run whose checkpoints are the only truth; a name per attempt
-            # keeps it from resuming anything.
+            # A name per attempt keeps Ray Train from resuming anything by itself.
             run_config=ray.train.RunConfig(
                 name=f"attempt-{job.attempt}", storage_path=path, storage_filesystem=filesystem
             ),

@@ -47,7 +47,7 @@ class Run:
     record: RunRecord
 
     def prepare(
-        self, tell: Callable[[str], None], before_tokenizing: Callable[[], object] = lambda: None
+        self, tell: Callable[[str], None], before_tokenizing: Callable[[Tokenizer], object] = lambda tokenizer: None
     ) -> PreparedData:
         """The data this run is pinned to, see `prepare_data`."""
         pins = Pins(self.record.manifest, self.record.tokenizer)
@@ -116,8 +116,19 @@ def prepare(config: RunConfig) -> None:
     with reaching_storage(config) as config, ray_when_needed(config, console) as start_ray:
         root, _ = stores(config)
         root.check()
-        data = prepare_data(config.data, config.store, root, Pins(), console.line, start_ray)
+        data = prepare_data(config.data, config.store, root, Pins(), console.line, checked(config, start_ray))
+        embedding_rows(config, data.tokenizer)
         console.line(f"ready: {data.summary()}")
+
+
+def checked(config: RunConfig, start_ray: Callable[[], None]) -> Callable[[Tokenizer], None]:
+    """What `prepare_data` calls before it tokenizes: a vocabulary that does not fit is refused, then Ray is started."""
+
+    def before_tokenizing(tokenizer: Tokenizer) -> None:
+        embedding_rows(config, tokenizer)
+        start_ray()
+
+    return before_tokenizing
 
 
 def train(config: RunConfig, *, takeover: bool = False, started_at: float | None = None) -> None:
@@ -134,11 +145,8 @@ def train(config: RunConfig, *, takeover: bool = False, started_at: float | None
         KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; everything done is saved.
         MantaError: see `orchestrator.errors`.
     """
-    from orchestrator.show import print_run
-
     # Importing Ray Train takes a second, and so does starting Ray.
-    preload = threading.Thread(target=import_quietly, args=("orchestrator.attempt",), daemon=True)
-    preload.start()
+    threading.Thread(target=import_quietly, args=("orchestrator.attempt",), daemon=True).start()
     console = Console()
     remember_recipe(config.run, resolved(config))
     with reaching_storage(config) as config, ray_when_needed(config, console) as start_ray:
@@ -150,29 +158,33 @@ def train(config: RunConfig, *, takeover: bool = False, started_at: float | None
         if begun and load_record(store).last.status == "finished":
             console.line(f"run {config.run!r} is finished: nothing left to do.")
         else:
-            fence = Fence.claim(
-                store, config.run, result_fields(config), begun=begun, started_at=started_at, takeover=takeover
-            )
+            pins = result_fields(config)
+            fence = Fence.claim(store, config.run, pins, begun=begun, started_at=started_at, takeover=takeover)
             try:
-                run = Run(config, root, store, fence.record)
-
-                def tell(line: str) -> None:
-                    console.line(line)
-                    fence.sign_of_life()  # preparing may take hours, and is no reason to be taken for dead
-
-                data = run.prepare(tell, start_ray)
-                console.line(f"data: {data.summary()}")
-                fence.update(manifest=data.manifest.digest, tokenizer=data.tokenizer.digest)
-                embedding_rows(config, data.tokenizer)
-                start_ray()
-                preload.join()
-                from orchestrator.attempt import run_attempt
-
-                run_attempt(run, fence, data, console)
+                begin_attempt(Run(config, root, store, fence.record), fence, start_ray, console)
             except BaseException as error:
                 close_attempt(fence, error)
                 raise
+        from orchestrator.show import print_run
+
         print_run(open_run(config), console)
+
+
+def begin_attempt(run: Run, fence: Fence, start_ray: Callable[[], None], console: Console) -> None:
+    """Prepare the run's data, pin the run to it, and train."""
+
+    def tell(line: str) -> None:
+        console.line(line)
+        fence.sign_of_life()  # preparing may take hours, and is no reason to be taken for dead
+
+    data = run.prepare(tell, checked(run.config, start_ray))
+    console.line(f"data: {data.summary()}")
+    embedding_rows(run.config, data.tokenizer)
+    fence.update(manifest=data.manifest.digest, tokenizer=data.tokenizer.digest)
+    start_ray()
+    from orchestrator.attempt import run_attempt
+
+    run_attempt(run, fence, data, console)
 
 
 def import_quietly(module: str) -> None:

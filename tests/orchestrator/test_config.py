@@ -213,7 +213,7 @@ class TestFile:
         (recipe.parent / "broken.yaml").write_text("{")
         assert find_recipe("first", recipe.parent) == recipe
         assert find_recipe(str(recipe), recipe.parent) == recipe
-        with pytest.raises(UnknownRunError, match=r"second is neither .* Runs described there: first\."):
+        with pytest.raises(UnknownRunError, match=r"second is neither .* Runs known here: first\."):
             find_recipe("second", recipe.parent)
         with pytest.raises(RecipeError, match="There is no recipe"):
             find_recipe("second.yaml", recipe.parent)
