@@ -15,6 +15,7 @@ from cluster.errors import ClusterError
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_prestart_worker_first_driver": "0",  # a process for every CPU, most of them never used
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the default of 2 s is waited for in full when a run ends
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -23,6 +24,11 @@ _ENVIRONMENT = {
 
 OBJECT_STORE_BYTES = 1 << 30
 """Shared memory of a local cluster; a window of tokenized units takes far less."""
+
+
+def joins_cluster() -> bool:
+    """Whether commands join a cluster that is there, instead of starting one of their own."""
+    return bool(os.environ.get("RAY_ADDRESS"))
 
 
 @contextmanager

@@ -76,8 +76,8 @@ class DataConfig(Section):
     validation_fraction: float = Field(
         0.01, ge=0, lt=1, description="Share of documents held out, chosen by a hash of each document's text."
     )
-    validation_sequences: int | None = Field(
-        None, ge=1, description="At most this many held-out sequences are evaluated; default all that are held out."
+    validation_sequences: int = Field(
+        4096, ge=1, description="At most this many held-out sequences are evaluated, the first in the shards' order."
     )
     prepare: Literal["auto", "ahead", "streaming"] = Field(
         "auto",

@@ -29,8 +29,8 @@ AHEAD_STEPS = 8
 RETAINED_STEPS = 64
 """Steps kept behind the newest one asked for, so that workers which restart find them made."""
 
-AHEAD_BYTES = 128_000_000
-"""Shard bytes to be tokenized ahead of the step being made."""
+AHEAD_BYTES, AHEAD_UNITS = 128_000_000, 512
+"""Shards to be tokenized ahead of the step being made: until there are so many bytes, or so many units."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ class Feeder:
             fresh = [int(unit) for unit in units if int(unit) not in wishes]
             wishes.update(dict.fromkeys(fresh))
             ahead_bytes += sum(manifest.unit(unit).unit_bytes for unit in fresh)
-            if ahead_bytes >= AHEAD_BYTES:
+            if ahead_bytes >= AHEAD_BYTES or len(wishes) >= AHEAD_UNITS:
                 break
         self._read_ahead.wish(list(wishes))
 
@@ -272,7 +272,7 @@ def held_out_batches(spec: FeedSpec) -> list[MicroBatch]:
     units: list[int] = []
     indices: list[int] = []
     for table in tokenized_units_in_chunks(spec.manifest, spec.job, ["validation", "problem"]):
-        if limit is not None and len(units) >= limit:
+        if len(units) >= limit:
             break
         ordinal, problem = table["ordinal"][0].as_py(), table["problem"][0].as_py()
         if problem is not None and data.on_bad_shard == "refuse":

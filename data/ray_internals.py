@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
-import ray.data
-from ray.data import DataContext
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
 
 
-def ordered_block_refs(dataset: ray.data.Dataset) -> Iterator[ray.ObjectRef[Any]]:
+def ordered_block_refs(dataset: Dataset) -> Iterator[ray.ObjectRef[Any]]:
     """References to the blocks of a data set in order, without moving the blocks.
 
     `Dataset.iter_internal_ref_bundles` yields bundles in order when `preserve_order` is set on the context in which the
@@ -27,6 +28,8 @@ def ordered_block_refs(dataset: ray.data.Dataset) -> Iterator[ray.ObjectRef[Any]
 
 def use_ordered_quiet_data() -> None:
     """Set this process's Ray Data to keep blocks in order, whole and without its own progress bars."""
+    from ray.data import DataContext
+
     context = DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
@@ -53,19 +56,38 @@ def address_and_port() -> tuple[str, int]:
     return str(address), int(port)
 
 
-def data_parallel_trainer(*args: Any, **kwargs: Any) -> Any:
+def data_parallel_trainer(*args: Any, own_cluster: bool, **kwargs: Any) -> Any:
     """Ray Train V2's trainer with neither a framework nor data sets; takes what `TorchTrainer` takes.
 
     The public one, TorchTrainer, imports torch in driver and controller. Its callback for data sets starts an actor and
     imports Ray Data in every worker, also where there are none: seconds and megabytes, for a run with its own feeder.
+
+    Args:
+        own_cluster: the cluster ends with this process. Then nobody has to be asked for nodes, and nothing cleaned up
+            after a controller that died: the two actors that do so are not started.
     """
     from ray.train.v2._internal.callbacks import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    unused = (DatasetsCallback, PlacementGroupCleanerCallback) if own_cluster else (DatasetsCallback,)
+
+    class UncoordinatedPolicy(FixedScalingPolicy):
+        def after_controller_start(self, *_args: Any, **_kwargs: Any) -> None:
+            """The original asks the coordinator of autoscaling for the workers' resources."""
+
+        def _maybe_send_resource_request(self) -> None:
+            """As above, from then on."""
 
     class WorkerGroupTrainer(DataParallelTrainer):
         def _create_default_callbacks(self) -> list[Any]:
-            callbacks = super()._create_default_callbacks()
-            return [callback for callback in callbacks if not isinstance(callback, DatasetsCallback)]
+            return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, unused)]
+
+        def _initialize_and_run_controller(self, **controller: Any) -> Any:
+            if own_cluster:
+                controller["scaling_policy"] = UncoordinatedPolicy(controller["scaling_policy"].scaling_config)
+            return super()._initialize_and_run_controller(**controller)
 
     return WorkerGroupTrainer(*args, **kwargs)
 

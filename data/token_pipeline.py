@@ -11,8 +11,6 @@ from dataclasses import asdict
 from typing import NamedTuple
 
 import pyarrow as pa
-import ray
-import ray.data
 
 from data.errors import MantaError
 from data.manifest import Manifest, Unit
@@ -31,37 +29,52 @@ class UnitStream(NamedTuple):
 READERS = 8
 """Cached units fetched at once; they wait for the store, not for a core."""
 
+SEGMENT_UNITS = 256
+"""Units at most in one execution, where they are small: each is a task and a block."""
+
 SEGMENT_BYTES = 64_000_000
 """Shard bytes handed to one execution of Ray Data; enough to hide its start-up, little enough to stay near the need."""
 
 
 def tokenized_units(units: Sequence[Unit], job: TokenizeJob, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """One-row tables `ordinal` and `columns` of the units, in order; made in Ray Data tasks, or read from the cache.
+    """One-row tables `ordinal` and `columns` of the units, in order; read from the cache, or made in Ray Data tasks.
+
+    What is cached is read right here: a warm start need not wait for Ray Data's own.
 
     Raises:
-        MantaError: whatever a task raised, see `load_or_tokenize`.
+        MantaError: what `load_or_tokenize` raised.
     """
+    with ThreadPoolExecutor(READERS, thread_name_prefix="read-cached") as readers:
+        cached = list(readers.map(lambda unit: load_cached(unit, job), units))
+    made = _made_in_ray_data([unit for unit, table in zip(units, cached, strict=True) if table is None], job)
+    for unit, table in zip(units, cached, strict=True):
+        row = next(made) if table is None else table
+        yield row.select(list(columns)).add_column(0, "ordinal", pa.array([unit.ordinal], pa.int64()))
+
+
+def _made_in_ray_data(units: Sequence[Unit], job: TokenizeJob) -> Iterator[pa.Table]:
+    """The units' rows in order, each made (and cached) by a Ray Data task of its own."""
     if not units:
         return
-    use_ordered_quiet_data()
-    items = [{"unit": asdict(unit)} for unit in units]
+    import ray.data  # half a second that a feeder with everything cached need not spend
 
-    def tokens_of(batch: pa.Table) -> pa.Table:
-        unit = Unit(**batch["unit"][0].as_py())
+    use_ordered_quiet_data()
+
+    def row_of(batch: pa.Table) -> pa.Table:
         try:
-            table = load_or_tokenize(unit, job).select(list(columns))
+            return load_or_tokenize(Unit(**batch["unit"][0].as_py()), job)
         except MantaError as error:  # raised, it would arrive as an error of Ray Data's, its class and message lost
             return pa.table({"error": [pickle.dumps(error)]})
-        return table.add_column(0, "ordinal", pa.array([unit.ordinal], pa.int64()))
 
+    items = [{"unit": asdict(unit)} for unit in units]
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        tokens_of, batch_size=None, batch_format="pyarrow"
+        row_of, batch_size=None, batch_format="pyarrow"
     )
     for ref in ordered_block_refs(dataset):
-        table = ray.get(ref)
-        if "error" in table.column_names:
-            raise pickle.loads(table["error"][0].as_py())
-        yield table
+        row = ray.get(ref)
+        if "error" in row.column_names:
+            raise pickle.loads(row["error"][0].as_py())
+        yield row
 
 
 def tokenized_units_in_chunks(manifest: Manifest, job: TokenizeJob, columns: Sequence[str]) -> Iterator[pa.Table]:
@@ -71,7 +84,7 @@ def tokenized_units_in_chunks(manifest: Manifest, job: TokenizeJob, columns: Seq
     for ordinal in range(manifest.num_units):
         chunk.append(manifest.unit(ordinal))
         chunk_bytes += chunk[-1].unit_bytes
-        if chunk_bytes >= 4 * SEGMENT_BYTES or ordinal == manifest.num_units - 1:
+        if chunk_bytes >= 4 * SEGMENT_BYTES or len(chunk) == 16 * SEGMENT_UNITS or ordinal == manifest.num_units - 1:
             yield from tokenized_units(chunk, job, columns)
             chunk, chunk_bytes = [], 0
 
@@ -90,7 +103,6 @@ class ReadAhead:
         self._error: BaseException | None = None
         self._closed = False
         self._changed = threading.Condition()
-        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="read-cached")
         threading.Thread(target=self._read, name="read-ahead", daemon=True).start()
 
     def wish(self, ordinals: Sequence[int]) -> None:
@@ -122,7 +134,6 @@ class ReadAhead:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._readers.shutdown(wait=False)
 
     def _read(self) -> None:
         try:
@@ -134,16 +145,8 @@ class ReadAhead:
                     if self._closed:
                         return
                     segment = self._next_segment()
-                # What is cached is read right here: a warm start need not wait for Ray Data's own.
-                cached = self._readers.map(lambda unit: load_cached(unit, self._job), segment)
-                missing = []
-                for unit, table in zip(segment, cached, strict=True):
-                    if table is None:
-                        missing.append(unit)
-                    else:
-                        self._arrived(unit.ordinal, table)
-                for table in tokenized_units(missing, self._job, ["train", "problem"]):
-                    self._arrived(table["ordinal"][0].as_py(), table)
+                for table in tokenized_units(segment, self._job, ["train", "problem"]):
+                    self._arrived(table)
         except BaseException as error:  # handed to whoever waits for a stream
             with self._changed:
                 self._error = error
@@ -156,11 +159,12 @@ class ReadAhead:
             if ordinal not in self._streams:
                 segment.append(self._manifest.unit(ordinal))
                 size += segment[-1].unit_bytes
-            if size >= SEGMENT_BYTES:
+            if size >= SEGMENT_BYTES or len(segment) == SEGMENT_UNITS:
                 break
         return segment
 
-    def _arrived(self, ordinal: int, table: pa.Table) -> None:
+    def _arrived(self, table: pa.Table) -> None:
+        ordinal = table["ordinal"][0].as_py()
         stream = UnitStream(stream_of(table, "train", self._job.tokenizer.dtype), table["problem"][0].as_py())
         with self._changed:
             self._streams[ordinal] = stream

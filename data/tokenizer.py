@@ -103,6 +103,7 @@ class Tokenizer:
             return self._encode_chars(text)
         encoding = _encoding(self)
         # A list and then an array: encode_to_numpy looks for special tokens too, and takes 1.4 times as long.
+        text.encode()  # raises on half a surrogate pair, which encode_ordinary would replace without a word
         ids = [encoding.encode_ordinary(piece) for piece in _cut_in_long_space(text)]
         return np.array(ids[0] if len(ids) == 1 else list(chain.from_iterable(ids)), self.dtype)
 

@@ -13,6 +13,7 @@ from typing import Any
 import ray
 import ray.train
 
+from cluster.local_ray import joins_cluster
 from data.errors import MantaError, TransientStoreError
 from data.feeder import Feeder
 from data.prepare import PreparedData
@@ -130,6 +131,7 @@ class _Trainer(threading.Thread):
         )
         self._trainer = data_parallel_trainer(
             train_worker,
+            own_cluster=not joins_cluster(),
             train_loop_config={"job": job},
             backend_config=ProcessGroupConfig(use_gpu=scaling.gpus_per_worker > 0),
             scaling_config=ray.train.ScalingConfig(

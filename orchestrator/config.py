@@ -189,10 +189,10 @@ def _workers_have_work(config: RunConfig) -> str | None:
 
 def _schedule_fits(config: RunConfig) -> str | None:
     schedule, steps = config.train.schedule, config.train.steps
-    if schedule.warmup_steps > steps:
+    if schedule.warmup_steps >= steps:
         return (
-            f"train.schedule.warmup_steps = {schedule.warmup_steps}: longer than the run, train.steps = {steps}; "
-            f"the peak would never be reached. At most {steps}."
+            f"train.schedule.warmup_steps = {schedule.warmup_steps}: not shorter than the run, train.steps = {steps}; "
+            f"the peak would never be reached. At most {steps - 1}."
         )
     decay = schedule.decay_steps or 0
     if schedule.warmup_steps + decay > steps:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -90,30 +91,50 @@ def reaching_storage(config: RunConfig) -> Iterator[RunConfig]:
         yield config.model_copy(update={"store": config.store.model_copy(update=reach)})
 
 
-@contextmanager
-def ray_when_needed(config: RunConfig, console: Console) -> Iterator[Callable[[], None]]:
-    """A function that sees to it that Ray runs until the block ends; calling it again does nothing."""
-    with ExitStack() as stack:
-        started: list[bool] = []
+class RayWhenNeeded:
+    """Ray, started at most once and ended with the block.
 
-        def start() -> None:
-            if not started:
-                started.append(True)
-                console.line("ray: starting")
-                scaling = config.scaling
-                workers = scaling.num_workers * scaling.cpus_per_worker
+    Called, it returns when Ray runs. `begin` only sets out, so that other things can be waited for meanwhile.
+    """
+
+    def __init__(self, config: RunConfig, console: Console) -> None:
+        self._scaling, self._console = config.scaling, console
+        self._stack, self._lock, self._started = ExitStack(), threading.Lock(), False
+        self._ended = threading.Event()
+
+    def __call__(self) -> None:
+        with self._lock:
+            if not self._started:
+                self._console.line("ray: starting")
+                workers = self._scaling.num_workers
                 # Tokenizing gets CPUs of its own: Ray Train reserves first, and Ray Data would starve on what is left.
-                stack.enter_context(
-                    ray_cluster(workers + (os.cpu_count() or 1), scaling.num_workers * scaling.gpus_per_worker)
-                )
+                num_cpus = workers * self._scaling.cpus_per_worker + (os.cpu_count() or 1)
+                self._stack.enter_context(ray_cluster(num_cpus, workers * self._scaling.gpus_per_worker))
+                self._started = True
 
-        yield start
+    def begin(self) -> None:
+        """Start in the background; what goes wrong there is found again, and said, by the call that needs Ray."""
+
+        def start_quietly() -> None:
+            with suppress(Exception):
+                self()
+            self._ended.wait()  # Ray's processes die with the thread that started them
+
+        threading.Thread(target=start_quietly, name="start-ray", daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._stack.close()
+        self._ended.set()
 
 
 def prepare(config: RunConfig) -> None:
     """Check the shards, learn the tokenizer and tokenize, as far as that has not been done."""
     console = Console()
-    with reaching_storage(config) as config, ray_when_needed(config, console) as start_ray:
+    with reaching_storage(config) as config, RayWhenNeeded(config, console) as start_ray:
         root, _ = stores(config)
         root.check()
         data = prepare_data(config.data, config.store, root, Pins(), console.line, checked(config, start_ray))
@@ -149,7 +170,11 @@ def train(config: RunConfig, *, takeover: bool = False, started_at: float | None
     threading.Thread(target=import_quietly, args=("orchestrator.attempt",), daemon=True).start()
     console = Console()
     remember_recipe(config.run, resolved(config))
-    with reaching_storage(config) as config, ray_when_needed(config, console) as start_ray:
+    with ExitStack() as stack:
+        start_ray = stack.enter_context(RayWhenNeeded(config, console))
+        if config.store.serve is not None:
+            start_ray.begin()  # the object store takes seconds to come up, and so does Ray
+        config = stack.enter_context(reaching_storage(config))
         root, store = stores(config)
         root.check()
         begun = bool(list_checkpoints(store))

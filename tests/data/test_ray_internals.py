@@ -232,6 +232,7 @@ def fit(folder: Path, worker: Callable[[dict[str, str]], None]) -> BaseException
     filesystem, path = filesystem_for(str(folder / "ray-train"), StoreConfig())
     trainer = data_parallel_trainer(
         worker,
+        own_cluster=True,
         train_loop_config={"folder": str(folder)},
         backend_config=ProcessGroupConfig(use_gpu=False, timeout_s=60),
         scaling_config=ray.train.ScalingConfig(num_workers=2, use_gpu=False, resources_per_worker={"CPU": 1}),
