@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,8 @@ def test_train_passes_on_overrides_and_takeover(monkeypatch: pytest.MonkeyPatch,
     assert CliRunner().invoke(app, ["train", recipe, "--set", "train.lr=3e-4", "--takeover"]).exit_code == 0
     (((config,), named),) = calls
     assert config.train.lr == 3e-4
-    assert named == {"takeover": True}
+    assert named["takeover"] is True
+    assert 0 < named["started_at"] < time.time()
 
 
 def test_generate_options_are_checked_and_override_the_recipe(monkeypatch: pytest.MonkeyPatch, recipe: str) -> None:
@@ -170,7 +172,7 @@ def test_an_unknown_run_is_named(command: str, tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, [command, "nope"])
     assert result.exit_code == 2
-    assert result.stderr.startswith("error: nope is neither a recipe nor the run of one")
+    assert result.stderr.startswith("error: nope is neither a recipe nor a run begun from this folder")
 
 
 def test_show_passes_on_its_argument(monkeypatch: pytest.MonkeyPatch) -> None:
