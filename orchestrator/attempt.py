@@ -30,8 +30,8 @@ from orchestrator.run_record import HEARTBEAT_S, PRESUMED_DEAD_S, Fence
 
 _TORN_CONNECTION = re.compile(r"gloo|Connection (closed|reset) by peer|NCCL", re.IGNORECASE)
 
-POLL_S = 0.25
-"""Seconds between two looks at the loop."""
+POLL_S, STARTING_POLL_S = 1.0, 0.25
+"""Seconds between two looks at the loop: on two cores, looking takes time from what is looked at."""
 
 RAY_TRAIN_FOLDER = "ray-train/"
 """Where Ray Train keeps books of its own; of no use to a run whose checkpoints are the only truth, and deleted."""
@@ -59,7 +59,7 @@ def run_attempt(run: Run, fence: Fence, data: PreparedData, console: Console) ->
         trainer.start()
         console.line(f"workers: starting {run.config.scaling.num_workers}")
         while trainer.is_alive():
-            trainer.join(POLL_S)
+            trainer.join(POLL_S if life.has_begun else STARTING_POLL_S)
             life.follow(ray.get(monitor.progress.remote(), timeout=ACTOR_TIMEOUT_S))
             if requests.pop_new():
                 monitor.request_stop.remote()
@@ -188,6 +188,11 @@ class _Life:
             except TransientStoreError:
                 if time.monotonic() - self._told_at > PRESUMED_DEAD_S:
                     raise
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a step has been done."""
+        return self._first_step_s is not None
 
     def finish(self, progress: Progress, steps: int) -> None:
         """Write how the attempt ended."""
