@@ -41,6 +41,8 @@ from orchestrator.show import describe
 RESULTS = Path(__file__).resolve().parent / "results"
 COMMAND_TIMEOUT_S = 1200.0
 LOOK_EVERY_S = 0.5
+SIGN_EVERY_S = 5.0
+"""Reading a run's record costs a twentieth of a second on either side: more often, it would slow what is measured."""
 
 _T = TypeVar("_T")
 
@@ -297,9 +299,13 @@ def train(
         command = stack.enter_context(Command(*manta("train", str(recipe), *as_options(overrides)), folder=folder))
         look_at_it = look(command)
 
+        noted_at = time.monotonic()
+
         def look_around() -> None:
+            nonlocal noted_at
             look_at_it()
-            if reached is not None:
+            if reached is not None and time.monotonic() - noted_at >= SIGN_EVERY_S:
+                noted_at = time.monotonic()
                 _note_sign(reached, signs)
 
         command.wait(look_around)

@@ -23,6 +23,18 @@ _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 
+# Read by the processes of a cluster of our own, whose one node has nobody to report to: what Ray looks after and writes
+# down several times a second takes 1 % of two cores away from training.
+_OWN_CLUSTER = {
+    "RAY_task_events_report_interval_ms": "0",
+    "RAY_enable_metrics_collection": "0",
+    "RAY_event_stats": "0",
+    "RAY_debug_dump_period_milliseconds": "0",
+    "RAY_raylet_report_resources_period_milliseconds": "1000",
+    "RAY_kill_idle_workers_interval_ms": "2000",
+    "RAY_memory_monitor_refresh_ms": "1000",
+}
+
 OBJECT_STORE_BYTES = 1 << 30
 """Shared memory of a local cluster; a window of tokenized units takes far less."""
 
@@ -42,7 +54,8 @@ def ray_cluster(num_cpus: int, num_gpus: int = 0) -> Iterator[None]:
     Raises:
         ClusterError: the cluster cannot be joined or started.
     """
-    os.environ.update({name: os.environ.get(name, value) for name, value in _ENVIRONMENT.items()})
+    variables = _ENVIRONMENT if joins_cluster() else _ENVIRONMENT | _OWN_CLUSTER
+    os.environ.update({name: os.environ.get(name, value) for name, value in variables.items()})
     import ray
 
     if ray.is_initialized():

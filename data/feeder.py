@@ -29,6 +29,13 @@ AHEAD_STEPS = 8
 RETAINED_STEPS = 64
 """Steps kept behind the newest one asked for, so that workers which restart find them made."""
 
+BLOCK_STEPS, BLOCK_BYTES = 8, 64_000
+"""Steps handed out at once: at most so many, and no more than make about so many bytes of one micro-batch a step.
+
+Asking, answering and following references costs the machine about 15 ms however small the micro-batches are; eight
+small steps at once make that 2 ms a step. Large ones take longer to compute, and go one by one.
+"""
+
 AHEAD_BYTES, AHEAD_UNITS = 128_000_000, 512
 """Shards to be tokenized ahead of the step being made: until there are so many bytes, or so many units."""
 
@@ -52,6 +59,13 @@ class FeedSpec:
     skipped: Mapping[int, str] = field(default_factory=dict)
     first_step: int = 0
 
+    @property
+    def steps_per_block(self) -> int:
+        """Consecutive steps that are made and handed out together; see BLOCK_STEPS."""
+        data = self.job.data
+        micro_batch_bytes = self.micro_batch_size * (data.seq_len + 1) * self.job.tokenizer.dtype.itemsize
+        return max(1, min(BLOCK_STEPS, BLOCK_BYTES // micro_batch_bytes))
+
     def order(self) -> SampleOrder:
         """The run's order of samples."""
         return self.order_of(self.manifest, self.job.data, self.seed)
@@ -64,18 +78,20 @@ class FeedSpec:
 
 
 @dataclass(frozen=True)
-class StepShare:
-    """A rank's part of a step.
+class BlockShare:
+    """A rank's part of a block of consecutive steps.
 
     Attributes:
-        micro_steps: indices of its micro-batches in the step.
-        refs: a reference to the MicroBatch of each.
-        target_tokens: targets that count in the whole step, over all ranks.
+        first_step: the block's first.
+        micro_steps: indices of the rank's micro-batches in each step.
+        refs: for each of those indices, a reference to the MicroBatches it has in the block, one a step.
+        target_tokens: for each step, targets that count in the whole of it, over all ranks.
     """
 
+    first_step: int
     micro_steps: range
-    refs: list[ray.ObjectRef[MicroBatch]]
-    target_tokens: int
+    refs: list[ray.ObjectRef[list[MicroBatch]]]
+    target_tokens: list[int]
 
 
 @dataclass(frozen=True)
@@ -94,9 +110,9 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
-class _Step:
-    refs: list[ray.ObjectRef[MicroBatch]]
-    target_tokens: int
+class _Block:
+    refs: list[ray.ObjectRef[list[MicroBatch]]]
+    target_tokens: list[int]
 
 
 class Feeder:
@@ -111,8 +127,9 @@ class Feeder:
         self._counts = spec.counts.copy()
         self._skipped = dict(spec.skipped)
         self._read_ahead = ReadAhead(spec.manifest, spec.job)
-        self._steps: dict[int, _Step] = {}
-        self._next_step = self._newest_asked = spec.first_step
+        self._blocks: dict[int, _Block] = {}
+        self._next_block = spec.first_step // spec.steps_per_block
+        self._newest_asked = spec.first_step
         self._planned_from: object = None
         self._error: BaseException | None = None
         self._changed = threading.Condition()
@@ -120,20 +137,22 @@ class Feeder:
         self._arrived = asyncio.Event()
         self._held_out: HeldOut | None = None
         self._held_out_lock = asyncio.Lock()
-        threading.Thread(target=self._make_steps, name="make-steps", daemon=True).start()
+        threading.Thread(target=self._make_blocks, name="make-blocks", daemon=True).start()
 
-    async def share(self, step: int, rank: int, world_size: int) -> StepShare:
-        """The part of `step` that `rank` of `world_size` computes. Waits until it is made."""
+    async def share(self, step: int, rank: int, world_size: int) -> BlockShare:
+        """What `rank` of `world_size` computes in the block that holds `step`. Waits until it is made."""
         self._loop = asyncio.get_running_loop()
+        block = step // self._spec.steps_per_block
         self._ask(step)
-        while step not in self._steps:
+        while block not in self._blocks:
             if self._error is not None:
                 raise self._error
             self._arrived.clear()
             await self._arrived.wait()
-        made = self._steps[step]
+        made = self._blocks[block]
         mine = micro_batches_of_rank(len(made.refs), rank, world_size)
-        return StepShare(mine, [made.refs[index] for index in mine], made.target_tokens)
+        first_step = block * self._spec.steps_per_block
+        return BlockShare(first_step, mine, [made.refs[index] for index in mine], made.target_tokens)
 
     async def counts(self) -> Ints:
         """(units,) int64: training sequences in each unit known so far, else UNKNOWN."""
@@ -157,26 +176,33 @@ class Feeder:
 
     def _ask(self, step: int) -> None:
         """Note that `step` is needed; where it is neither made nor about to be, go on from there."""
+        block = step // self._spec.steps_per_block
         with self._changed:
             self._newest_asked = max(step, self._newest_asked)
-            if step not in self._steps and not self._next_step <= step <= self._next_step + AHEAD_STEPS:
-                self._next_step = step
+            if block not in self._blocks and not self._next_block <= block <= self._last_block_ahead(step):
+                self._next_block = block
                 self._newest_asked = step
-                self._steps.clear()
+                self._blocks.clear()
             self._changed.notify_all()
 
-    def _make_steps(self) -> None:
+    def _last_block_ahead(self, step: int) -> int:
+        return (step + AHEAD_STEPS) // self._spec.steps_per_block
+
+    def _make_blocks(self) -> None:
+        retained = RETAINED_STEPS // self._spec.steps_per_block + 1
         try:
             while True:
                 with self._changed:
-                    self._changed.wait_for(lambda: self._next_step <= self._newest_asked + AHEAD_STEPS)
-                    step = self._next_step
-                made = self._make(step)
+                    self._changed.wait_for(lambda: self._next_block <= self._last_block_ahead(self._newest_asked))
+                    block = self._next_block
+                made = self._make(block)
                 with self._changed:
-                    if self._next_step == step:  # else someone asked for another place meanwhile
-                        self._steps[step] = made
-                        self._next_step += 1
-                        self._steps.pop(step - AHEAD_STEPS - RETAINED_STEPS, None)
+                    if self._next_block == block:  # else someone asked for another place meanwhile
+                        self._blocks[block] = made
+                        self._next_block += 1
+                        oldest = self._newest_asked // self._spec.steps_per_block - retained
+                        for stale in [number for number in self._blocks if number < oldest]:
+                            del self._blocks[stale]
                 self._notify()
         except BaseException as error:  # raised to whoever asks
             self._error = error
@@ -186,12 +212,19 @@ class Feeder:
         if self._loop is not None:  # else nobody is waiting yet
             self._loop.call_soon_threadsafe(self._arrived.set)
 
-    def _make(self, step: int) -> _Step:
+    def _make(self, block: int) -> _Block:
+        size = self._spec.steps_per_block
+        steps = [self._micro_batches(step) for step in range(block * size, (block + 1) * size)]
+        return _Block(
+            [ray.put(list(slot)) for slot in zip(*steps, strict=True)],
+            [sum(int(batch.target_counts.sum()) for batch in batches) for batches in steps],
+        )
+
+    def _micro_batches(self, step: int) -> list[MicroBatch]:
         spec = self._spec
         samples = self._samples(step)
         streams = {int(unit): self._read_ahead.stream(int(unit)).tokens for unit in np.unique(samples.unit)}
-        batches = pack_micro_batches(samples, streams, spec.job.data.seq_len, spec.micro_batch_size)
-        return _Step([ray.put(batch) for batch in batches], sum(int(batch.target_counts.sum()) for batch in batches))
+        return pack_micro_batches(samples, streams, spec.job.data.seq_len, spec.micro_batch_size)
 
     def _samples(self, step: int) -> Samples:
         """The samples of a step; tokenizes what must be known to tell."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 import threading
 import time
@@ -22,6 +23,9 @@ from orchestrator.ledger import LedgerCut, StepLedger, StepRow
 from orchestrator.model_state import discard_snapshots, snapshot_state
 from orchestrator.run_record import check_fence
 
+TELL_EVERY_S = 1.0
+"""Seconds between two words to the driver, which looks no more often; a call a step would cost short steps 1 %."""
+
 SAVE_TRIES = 3
 """Checkpoints in a row that may fail because the store does not answer, before the run ends."""
 
@@ -34,6 +38,9 @@ class Recorder:
     ) -> None:
         self._job, self._model, self._optimizer, self._ledger, self._clock = job, model, optimizer, ledger, clock
         self._reply: ray.ObjectRef[bool] | None = None
+        self._stop = False
+        self._row: StepRow | None = None
+        self._told_at = -math.inf
         self._saving: threading.Thread | None = None
         self._error: BaseException | None = None
         self._failures = 0
@@ -50,8 +57,11 @@ class Recorder:
         return self._ledger.tokens
 
     def tell(self, **progress: Any) -> None:
-        """Fields of `Progress` for the driver; does not wait."""
+        """Fields of `Progress` for the driver, beside the newest step; does not wait."""
+        if self._row is not None:
+            progress |= {"row": self._row.metrics(), "goodput": self._clock.seconds()}
         self._reply = self._job.monitor.report.remote(**progress)
+        self._told_at = time.monotonic()
 
     def note(self, line: str) -> None:
         """A line for whoever watches."""
@@ -60,16 +70,19 @@ class Recorder:
     def step_done(self, row: StepRow) -> None:
         """Book a step, and save when it is time."""
         self._ledger.add(row)
-        self.tell(row=row.metrics(), goodput=self._clock.seconds())
+        is_first, self._row = self._row is None, row
+        if is_first or time.monotonic() - self._told_at >= TELL_EVERY_S:
+            self.tell()
         if self._is_due(row.step):
             with self._clock.during("checkpoint"):
                 self._start_saving(row.step)
 
     def stop_heard(self) -> bool:
-        """Whether the driver answered the last word with "stop"; never waits."""
-        if self._reply is None or not ray.wait([self._reply], timeout=0)[0]:
-            return False
-        return bool(ray.get(self._reply))
+        """Whether the driver has answered a word with "stop"; never waits."""
+        if self._reply is not None and ray.wait([self._reply], timeout=0)[0]:
+            self._stop = bool(ray.get(self._reply))
+            self._reply = None
+        return self._stop
 
     def save_and_wait(self, step: int) -> None:
         """Have a checkpoint of `step` in the store when this returns.

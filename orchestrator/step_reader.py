@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import ray
 
-from data.feeder import StepShare
+from data.feeder import BlockShare
 from data.packing import MicroBatch
 
 FETCH_TRIES = 3
@@ -22,7 +22,7 @@ DEPTH = 2
 
 @dataclass(frozen=True)
 class FetchedShare:
-    """A rank's part of a step with its micro-batches at hand; see `data.feeder.StepShare`."""
+    """A rank's part of a step with its micro-batches at hand; see `data.feeder.BlockShare`."""
 
     micro_steps: range
     batches: list[MicroBatch]
@@ -60,21 +60,31 @@ class StepReader:
 
     def _fetch(self, first: int, last: int) -> None:
         try:
-            for step in range(first, last):
-                if not self._put(self._fetch_share(step)):
-                    return
+            step = first
+            while step < last:
+                for share in self._fetch_from(step):
+                    if step == last or not self._put(share):
+                        return
+                    step += 1
         except BaseException as error:  # raised in the loop, by take()
             self._put(error)
 
-    def _fetch_share(self, step: int) -> FetchedShare:
+    def _fetch_from(self, step: int) -> list[FetchedShare]:
+        """`step` and what follows it in its block."""
         for tries_left in reversed(range(FETCH_TRIES)):
-            ref: ray.ObjectRef[StepShare] = self._feeder.share.remote(step, self._rank, self._world_size)
+            ref: ray.ObjectRef[BlockShare] = self._feeder.share.remote(step, self._rank, self._world_size)
             share = ray.get(ref)
             try:
-                return FetchedShare(share.micro_steps, ray.get(share.refs), share.target_tokens)
+                steps = zip(*ray.get(share.refs), strict=True)
             except ray.exceptions.ObjectLostError:  # with the feeder; the one made in its place makes the same again
                 if not tries_left:
                     raise
+                continue
+            whole = [
+                FetchedShare(share.micro_steps, list(batches), target_tokens)
+                for batches, target_tokens in zip(steps, share.target_tokens, strict=True)
+            ]
+            return whole[step - share.first_step :]
         raise AssertionError("the last try returns or raises")
 
     def _put(self, item: FetchedShare | BaseException) -> bool:

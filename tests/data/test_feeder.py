@@ -173,13 +173,14 @@ class Feed:
     def step(self, step: int, world_size: int = 1) -> list[Sample]:
         """A whole step, put together from what each rank gets."""
         shares = self.call([self.actor.share.remote(step, rank, world_size) for rank in range(world_size)])
+        (place,) = {step - share.first_step for share in shares}
         slots = {}
         for share in shares:
-            batches = self.call(share.refs)
+            batches = [column[place] for column in self.call(share.refs)]
             assert all(len(batch.sample_ids) == MICRO_BATCH for batch in batches)
             slots |= dict(zip(share.micro_steps, batches, strict=True))
         samples = unpacked([slots[slot] for slot in range(MICRO_BATCHES)])
-        assert {share.target_tokens for share in shares} == {sum(sample.targets for sample in samples)}
+        assert {share.target_tokens[place] for share in shares} == {sum(sample.targets for sample in samples)}
         return samples
 
     def call(self, refs: Any) -> Any:
@@ -261,8 +262,36 @@ def test_many_ranks_wait_for_one_step_at_once(raw: RawData) -> None:
             for share in got[4 * number : 4 * number + 4]
             for slot, ref in zip(share.micro_steps, share.refs, strict=True)
         }
-        samples = unpacked(fresh.call([slots[slot] for slot in range(MICRO_BATCHES)]))
+        columns = fresh.call([slots[slot] for slot in range(MICRO_BATCHES)])
+        samples = unpacked([column[step - got[0].first_step] for column in columns])
         assert samples == line[step * BATCH : (step + 1) * BATCH]
+
+
+@pytest.mark.parametrize(("block_steps", "block_bytes"), [(1, 64_000), (5, 64_000), (8, 150)])
+def test_blocks_of_any_length_hold_the_same_steps(raw: RawData, block_steps: int, block_bytes: int) -> None:
+    """A rank's reader begins anywhere in a block and ends anywhere in another."""
+    sized = Feed(raw.spec(first_step=13), sized_feeder(block_steps, block_bytes))
+    line = raw.line(30 * BATCH)
+    for first, last in ((13, 24), (3, 5), (22, 30)):
+        slots: dict[int, list[Any]] = {}
+        for rank in range(3):
+            with StepReader(sized.actor, rank, 3, first, last) as reader:
+                for step in range(first, last):
+                    share = reader.take()
+                    slots.setdefault(step, [None] * MICRO_BATCHES)
+                    for slot, batch in zip(share.micro_steps, share.batches, strict=True):
+                        slots[step][slot] = batch
+        for step in range(first, last):
+            assert unpacked(slots[step]) == line[step * BATCH : (step + 1) * BATCH]
+
+
+def sized_feeder(block_steps: int, block_bytes: int) -> type[Feeder]:
+    class SizedFeeder(Feeder):
+        def __init__(self, spec: FeedSpec) -> None:
+            data.feeder.BLOCK_STEPS, data.feeder.BLOCK_BYTES = block_steps, block_bytes
+            super().__init__(spec)
+
+    return SizedFeeder
 
 
 def spoil(raw: RawData, unit: int) -> str:
@@ -345,8 +374,8 @@ class FrugalFeeder(Feeder):
 
     async def at_rest(self) -> bool:
         """Whether every step and every unit that is wished for has been made."""
-        wanted = self._newest_asked + data.feeder.AHEAD_STEPS
-        return self._next_step > wanted and all(unit in self._read_ahead._streams for unit in self._read_ahead._wishes)
+        made = self._next_block > self._last_block_ahead(self._newest_asked)
+        return made and all(unit in self._read_ahead._streams for unit in self._read_ahead._wishes)
 
 
 class ManyShards(NamedTuple):
@@ -413,7 +442,8 @@ def test_only_the_units_needed_soon_are_read(many: ManyShards, first_step: int) 
     cache = f"cache-{first_step}"
     counts = many.case().counts.copy()
     order = many.case().order()
-    step_ends = first_step + data.feeder.AHEAD_STEPS + 1
+    block = many.spec(cache).steps_per_block
+    step_ends = ((first_step + data.feeder.AHEAD_STEPS) // block + 1) * block
     if first_step:  # as after a restart: what the feeder before it had read is known, and nothing else
         position = order.locate(0, first_step * BATCH, counts)
         assert position.epoch == 0 and position.window > 10
@@ -428,7 +458,9 @@ def test_only_the_units_needed_soon_are_read(many: ManyShards, first_step: int) 
     wait_until(lambda: frugal.call(frugal.actor.at_rest.remote()))
 
     smallest_shard = min(path.stat().st_size for path in (many.folder / "shards").iterdir())
-    windows = many.windows_of_steps(first_step, step_ends) + -(-AHEAD_BYTES // (2 * smallest_shard)) + 1
+    windows = (
+        many.windows_of_steps(first_step // block * block, step_ends) + -(-AHEAD_BYTES // (2 * smallest_shard)) + 1
+    )
     assert many.cached(cache) <= 2 * windows < 60
 
 
