@@ -125,6 +125,9 @@ def evaluate(
 ) -> None:
     """Evaluate a run's newest checkpoint on the text it never saw."""
     config = _load_run(run, overrides)
+    from model.eager import skip_compiler
+
+    skip_compiler()
     from orchestrator.evaluate import evaluate
 
     result = evaluate(config)
@@ -157,6 +160,9 @@ def generate(
     }
     sample_overrides = [f"sample.{name}={value}" for name, value in given.items() if value is not None]
     config = _load_run(run, [*(overrides or []), *sample_overrides])
+    from model.eager import skip_compiler
+
+    skip_compiler()
     from orchestrator.sample import generate
 
     generate(config)

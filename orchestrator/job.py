@@ -34,6 +34,11 @@ class TrainJob:
 
 def train_worker(worker_config: dict[str, TrainJob]) -> None:
     """Entry point of a Ray Train worker."""
+    from model.eager import skip_compiler
+
+    job = worker_config["job"]
+    if not job.config.train.compile:
+        skip_compiler()
     from orchestrator.train_loop import train_loop
 
-    train_loop(worker_config["job"])
+    train_loop(job)

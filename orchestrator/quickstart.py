@@ -44,6 +44,9 @@ def quickstart(overrides: tuple[str, ...] = ()) -> None:
         train(config)
         run = open_run(config)
         compare_with_compressors(run, console)
+        from model.eager import skip_compiler
+
+        skip_compiler()
         from orchestrator.sample import print_samples
         from orchestrator.trained_model import load_trained
 

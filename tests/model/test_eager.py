@@ -1,0 +1,90 @@
+"""What torch asks of its compiler in eager training: the stub that stands in for it, held to the torch that is there.
+
+In processes of their own, because a compiler once imported cannot be taken back.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TRAIN = """
+import json, sys, tempfile
+from model.eager import skip_compiler
+if sys.argv[1] == "skip":
+    skip_compiler()
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from model.config import ModelConfig, OptimizerConfig
+from model.optimizer import build_optimizer, clip_gradients
+from model.transformer import Transformer
+
+fields = json.loads(sys.argv[2])
+torch.manual_seed(0)
+torch.set_num_threads(1)
+store = dist.FileStore(tempfile.mkstemp()[1], 1)
+dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+config = ModelConfig.model_validate({"n_layers": 2, "d_model": 32, "n_heads": 4} | fields["model"])
+model = Transformer(config, 50, 16, 0)
+ddp = DistributedDataParallel(model, gradient_as_bucket_view=True)
+optimizer = build_optimizer(model, OptimizerConfig.model_validate(fields["optimizer"]), 1e-2)
+losses = []
+for _ in range(3):
+    tokens = torch.randint(50, (2, 17))
+    with torch.autocast("cpu", torch.bfloat16, enabled=fields["bf16"]):
+        loss = ddp(tokens[:, :-1], tokens[:, 1:])
+    loss.backward()
+    clip_gradients(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=False)
+    losses.append(float(loss))
+optimizer.load_state_dict(optimizer.state_dict())
+dist.destroy_process_group()
+print(json.dumps([losses, "torch._dynamo.utils" in sys.modules]))
+"""
+
+THEN_COMPILE = """
+import sys
+from model.eager import skip_compiler
+skip_compiler()
+import torch
+assert "torch._dynamo.utils" not in sys.modules
+torch._dynamo.reset()  # what the stub does not know
+assert "torch._dynamo.utils" in sys.modules and torch._dynamo.utils.counters is not None
+print(torch.compile(lambda x: 2 * x + 1, backend="eager")(torch.ones(2)).tolist())
+"""
+
+
+def python(code: str, *arguments: str) -> Any:
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model": {"dropout": 0.1}, "optimizer": {"name": "adamw"}, "bf16": False},
+        {"model": {"activation_checkpointing": True}, "optimizer": {"name": "sgd", "momentum": 0.9}, "bf16": False},
+        {"model": {"preset": "gpt2"}, "optimizer": {"name": "adam"}, "bf16": True},
+    ],
+    ids=["dropout, adamw", "activation checkpointing, sgd", "gpt2, adam, bf16"],
+)
+def test_training_is_the_same_without_the_compiler_and_never_asks_for_it(fields: dict[str, Any]) -> None:
+    losses, imported = python(TRAIN, "skip", json.dumps(fields))
+    assert not imported
+    assert losses == python(TRAIN, "keep", json.dumps(fields))[0]
+
+
+def test_asked_for_what_the_stub_does_not_know_the_compiler_comes() -> None:
+    assert python(THEN_COMPILE) == [3.0, 3.0]
