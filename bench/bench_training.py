@@ -2,13 +2,17 @@
 
 Contestants, one after the other in every round, on the quickstart recipe's model, batch and micro-batch size:
 
-    manta W=1      one worker of 2 threads
-    plain          plain_loop.py: one process of 2 threads
-    manta W=2      two workers of 1 thread
-    plain DDP      plain_loop.py: two processes of 1 thread under DDP
+    manta 1 x 1    one worker of 1 thread, as the recipe has it
+    plain 1 x 1    plain_loop.py: one process of 1 thread
+    manta 1 x 2    one worker of 2 threads
+    plain 1 x 2    plain_loop.py: one process of 2 threads
+    manta 2 x 1    two workers of 1 thread
+    plain 2 x 1    plain_loop.py: two processes of 1 thread under DDP
 
-"Same threads" for W=2 can mean two things, so both are reported: the single process with 2 threads (what the two
-workers replace) and the DDP loop (the same split of work, without Ray, feeder, ledgers and checkpoints).
+"Same threads" for two workers can mean two things, so both are reported: the single process with 2 threads (what the
+two workers replace) and the DDP loop (the same split of work, without Ray, feeder, ledgers and checkpoints). On two
+cores, "1 x 2" is the hardest: the two threads wait for each other at every operation, so whatever else runs for a
+moment on either core stops both.
 
 A ratio is one round's manta over the same round's plain; the median over rounds counts. "By the median step" is the
 same with the median step in place of the mean: what a few steps slowed by others on the machine do not move, but
@@ -65,10 +69,12 @@ def main() -> None:
             turns = harness.in_turn(
                 options.rounds,
                 {
-                    "manta W=1": lambda: run_manta(1, 2),
-                    "plain": lambda: run_plain(1, 2),
-                    "manta W=2": lambda: run_manta(2, 1),
-                    "plain DDP": lambda: run_plain(2, 1),
+                    "manta 1 x 1": lambda: run_manta(1, 1),
+                    "plain 1 x 1": lambda: run_plain(1, 1),
+                    "manta 1 x 2": lambda: run_manta(1, 2),
+                    "plain 1 x 2": lambda: run_plain(1, 2),
+                    "manta 2 x 1": lambda: run_manta(2, 1),
+                    "plain 2 x 1": lambda: run_plain(2, 1),
                 },
             )
     tokens_per_step = base["global_batch_size"] * base["seq_len"]
@@ -85,9 +91,10 @@ def main() -> None:
         name: [wait_percent(run, options.warmup) for run in turns[name]] for name in turns if name.startswith("manta")
     }
     compared = {
-        "W=1 / plain, 2 threads": ("manta W=1", "plain"),
-        "W=2 / plain, 2 threads": ("manta W=2", "plain"),
-        "W=2 / plain DDP, 2 x 1 thread": ("manta W=2", "plain DDP"),
+        "W=1 / plain, 1 thread": ("manta 1 x 1", "plain 1 x 1"),
+        "W=1 / plain, 2 threads": ("manta 1 x 2", "plain 1 x 2"),
+        "W=2 / plain, 2 threads": ("manta 2 x 1", "plain 1 x 2"),
+        "W=2 / plain DDP, 2 x 1 thread": ("manta 2 x 1", "plain 2 x 1"),
     }
     shares = {name: harness.ratios(rates[above], rates[below]) for name, (above, below) in compared.items()}
     typical_s = {name: [typical_step_s(result, options.warmup) for result in turns[name]] for name in turns}
