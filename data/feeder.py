@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -294,17 +294,20 @@ def pack_micro_batches(
     ]
 
 
-def held_out_batches(spec: FeedSpec) -> list[MicroBatch]:
+def held_out_batches(spec: FeedSpec, start_ray: Callable[[], None] = lambda: None) -> list[MicroBatch]:
     """The held-out set, packed unit by unit in the manifest's order, up to `data.validation_sequences`.
 
     Reads units only until the set is full. Sample ids are (unit, sequence) as in training.
+
+    Args:
+        start_ray: called if a unit must be tokenized; Ray runs when it returns.
     """
     data = spec.job.data
     streams: dict[int, Tokens] = {}
     limit = data.validation_sequences
     units: list[int] = []
     indices: list[int] = []
-    for table in tokenized_units_in_chunks(spec.manifest, spec.job, ["validation", "problem"]):
+    for table in tokenized_units_in_chunks(spec.manifest, spec.job, ["validation", "problem"], start_ray):
         if len(units) >= limit:
             break
         ordinal, problem = table["ordinal"][0].as_py(), table["problem"][0].as_py()

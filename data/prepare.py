@@ -117,14 +117,16 @@ def prepare_data(
     store: Store,
     pins: Pins,
     tell: Tell,
-    before_tokenizing: Callable[[Tokenizer], object],
+    check_tokenizer: Callable[[Tokenizer], object],
+    start_ray: Callable[[], None],
 ) -> PreparedData:
     """Find or make everything; `tokenized_units` in Ray Data only where something is missing.
 
     Args:
         store: where the artifacts are kept.
         tell: gets a line for every part, said to be there already or made.
-        before_tokenizing: called if Ray is needed: may refuse the tokenizer, and must see to it that Ray runs.
+        check_tokenizer: called once the tokenizer is known; raises to refuse it before anything is tokenized.
+        start_ray: called if Ray is needed; it runs when this returns.
 
     Raises:
         InputError: shards cannot be read (all of them named), changed, or hold nothing to train on.
@@ -132,9 +134,10 @@ def prepare_data(
     """
     manifest = _manifest(config, store_config, store, pins.manifest, tell)
     tokenizer = _tokenizer(config, store_config, store, manifest, pins.tokenizer, tell)
+    check_tokenizer(tokenizer)
     job = TokenizeJob(config, store_config, tokenizer, store.child("tokens"))
     ahead = config.prepare == "ahead" or (config.prepare == "auto" and manifest.total_bytes <= AHEAD_LIMIT_BYTES)
-    table = _unit_table(job, store, manifest, make=ahead, tell=tell, before_tokenizing=before_tokenizing)
+    table = _unit_table(job, store, manifest, make=ahead, tell=tell, start_ray=start_ray)
     if table is not None:
         _refuse_unusable(config, manifest, table)
     return PreparedData(manifest, job, table)
@@ -220,7 +223,7 @@ def _unit_table(
     *,
     make: bool,
     tell: Tell,
-    before_tokenizing: Callable[[Tokenizer], object],
+    start_ray: Callable[[], None],
 ) -> pa.Table | None:
     # A unit of every source: each may be read in its own way.
     firsts = [units.start for source in range(len(job.data.sources)) if (units := manifest.units_of_source(source))]
@@ -233,10 +236,8 @@ def _unit_table(
     except ObjectNotFoundError:
         if not make:
             return None
-    before_tokenizing(job.tokenizer)
-    from data.token_pipeline import (
-        tokenized_units_in_chunks,
-    )  # ray.data takes a second to import, and often is not needed
+    start_ray()
+    from data.token_pipeline import tokenized_units_in_chunks  # imports Ray, which often is not needed
 
     rows, told_at = [], time.monotonic()
     tell(f"tokens: tokenizing {manifest.num_units:,} units")

@@ -6,7 +6,7 @@ Checked against Ray 2.60.0, the version the project pins.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -56,7 +56,7 @@ def address_and_port() -> tuple[str, int]:
     return str(address), int(port)
 
 
-def data_parallel_trainer(*args: Any, own_cluster: bool, **kwargs: Any) -> Any:
+def data_parallel_trainer(*args: Any, own_cluster: bool, retry: Callable[[BaseException], bool], **kwargs: Any) -> Any:
     """Ray Train V2's trainer with neither a framework nor data sets; takes what `TorchTrainer` takes.
 
     The public one, TorchTrainer, imports torch in driver and controller. Its callback for data sets starts an actor and
@@ -65,13 +65,20 @@ def data_parallel_trainer(*args: Any, own_cluster: bool, **kwargs: Any) -> Any:
     Args:
         own_cluster: the cluster ends with this process. Then nobody has to be asked for nodes, and nothing cleaned up
             after a controller that died: the two actors that do so are not started.
+        retry: asked whether a worker group that failed with this error is started again; picklable, since the
+            controller asks it in its own process.
     """
     from ray.train.v2._internal.callbacks import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+    from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
     from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     unused = (DatasetsCallback, PlacementGroupCleanerCallback) if own_cluster else (DatasetsCallback,)
+
+    class AskedPolicy(FailurePolicy):
+        def make_decision(self, training_failed_error: BaseException) -> FailureDecision:
+            return FailureDecision.RETRY if retry(training_failed_error) else FailureDecision.RAISE
 
     class UncoordinatedPolicy(FixedScalingPolicy):
         def after_controller_start(self, *_args: Any, **_kwargs: Any) -> None:
@@ -85,6 +92,7 @@ def data_parallel_trainer(*args: Any, own_cluster: bool, **kwargs: Any) -> Any:
             return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, unused)]
 
         def _initialize_and_run_controller(self, **controller: Any) -> Any:
+            controller["failure_policy"] = AskedPolicy(controller["failure_policy"].failure_config)
             if own_cluster:
                 controller["scaling_policy"] = UncoordinatedPolicy(controller["scaling_policy"].scaling_config)
             return super()._initialize_and_run_controller(**controller)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import NamedTuple
@@ -36,17 +36,26 @@ SEGMENT_BYTES = 64_000_000
 """Shard bytes handed to one execution of Ray Data; enough to hide its start-up, little enough to stay near the need."""
 
 
-def tokenized_units(units: Sequence[Unit], job: TokenizeJob, columns: Sequence[str]) -> Iterator[pa.Table]:
+def tokenized_units(
+    units: Sequence[Unit], job: TokenizeJob, columns: Sequence[str], start_ray: Callable[[], None] = lambda: None
+) -> Iterator[pa.Table]:
     """One-row tables `ordinal` and `columns` of the units, in order; read from the cache, or made in Ray Data tasks.
 
-    What is cached is read right here: a warm start need not wait for Ray Data's own.
+    What is cached is read right here: a warm start need not wait for Ray Data's own. What is not is looked for once
+    more by its task: by then, another run of a sweep may have made it.
+
+    Args:
+        start_ray: called if something is not cached; Ray runs when it returns.
 
     Raises:
         MantaError: what `load_or_tokenize` raised.
     """
     with ThreadPoolExecutor(READERS, thread_name_prefix="read-cached") as readers:
         cached = list(readers.map(lambda unit: load_cached(unit, job), units))
-    made = _made_in_ray_data([unit for unit, table in zip(units, cached, strict=True) if table is None], job)
+    missing = [unit for unit, table in zip(units, cached, strict=True) if table is None]
+    if missing:
+        start_ray()
+    made = _made_in_ray_data(missing, job)
     for unit, table in zip(units, cached, strict=True):
         row = next(made) if table is None else table
         yield row.select(list(columns)).add_column(0, "ordinal", pa.array([unit.ordinal], pa.int64()))
@@ -77,7 +86,9 @@ def _made_in_ray_data(units: Sequence[Unit], job: TokenizeJob) -> Iterator[pa.Ta
         yield row
 
 
-def tokenized_units_in_chunks(manifest: Manifest, job: TokenizeJob, columns: Sequence[str]) -> Iterator[pa.Table]:
+def tokenized_units_in_chunks(
+    manifest: Manifest, job: TokenizeJob, columns: Sequence[str], start_ray: Callable[[], None] = lambda: None
+) -> Iterator[pa.Table]:
     """`tokenized_units` of a whole manifest, some segments at a time: a reader that stops early costs little."""
     chunk: list[Unit] = []
     chunk_bytes = 0
@@ -85,7 +96,7 @@ def tokenized_units_in_chunks(manifest: Manifest, job: TokenizeJob, columns: Seq
         chunk.append(manifest.unit(ordinal))
         chunk_bytes += chunk[-1].unit_bytes
         if chunk_bytes >= 4 * SEGMENT_BYTES or len(chunk) == 16 * SEGMENT_UNITS or ordinal == manifest.num_units - 1:
-            yield from tokenized_units(chunk, job, columns)
+            yield from tokenized_units(chunk, job, columns, start_ray)
             chunk, chunk_bytes = [], 0
 
 

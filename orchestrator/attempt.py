@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import threading
 import time
@@ -17,18 +16,17 @@ from cluster.local_ray import joins_cluster
 from data.errors import MantaError, TransientStoreError
 from data.feeder import Feeder
 from data.prepare import PreparedData
-from data.ray_internals import NODE_ID_LABEL, data_parallel_trainer, driver_node_id, root_cause
+from data.ray_internals import NODE_ID_LABEL, data_parallel_trainer, driver_node_id
 from data.shard_file import filesystem_for
 from orchestrator.config import resolved
 from orchestrator.console import Console
-from orchestrator.errors import ClusterTooSmallError, WorkerDiedError
+from orchestrator.errors import ClusterTooSmallError
+from orchestrator.failures import Retry, in_our_words
 from orchestrator.job import TrainJob, train_worker
 from orchestrator.monitor import Monitor, Progress
 from orchestrator.process_group import ProcessGroupConfig
 from orchestrator.run import Run, embedding_rows, feed_spec
 from orchestrator.run_record import HEARTBEAT_S, PRESUMED_DEAD_S, Fence
-
-_TORN_CONNECTION = re.compile(r"gloo|Connection (closed|reset) by peer|NCCL", re.IGNORECASE)
 
 POLL_S, STARTING_POLL_S = 1.0, 0.25
 """Seconds between two looks at the loop: on two cores, looking takes time from what is looked at."""
@@ -132,6 +130,7 @@ class _Trainer(threading.Thread):
         self._trainer = data_parallel_trainer(
             train_worker,
             own_cluster=not joins_cluster(),
+            retry=Retry(job.monitor),
             train_loop_config={"job": job},
             backend_config=ProcessGroupConfig(use_gpu=scaling.gpus_per_worker > 0),
             scaling_config=ray.train.ScalingConfig(
@@ -213,13 +212,14 @@ class _Life:
         # The loop's clock stands still between its reports: what is left of the wall clock belongs to where it is now.
         rest = max(0.0, age_s - startup_s - loop_s)
         goodput = dict(progress.goodput) | {"startup": progress.goodput.get("startup", 0.0) + startup_s}
-        cause = "shutdown" if progress.phase == "done" else "training"
+        cause = {"done": "shutdown", "restarting": "restart"}.get(progress.phase, "training")
         goodput[cause] = goodput.get(cause, 0.0) + rest
         return {
             "status": "running" if progress.restored_step is not None else "preparing",
             "from_step": progress.restored_step,
             "step": progress.row.get("step", progress.restored_step or 0),
             "world_size": progress.world_size,
+            "restarts": progress.restarts,
             "first_step_s": self._first_step_s,
             "goodput": goodput,
         }
@@ -253,21 +253,3 @@ def stop_requests() -> Iterator[_StopRequests]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def in_our_words(error: BaseException, progress: Progress) -> BaseException:
-    """What ended the worker group: our own error inside Ray's wrappers, or that a worker died."""
-    ours = root_cause(error, MantaError)
-    if ours is not None:
-        return ours
-    # A rank whose peer dies may say so, in Gloo's words, before Ray has noticed the death.
-    torn = root_cause(error, RuntimeError)
-    death = root_cause(error, ray.exceptions.RayActorError) or (torn if _TORN_CONNECTION.search(str(torn)) else None)
-    if death is not None:
-        reason = " ".join(str(death).split())[:500]
-        step = progress.row.get("step", 0)
-        return WorkerDiedError(
-            f"A training worker died at step {step}: {reason} The same command continues from the last checkpoint. "
-            f"A worker that keeps dying is often out of memory: lower train.micro_batch_size."
-        )
-    return error

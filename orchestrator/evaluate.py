@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -48,17 +48,16 @@ def evaluate(config: RunConfig) -> dict[str, Any]:
         UnknownRunError: there is no such run, or it has no checkpoint yet.
         InputError: nothing is held out.
     """
-    from cluster.local_ray import ray_cluster
     from data.errors import InputError
     from data.feeder import held_out_batches, measure_held_out
-    from orchestrator.run import feed_spec, open_run, reaching_storage
+    from orchestrator.run import RayWhenNeeded, feed_spec, open_run, reaching_storage
     from orchestrator.trained_model import load_trained
 
     with reaching_storage(config) as config:
         run = open_run(config)
         trained = load_trained(config, run)
-        with ray_cluster(num_cpus=os.cpu_count() or 1):
-            batches = held_out_batches(feed_spec(run, trained.data))
+        with RayWhenNeeded(config, lambda line: print(line, file=sys.stderr)) as start_ray:
+            batches = held_out_batches(feed_spec(run, trained.data), start_ray)
     if not batches:
         raise InputError(
             f"data.validation_fraction={config.data.validation_fraction} holds nothing out to evaluate on."

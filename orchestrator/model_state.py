@@ -25,6 +25,16 @@ def snapshot_state(model: nn.Module, optimizer: torch.optim.Optimizer, label: st
         DiskFullError: there is no room.
     """
     folder = Path(tempfile.mkdtemp(prefix=f"manta-{label}-", dir=scratch_folder()))
+    save_state(folder, model, optimizer)
+    return folder
+
+
+def save_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Write weights and optimizer state into a folder; where that fails, the folder is gone.
+
+    Raises:
+        DiskFullError: there is no room.
+    """
     try:
         save_file(_on_cpu(model.state_dict()), folder / MODEL)
         save_file(_on_cpu(optimizer_tensors(model, optimizer)), folder / OPTIMIZER)
@@ -36,7 +46,6 @@ def snapshot_state(model: nn.Module, optimizer: torch.optim.Optimizer, label: st
                 f"No room for a checkpoint in {folder.parent}: {free / 1e6:,.0f} MB are free. Make room, or set TMPDIR."
             ) from error
         raise
-    return folder
 
 
 def discard_snapshots(label: str) -> None:

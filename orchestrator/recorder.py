@@ -21,7 +21,10 @@ from orchestrator.goodput import GoodputClock
 from orchestrator.job import TrainJob
 from orchestrator.ledger import LedgerCut, StepLedger, StepRow
 from orchestrator.model_state import discard_snapshots, snapshot_state
+from orchestrator.node_memory import SnapshotClock
+from orchestrator.restore import Restored
 from orchestrator.run_record import check_fence
+from orchestrator.step_log import Orders
 
 TELL_EVERY_S = 1.0
 """Seconds between two words to the driver, which looks no more often; a call a step would cost short steps 1 %."""
@@ -34,8 +37,17 @@ class Recorder:
     """Rank 0's books. Checkpoints are written by a thread, one at a time, while the loop goes on."""
 
     def __init__(
-        self, job: TrainJob, model: nn.Module, optimizer: torch.optim.Optimizer, ledger: StepLedger, clock: GoodputClock
+        self,
+        job: TrainJob,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        restored: Restored,
+        clock: GoodputClock,
     ) -> None:
+        saved_step = int(restored.saved["step"])
+        ledger = StepLedger(job.store, job.attempt, saved_step, restored.saved["ledger"], restored.saved["tokens"])
+        for row in restored.rows:
+            ledger.add(row)
         self._job, self._model, self._optimizer, self._ledger, self._clock = job, model, optimizer, ledger, clock
         self._reply: ray.ObjectRef[bool] | None = None
         self._stop = False
@@ -46,15 +58,26 @@ class Recorder:
         self._failures = 0
         self._unwritten: list[LedgerCut] = []
         self._saved_at = time.monotonic()
-        self._saved_step: int | None = None
+        self._saved_step = saved_step
+        self._snapshots = SnapshotClock()
+        self._step_s = 0.0
         # The run's only live attempt is this one, so snapshots of the run that are still here are a dead one's.
         self._label = hashlib.blake2b(job.store.url_of("").encode(), digest_size=8).hexdigest()
         discard_snapshots(self._label)
 
-    @property
-    def tokens(self) -> int:
-        """Target tokens trained on since step 0."""
-        return self._ledger.tokens
+    def begin(self, step: int, world_size: int) -> int:
+        """Tell the driver that the group goes on from `step`; returns the newest step done by any group before."""
+        clock_s = sum(self._clock.seconds().values())
+        done: int = ray.get(self._job.monitor.begin_group.remote(step, world_size, clock_s))
+        return max(done, self._job.done_before)
+
+    def orders(self) -> Orders:
+        """What all ranks are told with the step that is just being done."""
+        return Orders(self.stop_heard(), self._snapshots.is_due(self._step_s), self._saved_step)
+
+    def snapshot_taken(self, cost_s: float) -> None:
+        """All ranks stood still for `cost_s` seconds to keep their state in memory."""
+        self._snapshots.taken(cost_s)
 
     def tell(self, **progress: Any) -> None:
         """Fields of `Progress` for the driver, beside the newest step; does not wait."""
@@ -70,6 +93,7 @@ class Recorder:
     def step_done(self, row: StepRow) -> None:
         """Book a step, and save when it is time."""
         self._ledger.add(row)
+        self._step_s = row.step_s
         is_first, self._row = self._row is None, row
         if is_first or time.monotonic() - self._told_at >= TELL_EVERY_S:
             self.tell()
@@ -115,7 +139,7 @@ class Recorder:
         self._unwritten.append(self._ledger.cut())
         state = {
             "step": step,
-            "tokens": self.tokens,
+            "tokens": self._ledger.tokens,
             "samples": step * self._job.config.train.global_batch_size,
             "seed": self._job.config.seed,
             "ledger": self._unwritten[-1].segments,

@@ -47,12 +47,9 @@ class Run:
     store: Store
     record: RunRecord
 
-    def prepare(
-        self, tell: Callable[[str], None], before_tokenizing: Callable[[Tokenizer], object] = lambda tokenizer: None
-    ) -> PreparedData:
-        """The data this run is pinned to, see `prepare_data`."""
-        pins = Pins(self.record.manifest, self.record.tokenizer)
-        return prepare_data(self.config.data, self.config.store, self.root, pins, tell, before_tokenizing)
+    def prepare(self, tell: Callable[[str], None], start_ray: Callable[[], None] = lambda: None) -> PreparedData:
+        """The data this run is pinned to, see `prepared`."""
+        return prepared(self.config, self.root, Pins(self.record.manifest, self.record.tokenizer), tell, start_ray)
 
 
 def open_run(config: RunConfig) -> Run:
@@ -97,15 +94,15 @@ class RayWhenNeeded:
     Called, it returns when Ray runs. `begin` only sets out, so that other things can be waited for meanwhile.
     """
 
-    def __init__(self, config: RunConfig, console: Console) -> None:
-        self._scaling, self._console = config.scaling, console
+    def __init__(self, config: RunConfig, tell: Callable[[str], None]) -> None:
+        self._scaling, self._tell = config.scaling, tell
         self._stack, self._lock, self._started = ExitStack(), threading.Lock(), False
         self._ended = threading.Event()
 
     def __call__(self) -> None:
         with self._lock:
             if not self._started:
-                self._console.line("ray: starting")
+                self._tell("ray: starting")
                 workers = self._scaling.num_workers
                 # Tokenizing gets CPUs of its own: Ray Train reserves first, and Ray Data would starve on what is left.
                 num_cpus = workers * self._scaling.cpus_per_worker + (os.cpu_count() or 1)
@@ -134,22 +131,22 @@ class RayWhenNeeded:
 def prepare(config: RunConfig) -> None:
     """Check the shards, learn the tokenizer and tokenize, as far as that has not been done."""
     console = Console()
-    with reaching_storage(config) as config, RayWhenNeeded(config, console) as start_ray:
+    with reaching_storage(config) as config, RayWhenNeeded(config, console.line) as start_ray:
         root, _ = stores(config)
         root.check()
-        data = prepare_data(config.data, config.store, root, Pins(), console.line, checked(config, start_ray))
-        embedding_rows(config, data.tokenizer)
+        data = prepared(config, root, Pins(), console.line, start_ray)
         console.line(f"ready: {data.summary()}")
 
 
-def checked(config: RunConfig, start_ray: Callable[[], None]) -> Callable[[Tokenizer], None]:
-    """What `prepare_data` calls before it tokenizes: a vocabulary that does not fit is refused, then Ray is started."""
+def prepared(
+    config: RunConfig, root: Store, pins: Pins, tell: Callable[[str], None], start_ray: Callable[[], None]
+) -> PreparedData:
+    """`prepare_data` for the recipe; a vocabulary that the model has no room for is refused before it is used."""
 
-    def before_tokenizing(tokenizer: Tokenizer) -> None:
+    def check_tokenizer(tokenizer: Tokenizer) -> None:
         embedding_rows(config, tokenizer)
-        start_ray()
 
-    return before_tokenizing
+    return prepare_data(config.data, config.store, root, pins, tell, check_tokenizer, start_ray)
 
 
 def train(config: RunConfig, *, takeover: bool = False, started_at: float | None = None) -> None:
@@ -171,7 +168,7 @@ def train(config: RunConfig, *, takeover: bool = False, started_at: float | None
     console = Console()
     remember_recipe(config.run, resolved(config))
     with ExitStack() as stack:
-        start_ray = stack.enter_context(RayWhenNeeded(config, console))
+        start_ray = stack.enter_context(RayWhenNeeded(config, console.line))
         if config.store.serve is not None:
             start_ray.begin()  # the object store takes seconds to come up, and so does Ray
         config = stack.enter_context(reaching_storage(config))
@@ -202,9 +199,8 @@ def begin_attempt(run: Run, fence: Fence, start_ray: Callable[[], None], console
         console.line(line)
         fence.sign_of_life()  # preparing may take hours, and is no reason to be taken for dead
 
-    data = run.prepare(tell, checked(run.config, start_ray))
+    data = run.prepare(tell, start_ray)
     console.line(f"data: {data.summary()}")
-    embedding_rows(run.config, data.tokenizer)
     fence.update(manifest=data.manifest.digest, tokenizer=data.tokenizer.digest)
     start_ray()
     from orchestrator.attempt import run_attempt

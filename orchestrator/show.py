@@ -56,6 +56,7 @@ def describe(run: Run) -> dict[str, Any]:
         "status": status_of(record.last),
         "message": record.last.message,
         "attempts": len(record.attempts),
+        "restarts": sum(attempt.restarts for attempt in record.attempts),
         "step": state["step"],
         "steps": run.config.train.steps,
         "tokens": state["tokens"],
@@ -117,7 +118,9 @@ def print_run(run: Run, console: Console) -> None:
     table = Table(title=f"run {story['run']}", show_header=False, title_justify="left")
     table.add_row("status", story["status"] + (f": {story['message']}" if story["message"] else ""))
     table.add_row(
-        "step", f"{story['step']:,} of {story['steps']:,}, {story['tokens']:,} tokens, {story['attempts']} attempt(s)"
+        "step",
+        f"{story['step']:,} of {story['steps']:,}, {story['tokens']:,} tokens; "
+        f"{story['attempts']} attempt(s), {story['restarts']} restart(s) of the workers",
     )
     if story["samples"]:
         samples = story["samples"]

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
+
+
+class Orders(NamedTuple):
+    """What rank 0 tells all with a step; the others say nothing.
+
+    Attributes:
+        stop: no step after this one.
+        snapshot: keep the state after this step in the memory of every node.
+        saved_step: step of the newest checkpoint in object storage.
+    """
+
+    stop: bool = False
+    snapshot: bool = False
+    saved_step: int = 0
 
 
 class StepLog:
@@ -23,23 +39,25 @@ class StepLog:
     def __init__(self, num_slots: int, micro_batch_size: int, device: torch.device) -> None:
         self._losses = torch.zeros(num_slots, dtype=torch.float64, device=device)
         self._ids = np.zeros((num_slots, micro_batch_size), np.int64)
-        self._stop = 0
+        self.orders = Orders()
 
     def note(self, slot: int, loss_sum: Tensor, sample_ids: NDArray[np.int64]) -> None:
         """Fill a slot: the sum of its token losses, () float, and its (micro_batch_size,) sample ids."""
         self._losses[slot] = loss_sum.detach()
         self._ids[slot] = sample_ids + 1  # 0 means "not filled", and 0 is a sample id
 
-    def combine(self, *, stop: bool = False) -> None:
-        """Add up over ranks; afterwards every rank holds the whole step. `stop`: this rank was asked to stop."""
-        tail = torch.from_numpy(np.append(self._ids.ravel(), int(stop))).to(self._losses.device)
+    def combine(self, orders: Orders | None = None) -> None:
+        """Add up over ranks; afterwards every rank holds the whole step, and rank 0's orders."""
+        told = np.array(orders or Orders(), np.int64)
+        tail = torch.from_numpy(np.concatenate([self._ids.ravel(), told])).to(self._losses.device)
         packed = torch.cat([self._losses.view(torch.int64), tail])
         dist.all_reduce(packed)
         whole = packed.cpu()
         slots = len(self._losses)
         self._losses = whole[:slots].view(torch.float64)
-        self._ids = whole[slots:-1].numpy().reshape(self._ids.shape)
-        self._stop = int(whole[-1])
+        self._ids = whole[slots : -len(told)].numpy().reshape(self._ids.shape)
+        stop, snapshot, saved_step = whole[-len(told) :].tolist()
+        self.orders = Orders(bool(stop), bool(snapshot), saved_step)
 
     def loss_sum(self) -> float:
         """Sum of all token losses in slot order."""
@@ -48,7 +66,3 @@ class StepLog:
     def sample_ids(self) -> NDArray[np.int64]:
         """(micro-batches x micro_batch_size,) ids in training order."""
         return self._ids.ravel() - 1
-
-    def stop_requested(self) -> bool:
-        """Whether any rank was asked to stop; the same answer on all of them."""
-        return self._stop > 0

@@ -6,10 +6,8 @@ whole step, and DDP's one all-reduce adds gradients up, so the update is the sam
 
 # No `from __future__ import annotations` here: DDP looks at the real annotations of its communication hook.
 import math
-import tempfile
 import time
-from contextlib import nullcontext
-from pathlib import Path
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import numpy as np
@@ -17,23 +15,22 @@ import ray
 import ray.train
 import torch
 import torch.distributed as dist
-from ray.train.collective import broadcast_from_rank_zero
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from data.errors import DiskFullError
 from model.optimizer import build_optimizer, clip_gradients
 from model.schedule import learning_rate
-from orchestrator.checkpoint import MODEL, OPTIMIZER, fetch_checkpoint, fetch_newest
 from orchestrator.config import RunConfig
 from orchestrator.errors import NonFiniteLossError
 from orchestrator.evaluate import held_out_scores, loss_sums
 from orchestrator.forward import autocast, build_model, inputs_and_targets, seed_dropout
 from orchestrator.goodput import GoodputClock
 from orchestrator.job import TrainJob
-from orchestrator.ledger import StepLedger, StepRow
-from orchestrator.model_state import load_optimizer, load_weights, scratch_folder
+from orchestrator.ledger import StepRow
+from orchestrator.node_memory import NodeMemory
 from orchestrator.recorder import Recorder
-from orchestrator.run_record import load_record
+from orchestrator.restore import restore
 from orchestrator.step_log import StepLog
 from orchestrator.step_reader import FetchedShare, StepReader
 
@@ -53,15 +50,17 @@ def train_loop(job: TrainJob) -> None:
     torch.set_num_threads(config.scaling.threads)
     device = worker_device(config)
 
+    local_rank, node_id = context.get_local_rank(), ray.get_runtime_context().get_node_id()
+    memory = NodeMemory.on_this_node(job.store.url_of(""), job.attempt, node_id)
     model = build_model(config, job.vocab_size, job.end_of_text).to(device)
     optimizer = build_optimizer(model, train.optimizer, train.lr)
-    state = restore(job, model, optimizer, rank)
-    first_step = step = int(state["step"])
-    recorder = None
+    restored = restore(job, memory, model, optimizer, local_rank)
+    first_step, step, tokens = restored.step, restored.step, restored.tokens
+    unsaved = list(restored.rows)  # on every rank: whose node survives must not depend on luck
+    recorder, done_before = None, 0
     if rank == 0:
-        ledger = StepLedger(job.store, job.attempt, step, state["ledger"], state["tokens"])
-        recorder = Recorder(job, model, optimizer, ledger, clock)
-        recorder.tell(phase="training", restored_step=step, world_size=world_size)
+        recorder = Recorder(job, model, optimizer, restored, clock)
+        done_before = recorder.begin(step, world_size)
     ddp = data_parallel(model, compiled=train.compile)
 
     stop = False
@@ -71,26 +70,27 @@ def train_loop(job: TrainJob) -> None:
             clock.switch("data_wait")
             share = reader.take()
             clock.switch(
-                "compile"
-                if train.compile and step == first_step
-                else "replay"
-                if step < job.done_before
-                else "training"
+                "compile" if train.compile and step == first_step else "replay" if step < done_before else "training"
             )
 
             lr = learning_rate(train.schedule, train.lr, step, train.steps)
             log = accumulate_gradients(ddp, share, config, step, device)
-            log.combine(stop=recorder is not None and recorder.stop_heard())
+            log.combine(recorder.orders() if recorder is not None else None)
             loss = log.loss_sum() / share.target_tokens
             grad_norm = apply_update(model, optimizer, lr, train.grad_clip)
             refuse_non_finite(loss, grad_norm, step, lr)
-            step, stop = step + 1, log.stop_requested()
+            step, tokens, stop = step + 1, tokens + share.target_tokens, log.orders.stop
 
+            step_s = time.monotonic() - began
+            row = StepRow(step, loss, lr, grad_norm, tokens, world_size, step_s, log.sample_ids())
+            unsaved = [*(each for each in unsaved if each.step > log.orders.saved_step), row]
             if recorder is not None:
-                tokens = recorder.tokens + share.target_tokens
-                recorder.step_done(
-                    StepRow(step, loss, lr, grad_norm, tokens, world_size, time.monotonic() - began, log.sample_ids())
-                )
+                recorder.step_done(row)
+            if log.orders.snapshot:
+                with clock.during("checkpoint"):
+                    cost_s = keep_in_memory(memory, step, model, optimizer, unsaved, local_rank)
+                if recorder is not None:
+                    recorder.snapshot_taken(cost_s)
             if config.eval.every_steps and step % config.eval.every_steps == 0 and step < train.steps and not stop:
                 with clock.during("evaluation"):
                     scores = evaluate_held_out(job, model, rank, world_size, device)
@@ -107,6 +107,8 @@ def train_loop(job: TrainJob) -> None:
     if step == train.steps and config.data.validation_fraction > 0:
         with clock.during("evaluation"):
             result |= evaluate_held_out(job, model, rank, world_size, device)
+    dist.barrier()  # until the last checkpoint is there, another node's memory may be needed
+    memory.discard()
     if recorder is not None:
         ray.get(job.monitor.report.remote(phase="done", result=result, goodput=clock.seconds()))
 
@@ -122,23 +124,23 @@ def worker_device(config: RunConfig) -> torch.device:
     return device
 
 
-def restore(job: TrainJob, model: nn.Module, optimizer: torch.optim.Optimizer, rank: int) -> dict[str, Any]:
-    """Load the newest checkpoint into model and optimizer; rank 0 chooses it for all.
+def keep_in_memory(
+    memory: NodeMemory,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    unsaved: list[StepRow],
+    local_rank: int,
+) -> float:
+    """Have one rank of this node keep the state in the node's memory; returns the seconds it took.
 
-    Returns:
-        its state.json, or that of step 0.
+    Without room it is not kept, and a sudden death costs all steps since the last checkpoint.
     """
-    with tempfile.TemporaryDirectory(prefix="manta-restore-", dir=scratch_folder()) as scratch:
-        folder, files = Path(scratch), (MODEL, OPTIMIZER)
-        tell = job.monitor.note.remote
-        fetched = fetch_newest(job.store, load_record(job.store), files, folder, tell) if rank == 0 else None
-        name = broadcast_from_rank_zero(fetched[0] if fetched else None)
-        if name is None:
-            return {"step": 0, "tokens": 0, "ledger": []}
-        state = fetched[1] if fetched else fetch_checkpoint(job.store, name, files, folder)
-        load_weights(folder, model)
-        load_optimizer(folder, model, optimizer)
-        return state
+    began = time.monotonic()
+    if local_rank == 0:
+        with suppress(DiskFullError):
+            memory.write(step, model, optimizer, unsaved)
+    return time.monotonic() - began
 
 
 def data_parallel(model: nn.Module, *, compiled: bool) -> DistributedDataParallel:

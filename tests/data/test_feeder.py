@@ -354,7 +354,9 @@ def test_units_known_from_before_are_those_of_this_very_way_of_reading_every_sou
         )
         store = LocalStore(str(tmp_path / "store"))
         counts.append(
-            prepare_data(config, StoreConfig(), store, Pins(), lambda _: None, lambda _: None).counts().tolist()
+            prepare_data(config, StoreConfig(), store, Pins(), lambda _: None, lambda _: None, lambda: None)
+            .counts()
+            .tolist()
         )
     as_file = len("first\nsecond\nthird\n" * 5) + 1  # every token but the first boundary
     as_lines = len("firstsecondthird" * 5) + 15

@@ -206,6 +206,17 @@ class TestWithACluster:
         death = root_cause(error, ray.exceptions.RayActorError)
         assert death is not None and "died" in str(death)
 
+    def test_a_group_that_failed_is_started_again_as_often_as_it_is_let(self, tmp_path: Path) -> None:
+        def twice(error: BaseException) -> bool:
+            assert root_cause(error, ray.exceptions.RayActorError) is not None
+            asked = len(list(tmp_path.glob("asked-*")))
+            (tmp_path / f"asked-{asked}").touch()
+            return asked < 2
+
+        trainer_of(tmp_path, kill_rank_one_at_first, retry=twice).fit()
+        assert len(list(tmp_path.glob("asked-*"))) == 1
+        assert {path.name for path in tmp_path.glob("end-*")} == {"end-0", "end-1"}
+
 
 MESSAGE = "s3://bucket/x.gz is cut off. Write it again."
 
@@ -229,18 +240,22 @@ class Failing:
 
 def fit(folder: Path, worker: Callable[[dict[str, str]], None]) -> BaseException:
     """Train with two workers, as `orchestrator.attempt` does; returns what that ended with."""
+    with pytest.raises(Exception, match=r".") as raised:
+        trainer_of(folder, worker, retry=lambda error: False).fit()
+    return raised.value
+
+
+def trainer_of(folder: Path, worker: Callable[[dict[str, str]], None], retry: Callable[[BaseException], bool]) -> Any:
     filesystem, path = filesystem_for(str(folder / "ray-train"), StoreConfig())
-    trainer = data_parallel_trainer(
+    return data_parallel_trainer(
         worker,
         own_cluster=True,
+        retry=retry,
         train_loop_config={"folder": str(folder)},
         backend_config=ProcessGroupConfig(use_gpu=False, timeout_s=60),
         scaling_config=ray.train.ScalingConfig(num_workers=2, use_gpu=False, resources_per_worker={"CPU": 1}),
         run_config=ray.train.RunConfig(name="attempt-1", storage_path=path, storage_filesystem=filesystem),
     )
-    with pytest.raises(Exception, match=r".") as raised:
-        trainer.fit()
-    return raised.value
 
 
 def add_up_ranks_then_fail(config: dict[str, str]) -> None:
@@ -268,3 +283,15 @@ def kill_rank_one(config: dict[str, str]) -> None:
     if ray.train.get_context().get_world_rank() == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     dist.barrier()
+
+
+def kill_rank_one_at_first(config: dict[str, str]) -> None:
+    import torch.distributed as dist
+
+    folder, rank = Path(config["folder"]), ray.train.get_context().get_world_rank()
+    dist.barrier()
+    if rank == 1 and not (folder / "killed").exists():
+        (folder / "killed").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.barrier()
+    (folder / f"end-{rank}").touch()

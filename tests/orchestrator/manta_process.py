@@ -77,6 +77,15 @@ class MantaProcess:
         """SIGINT to its process group, as a terminal does on Ctrl-C."""
         os.killpg(self.pid, signal.SIGINT)
 
+    def pids_of(self, title: str) -> list[int]:
+        """Its living processes whose command line contains `title`."""
+        found = []
+        for pid in _living_in_session(self.pid):
+            with suppress(OSError):  # ended while being looked at
+                if title in Path(f"/proc/{pid}/cmdline").read_text():
+                    found.append(pid)
+        return found
+
     def kill_everything(self) -> None:
         """SIGKILL to the command and all that it started, its descendants' descendants included."""
         deadline = time.monotonic() + COMMAND_TIMEOUT_S

@@ -9,6 +9,9 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
+import re
+import signal
 import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -153,6 +156,14 @@ class Run:
         rows = self.metrics()
         assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
         return [row["loss"] for row in rows]
+
+    def step_told(self) -> int:
+        """Step of the newest sign of life; -1 before there is one."""
+        try:
+            attempt = self.record()["attempts"][-1]
+        except self.site.client.exceptions.NoSuchKey:
+            return -1
+        return int(attempt["step"]) if attempt["from_step"] is not None else -1
 
     def saved_steps(self) -> list[int]:
         """Steps of complete checkpoints."""
@@ -356,6 +367,41 @@ def test_killed_twice_and_continued(site: Site, alone: Run, story: dict[str, Any
     assert [attempt["from_step"] for attempt in run.record()["attempts"]] == [0, *ended_by]
     assert found["goodput"]["idle_s"] > 0
     assert adds_up(found["goodput"]), found["goodput"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_worker_costs_seconds_and_no_sample(site: Site, alone: Run, rank: int) -> None:
+    """No checkpoint is written before the end: what the workers go on from is in memory."""
+    run = site.run(f"killed-worker-{rank}")
+    endless = ("--set", "train.steps=100000", "--set", "checkpoint.every_steps=100000")
+    with run.command("train", *endless) as process:
+        for told in (1, 2):
+            beginning = run.step_told() + 20
+            process.wait_until(lambda step=beginning: run.step_told() >= step, f"step {beginning}")
+            workers = process.pids_of("ray::RayTrainWorker")
+            assert len(workers) == 2
+            os.kill(workers[rank], signal.SIGKILL)
+            process.wait_until(lambda times=told: process.output.count("going on with 2 workers") == times, "a restart")
+        beginning = run.step_told() + 20
+        process.wait_until(lambda: run.step_told() >= beginning, f"step {beginning}")
+        assert run.saved_steps() == []
+        process.interrupt()
+        assert process.wait() == 130, process.output
+        assert "Traceback" not in process.output
+
+    with run.command("show", "--json", *endless) as shown:
+        assert shown.wait() == 0, shown.output
+        found = json.loads(shown.output)
+    losses, reference = run.losses(), alone.losses()
+    assert len(losses) == found["step"] >= 60
+    assert losses[:STEPS] == reference[: len(losses)], "the same, bit by bit"
+    assert found["samples"]["seen"] == found["samples"]["expected"] == len(losses) * GLOBAL_BATCH_SIZE
+    assert (found["samples"]["duplicated"], found["samples"]["missing"]) == (0, 0)
+    assert (found["attempts"], found["restarts"]) == (1, 2)
+    assert found["goodput"]["restart_s"] > 0
+    assert adds_up(found["goodput"]), found["goodput"]
+    resumed_at = [int(step) for step in re.findall(r"step (\d+): going on with", process.output)]
+    assert len(resumed_at) == 2 and min(resumed_at) > 0, "from memory, not from the beginning"
 
 
 def test_stopped_where_it_was_and_continued(stopped: Run, alone: Run, story: dict[str, Any]) -> None:

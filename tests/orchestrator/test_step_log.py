@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from orchestrator.step_log import StepLog
+from orchestrator.step_log import Orders, StepLog
 
 CPU = torch.device("cpu")
 SLOTS, SIZE = 5, 3
@@ -45,7 +45,7 @@ class TestAlone:
         log.combine()
         assert log.sample_ids().tolist() == [int(each) for slot in range(SLOTS) for each in ids_of(slot)]
         assert log.loss_sum() == pytest.approx(sum(loss_of(slot) for slot in range(SLOTS)), rel=1e-15)
-        assert not log.stop_requested()
+        assert log.orders == Orders()
 
     def test_a_slot_that_nobody_filled_is_seen(self) -> None:
         log = StepLog(2, SIZE, CPU)
@@ -64,9 +64,9 @@ class TestAlone:
     def test_odd_losses_arrive_as_they_are(self, loss: float) -> None:
         log = StepLog(1, 1, CPU)
         log.note(0, torch.tensor(loss), np.array([7]))
-        log.combine(stop=True)
+        log.combine(Orders(stop=True, saved_step=2**40))
         np.testing.assert_equal(log.loss_sum(), loss)
-        assert log.stop_requested() and log.sample_ids().tolist() == [7]
+        assert log.orders == Orders(True, False, 2**40) and log.sample_ids().tolist() == [7]
 
 
 def tell_each_other(rank: int, folder: str) -> None:
@@ -77,9 +77,9 @@ def tell_each_other(rank: int, folder: str) -> None:
             dist.init_process_group("gloo", init_method=group, rank=rank, world_size=world_size)
             log = StepLog(SLOTS, SIZE, CPU)
             fill(log, range(rank, SLOTS, world_size))
-            log.combine(stop=world_size == 3 and rank == 1)
+            log.combine(Orders(stop=world_size == 3, snapshot=True, saved_step=17) if rank == 0 else None)
             torch.save(
-                (log.loss_sum(), log.sample_ids().tolist(), log.stop_requested()), f"{folder}/{world_size}-{rank}.pt"
+                (log.loss_sum(), log.sample_ids().tolist(), tuple(log.orders)), f"{folder}/{world_size}-{rank}.pt"
             )
             dist.destroy_process_group()
 
@@ -95,4 +95,4 @@ def test_every_rank_knows_bit_for_bit_what_one_alone_does(tmp_path: Path) -> Non
         log.combine()
         for rank in range(world_size):
             known = torch.load(tmp_path / "ranks" / f"{world_size}-{rank}.pt")
-            assert known == (log.loss_sum(), log.sample_ids().tolist(), world_size == 3)
+            assert known == (log.loss_sum(), log.sample_ids().tolist(), (world_size == 3, True, 17))

@@ -1,0 +1,65 @@
+"""Failures of a worker group as Ray Train reports them: whether to try again, and what to tell the user."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from data.errors import MantaError
+from data.ray_internals import root_cause
+from orchestrator.errors import WorkerDiedError
+from orchestrator.monitor import Progress
+
+_TORN_CONNECTION = re.compile(r"gloo|Connection (closed|reset) by peer|NCCL", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Retry:
+    """Asked by Ray Train's controller, in its own process, whether a worker group that failed is started again.
+
+    What the project raises itself is final: wrong data or a fenced attempt is the same the second time.
+    """
+
+    monitor: Any
+
+    def __call__(self, error: BaseException) -> bool:
+        if root_cause(error, MantaError) is not None:
+            return False
+        death = death_in(error)
+        # What the code raised comes with its traceback, whose end is what says something.
+        reason = one_line(error)[-300:] if death is None else one_line(death)[:300]
+        return bool(ray.get(self.monitor.failed.remote(death is not None, reason)))
+
+
+def death_in(error: BaseException) -> BaseException | None:
+    """The worker's death among what Ray wrapped up, or None where nobody died."""
+    death = root_cause(error, ray.exceptions.RayActorError)
+    if death is not None:
+        return death
+    # A rank whose peer dies may say so, in Gloo's words, before Ray has noticed the death.
+    torn = root_cause(error, RuntimeError)
+    return torn if _TORN_CONNECTION.search(str(torn)) else None
+
+
+def in_our_words(error: BaseException, progress: Progress) -> BaseException:
+    """What ended the run: our own error inside Ray's wrappers, that workers keep dying, or the error as it is."""
+    ours = root_cause(error, MantaError)
+    if ours is not None:
+        return ours
+    death = death_in(error)
+    if death is None:
+        return error
+    why = f" Not tried again: {progress.gave_up}." if progress.gave_up else ""
+    return WorkerDiedError(
+        f"A training worker died at step {progress.row.get('step', 0)}: {one_line(death)[:500]}{why} The same command "
+        f"continues from the last checkpoint. A worker that keeps dying is often out of memory: lower "
+        f"train.micro_batch_size."
+    )
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message for the middle of a line."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,121 @@
+"""Invented clusters in, decisions out, with a clock of the test's own."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.scaling_policy import (
+    GAIN_FACTOR,
+    SETTLE_S,
+    Noop,
+    SaveThenResize,
+    ScalingPolicy,
+    Situation,
+    Start,
+    Wait,
+)
+
+
+def policy(fewest: int = 2, most: int = 8, micro_batches: int = 16, restart_s: float = 6.0) -> ScalingPolicy:
+    return ScalingPolicy(fewest, most, micro_batches, restart_s)
+
+
+def running(now: float, workers: int, slots: int, **more: object) -> Situation:
+    return Situation(now, workers, slots, **{"step_s": 1.0, "steps_left": 1000, **more})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("slots", "workers"), [(2, 2), (3, 3), (8, 8), (100, 8)])
+def test_starts_with_what_there_is_between_its_bounds(slots: int, workers: int) -> None:
+    decision = policy().when_idle(Situation(0.0, 0, slots))
+    assert isinstance(decision, Start) and decision.workers == workers
+
+
+def test_waits_below_the_minimum_and_says_for_what() -> None:
+    decision = policy().when_idle(Situation(0.0, 0, 1))
+    assert decision == Wait("the cluster has room for 1 workers, and scaling.min_workers=2")
+
+
+def test_takes_no_worker_that_would_not_shorten_the_step() -> None:
+    """Over 6 workers as over 7, the busiest of them has 3 of the 16 micro-batches."""
+    decision = policy().when_idle(Situation(0.0, 0, 7))
+    assert isinstance(decision, Start) and decision.workers == 6
+
+
+def test_a_fixed_number_is_taken_as_it_is() -> None:
+    decision = policy(fewest=7, most=7).when_idle(Situation(0.0, 0, 9))
+    assert isinstance(decision, Start) and decision.workers == 7
+
+
+def test_grows_once_the_room_has_settled() -> None:
+    one = policy()
+    assert one.when_running(running(10.0, 2, 4)) == Noop()
+    assert one.when_running(running(10.0 + SETTLE_S / 2, 2, 4)) == Noop()
+    decision = one.when_running(running(10.0 + SETTLE_S, 2, 4))
+    assert isinstance(decision, SaveThenResize) and decision.workers == 4
+    assert "saves 500 s" in decision.why and "6.0 s" in decision.why
+
+
+def test_room_that_flickers_is_never_used() -> None:
+    one = policy()
+    for now in range(100):
+        assert one.when_running(running(float(now), 2, 4 if now % 2 else 2)) == Noop()
+
+
+def test_room_that_still_grows_is_waited_for() -> None:
+    one = policy()
+    for now, slots in ((0.0, 4), (2.0, 6), (4.0, 8)):
+        assert one.when_running(running(now, 2, slots)) == Noop()
+    decision = one.when_running(running(4.0 + SETTLE_S, 2, 8))
+    assert isinstance(decision, SaveThenResize) and decision.workers == 8
+
+
+@pytest.mark.parametrize(("steps_left", "grows"), [(23, False), (25, True)])
+def test_the_gain_over_what_is_left_must_outweigh_the_restart(steps_left: int, grows: bool) -> None:
+    """Twice the workers halve what is left; at least twice 6 s must be saved."""
+    one = policy()
+    one.when_running(running(0.0, 2, 4, steps_left=steps_left))
+    decision = one.when_running(running(SETTLE_S, 2, 4, steps_left=steps_left))
+    assert isinstance(decision, SaveThenResize) == grows
+
+
+def test_nodes_about_to_go_are_left_at_once_whatever_it_costs() -> None:
+    decision = policy().when_running(running(0.0, 4, 3, on_draining=1, steps_left=1, step_s=None))
+    assert isinstance(decision, SaveThenResize) and decision.workers == 3
+    assert "1 of 4 workers" in decision.why
+
+
+def test_nothing_is_decided_before_a_step_was_measured() -> None:
+    one = policy()
+    for now in range(10):
+        assert one.when_running(running(float(now), 2, 8, step_s=None)) == Noop()
+
+
+@given(
+    fewest=st.integers(1, 40),
+    extra=st.integers(0, 40),
+    micro_batches=st.integers(1, 100),
+    slots=st.lists(st.integers(0, 90), min_size=1, max_size=60),
+    step_s=st.floats(0.001, 100),
+    steps_left=st.integers(0, 100_000),
+)
+def test_every_decision_keeps_the_bounds_and_pays(
+    fewest: int, extra: int, micro_batches: int, slots: list[int], step_s: float, steps_left: int
+) -> None:
+    """Over any course of a cluster: never outside the bounds, never more workers than fit, never a growth at a loss."""
+    one = ScalingPolicy(fewest, fewest + extra, micro_batches, restart_s=5.0)
+    workers = 0
+    for number, room in enumerate(slots):
+        if workers == 0:
+            started = one.when_idle(Situation(2.0 * number, 0, room))
+            assert isinstance(started, Wait) == (room < fewest)
+            workers = started.workers if isinstance(started, Start) else 0
+            assert workers == 0 or fewest <= workers <= min(room, fewest + extra)
+            continue
+        decision = one.when_running(Situation(2.0 * number, workers, room, 0, step_s, steps_left))
+        if isinstance(decision, SaveThenResize):
+            assert workers < decision.workers <= min(room, fewest + extra)
+            before, after = (math.ceil(micro_batches / each) for each in (workers, decision.workers))
+            assert steps_left * step_s * (1 - after / before) >= GAIN_FACTOR * 5.0
+            workers = decision.workers
