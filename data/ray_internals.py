@@ -32,11 +32,20 @@ def use_ordered_quiet_data() -> None:
 
     context = DataContext.get_current()
     context.execution_options.preserve_order = True
+    # Half of the cluster would be held back for operators other than the one there is: with two CPUs, one of them.
+    context.op_resource_reservation_enabled = False
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     # A block is a whole unit: splitting one would break "one block, one unit".
     context.target_max_block_size = None
+
+
+def quiet_driver() -> None:
+    """Keep Ray from printing a paragraph about every process that dies; a run tells of deaths in its own words."""
+    from ray._private import worker
+
+    worker.print_to_stdstream = lambda *args, **kwargs: None
 
 
 def driver_node_id() -> str:

@@ -16,7 +16,7 @@ from cluster.local_ray import joins_cluster
 from data.errors import MantaError, TransientStoreError
 from data.feeder import Feeder
 from data.prepare import PreparedData
-from data.ray_internals import NODE_ID_LABEL, data_parallel_trainer, driver_node_id
+from data.ray_internals import NODE_ID_LABEL, data_parallel_trainer, driver_node_id, quiet_driver
 from data.shard_file import filesystem_for
 from orchestrator.config import resolved
 from orchestrator.console import Console
@@ -49,6 +49,7 @@ def run_attempt(run: Run, fence: Fence, data: PreparedData, console: Console) ->
         MantaError: what ended the loop, or that a worker died.
     """
     refuse_small_cluster(run)
+    quiet_driver()
     feeder, monitor = start_actors(run, data)
     job = train_job(run, fence, data, feeder, monitor)
     trainer = _Trainer(run, job)

@@ -30,7 +30,7 @@ class Retry:
             return False
         death = death_in(error)
         # What the code raised comes with its traceback, whose end is what says something.
-        reason = one_line(error)[-300:] if death is None else one_line(death)[:300]
+        reason = one_line(error)[-300:] if death is None else describe_death(death)
         return bool(ray.get(self.monitor.failed.remote(death is not None, reason)))
 
 
@@ -44,6 +44,17 @@ def death_in(error: BaseException) -> BaseException | None:
     return torn if _TORN_CONNECTION.search(str(torn)) else None
 
 
+def describe_death(death: BaseException) -> str:
+    """Which process died, and of what, out of Ray's paragraph about it."""
+    text = one_line(death)
+    process = re.search(r"pid: (\d+).*? ip: (\S+)", text)
+    cause = re.search(r"Worker exit detail: (.*?)(?: Some common causes|$)", text)
+    node = re.search(r"node has died|node was terminated|NODE_DIED", text)
+    where = f"process {process[1]} on {process[2]}" if process else ""
+    what = "its node died" if node else cause[1] if cause else text[:300]
+    return f"{where}: {what}" if where else what
+
+
 def in_our_words(error: BaseException, progress: Progress) -> BaseException:
     """What ended the run: our own error inside Ray's wrappers, that workers keep dying, or the error as it is."""
     ours = root_cause(error, MantaError)
@@ -54,7 +65,7 @@ def in_our_words(error: BaseException, progress: Progress) -> BaseException:
         return error
     why = f" Not tried again: {progress.gave_up}." if progress.gave_up else ""
     return WorkerDiedError(
-        f"A training worker died at step {progress.row.get('step', 0)}: {one_line(death)[:500]}{why} The same command "
+        f"A training worker died at step {progress.row.get('step', 0)}: {describe_death(death)}{why} The same command "
         f"continues from the last checkpoint. A worker that keeps dying is often out of memory: lower "
         f"train.micro_batch_size."
     )

@@ -61,7 +61,7 @@ class Monitor:
             newest step done by any group before; what lies between is replay.
         """
         progress = self._progress
-        done = progress.row.get("step", step)
+        done = max(step, progress.row.get("step", step))  # the newest word may be older than the newest snapshot
         if progress.restored_step is None:
             progress.restored_step = step
         else:

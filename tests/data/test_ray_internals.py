@@ -44,6 +44,8 @@ pytestmark = [
 ROOT = Path(__file__).parents[2]
 
 NAMES = [
+    "ray._private.worker.listen_error_messages",
+    "ray._private.worker.print_to_stdstream",
     "ray._raylet.RAY_NODE_ID_KEY",
     "ray.actor.ActorHandle",
     "ray.data.Dataset.iter_internal_ref_bundles",
@@ -56,6 +58,9 @@ NAMES = [
     "ray.train.backend.BackendConfig.backend_cls",
     "ray.train.collective.broadcast_from_rank_zero",
     "ray.train.torch.get_device",
+    "ray.train.v2._internal.execution.failure_handling.FailureDecision.RAISE",
+    "ray.train.v2._internal.execution.failure_handling.FailureDecision.RETRY",
+    "ray.train.v2._internal.execution.failure_handling.FailurePolicy.make_decision",
     "ray.train.v2._internal.execution.worker_group.WorkerGroup.__len__",
     "ray.train.v2._internal.execution.worker_group.WorkerGroup.execute_async",
     "ray.train.v2._internal.execution.worker_group.WorkerGroup.execute_single",

@@ -1,0 +1,54 @@
+"""Ray's paragraphs about deaths, in our words."""
+
+import pickle
+
+import pytest
+
+from orchestrator.errors import WorkerDiedError
+from orchestrator.failures import Retry, describe_death, in_our_words
+from orchestrator.monitor import Progress
+
+KILLED = """The actor died unexpectedly before finishing this task.
+\tclass_name: RayTrainWorker
+\tactor_id: e17c2eb1a088573989c8511501000000
+\tpid: 12869
+\tnamespace: manta
+\tip: 10.0.0.2
+The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker \
+unexpectedly exits with a connection error code 2. End of file. Some common causes include: (1) it was killed"""
+
+NODE = """The actor died unexpectedly before finishing this task.
+\tpid: 17
+\tip: 10.0.0.3
+The actor died because its node has died. Node Id: 5f3. the actor's node was terminated unexpectedly"""
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        (
+            KILLED,
+            "process 12869 on 10.0.0.2: Worker unexpectedly exits with a connection error code 2. End of file.",
+        ),
+        (NODE, "process 17 on 10.0.0.3: its node died"),
+        ("[gloo/transport/tcp] Connection closed by peer", "[gloo/transport/tcp] Connection closed by peer"),
+    ],
+)
+def test_a_death_is_told_in_a_line(message: str, said: str) -> None:
+    assert describe_death(RuntimeError(message)) == said
+
+
+def test_why_the_run_was_given_up_is_in_the_last_word() -> None:
+    torn = RuntimeError("gloo: Connection closed by peer")
+    found = in_our_words(torn, Progress(row={"step": 12}, gave_up="it failed 3 times in a row"))
+    assert isinstance(found, WorkerDiedError)
+    assert "died at step 12" in str(found) and "Not tried again: it failed 3 times in a row." in str(found)
+
+
+def test_an_error_of_the_code_stays_what_it_is() -> None:
+    error = ZeroDivisionError("oh")
+    assert in_our_words(error, Progress()) is error
+
+
+def test_the_controller_can_be_sent_the_question() -> None:
+    assert pickle.loads(pickle.dumps(Retry(monitor=None))) == Retry(monitor=None)
