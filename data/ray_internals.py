@@ -6,8 +6,12 @@ Checked against Ray 2.60.0, the version the project pins.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Protocol
 
 import ray
 
@@ -65,7 +69,66 @@ def address_and_port() -> tuple[str, int]:
     return str(address), int(port)
 
 
-def data_parallel_trainer(*args: Any, own_cluster: bool, retry: Callable[[BaseException], bool], **kwargs: Any) -> Any:
+class GroupSize(Protocol):
+    """Decides how many workers there are; asked in the controller's process."""
+
+    def when_idle(self, free: int, total: int) -> int | None:
+        """No worker runs; `free` of `total` places for them are free. Returns how many to start; None: none yet."""
+
+    def when_running(self, workers: int, slots: int, on_draining: int) -> None:
+        """`workers` run, `on_draining` of them on nodes about to go; `slots` are on the others, theirs included."""
+
+
+def places(per_worker: Mapping[str, float], ours: Mapping[str, int], *, probe: bool = False) -> tuple[int, int, int]:
+    """Where workers fit on the cluster as it is, nodes that are dead or about to go left out.
+
+    Args:
+        per_worker: resources of one.
+        ours: workers that run, by node.
+        probe: leave out nodes that do not answer, too: Ray takes 15 s to declare one dead.
+
+    Returns:
+        places that are free or ours; places there would be if nobody else used the cluster; and how many of ours are
+        on nodes about to go.
+    """
+    from ray._private.state import state
+
+    draining = set(state.get_draining_nodes())
+    free = state.available_resources_per_node()  # type: ignore[no-untyped-call]
+    slots = total = 0
+    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    with ThreadPoolExecutor(PROBES) as pool:
+        answering = list(pool.map(_answers, nodes)) if probe else [True] * len(nodes)
+    for node, answers in zip(nodes, answering, strict=True):
+        name = node["NodeID"]
+        if answers and name not in draining:
+            slots += ours.get(name, 0) + _fitting(free.get(name, {}), per_worker)
+            total += _fitting(node["Resources"], per_worker)
+    return slots, total, sum(count for name, count in ours.items() if name in draining)
+
+
+def _answers(node: Mapping[str, Any]) -> bool:
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), PROBE_TIMEOUT_S).close()
+        return True
+    except OSError:
+        return False
+
+
+def _fitting(resources: Mapping[str, float], per_worker: Mapping[str, float]) -> int:
+    return min(int(resources.get(kind, 0.0) // need) for kind, need in per_worker.items() if need > 0)
+
+
+PROBES, PROBE_TIMEOUT_S = 16, 1.0
+"""Nodes asked at once whether they are there, and seconds each has to take the call."""
+
+IDLE_LOOK_S = 0.25
+"""Seconds between two looks at a cluster that has too little room."""
+
+
+def data_parallel_trainer(
+    *args: Any, own_cluster: bool, retry: Callable[[BaseException], bool], size: GroupSize, **kwargs: Any
+) -> Any:
     """Ray Train V2's trainer with neither a framework nor data sets; takes what `TorchTrainer` takes.
 
     The public one, TorchTrainer, imports torch in driver and controller. Its callback for data sets starts an actor and
@@ -76,11 +139,17 @@ def data_parallel_trainer(*args: Any, own_cluster: bool, retry: Callable[[BaseEx
             after a controller that died: the two actors that do so are not started.
         retry: asked whether a worker group that failed with this error is started again; picklable, since the
             controller asks it in its own process.
+        size: asked how many workers there are to be; picklable likewise.
     """
     from ray.train.v2._internal.callbacks import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
     from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
-    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+    from ray.train.v2._internal.execution.scaling_policy import (
+        FixedScalingPolicy,
+        NoopDecision,
+        ResizeDecision,
+        ScalingDecision,
+    )
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     unused = (DatasetsCallback, PlacementGroupCleanerCallback) if own_cluster else (DatasetsCallback,)
@@ -89,7 +158,25 @@ def data_parallel_trainer(*args: Any, own_cluster: bool, retry: Callable[[BaseEx
         def make_decision(self, training_failed_error: BaseException) -> FailureDecision:
             return FailureDecision.RETRY if retry(training_failed_error) else FailureDecision.RAISE
 
-    class UncoordinatedPolicy(FixedScalingPolicy):
+    class AskedSize(FixedScalingPolicy):
+        def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
+            self._maybe_send_resource_request()  # type: ignore[no-untyped-call]
+            per_worker = self.scaling_config._resources_per_worker_not_none
+            free, total, _ = places(per_worker, {}, probe=True)
+            workers = size.when_idle(free, total)
+            if workers is None:
+                time.sleep(IDLE_LOOK_S)  # the controller asks again at once
+                return NoopDecision()
+            return ResizeDecision(num_workers=workers, resources_per_worker=per_worker)
+
+        def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
+            self._maybe_send_resource_request()  # type: ignore[no-untyped-call]
+            ours = Counter(worker.metadata.node_id for worker in worker_group_state.workers)
+            slots, _, on_draining = places(self.scaling_config._resources_per_worker_not_none, ours)
+            size.when_running(len(worker_group_state.workers), slots, on_draining)
+            return NoopDecision()
+
+    class UncoordinatedSize(AskedSize):
         def after_controller_start(self, *_args: Any, **_kwargs: Any) -> None:
             """The original asks the coordinator of autoscaling for the workers' resources."""
 
@@ -102,11 +189,18 @@ def data_parallel_trainer(*args: Any, own_cluster: bool, retry: Callable[[BaseEx
 
         def _initialize_and_run_controller(self, **controller: Any) -> Any:
             controller["failure_policy"] = AskedPolicy(controller["failure_policy"].failure_config)
-            if own_cluster:
-                controller["scaling_policy"] = UncoordinatedPolicy(controller["scaling_policy"].scaling_config)
+            policy = UncoordinatedSize if own_cluster else AskedSize
+            controller["scaling_policy"] = policy(controller["scaling_policy"].scaling_config)
             return super()._initialize_and_run_controller(**controller)
 
     return WorkerGroupTrainer(*args, **kwargs)
+
+
+def timed_out_starting(error: BaseException) -> bool:
+    """Whether a worker group was not started because its places were not to be had."""
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+    return root_cause(error, WorkerGroupStartupTimeoutError) is not None
 
 
 def root_cause(error: BaseException, wanted: type[BaseException]) -> BaseException | None:

@@ -21,12 +21,13 @@ from data.shard_file import filesystem_for
 from orchestrator.config import resolved
 from orchestrator.console import Console
 from orchestrator.errors import ClusterTooSmallError
-from orchestrator.failures import Retry, in_our_words
+from orchestrator.failures import Retry, Size, in_our_words
 from orchestrator.job import TrainJob, train_worker
 from orchestrator.monitor import Monitor, Progress
 from orchestrator.process_group import ProcessGroupConfig
 from orchestrator.run import Run, embedding_rows, feed_spec
 from orchestrator.run_record import HEARTBEAT_S, PRESUMED_DEAD_S, Fence
+from orchestrator.scaling_policy import ScalingPolicy
 
 POLL_S, STARTING_POLL_S = 1.0, 0.25
 """Seconds between two looks at the loop: on two cores, looking takes time from what is looked at."""
@@ -36,6 +37,9 @@ RAY_TRAIN_FOLDER = "ray-train/"
 
 FEEDER_RESTARTS = 3
 """Deaths of the feeder that a run gets over; more are no accident."""
+
+EXPECTED_RESTART_S = 8.0
+"""Seconds that starting a worker group again is taken to cost, until one has been measured."""
 
 ACTOR_TIMEOUT_S = 60.0
 """Seconds an actor on the driver's own node may take to answer."""
@@ -56,7 +60,6 @@ def run_attempt(run: Run, fence: Fence, data: PreparedData, console: Console) ->
     life = _Life(fence, console, run)
     with stop_requests() as requests, closing(console):
         trainer.start()
-        console.line(f"workers: starting {run.config.scaling.num_workers}")
         while trainer.is_alive():
             trainer.join(POLL_S if life.has_begun else STARTING_POLL_S)
             life.follow(ray.get(monitor.progress.remote(), timeout=ACTOR_TIMEOUT_S))
@@ -77,15 +80,17 @@ def run_attempt(run: Run, fence: Fence, data: PreparedData, console: Console) ->
 def refuse_small_cluster(run: Run) -> None:
     """Raises ClusterTooSmallError if workers and tokenization can never run at once on the cluster as it is."""
     scaling, have = run.config.scaling, ray.cluster_resources()  # type: ignore[no-untyped-call]
+    if scaling.fewest < scaling.most:  # nodes come and go: one that is not there may come
+        return
     needed = {
-        "CPU": scaling.num_workers * scaling.cpus_per_worker + 1,
-        "GPU": scaling.num_workers * scaling.gpus_per_worker,
+        "CPU": scaling.most * scaling.cpus_per_worker + 1,
+        "GPU": scaling.most * scaling.gpus_per_worker,
     }
     for kind, count in needed.items():
         if have.get(kind, 0) < count:
             raise ClusterTooSmallError(
                 f"The cluster has {have.get(kind, 0):g} {kind}s, and the run needs {count}: "
-                f"{scaling.num_workers} workers of {scaling.cpus_per_worker} CPUs and {scaling.gpus_per_worker} GPUs, "
+                f"{scaling.most} workers of {scaling.cpus_per_worker} CPUs and {scaling.gpus_per_worker} GPUs, "
                 f"and a CPU to tokenize with. "
                 f"Lower scaling.num_workers or scaling.{kind.lower()}s_per_worker, or add nodes."
             )
@@ -97,7 +102,11 @@ def start_actors(run: Run, data: PreparedData) -> tuple[Any, Any]:
     # A feeder that dies is made anew from the same spec, and makes the same steps.
     restarts = {"max_restarts": FEEDER_RESTARTS, "max_task_retries": FEEDER_RESTARTS}
     feeder = ray.remote(Feeder).options(**here, **restarts).remote(feed_spec(run, data))
-    return feeder, ray.remote(Monitor).options(**here).remote()
+    config = run.config
+    scaling = ScalingPolicy(
+        config.scaling.fewest, config.scaling.most, config.train.micro_batches_per_step, EXPECTED_RESTART_S
+    )
+    return feeder, ray.remote(Monitor).options(**here).remote(scaling, config.train.steps)
 
 
 def train_job(run: Run, fence: Fence, data: PreparedData, feeder: Any, monitor: Any) -> TrainJob:
@@ -132,10 +141,11 @@ class _Trainer(threading.Thread):
             train_worker,
             own_cluster=not joins_cluster(),
             retry=Retry(job.monitor),
+            size=Size(job.monitor),
             train_loop_config={"job": job},
             backend_config=ProcessGroupConfig(use_gpu=scaling.gpus_per_worker > 0),
             scaling_config=ray.train.ScalingConfig(
-                num_workers=scaling.num_workers, use_gpu=scaling.gpus_per_worker > 0, resources_per_worker=resources
+                num_workers=scaling.most, use_gpu=scaling.gpus_per_worker > 0, resources_per_worker=resources
             ),
             # A name per attempt keeps Ray Train from resuming anything by itself.
             run_config=ray.train.RunConfig(
@@ -213,7 +223,7 @@ class _Life:
         # The loop's clock stands still between its reports: what is left of the wall clock belongs to where it is now.
         rest = max(0.0, age_s - startup_s - loop_s)
         goodput = dict(progress.goodput) | {"startup": progress.goodput.get("startup", 0.0) + startup_s}
-        cause = {"done": "shutdown", "restarting": "restart"}.get(progress.phase, "training")
+        cause = {"done": "shutdown", "restarting": "restart", "waiting": "restart"}.get(progress.phase, "training")
         goodput[cause] = goodput.get(cause, 0.0) + rest
         return {
             "status": "running" if progress.restored_step is not None else "preparing",

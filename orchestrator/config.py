@@ -65,11 +65,27 @@ class ScalingConfig(Section):
     """What to ask the cluster for. Changes how long a run takes, never its result."""
 
     num_workers: int = Field(1, ge=1, description="Training processes that share each step's micro-batches.")
+    min_workers: int | None = Field(
+        None, ge=1, description="Fewest workers to train with, where nodes come and go; null means num_workers."
+    )
+    max_workers: int | None = Field(
+        None, ge=1, description="Most workers to use, where nodes come and go; null means num_workers."
+    )
     cpus_per_worker: int = Field(1, ge=1, description="CPU cores reserved for each worker.")
     gpus_per_worker: int = Field(0, ge=0, le=1, description="GPUs for each worker: 0 trains on CPU, 1 on a GPU.")
     threads_per_worker: int | None = Field(
         None, ge=1, description="Threads torch computes with in each worker; null means cpus_per_worker."
     )
+
+    @property
+    def fewest(self) -> int:
+        """Workers below which the run waits."""
+        return self.min_workers or self.num_workers
+
+    @property
+    def most(self) -> int:
+        """Workers above which it has no use for more."""
+        return self.max_workers or self.num_workers
 
     @property
     def threads(self) -> int:
@@ -153,7 +169,14 @@ def contradictions(config: RunConfig) -> Iterator[str]:
     A rule that reads a field which `config` does not have is passed over, so that the valid part of a wrong
     recipe can be checked too.
     """
-    for rule in (_batch_divides, _workers_have_work, _schedule_fits, _vocabulary_fits, _evaluation_has_text):
+    for rule in (
+        _batch_divides,
+        _workers_in_order,
+        _workers_have_work,
+        _schedule_fits,
+        _vocabulary_fits,
+        _evaluation_has_text,
+    ):
         try:
             problem = rule(config)
         except AttributeError:
@@ -175,13 +198,27 @@ def _batch_divides(config: RunConfig) -> str | None:
     )
 
 
+def _workers_in_order(config: RunConfig) -> str | None:
+    scaling = config.scaling
+    fewest, most = scaling.min_workers or scaling.num_workers, scaling.max_workers or scaling.num_workers
+    if fewest <= most:
+        return None
+    lower = "min_workers" if scaling.min_workers else "num_workers"
+    upper = "max_workers" if scaling.max_workers else "num_workers"
+    return (
+        f"scaling.{lower} = {fewest}: more than scaling.{upper} = {most}. "
+        f"Set scaling.min_workers and scaling.max_workers so that the first is not above the second."
+    )
+
+
 def _workers_have_work(config: RunConfig) -> str | None:
-    workers = config.scaling.num_workers
+    workers = config.scaling.max_workers or config.scaling.num_workers
+    name = "max_workers" if config.scaling.max_workers else "num_workers"
     per_step, left = divmod(config.train.global_batch_size, config.train.micro_batch_size)
     if left or workers <= per_step:
         return None
     return (
-        f"scaling.num_workers = {workers}: more than the {per_step} micro-batches of a step "
+        f"scaling.{name} = {workers}: more than the {per_step} micro-batches of a step "
         f"(train.global_batch_size / train.micro_batch_size), so some workers would have nothing to do. "
         f"At most {per_step}, or a smaller train.micro_batch_size."
     )

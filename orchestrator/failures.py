@@ -1,4 +1,4 @@
-"""Failures of a worker group as Ray Train reports them: whether to try again, and what to tell the user."""
+"""What Ray Train's controller asks: whether a worker group is tried again, and how large; and failures in our words."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from typing import Any
 import ray
 
 from data.errors import MantaError
-from data.ray_internals import root_cause
+from data.ray_internals import root_cause, timed_out_starting
 from orchestrator.errors import WorkerDiedError
 from orchestrator.monitor import Progress
 
 _TORN_CONNECTION = re.compile(r"gloo|Connection (closed|reset) by peer|NCCL", re.IGNORECASE)
+
+
+class PlannedRestart(Exception):
+    """The worker group has kept its state in memory and ends, to be started again; never seen by the user."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +32,32 @@ class Retry:
     def __call__(self, error: BaseException) -> bool:
         if root_cause(error, MantaError) is not None:
             return False
+        if root_cause(error, PlannedRestart) is not None:
+            ray.get(self.monitor.paused.remote())
+            return True
+        if timed_out_starting(error):
+            ray.get(self.monitor.start_timed_out.remote())
+            return True
         death = death_in(error)
         # What the code raised comes with its traceback, whose end is what says something.
         reason = one_line(error)[-300:] if death is None else describe_death(death)
         return bool(ray.get(self.monitor.failed.remote(death is not None, reason)))
+
+
+@dataclass(frozen=True)
+class Size:
+    """Asked by Ray Train's controller, in its own process, how many workers there are to be."""
+
+    monitor: Any
+
+    def when_idle(self, free: int, total: int) -> int | None:
+        """See `Monitor.workers_to_start`."""
+        workers: int | None = ray.get(self.monitor.workers_to_start.remote(free, total))
+        return workers
+
+    def when_running(self, workers: int, slots: int, on_draining: int) -> None:
+        """See `Monitor.room_seen`; does not wait."""
+        self.monitor.room_seen.remote(workers, slots, on_draining)
 
 
 def death_in(error: BaseException) -> BaseException | None:

@@ -21,6 +21,7 @@ from orchestrator.goodput import GoodputClock
 from orchestrator.job import TrainJob
 from orchestrator.ledger import LedgerCut, StepLedger, StepRow
 from orchestrator.model_state import discard_snapshots, snapshot_state
+from orchestrator.monitor import Wishes
 from orchestrator.node_memory import SnapshotClock
 from orchestrator.restore import Restored
 from orchestrator.run_record import check_fence
@@ -49,8 +50,8 @@ class Recorder:
         for row in restored.rows:
             ledger.add(row)
         self._job, self._model, self._optimizer, self._ledger, self._clock = job, model, optimizer, ledger, clock
-        self._reply: ray.ObjectRef[bool] | None = None
-        self._stop = False
+        self._reply: ray.ObjectRef[Wishes] | None = None
+        self._wishes = Wishes()
         self._row: StepRow | None = None
         self._told_at = -math.inf
         self._saving: threading.Thread | None = None
@@ -73,7 +74,9 @@ class Recorder:
 
     def orders(self) -> Orders:
         """What all ranks are told with the step that is just being done."""
-        return Orders(self.stop_heard(), self._snapshots.is_due(self._step_s), self._saved_step)
+        stop, pause = self._heard()
+        # A pause is as good as its snapshot: one is taken, whatever it costs.
+        return Orders(stop, self._snapshots.is_due(self._step_s) or pause, pause, self._saved_step)
 
     def snapshot_taken(self, cost_s: float) -> None:
         """All ranks stood still for `cost_s` seconds to keep their state in memory."""
@@ -101,12 +104,12 @@ class Recorder:
             with self._clock.during("checkpoint"):
                 self._start_saving(row.step)
 
-    def stop_heard(self) -> bool:
-        """Whether the driver has answered a word with "stop"; never waits."""
+    def _heard(self) -> Wishes:
+        """What the driver has answered to the newest word it has answered; never waits."""
         if self._reply is not None and ray.wait([self._reply], timeout=0)[0]:
-            self._stop = bool(ray.get(self._reply))
+            self._wishes = ray.get(self._reply)
             self._reply = None
-        return self._stop
+        return self._wishes
 
     def save_and_wait(self, step: int) -> None:
         """Have a checkpoint of `step` in the store when this returns.

@@ -47,10 +47,23 @@ class Restored:
         return self.rows[-1].tokens if self.rows else int(self.saved["tokens"])
 
 
+def is_first_of_node(node_id: str) -> bool:
+    """Whether this rank is the lowest on its node: the one that keeps and receives snapshots there.
+
+    Ray Train's local rank goes by address, and a machine may hold several nodes.
+    """
+    nodes: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(nodes, node_id)
+    return nodes.index(node_id) == dist.get_rank()
+
+
 def restore(
-    job: TrainJob, memory: NodeMemory, model: nn.Module, optimizer: torch.optim.Optimizer, local_rank: int
+    job: TrainJob, memory: NodeMemory, model: nn.Module, optimizer: torch.optim.Optimizer, *, keeper: bool
 ) -> Restored:
     """Load the newest state there is into model and optimizer, the same one on every rank; rank 0 chooses it for all.
+
+    Args:
+        keeper: whether this rank keeps its node's snapshots, see `is_first_of_node`.
 
     Raises:
         CheckpointDamagedError: there are checkpoints, and every one is damaged.
@@ -66,7 +79,7 @@ def restore(
         holder = newest_holder(held, saved["step"])
         if holder is not None:
             step = held[holder][0]
-            hand_out(memory, step, held, holder, local_rank)
+            hand_out(memory, step, held, holder, keeper=keeper)
             rows = memory.load(step, model, optimizer)
             return Restored(saved, [row for row in rows if row.step > saved["step"]])
         # Rank 0 fetches first: a damaged file makes it choose the checkpoint before, for all.
@@ -102,13 +115,13 @@ def newest_holder(held: list[tuple[int, int]], saved_step: int) -> int | None:
     return joining.index(best) if best > saved_step else None
 
 
-def hand_out(memory: NodeMemory, step: int, held: list[tuple[int, int]], holder: int, local_rank: int) -> None:
+def hand_out(memory: NodeMemory, step: int, held: list[tuple[int, int]], holder: int, *, keeper: bool) -> None:
     """Copy the snapshot of `step` from its holder's node to every node that lacks it."""
     if all(theirs == step for theirs, _ in held):
         return
     rank = dist.get_rank()
     box: list[Any] = [memory.files(step) if rank == holder else None]
     dist.broadcast_object_list(box, src=holder)
-    if local_rank == 0 and held[rank][0] != step:
+    if keeper and held[rank][0] != step:
         memory.receive(step, box[0])
     dist.barrier()  # the other ranks of the node read what its first has written

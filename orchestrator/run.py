@@ -103,7 +103,7 @@ class RayWhenNeeded:
         with self._lock:
             if not self._started:
                 self._tell("ray: starting")
-                workers = self._scaling.num_workers
+                workers = self._scaling.most
                 # Tokenizing gets CPUs of its own: Ray Train reserves first, and Ray Data would starve on what is left.
                 num_cpus = workers * self._scaling.cpus_per_worker + (os.cpu_count() or 1)
                 self._stack.enter_context(ray_cluster(num_cpus, workers * self._scaling.gpus_per_worker))

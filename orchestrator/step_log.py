@@ -17,11 +17,13 @@ class Orders(NamedTuple):
     Attributes:
         stop: no step after this one.
         snapshot: keep the state after this step in the memory of every node.
+        pause: end the worker group after this step, to be started again in another size.
         saved_step: step of the newest checkpoint in object storage.
     """
 
     stop: bool = False
     snapshot: bool = False
+    pause: bool = False
     saved_step: int = 0
 
 
@@ -56,8 +58,8 @@ class StepLog:
         slots = len(self._losses)
         self._losses = whole[:slots].view(torch.float64)
         self._ids = whole[slots : -len(told)].numpy().reshape(self._ids.shape)
-        stop, snapshot, saved_step = whole[-len(told) :].tolist()
-        self.orders = Orders(bool(stop), bool(snapshot), saved_step)
+        stop, snapshot, pause, saved_step = whole[-len(told) :].tolist()
+        self.orders = Orders(bool(stop), bool(snapshot), bool(pause), saved_step)
 
     def loss_sum(self) -> float:
         """Sum of all token losses in slot order."""

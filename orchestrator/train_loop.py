@@ -24,13 +24,14 @@ from model.schedule import learning_rate
 from orchestrator.config import RunConfig
 from orchestrator.errors import NonFiniteLossError
 from orchestrator.evaluate import held_out_scores, loss_sums
+from orchestrator.failures import PlannedRestart
 from orchestrator.forward import autocast, build_model, inputs_and_targets, seed_dropout
 from orchestrator.goodput import GoodputClock
 from orchestrator.job import TrainJob
 from orchestrator.ledger import StepRow
 from orchestrator.node_memory import NodeMemory
 from orchestrator.recorder import Recorder
-from orchestrator.restore import restore
+from orchestrator.restore import is_first_of_node, restore
 from orchestrator.step_log import StepLog
 from orchestrator.step_reader import FetchedShare, StepReader
 
@@ -41,6 +42,7 @@ def train_loop(job: TrainJob) -> None:
     Raises:
         FencedError: a newer attempt has taken the run over.
         NonFiniteLossError: the loss is no longer a number.
+        PlannedRestart: the state is in memory, and the group is to be started in another size.
         MantaError: whatever the feeder or the store raised.
     """
     clock = GoodputClock("startup")
@@ -50,11 +52,12 @@ def train_loop(job: TrainJob) -> None:
     torch.set_num_threads(config.scaling.threads)
     device = worker_device(config)
 
-    local_rank, node_id = context.get_local_rank(), ray.get_runtime_context().get_node_id()
+    node_id = ray.get_runtime_context().get_node_id()
+    keeper = is_first_of_node(node_id)
     memory = NodeMemory.on_this_node(job.store.url_of(""), job.attempt, node_id)
     model = build_model(config, job.vocab_size, job.end_of_text).to(device)
     optimizer = build_optimizer(model, train.optimizer, train.lr)
-    restored = restore(job, memory, model, optimizer, local_rank)
+    restored = restore(job, memory, model, optimizer, keeper=keeper)
     first_step, step, tokens = restored.step, restored.step, restored.tokens
     unsaved = list(restored.rows)  # on every rank: whose node survives must not depend on luck
     recorder, done_before = None, 0
@@ -88,9 +91,13 @@ def train_loop(job: TrainJob) -> None:
                 recorder.step_done(row)
             if log.orders.snapshot:
                 with clock.during("checkpoint"):
-                    cost_s = keep_in_memory(memory, step, model, optimizer, unsaved, local_rank)
+                    cost_s = keep_in_memory(memory, step, model, optimizer, unsaved) if keeper else 0.0
                 if recorder is not None:
                     recorder.snapshot_taken(cost_s)
+            if log.orders.pause and not stop and step < train.steps:
+                if recorder is not None:
+                    recorder.tell()
+                raise PlannedRestart(f"after step {step}")
             if config.eval.every_steps and step % config.eval.every_steps == 0 and step < train.steps and not stop:
                 with clock.during("evaluation"):
                     scores = evaluate_held_out(job, model, rank, world_size, device)
@@ -130,16 +137,14 @@ def keep_in_memory(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     unsaved: list[StepRow],
-    local_rank: int,
 ) -> float:
-    """Have one rank of this node keep the state in the node's memory; returns the seconds it took.
+    """Keep the state in this node's memory; returns the seconds it took.
 
     Without room it is not kept, and a sudden death costs all steps since the last checkpoint.
     """
     began = time.monotonic()
-    if local_rank == 0:
-        with suppress(DiskFullError):
-            memory.write(step, model, optimizer, unsaved)
+    with suppress(DiskFullError):
+        memory.write(step, model, optimizer, unsaved)
     return time.monotonic() - began
 
 

@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -44,6 +44,8 @@ pytestmark = [
 ROOT = Path(__file__).parents[2]
 
 NAMES = [
+    "ray._private.state.GlobalState.available_resources_per_node",
+    "ray._private.state.GlobalState.get_draining_nodes",
     "ray._private.worker.listen_error_messages",
     "ray._private.worker.print_to_stdstream",
     "ray._raylet.RAY_NODE_ID_KEY",
@@ -58,6 +60,7 @@ NAMES = [
     "ray.train.backend.BackendConfig.backend_cls",
     "ray.train.collective.broadcast_from_rank_zero",
     "ray.train.torch.get_device",
+    "ray.train.v2._internal.exceptions.WorkerGroupStartupTimeoutError",
     "ray.train.v2._internal.execution.failure_handling.FailureDecision.RAISE",
     "ray.train.v2._internal.execution.failure_handling.FailureDecision.RETRY",
     "ray.train.v2._internal.execution.failure_handling.FailurePolicy.make_decision",
@@ -230,6 +233,19 @@ def fail() -> None:
     raise BadShardError(MESSAGE)
 
 
+class Always(NamedTuple):
+    """A number of workers that does not change."""
+
+    workers: int
+
+    def when_idle(self, free: int, total: int) -> int | None:
+        assert free <= total
+        return self.workers
+
+    def when_running(self, workers: int, slots: int, on_draining: int) -> None:
+        assert slots >= workers == self.workers and on_draining == 0
+
+
 class Failing:
     """Body of an actor."""
 
@@ -256,6 +272,7 @@ def trainer_of(folder: Path, worker: Callable[[dict[str, str]], None], retry: Ca
         worker,
         own_cluster=True,
         retry=retry,
+        size=Always(2),
         train_loop_config={"folder": str(folder)},
         backend_config=ProcessGroupConfig(use_gpu=False, timeout_s=60),
         scaling_config=ray.train.ScalingConfig(num_workers=2, use_gpu=False, resources_per_worker={"CPU": 1}),

@@ -126,6 +126,9 @@ class TestProblems:
             (["train.global_batch_size=500", "train.micro_batch_size=8"], r"62 micro-batches and 4 .* are: 496, 504\."),
             (["train.global_batch_size=3", "train.micro_batch_size=8"], r"Nearest that are: 8\."),
             (["scaling.num_workers=9"], r"scaling\.num_workers = 9: more than the 8 micro-batches .* At most 8"),
+            (["scaling.max_workers=9"], r"scaling\.max_workers = 9: more than the 8 micro-batches .* At most 8"),
+            (["scaling.min_workers=3", "scaling.max_workers=2"], r"min_workers = 3: more than scaling.max_workers = 2"),
+            (["scaling.min_workers=3"], r"scaling\.min_workers = 3: more than scaling\.num_workers = "),
             (["train.schedule.warmup_steps=101"], r"warmup_steps = 101: not shorter than the run, train\.steps = 100"),
             (
                 ["train.schedule.name=wsd", "train.schedule.warmup_steps=50", "train.schedule.decay_steps=51"],

@@ -2,7 +2,8 @@
 
 import pytest
 
-from orchestrator.monitor import Monitor
+from orchestrator.monitor import SETTLING_S, Monitor, Wishes
+from orchestrator.scaling_policy import SETTLE_S, ScalingPolicy
 
 
 class Clock:
@@ -20,8 +21,12 @@ def clock() -> Clock:
     return Clock()
 
 
+def monitor_of(clock: Clock, fewest: int = 1, most: int = 4) -> Monitor:
+    return Monitor(ScalingPolicy(fewest, most, micro_batches=8, restart_s=5.0), steps=1000, now=clock)
+
+
 def test_seconds_of_two_groups_and_the_time_between_add_up_to_the_wall_clock(clock: Clock) -> None:
-    monitor = Monitor(clock)
+    monitor = monitor_of(clock)
     clock.now = 105.0  # the first loop began at 102
     assert monitor.begin_group(step=0, world_size=2, clock_s=3.0) == 0
     clock.now = 120.0
@@ -48,7 +53,7 @@ def test_seconds_of_two_groups_and_the_time_between_add_up_to_the_wall_clock(clo
 
 
 def test_a_group_that_died_before_it_told_anything_is_followed_by_one_that_does_all_again(clock: Clock) -> None:
-    monitor = Monitor(clock)
+    monitor = monitor_of(clock)
     monitor.begin_group(step=10, world_size=2, clock_s=0.0)
     assert monitor.failed(is_death=True, reason="killed")
     assert monitor.begin_group(step=10, world_size=1, clock_s=0.0) == 10
@@ -56,14 +61,71 @@ def test_a_group_that_died_before_it_told_anything_is_followed_by_one_that_does_
 
 
 def test_why_it_is_not_tried_again_is_kept_for_the_driver(clock: Clock) -> None:
-    monitor = Monitor(clock)
+    monitor = monitor_of(clock)
     monitor.begin_group(step=0, world_size=1, clock_s=0.0)
     assert [monitor.failed(is_death=False, reason="boom") for _ in range(3)] == [True, True, False]
     assert "3 times in a row" in monitor.progress().gave_up
 
 
 def test_a_request_to_stop_is_heard_by_whoever_reports_next(clock: Clock) -> None:
-    monitor = Monitor(clock)
-    assert not monitor.report(phase="training")
+    monitor = monitor_of(clock)
+    assert monitor.report(phase="training") == Wishes()
     monitor.request_stop()
-    assert monitor.report(row={"step": 1}, goodput={})
+    assert monitor.report(row={"step": 1}, goodput={}) == Wishes(stop=True)
+
+
+def trained(monitor: Monitor, world_size: int, step: int = 100) -> Wishes:
+    return monitor.report(row={"step": step, "step_s": 0.5, "world_size": world_size}, goodput={"training": 1.0})
+
+
+def test_room_that_stays_is_grown_into_once(clock: Clock) -> None:
+    monitor = monitor_of(clock)
+    monitor.begin_group(step=0, world_size=2, clock_s=0.0)
+    assert trained(monitor, 2) == Wishes()
+    for _ in range(3):
+        monitor.room_seen(workers=2, slots=4, on_draining=0)
+        clock.now += SETTLE_S
+    assert trained(monitor, 2) == Wishes(pause=True)
+    assert sum("from 2 workers to 4" in line for line in monitor.progress().notes) == 1
+    monitor.paused()
+    assert monitor.workers_to_start(free=4, total=4) == 4
+    monitor.begin_group(step=101, world_size=4, clock_s=0.0)
+    assert trained(monitor, 4) == Wishes()
+
+
+def test_nothing_is_decided_on_what_a_group_before_has_told(clock: Clock) -> None:
+    monitor = monitor_of(clock)
+    monitor.begin_group(step=0, world_size=4, clock_s=0.0)
+    trained(monitor, 4)
+    monitor.failed(is_death=True, reason="killed")
+    monitor.room_seen(workers=2, slots=2, on_draining=2)  # still in flight when the group failed
+    monitor.begin_group(step=100, world_size=2, clock_s=0.0)
+    monitor.room_seen(workers=2, slots=2, on_draining=1)  # the newest row is that of four workers
+    assert monitor.report(phase="training") == Wishes()
+
+
+def test_places_that_tokenizing_holds_are_waited_for_a_moment(clock: Clock) -> None:
+    monitor = monitor_of(clock)
+    assert monitor.workers_to_start(free=1, total=2) is None
+    clock.now += SETTLING_S
+    assert monitor.workers_to_start(free=1, total=2) == 1
+
+
+def test_places_of_a_group_that_ended_count_until_it_turns_out_that_they_are_somebody_elses(clock: Clock) -> None:
+    monitor = monitor_of(clock)
+    assert monitor.workers_to_start(free=4, total=4) == 4
+    monitor.failed(is_death=True, reason="killed")
+    assert monitor.workers_to_start(free=0, total=3) == 3
+    monitor.start_timed_out()
+    clock.now += SETTLING_S
+    assert monitor.workers_to_start(free=1, total=3) == 1
+
+
+def test_what_is_waited_for_is_said_once(clock: Clock) -> None:
+    monitor = monitor_of(clock, fewest=3)
+    clock.now += 10
+    for slots in (1, 1, 2, 2):
+        assert monitor.workers_to_start(free=slots, total=slots) is None
+    waiting = [line for line in monitor.progress().notes if "waiting" in line]
+    assert len(waiting) == 2 and monitor.progress().phase == "waiting"
+    assert monitor.workers_to_start(free=3, total=3) == 3

@@ -19,7 +19,7 @@ from model.optimizer import build_optimizer
 from model.transformer import Transformer
 from orchestrator.ledger import StepRow
 from orchestrator.node_memory import COST_SHARE, KEEP, NodeMemory, SnapshotClock
-from orchestrator.restore import hand_out, held_by_rank, newest_holder
+from orchestrator.restore import hand_out, held_by_rank, is_first_of_node, newest_holder
 
 
 def trainee(seed: int, updates: int = 1) -> tuple[Transformer, torch.optim.Optimizer]:
@@ -115,15 +115,17 @@ def test_the_newest_that_joins_on_to_the_checkpoint_is_chosen(
 def share_among_nodes(rank: int, folder: str) -> None:
     """Body of a rank: three ranks on two nodes, of which the second (ranks 1 and 2) has the newer snapshot."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=3)
-    node, local_rank = (0, 0) if rank == 0 else (1, rank - 1)
+    node = min(rank, 1)
+    keeper = is_first_of_node(f"node-{node}")
+    assert keeper == (rank < 2)
     memory = NodeMemory(Path(folder) / "a1" / f"node-{node}")
-    if local_rank == 0:
+    if keeper:
         memory.write((4, 6)[node], *trainee(seed=node), rows(1, (4, 6)[node]))
     dist.barrier()
     held = held_by_rank(memory)
     holder = newest_holder(held, saved_step=0)
     assert (held, holder) == ([(4, 1), (6, 1), (6, 1)], 1)
-    hand_out(memory, 6, held, holder, local_rank)
+    hand_out(memory, 6, held, holder, keeper=keeper)
     mine, optimizer = trainee(seed=7 + rank)
     assert len(memory.load(6, mine, optimizer)) == 6
     assert same(mine, trainee(seed=1)[0])

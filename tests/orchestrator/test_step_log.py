@@ -66,7 +66,7 @@ class TestAlone:
         log.note(0, torch.tensor(loss), np.array([7]))
         log.combine(Orders(stop=True, saved_step=2**40))
         np.testing.assert_equal(log.loss_sum(), loss)
-        assert log.orders == Orders(True, False, 2**40) and log.sample_ids().tolist() == [7]
+        assert log.orders == Orders(True, False, False, 2**40) and log.sample_ids().tolist() == [7]
 
 
 def tell_each_other(rank: int, folder: str) -> None:
@@ -77,7 +77,7 @@ def tell_each_other(rank: int, folder: str) -> None:
             dist.init_process_group("gloo", init_method=group, rank=rank, world_size=world_size)
             log = StepLog(SLOTS, SIZE, CPU)
             fill(log, range(rank, SLOTS, world_size))
-            log.combine(Orders(stop=world_size == 3, snapshot=True, saved_step=17) if rank == 0 else None)
+            log.combine(Orders(stop=world_size == 3, snapshot=True, pause=True, saved_step=17) if rank == 0 else None)
             torch.save(
                 (log.loss_sum(), log.sample_ids().tolist(), tuple(log.orders)), f"{folder}/{world_size}-{rank}.pt"
             )
@@ -95,4 +95,4 @@ def test_every_rank_knows_bit_for_bit_what_one_alone_does(tmp_path: Path) -> Non
         log.combine()
         for rank in range(world_size):
             known = torch.load(tmp_path / "ranks" / f"{world_size}-{rank}.pt")
-            assert known == (log.loss_sum(), log.sample_ids().tolist(), (world_size == 3, True, 17))
+            assert known == (log.loss_sum(), log.sample_ids().tolist(), (world_size == 3, True, True, 17))
