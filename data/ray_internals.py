@@ -97,8 +97,10 @@ def places(per_worker: Mapping[str, float], ours: Mapping[str, int], *, probe: b
     free = state.available_resources_per_node()  # type: ignore[no-untyped-call]
     slots = total = 0
     nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    with ThreadPoolExecutor(PROBES) as pool:
-        answering = list(pool.map(_answers, nodes)) if probe else [True] * len(nodes)
+    answering = [True] * len(nodes)
+    if probe:
+        with ThreadPoolExecutor(PROBES) as pool:
+            answering = list(pool.map(_answers, nodes))
     for node, answers in zip(nodes, answering, strict=True):
         name = node["NodeID"]
         if answers and name not in draining:

@@ -86,7 +86,9 @@ def train_loop(job: TrainJob) -> None:
 
             step_s = time.monotonic() - began
             row = StepRow(step, loss, lr, grad_norm, tokens, world_size, step_s, log.sample_ids())
-            unsaved = [*(each for each in unsaved if each.step > log.orders.saved_step), row]
+            unsaved.append(row)
+            if unsaved[0].step <= log.orders.saved_step:
+                unsaved = [each for each in unsaved if each.step > log.orders.saved_step]
             if recorder is not None:
                 recorder.step_done(row)
             if log.orders.snapshot:
@@ -94,16 +96,16 @@ def train_loop(job: TrainJob) -> None:
                     cost_s = keep_in_memory(memory, step, model, optimizer, unsaved) if keeper else 0.0
                 if recorder is not None:
                     recorder.snapshot_taken(cost_s)
-            if log.orders.pause and not stop and step < train.steps:
-                if recorder is not None:
-                    recorder.tell()
-                raise PlannedRestart(f"after step {step}")
             if config.eval.every_steps and step % config.eval.every_steps == 0 and step < train.steps and not stop:
                 with clock.during("evaluation"):
                     scores = evaluate_held_out(job, model, rank, world_size, device)
                 if recorder is not None:
                     loss, bits = scores["val_loss"], scores["val_bits_per_byte"]
                     recorder.note(f"step {step}: held-out loss {loss:.4f}, {bits:.4f} bits per byte")
+            if log.orders.pause and not stop and step < train.steps:
+                if recorder is not None:
+                    recorder.tell()
+                raise PlannedRestart(f"after step {step}")
 
     result: dict[str, Any] = {"step": step}
     if recorder is not None:

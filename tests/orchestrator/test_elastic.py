@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sysconfig
 from collections.abc import Callable, Iterator
@@ -44,7 +45,9 @@ class Place:
         path = self.folder / f"{run}.yaml"
         data = {**RECIPE["data"], "sources": [{"path": str(self.folder / "text")}]}
         path.write_text(json.dumps({**RECIPE, "run": run, "storage": str(self.folder / "kept"), "data": data}))
-        environment = {"RAY_ADDRESS": address} if address else {}
+        # A test before this one may have made Ray ask for a token, of this process and of the cluster it starts.
+        token = {name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH")}
+        environment = {"RAY_ADDRESS": address, **token} if address else {}
         return MantaProcess(command, str(path), *options, folder=self.folder, environment=environment)
 
     def step_told(self, run: str) -> int:
@@ -90,8 +93,8 @@ def said(process: MantaProcess, pattern: str, times: int = 1) -> Callable[[], bo
     return lambda: len(re.findall(pattern, process.output)) >= times
 
 
-def goes_on(place: Place, run: str, process: MantaProcess, steps: int = 20) -> None:
-    """Wait until so many more steps have been told of."""
+def goes_on(place: Place, run: str, process: MantaProcess, steps: int = 1) -> None:
+    """Wait until at least so many more steps have been told of."""
     wanted = place.step_told(run) + steps
     process.wait_until(lambda: place.step_told(run) >= wanted, f"step {wanted}")
 

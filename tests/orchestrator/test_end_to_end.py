@@ -369,20 +369,19 @@ def test_killed_twice_and_continued(site: Site, alone: Run, story: dict[str, Any
     assert adds_up(found["goodput"]), found["goodput"]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_worker_costs_seconds_and_no_sample(site: Site, alone: Run, rank: int) -> None:
-    """No checkpoint is written before the end: what the workers go on from is in memory."""
-    run = site.run(f"killed-worker-{rank}")
+def test_a_killed_worker_costs_seconds_and_no_sample(site: Site, alone: Run) -> None:
+    """Either of the two, and no checkpoint is written before the end: what they go on from is in memory."""
+    run = site.run("killed-worker")
     endless = ("--set", "train.steps=100000", "--set", "checkpoint.every_steps=100000")
     with run.command("train", *endless) as process:
         for told in (1, 2):
-            beginning = run.step_told() + 20
+            beginning = run.step_told() + 2
             process.wait_until(lambda step=beginning: run.step_told() >= step, f"step {beginning}")
             workers = process.pids_of("ray::RayTrainWorker")
             assert len(workers) == 2
-            os.kill(workers[rank], signal.SIGKILL)
+            os.kill(workers[told - 1], signal.SIGKILL)
             process.wait_until(lambda times=told: process.output.count("going on with 2 workers") == times, "a restart")
-        beginning = run.step_told() + 20
+        beginning = run.step_told() + 1
         process.wait_until(lambda: run.step_told() >= beginning, f"step {beginning}")
         assert run.saved_steps() == []
         process.interrupt()
@@ -393,7 +392,7 @@ def test_a_killed_worker_costs_seconds_and_no_sample(site: Site, alone: Run, ran
         assert shown.wait() == 0, shown.output
         found = json.loads(shown.output)
     losses, reference = run.losses(), alone.losses()
-    assert len(losses) == found["step"] >= 60
+    assert len(losses) == found["step"] > 0
     assert losses[:STEPS] == reference[: len(losses)], "the same, bit by bit"
     assert found["samples"]["seen"] == found["samples"]["expected"] == len(losses) * GLOBAL_BATCH_SIZE
     assert (found["samples"]["duplicated"], found["samples"]["missing"]) == (0, 0)
