@@ -179,7 +179,8 @@ class Feeder:
         block = step // self._spec.steps_per_block
         with self._changed:
             self._newest_asked = max(step, self._newest_asked)
-            if block not in self._blocks and not self._next_block <= block <= self._last_block_ahead(step):
+            about_to_be = self._last_block_ahead(self._next_block * self._spec.steps_per_block)
+            if block not in self._blocks and not self._next_block <= block <= about_to_be:
                 self._next_block = block
                 self._newest_asked = step
                 self._blocks.clear()

@@ -69,7 +69,7 @@ class Monitor:
         self._progress = Progress()
         self._policy = FailurePolicy()
         self._past: dict[str, float] = {}
-        self._told_at = self._failed_at = now()
+        self._told_at = self._failed_at = self._started_at = now()
         self._wishes = Wishes()
         self._waiting_for = ""
         self._holding = False
@@ -87,7 +87,7 @@ class Monitor:
         else:
             progress.restarts += 1
             self._past = dict(progress.goodput)
-            self._scaling.restart_s = self._now() - self._told_at
+            self._scaling.restart_s = self._now() - self._started_at  # without the wait for nodes, if there was one
             self._add("detection", max(0.0, self._failed_at - self._told_at))
             began_at = self._now() - clock_s
             self._add("restart", max(0.0, began_at - max(self._failed_at, self._told_at)))
@@ -141,7 +141,7 @@ class Monitor:
             return None
         decision = self._scaling.when_idle(Situation(now, 0, total if self._holding else free))
         if isinstance(decision, Start):
-            self._waiting_for, self._holding = "", True
+            self._waiting_for, self._holding, self._started_at = "", True, now
             self.note(f"starting {decision.workers} workers: {decision.why}")
             return decision.workers
         if decision.why != self._waiting_for:

@@ -105,6 +105,7 @@ def train_loop(job: TrainJob) -> None:
             if log.orders.pause and not stop and step < train.steps:
                 if recorder is not None:
                     recorder.tell()
+                dist.barrier()  # the first to leave ends the group, and with it whoever still writes its snapshot
                 raise PlannedRestart(f"after step {step}")
 
     result: dict[str, Any] = {"step": step}

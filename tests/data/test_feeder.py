@@ -220,6 +220,22 @@ def test_a_step_asked_for_again_far_ahead_or_far_back_is_the_same(raw: RawData, 
         assert feed.step(step, 2) == line[step * BATCH : (step + 1) * BATCH]
 
 
+class WatchedFeeder(Feeder):
+    """A feeder that tells which blocks it holds."""
+
+    async def blocks(self) -> list[int]:
+        return sorted(self._blocks)
+
+
+def test_a_step_far_ahead_is_gone_to_and_not_worked_towards(raw: RawData) -> None:
+    """As after the death of a feeder whose attempt began long ago."""
+    spec = raw.spec()
+    far = Feed(spec, WatchedFeeder)
+    far.step(0)
+    far.step(300)
+    assert min(far.call(far.actor.blocks.remote())) == 300 // spec.steps_per_block
+
+
 def test_known_counts_are_those_of_the_files(raw: RawData, feed: Feed) -> None:
     feed.step(40)
     assert feed.call(feed.actor.counts.remote()).tolist() == [len(unit) for unit in raw.sequences(held_out=False)]

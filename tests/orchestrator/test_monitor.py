@@ -121,6 +121,26 @@ def test_places_of_a_group_that_ended_count_until_it_turns_out_that_they_are_som
     assert monitor.workers_to_start(free=1, total=3) == 1
 
 
+def test_waiting_for_nodes_is_not_taken_for_the_cost_of_a_restart(clock: Clock) -> None:
+    """After half an hour below the minimum, growing by four costs the six seconds that starting took."""
+    monitor = monitor_of(clock, fewest=2)
+    assert monitor.workers_to_start(free=2, total=2) == 2
+    monitor.begin_group(step=0, world_size=2, clock_s=0.0)
+    trained(monitor, 2)
+    monitor.failed(is_death=True, reason="killed")
+    clock.now += 5
+    assert monitor.workers_to_start(free=1, total=1) is None
+    clock.now += 1800
+    assert monitor.workers_to_start(free=2, total=2) == 2
+    clock.now += 6
+    monitor.begin_group(step=100, world_size=2, clock_s=0.0)
+    trained(monitor, 2)
+    for _ in range(3):
+        monitor.room_seen(workers=2, slots=4, on_draining=0)
+        clock.now += SETTLE_S
+    assert trained(monitor, 2) == Wishes(pause=True)
+
+
 def test_what_is_waited_for_is_said_once(clock: Clock) -> None:
     monitor = monitor_of(clock, fewest=3)
     clock.now += 10
