@@ -18,6 +18,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,6 +99,8 @@ class NodeMemory:
     def discard(self) -> None:
         """Free the memory: the run needs it no more."""
         shutil.rmtree(self.folder.parent, ignore_errors=True)
+        with suppress(OSError):  # another rank was first, or another attempt has begun
+            self.folder.parents[1].rmdir()
 
     def _unfinished(self) -> Path:
         folder = self.folder / "unfinished"
