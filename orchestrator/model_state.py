@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -46,6 +47,11 @@ def save_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer)
                 f"No room for a checkpoint in {folder.parent}: {free / 1e6:,.0f} MB are free. Make room, or set TMPDIR."
             ) from error
         raise
+
+
+def run_label(run_url: str) -> str:
+    """A run's name among the files of all runs on a machine: the same for the same address in storage."""
+    return hashlib.blake2b(run_url.encode(), digest_size=8).hexdigest()
 
 
 def discard_snapshots(label: str) -> None:

@@ -12,7 +12,6 @@ continues from object storage, where the fence decides who wrote last.
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import re
 import shutil
@@ -26,7 +25,7 @@ import torch
 from torch import nn
 
 from orchestrator.ledger import StepRow
-from orchestrator.model_state import load_optimizer, load_weights, save_state, scratch_folder
+from orchestrator.model_state import load_optimizer, load_weights, run_label, save_state, scratch_folder
 
 KEEP = 2
 """Snapshots kept on a node: the newest, and one more for a death in the middle of the next."""
@@ -47,8 +46,7 @@ class NodeMemory:
     @classmethod
     def on_this_node(cls, run_url: str, attempt: int, node_id: str) -> NodeMemory:
         """Where this node keeps snapshots of an attempt; those of other attempts are deleted."""
-        run = hashlib.blake2b(run_url.encode(), digest_size=8).hexdigest()
-        root = Path(scratch_folder() or tempfile.gettempdir()) / f"manta-state-{run}"
+        root = Path(scratch_folder() or tempfile.gettempdir()) / f"manta-state-{run_label(run_url)}"
         mine = root / f"a{attempt}"
         for folder in root.glob("a*"):
             if folder != mine:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import shutil
 import threading
@@ -20,7 +19,7 @@ from orchestrator.checkpoint import PROGRESS, CheckpointName, prune, write_check
 from orchestrator.goodput import GoodputClock
 from orchestrator.job import TrainJob
 from orchestrator.ledger import LedgerCut, StepLedger, StepRow
-from orchestrator.model_state import discard_snapshots, snapshot_state
+from orchestrator.model_state import discard_snapshots, run_label, snapshot_state
 from orchestrator.monitor import Wishes
 from orchestrator.node_memory import SnapshotClock
 from orchestrator.restore import Restored
@@ -61,9 +60,8 @@ class Recorder:
         self._saved_at = time.monotonic()
         self._saved_step = saved_step
         self._snapshots = SnapshotClock()
-        self._step_s = 0.0
         # The run's only live attempt is this one, so snapshots of the run that are still here are a dead one's.
-        self._label = hashlib.blake2b(job.store.url_of("").encode(), digest_size=8).hexdigest()
+        self._label = run_label(job.store.url_of(""))
         discard_snapshots(self._label)
 
     def begin(self, step: int, world_size: int) -> int:
@@ -75,8 +73,9 @@ class Recorder:
     def orders(self) -> Orders:
         """What all ranks are told with the step that is just being done."""
         stop, pause = self._heard()
+        step_s = self._row.step_s if self._row is not None else 0.0
         # A pause is as good as its snapshot: one is taken, whatever it costs.
-        return Orders(stop, self._snapshots.is_due(self._step_s) or pause, pause, self._saved_step)
+        return Orders(stop, self._snapshots.is_due(step_s) or pause, pause, self._saved_step)
 
     def snapshot_taken(self, cost_s: float) -> None:
         """All ranks stood still for `cost_s` seconds to keep their state in memory."""
@@ -96,7 +95,6 @@ class Recorder:
     def step_done(self, row: StepRow) -> None:
         """Book a step, and save when it is time."""
         self._ledger.add(row)
-        self._step_s = row.step_s
         is_first, self._row = self._row is None, row
         if is_first or time.monotonic() - self._told_at >= TELL_EVERY_S:
             self.tell()
