@@ -57,8 +57,15 @@ def driver_node_id() -> str:
     return str(ray.get_runtime_context().get_node_id())
 
 
+_logger = logging.getLogger(__name__)
+
 NODE_ID_LABEL = "ray.io/node-id"
 """Label that every node carries with its own id; equals `ray._raylet.RAY_NODE_ID_KEY`."""
+
+
+def node_address() -> str:
+    """This node's address as other nodes reach it."""
+    return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
 
 
 def address_and_port() -> tuple[str, int]:
@@ -75,8 +82,15 @@ class GroupSize(Protocol):
     def when_idle(self, free: int, total: int) -> int | None:
         """No worker runs; `free` of `total` places for them are free. Returns how many to start; None: none yet."""
 
-    def when_running(self, workers: int, slots: int, on_draining: int) -> None:
-        """`workers` run, `on_draining` of them on nodes about to go; `slots` are on the others, theirs included."""
+    def when_running(self, workers: int, slots: int, on_draining: int) -> str | None:
+        """`workers` run, `on_draining` of them on nodes about to go; `slots` are on the others, theirs included.
+
+        Returns why the workers are to be killed, as they hang; None: they are not.
+        """
+
+
+class WorkersHung(Exception):
+    """The workers were killed because they hung; `retry` is asked about it like about any failure."""
 
 
 def places(per_worker: Mapping[str, float], ours: Mapping[str, int], *, probe: bool = False) -> tuple[int, int, int]:
@@ -162,9 +176,13 @@ def data_parallel_trainer(
 
     class AskedSize(FixedScalingPolicy):
         def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
-            self._maybe_send_resource_request()  # type: ignore[no-untyped-call]
             per_worker = self.scaling_config._resources_per_worker_not_none
-            free, total, _ = places(per_worker, {}, probe=True)
+            try:
+                self._maybe_send_resource_request()  # type: ignore[no-untyped-call]
+                free, total, _ = places(per_worker, {}, probe=True)
+            except Exception as error:  # the controller does not survive one; what is not seen now is seen later
+                _logger.warning("The cluster's state is not to be had: %s", error)
+                free = total = 0
             workers = size.when_idle(free, total)
             if workers is None:
                 time.sleep(IDLE_LOOK_S)  # the controller asks again at once
@@ -172,10 +190,19 @@ def data_parallel_trainer(
             return ResizeDecision(num_workers=workers, resources_per_worker=per_worker)
 
         def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
-            self._maybe_send_resource_request()  # type: ignore[no-untyped-call]
-            ours = Counter(worker.metadata.node_id for worker in worker_group_state.workers)
-            slots, _, on_draining = places(self.scaling_config._resources_per_worker_not_none, ours)
-            size.when_running(len(worker_group_state.workers), slots, on_draining)
+            workers = worker_group_state.workers
+            ours = Counter(worker.metadata.node_id for worker in workers)
+            try:
+                self._maybe_send_resource_request()  # type: ignore[no-untyped-call]
+                slots, _, on_draining = places(self.scaling_config._resources_per_worker_not_none, ours)
+            except Exception as error:
+                _logger.warning("The cluster's state is not to be had: %s", error)
+                slots, on_draining = len(workers), 0
+            hung = size.when_running(len(workers), slots, on_draining)
+            if hung is not None:
+                for worker in workers:  # asked to end, one that hangs would be waited for
+                    ray.kill(worker.actor)
+                raise WorkersHung(hung)
             return NoopDecision()
 
     class UncoordinatedSize(AskedSize):

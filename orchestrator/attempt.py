@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from typing import Any
 
@@ -16,14 +16,15 @@ from cluster.local_ray import joins_cluster
 from data.errors import MantaError, TransientStoreError
 from data.feeder import Feeder
 from data.prepare import PreparedData
-from data.ray_internals import NODE_ID_LABEL, data_parallel_trainer, driver_node_id, quiet_driver
+from data.ray_internals import NODE_ID_LABEL, data_parallel_trainer, driver_node_id, quiet_driver, root_cause
 from data.shard_file import filesystem_for
 from orchestrator.config import resolved
 from orchestrator.console import Console
-from orchestrator.errors import ClusterTooSmallError
-from orchestrator.failures import Retry, Size, in_our_words
+from orchestrator.errors import ClusterTooSmallError, FencedError
+from orchestrator.failures import Retry, Size, in_our_words, one_line
 from orchestrator.job import TrainJob, train_worker
 from orchestrator.monitor import Monitor, Progress
+from orchestrator.node_keeper import NodeKeeper
 from orchestrator.process_group import ProcessGroupConfig
 from orchestrator.run import Run, embedding_rows, feed_spec
 from orchestrator.run_record import HEARTBEAT_S, PRESUMED_DEAD_S, Fence
@@ -40,6 +41,15 @@ FEEDER_RESTARTS = 3
 
 EXPECTED_RESTART_S = 8.0
 """Seconds that starting a worker group again is taken to cost, until one has been measured."""
+
+KEEPER_THREADS = 4
+"""Calls of a keeper that run side by side: an upload, and whatever a group that starts meanwhile asks."""
+
+RESCUE_S = 60.0
+"""Seconds that a last save of what the nodes hold may take, where there are no workers to do it."""
+
+DISCARD_S = 5.0
+"""Seconds that nodes may take to free their memory at the end; those that are gone never answer."""
 
 ACTOR_TIMEOUT_S = 60.0
 """Seconds an actor on the driver's own node may take to answer."""
@@ -58,23 +68,61 @@ def run_attempt(run: Run, fence: Fence, data: PreparedData, console: Console) ->
     job = train_job(run, fence, data, feeder, monitor)
     trainer = _Trainer(run, job)
     life = _Life(fence, console, run)
-    with stop_requests() as requests, closing(console):
-        trainer.start()
-        while trainer.is_alive():
-            trainer.join(POLL_S if life.has_begun else STARTING_POLL_S)
-            life.follow(ray.get(monitor.progress.remote(), timeout=ACTOR_TIMEOUT_S))
-            if requests.pop_new():
-                monitor.request_stop.remote()
-                console.line("saving, then stopping; Ctrl-C again leaves at once, without saving.")
-        progress: Progress = ray.get(monitor.progress.remote(), timeout=ACTOR_TIMEOUT_S)
-        life.follow(progress, force=trainer.error is not None)
-    with suppress(MantaError):
-        run.store.delete_prefix(RAY_TRAIN_FOLDER)
-    if trainer.error is not None:
-        raise in_our_words(trainer.error, progress)
-    life.finish(progress, run.config.train.steps)
-    if progress.result is not None and progress.result["step"] < run.config.train.steps:
-        raise KeyboardInterrupt
+    monitor.keeper_of.remote(driver_node_id(), job)  # here most of the time; elsewhere, when a worker asks
+    try:
+        with stop_requests() as requests, closing(console):
+            trainer.at_end = requests.wake
+            trainer.start()
+            while not trainer.has_ended:
+                requests.wait(POLL_S if life.has_begun else STARTING_POLL_S)
+                progress: Progress = ray.get(monitor.progress.remote(), timeout=ACTOR_TIMEOUT_S)
+                life.follow(progress)
+                if requests.pop_new():
+                    monitor.request_stop.remote()
+                    console.line("saving, then stopping; Ctrl-C again leaves at once, without saving.")
+                if requests.any and progress.phase == "waiting":
+                    rescue(monitor, progress, console)
+                    life.finish(progress, run.config.train.steps)
+                    raise KeyboardInterrupt
+            progress = ray.get(monitor.progress.remote(), timeout=ACTOR_TIMEOUT_S)
+            life.follow(progress, force=trainer.error is not None)
+            if trainer.error is not None:
+                if root_cause(trainer.error, FencedError) is None:
+                    rescue(monitor, progress, console)
+                raise in_our_words(trainer.error, progress)
+            life.finish(progress, run.config.train.steps)
+        if progress.result is not None and progress.result["step"] < run.config.train.steps:
+            raise KeyboardInterrupt
+    finally:
+        free_memory(monitor)
+        with suppress(MantaError):
+            run.store.delete_prefix(RAY_TRAIN_FOLDER)
+
+
+def rescue(monitor: Any, progress: Progress, console: Console) -> None:
+    """Save the newest state that a node holds, where there are no workers that could; as far as that can be done."""
+    if progress.restored_step is None:
+        return
+    keepers = ray.get(monitor.keepers.remote(), timeout=ACTOR_TIMEOUT_S)
+    found = []
+    for keeper in keepers:
+        with suppress(ray.exceptions.RayError):
+            found.append((ray.get(keeper.newest.remote(), timeout=ACTOR_TIMEOUT_S)[0], keeper))
+    step, keeper = max(found, key=lambda each: each[0], default=(-1, monitor))
+    if step <= progress.restored_step:
+        return
+    try:
+        ray.get(keeper.save.remote(step), timeout=RESCUE_S)
+        console.line(f"step {step}: saved from a node's memory.")
+    except (MantaError, ray.exceptions.RayError) as error:
+        console.line(f"step {step}: could not be saved from a node's memory: {one_line(error)[-300:]}")
+
+
+def free_memory(monitor: Any) -> None:
+    """Have every node let go of its snapshots: no later attempt goes on from them."""
+    with suppress(ray.exceptions.RayError):
+        discarding = [keeper.discard.remote() for keeper in ray.get(monitor.keepers.remote(), timeout=DISCARD_S)]
+        ray.wait(discarding, num_returns=len(discarding), timeout=DISCARD_S)
 
 
 def refuse_small_cluster(run: Run) -> None:
@@ -106,7 +154,13 @@ def start_actors(run: Run, data: PreparedData) -> tuple[Any, Any]:
     scaling = ScalingPolicy(
         config.scaling.fewest, config.scaling.most, config.train.micro_batches_per_step, EXPECTED_RESTART_S
     )
-    return feeder, ray.remote(Monitor).options(**here).remote(scaling, config.train.steps)
+    return feeder, ray.remote(Monitor).options(**here).remote(scaling, config.train.steps, start_keeper)
+
+
+def start_keeper(node_id: str, job: TrainJob) -> Any:
+    """Start the keeper of a node; called by the monitor, with which it ends."""
+    here = {"num_cpus": 0, "label_selector": {NODE_ID_LABEL: node_id}, "max_concurrency": KEEPER_THREADS}
+    return ray.remote(NodeKeeper).options(**here).remote(job, node_id)
 
 
 def train_job(run: Run, fence: Fence, data: PreparedData, feeder: Any, monitor: Any) -> TrainJob:
@@ -153,6 +207,8 @@ class _Trainer(threading.Thread):
             ),
         )
         self.error: BaseException | None = None
+        self.has_ended = False
+        self.at_end: Callable[[], object] = lambda: None
 
     def run(self) -> None:
         """The thread's body."""
@@ -160,6 +216,19 @@ class _Trainer(threading.Thread):
             self._trainer.fit()
         except BaseException as error:  # raised in the driver's main thread
             self.error = error
+        self.has_ended = True
+        self.at_end()
+
+
+_CAUSE_OF_PHASE = {
+    "done": "shutdown",
+    "restarting": "restart",
+    "waiting": "restart",
+    "waiting for data": "data_wait",
+    "evaluating": "evaluation",
+    "saving": "checkpoint",
+}
+"""Where the seconds go that the loop has not reported yet."""
 
 
 class _Life:
@@ -223,14 +292,14 @@ class _Life:
         # The loop's clock stands still between its reports: what is left of the wall clock belongs to where it is now.
         rest = max(0.0, age_s - startup_s - loop_s)
         goodput = dict(progress.goodput) | {"startup": progress.goodput.get("startup", 0.0) + startup_s}
-        cause = {"done": "shutdown", "restarting": "restart", "waiting": "restart"}.get(progress.phase, "training")
+        cause = _CAUSE_OF_PHASE.get(progress.phase, "training")
         goodput[cause] = goodput.get(cause, 0.0) + rest
         return {
             "status": "running" if progress.restored_step is not None else "preparing",
             "from_step": progress.restored_step,
             "step": progress.row.get("step", progress.restored_step or 0),
             "world_size": progress.world_size,
-            "restarts": progress.restarts,
+            "disruptions": [disruption.story() for disruption in progress.disruptions],
             "first_step_s": self._first_step_s,
             "goodput": goodput,
         }
@@ -241,12 +310,28 @@ class _StopRequests:
 
     def __init__(self) -> None:
         self._count = self._told = 0
+        self._woken = threading.Event()
+
+    def wake(self) -> None:
+        """End the wait that goes on, or the next one."""
+        self._woken.set()
+
+    def wait(self, seconds: float) -> None:
+        """Wait until a signal comes, `wake` is called, or the time is over."""
+        self._woken.wait(seconds)
+        self._woken.clear()
 
     def handle(self, _signal: int, _frame: object) -> None:
         """Signal handler: the first asks for an end, the second insists."""
         self._count += 1
+        self.wake()
         if self._count > 1:
             raise KeyboardInterrupt
+
+    @property
+    def any(self) -> bool:
+        """Whether one has come."""
+        return self._count > 0
 
     def pop_new(self) -> bool:
         """Whether one came since the last time this was asked."""

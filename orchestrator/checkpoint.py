@@ -20,7 +20,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from data.errors import ObjectNotFoundError
 from data.store import Store
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 MODEL, OPTIMIZER, PROGRESS, STATE = "model.safetensors", "optimizer.safetensors", "progress.safetensors", "state.json"
+
+_T = TypeVar("_T")
 
 _NAME = re.compile(r"step-(?P<step>\d{8,})-a(?P<attempt>\d+)/manifest\.json$")
 
@@ -64,14 +66,24 @@ def fetch_newest(
     folder: Path,
     tell: Callable[[str], object] = logger.error,
 ) -> tuple[CheckpointName, dict[str, Any]] | None:
-    """Fetch the newest undamaged checkpoint, or None where there never was one.
+    """Fetch the newest undamaged checkpoint, or None where there never was one; see `newest_undamaged`.
 
     Args:
         files: those wanted besides state.json; they are in `folder` afterwards.
-        tell: gets a line for every damaged checkpoint, naming it; a worker's log is read by nobody.
 
     Returns:
         its name and state.
+    """
+    return newest_undamaged(store, record, lambda name: (name, fetch_checkpoint(store, name, files, folder)), tell)
+
+
+def newest_undamaged(
+    store: Store, record: RunRecord, fetch: Callable[[CheckpointName], _T], tell: Callable[[str], object] = logger.error
+) -> _T | None:
+    """What `fetch` makes of the newest checkpoint that it does not find damaged, or None where there never was one.
+
+    Args:
+        tell: gets a line for every damaged checkpoint, naming it; a worker's log is read by nobody.
 
     Raises:
         CheckpointDamagedError: there are checkpoints, and every one is damaged.
@@ -79,7 +91,7 @@ def fetch_newest(
     damage = []
     for name in reversed(list_checkpoints(store, record)):
         try:
-            return name, fetch_checkpoint(store, name, files, folder)
+            return fetch(name)
         except CheckpointDamagedError as error:
             tell(f"{error} The one before it is used.")
             damage.append(str(error))

@@ -50,6 +50,13 @@ class TrainConfig(Section):
         allow_inf_nan=False,
         description="Largest norm of a step's gradient; a longer one is scaled to it.",
     )
+    max_loss_jump: float | None = Field(
+        3.0,
+        gt=1,
+        allow_inf_nan=False,
+        description="A loss so many times the median of the 64 steps before has gone astray, like one that is no "
+        "number: that step's data is left out, once in a run. null: only what is no number.",
+    )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="Number format of forward and backward passes; weights and optimizer stay fp32."
     )

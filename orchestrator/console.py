@@ -56,9 +56,8 @@ class Console:
             self._rate = (now, row["step"])
         since, from_step = self._rate
         tokens_per_step = row["tokens"] / row["step"]
-        text = (
-            f"step {row['step']:,}/{steps:,}  loss {row['loss']:.4f}  lr {row['lr']:.2e}  {row['world_size']} workers"
-        )
+        loss = "data left out" if row["loss"] is None else f"loss {row['loss']:.4f}"
+        text = f"step {row['step']:,}/{steps:,}  {loss}  lr {row['lr']:.2e}  {row['world_size']} workers"
         if row["step"] > from_step:
             steps_per_s = (row["step"] - from_step) / (now - since)
             left_s = (steps - row["step"]) / steps_per_s

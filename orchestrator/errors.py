@@ -17,7 +17,7 @@
     ├── ConflictError                   (data) a conditional write lost: somebody else wrote first; likewise
     ├── CheckpointDamagedError          a checkpoint's files are not those its manifest names; the one before is used
     ├── WorkerDiedError                 a training worker ended without being asked to; worth a retry; exit status 1
-    ├── NonFiniteLossError              the loss is no longer a number; a retry would come to the same step again
+    ├── BadLossError                    the loss went astray a second time; a retry would come to the same step again
     └── FencedError                     a newer attempt has taken the run over; this one must stop writing
 
     ClusterError                        (cluster) a server or cluster did not start or answer; exit status 1
@@ -42,6 +42,7 @@ from data.errors import (
 )
 
 __all__ = [
+    "BadLossError",
     "BadShardError",
     "CheckpointDamagedError",
     "ClusterError",
@@ -52,7 +53,6 @@ __all__ = [
     "FencedError",
     "InputError",
     "MantaError",
-    "NonFiniteLossError",
     "ObjectNotFoundError",
     "RecipeError",
     "RunInUseError",
@@ -93,8 +93,8 @@ class WorkerDiedError(MantaError):
     """A training worker ended by a signal or a lost machine; continuing from the last checkpoint is safe."""
 
 
-class NonFiniteLossError(MantaError):
-    """The loss or the gradient became infinite or not a number; what was saved before is untouched."""
+class BadLossError(MantaError):
+    """Loss or gradient became infinite, not a number, or jumped; what was saved before is untouched."""
 
 
 class FencedError(MantaError):

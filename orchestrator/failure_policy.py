@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 CRASHES_PER_HOUR = 10
-"""Deaths of workers that a run gets over within an hour; more are no accident of the cluster."""
+"""Deaths of workers on nodes that live, and hangs, that a run gets over within an hour; more are no accident."""
 
 ERRORS_AT_ONE_STEP = 2
-"""Failures at one and the same step after which that step is to blame: the cluster does not fail to measure."""
+"""Crashes and errors at one and the same step after which that step is to blame: a cluster does not fail to measure."""
+
+BAD_STEPS = 1
+"""Steps of a run whose data may be left out because the loss went astray on them."""
 
 HOUR_S = 3600.0
+
+HANG_S, HANG_FACTOR, FIRST_STEP_S = 15.0, 20.0, 900.0
+"""The loop hangs if it has said nothing for so many seconds and for so many times as long as a step takes; before its
+first step, which may compile the model, for FIRST_STEP_S."""
+
+Cause = Literal["node", "crash", "hang", "error"]
 
 
 @dataclass(frozen=True)
@@ -19,12 +29,13 @@ class Failure:
 
     Attributes:
         step: newest step that was done.
-        is_death: a worker or its node died; else the training code raised.
+        cause: "node": a node went, and its workers with it; "crash": a worker died, its node did not, as far as one
+            knows; "hang": no step was done any more; "error": the training code raised.
         reason: what is known of it, in one line.
     """
 
     step: int
-    is_death: bool
+    cause: Cause
     reason: str
 
 
@@ -43,15 +54,18 @@ class GiveUp:
 
 
 class FailurePolicy:
-    """Budgets by cause: deaths by the hour, errors of the training code by the step."""
+    """Budgets by cause: none for nodes that go, crashes and hangs by the hour, errors and bad data by the step."""
 
     def __init__(self) -> None:
-        self._deaths_at: list[float] = []
+        self._crashes_at: list[float] = []
         self._step: int | None = None
         self._at_one_step = 0
+        self.bad_steps: set[int] = set()
 
     def decide(self, failure: Failure, now: float) -> Restart | GiveUp:
         """The answer to a failure that cannot be told from an accident; `now` in seconds of any clock."""
+        if failure.cause == "node":
+            return Restart(f"a node went after step {failure.step}: {failure.reason}")
         self._at_one_step = self._at_one_step + 1 if failure.step == self._step else 1
         self._step = failure.step
         if self._at_one_step > ERRORS_AT_ONE_STEP:
@@ -59,12 +73,25 @@ class FailurePolicy:
                 f"it failed {self._at_one_step} times in a row with step {failure.step} as the last one done: "
                 f"that is in the run, not in the cluster"
             )
-        if not failure.is_death:
+        if failure.cause == "error":
             return Restart(f"an error after step {failure.step}: {failure.reason}")
-        self._deaths_at = [at for at in self._deaths_at if now - at < HOUR_S] + [now]
-        deaths = len(self._deaths_at)
-        if deaths > CRASHES_PER_HOUR:
-            return GiveUp(f"workers died {deaths} times within an hour, and {CRASHES_PER_HOUR} are let pass")
+        self._crashes_at = [at for at in self._crashes_at if now - at < HOUR_S] + [now]
+        crashes = len(self._crashes_at)
+        if crashes > CRASHES_PER_HOUR:
+            return GiveUp(f"workers died or hung {crashes} times within an hour, and {CRASHES_PER_HOUR} are let pass")
+        what = "no step was done any more" if failure.cause == "hang" else "a worker died"
         return Restart(
-            f"a worker died after step {failure.step}, {deaths} of {CRASHES_PER_HOUR} deaths an hour: {failure.reason}"
+            f"{what} after step {failure.step}, {crashes} of {CRASHES_PER_HOUR} such an hour: {failure.reason}"
         )
+
+    def decide_on_bad_step(self, step: int, reason: str) -> Restart | GiveUp:
+        """The answer to a loss that went astray in `step`; the run's earlier bad steps count."""
+        if len(self.bad_steps) >= BAD_STEPS:
+            return GiveUp(f"the data of {len(self.bad_steps)} step has been left out before, and {BAD_STEPS} may be")
+        self.bad_steps.add(step)
+        return Restart(f"{reason}; back to before it, and the data of step {step} is left out")
+
+
+def is_hung(silence_s: float, step_s: float | None) -> bool:
+    """Whether a loop whose steps take `step_s`, None before the first, hangs after a silence."""
+    return silence_s > (FIRST_STEP_S if step_s is None else max(HANG_S, HANG_FACTOR * step_s))

@@ -9,11 +9,13 @@ from typing import Any
 import ray
 
 from data.errors import MantaError
-from data.ray_internals import root_cause, timed_out_starting
-from orchestrator.errors import WorkerDiedError
+from data.ray_internals import WorkersHung, root_cause, timed_out_starting
+from orchestrator.errors import BadLossError, WorkerDiedError
+from orchestrator.failure_policy import Cause
 from orchestrator.monitor import Progress
 
 _TORN_CONNECTION = re.compile(r"gloo|Connection (closed|reset) by peer|NCCL", re.IGNORECASE)
+_NODE_GONE = re.compile(r"node has died|node was terminated|NODE_DIED")
 
 
 class PlannedRestart(Exception):
@@ -30,6 +32,8 @@ class Retry:
     monitor: Any
 
     def __call__(self, error: BaseException) -> bool:
+        if root_cause(error, BadLossError) is not None:
+            return bool(ray.get(self.monitor.went_astray.remote()))
         if root_cause(error, MantaError) is not None:
             return False
         if root_cause(error, PlannedRestart) is not None:
@@ -38,26 +42,40 @@ class Retry:
         if timed_out_starting(error):
             ray.get(self.monitor.start_timed_out.remote())
             return True
-        death = death_in(error)
-        # What the code raised comes with its traceback, whose end is what says something.
-        reason = one_line(error)[-300:] if death is None else describe_death(death)
-        return bool(ray.get(self.monitor.failed.remote(death is not None, reason)))
+        cause, reason = cause_of(error)
+        return bool(ray.get(self.monitor.failed.remote(cause, reason)))
 
 
-@dataclass(frozen=True)
 class Size:
     """Asked by Ray Train's controller, in its own process, how many workers there are to be."""
 
-    monitor: Any
+    def __init__(self, monitor: Any) -> None:
+        self._monitor = monitor
+        self._answer: ray.ObjectRef[str | None] | None = None
 
     def when_idle(self, free: int, total: int) -> int | None:
         """See `Monitor.workers_to_start`."""
-        workers: int | None = ray.get(self.monitor.workers_to_start.remote(free, total))
+        workers: int | None = ray.get(self._monitor.workers_to_start.remote(free, total))
         return workers
 
-    def when_running(self, workers: int, slots: int, on_draining: int) -> None:
-        """See `Monitor.room_seen`; does not wait."""
-        self.monitor.room_seen.remote(workers, slots, on_draining)
+    def when_running(self, workers: int, slots: int, on_draining: int) -> str | None:
+        """What `Monitor.seen_running` has answered to the look before this one; does not wait."""
+        reason: str | None = None
+        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
+            reason = ray.get(self._answer)
+        self._answer = self._monitor.seen_running.remote(workers, slots, on_draining)
+        return reason
+
+
+def cause_of(error: BaseException) -> tuple[Cause, str]:
+    """What ended the worker group, and what is known of it in one line."""
+    hung = root_cause(error, WorkersHung)
+    if hung is not None:
+        return "hang", str(hung)
+    death = death_in(error)
+    if death is None:  # what the code raised comes with its traceback, whose end is what says something
+        return "error", one_line(error)[-300:]
+    return "node" if _NODE_GONE.search(str(death)) else "crash", describe_death(death)
 
 
 def death_in(error: BaseException) -> BaseException | None:
@@ -75,23 +93,26 @@ def describe_death(death: BaseException) -> str:
     text = one_line(death)
     process = re.search(r"pid: (\d+).*? ip: (\S+)", text)
     cause = re.search(r"Worker exit detail: (.*?)(?: Some common causes|$)", text)
-    node = re.search(r"node has died|node was terminated|NODE_DIED", text)
     where = f"process {process[1]} on {process[2]}" if process else ""
-    what = "its node died" if node else cause[1] if cause else text[:300]
+    what = "its node died" if _NODE_GONE.search(text) else cause[1] if cause else text[:300]
     return f"{where}: {what}" if where else what
 
 
 def in_our_words(error: BaseException, progress: Progress) -> BaseException:
     """What ended the run: our own error inside Ray's wrappers, that workers keep dying, or the error as it is."""
+    why = f" Not tried again: {progress.gave_up}." if progress.gave_up else ""
     ours = root_cause(error, MantaError)
+    if isinstance(ours, BadLossError):
+        return BadLossError(f"{ours}{why}")
     if ours is not None:
         return ours
     death = death_in(error)
     if death is None:
+        death = root_cause(error, WorkersHung)
+    if death is None:
         return error
-    why = f" Not tried again: {progress.gave_up}." if progress.gave_up else ""
     return WorkerDiedError(
-        f"A training worker died at step {progress.row.get('step', 0)}: {describe_death(death)}{why} The same command "
+        f"Training ended at step {progress.row.get('step', 0)}: {describe_death(death)}{why} The same command "
         f"continues from the last checkpoint. A worker that keeps dying is often out of memory: lower "
         f"train.micro_batch_size."
     )

@@ -30,18 +30,20 @@ class StepRow:
 
     Attributes:
         step: optimizer updates applied once this one was.
-        loss: mean over the step's target tokens, nats.
+        loss: mean over the step's target tokens, nats; None where the step's data was left out, as `grad_norm`.
         tokens: target tokens trained on since step 0.
+        at: when it was done, seconds since the epoch.
         sample_ids: (global_batch_size,) int64 as the ranks reported them, see `Samples.ids`.
     """
 
     step: int
-    loss: float
+    loss: float | None
     lr: float
-    grad_norm: float
+    grad_norm: float | None
     tokens: int
     world_size: int
     step_s: float
+    at: float
     sample_ids: Ints
 
     def metrics(self) -> dict[str, Any]:
@@ -69,51 +71,36 @@ class Audit:
 
 
 class StepLedger:
-    """Rows on their way to object storage; kept by rank 0.
+    """Brings rows to object storage; kept by whoever writes checkpoints.
 
     Args:
-        segments: those of the checkpoint the attempt goes on from.
-        tokens: target tokens trained on up to there.
+        step: that of the checkpoint gone on from.
+        segments: those of that checkpoint.
+
+    Attributes:
+        step: newest step written.
+        segments: all written, oldest first.
     """
 
-    def __init__(self, store: Store, attempt: int, step: int, segments: Sequence[str], tokens: int) -> None:
+    def __init__(self, store: Store, attempt: int, step: int, segments: Sequence[str]) -> None:
         self._store, self._attempt = store, attempt
-        self._segments = list(segments)
-        self._rows: list[StepRow] = []
+        self.step, self.segments = step, list(segments)
         self._lines = metrics_lines(store, step) if step else []
-        self.tokens = tokens
 
-    def add(self, row: StepRow) -> None:
-        """Note a step that has been done."""
-        self._rows.append(row)
-        self.tokens = row.tokens
-
-    def cut(self) -> LedgerCut:
-        """What has to be written for a checkpoint at this moment; later rows go to the next one."""
-        rows, self._rows = self._rows, []
-        if rows:
-            self._segments.append(f"{rows[0].step:08d}-{rows[-1].step:08d}-a{self._attempt}.parquet")
-            self._lines += [json.dumps(row.metrics()).encode() for row in rows]
-        return LedgerCut(rows, list(self._segments), b"".join(line + b"\n" for line in self._lines))
-
-
-@dataclass(frozen=True)
-class LedgerCut:
-    """Rows since the last cut, the names of all segments with theirs last, and the whole of metrics.jsonl."""
-
-    rows: list[StepRow]
-    segments: list[str]
-    metrics: bytes
-
-    def write(self, store: Store) -> None:
-        """Put the new segment and metrics.jsonl into the store."""
-        if self.rows:
-            columns = {**{name: [row.metrics()[name] for row in self.rows] for name in self.rows[0].metrics()}}
-            table = pa.table({**columns, "sample_ids": [row.sample_ids for row in self.rows]})
+    def write(self, rows: Sequence[StepRow]) -> None:
+        """Put those of `rows` that are not there yet into a new segment and into metrics.jsonl; may be tried again."""
+        new = [row for row in rows if row.step > self.step]
+        lines = [*self._lines, *(json.dumps(row.metrics()).encode() for row in new)]
+        if new:
+            segment = f"{new[0].step:08d}-{new[-1].step:08d}-a{self._attempt}.parquet"
+            columns = {name: [row.metrics()[name] for row in new] for name in new[0].metrics()}
+            table = pa.table({**columns, "sample_ids": [row.sample_ids for row in new]})
             sink = pa.BufferOutputStream()
             pq.write_table(table, sink, compression="zstd")
-            store.put(f"ledger/{self.segments[-1]}", sink.getvalue().to_pybytes())
-        store.put(METRICS, self.metrics)
+            self._store.put(f"ledger/{segment}", sink.getvalue().to_pybytes())
+            self.segments, self.step = [*self.segments, segment], new[-1].step
+        self._lines = lines
+        self._store.put(METRICS, b"".join(line + b"\n" for line in lines))
 
 
 def metrics_lines(store: Store, last_step: int | None = None) -> list[bytes]:

@@ -1,10 +1,7 @@
-"""Weights and optimizer state as files, by name: what a checkpoint holds of torch."""
+"""Weights and optimizer state as files, by name: what a snapshot and a checkpoint hold of torch."""
 
 from __future__ import annotations
 
-import hashlib
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -12,53 +9,24 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from data.errors import DiskFullError
 from orchestrator.checkpoint import MODEL, OPTIMIZER
 
 
-def snapshot_state(model: nn.Module, optimizer: torch.optim.Optimizer, label: str = "snapshot") -> Path:
-    """A copy of weights and optimizer state as files, in memory where there is room; the caller deletes the folder.
-
-    Args:
-        label: part of the folder's name, by which `discard_snapshots` finds what a killed process left.
-
-    Raises:
-        DiskFullError: there is no room.
-    """
-    folder = Path(tempfile.mkdtemp(prefix=f"manta-{label}-", dir=scratch_folder()))
-    save_state(folder, model, optimizer)
-    return folder
-
-
 def save_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Write weights and optimizer state into a folder; where that fails, the folder is gone.
-
-    Raises:
-        DiskFullError: there is no room.
-    """
-    try:
-        save_file(_on_cpu(model.state_dict()), folder / MODEL)
-        save_file(_on_cpu(optimizer_tensors(model, optimizer)), folder / OPTIMIZER)
-    except BaseException as error:
-        free = shutil.disk_usage(folder).free
-        shutil.rmtree(folder, ignore_errors=True)
-        if "No space left" in str(error):  # safetensors raises a class of its own
-            raise DiskFullError(
-                f"No room for a checkpoint in {folder.parent}: {free / 1e6:,.0f} MB are free. Make room, or set TMPDIR."
-            ) from error
-        raise
+    """Write weights and optimizer state into a folder."""
+    save_file(_on_cpu(model.state_dict()), folder / MODEL)
+    save_file(_on_cpu(optimizer_tensors(model, optimizer)), folder / OPTIMIZER)
 
 
-def run_label(run_url: str) -> str:
-    """A run's name among the files of all runs on a machine: the same for the same address in storage."""
-    return hashlib.blake2b(run_url.encode(), digest_size=8).hexdigest()
+def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Inverse of `save_state`; tensors go to each weight's device."""
+    load_weights(folder, model)
+    load_optimizer(folder, model, optimizer)
 
 
-def discard_snapshots(label: str) -> None:
-    """Delete this machine's snapshots of that label: shared memory they fill is freed by nobody else."""
-    for scratch in (tempfile.gettempdir(), scratch_folder()):
-        for folder in Path(scratch or "/dev/shm").glob(f"manta-{label}-*"):
-            shutil.rmtree(folder, ignore_errors=True)
+def state_bytes(model: nn.Module) -> int:
+    """Most that weights and optimizer state take, before the optimizer has made its own: two moments a weight."""
+    return 3 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 def load_weights(folder: Path, model: nn.Module) -> None:
@@ -75,14 +43,6 @@ def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimi
         name, _, entry = key.rpartition("/")
         state["state"].setdefault(numbers[id(parameters[name])], {})[entry] = value
     optimizer.load_state_dict(state)
-
-
-def scratch_folder(minimum_free_bytes: int = 1 << 30) -> str | None:
-    """Shared memory where it is roomy, else None for the system's temporary folder."""
-    shared_memory = Path("/dev/shm")
-    if shared_memory.is_dir() and shutil.disk_usage(shared_memory).free >= minimum_free_bytes:
-        return str(shared_memory)
-    return None
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -10,8 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from orchestrator.failure_policy import Failure, FailurePolicy, Restart
-from orchestrator.scaling_policy import SaveThenResize, ScalingPolicy, Situation, Start
+from orchestrator.disruption import Disruption
+from orchestrator.failure_policy import Cause, Failure, FailurePolicy, GiveUp, Restart, is_hung
+from orchestrator.job import TrainJob
+from orchestrator.scaling_policy import Save, SaveThenResize, ScalingPolicy, Situation, Start
 
 SETTLING_S = 2.0
 """Seconds after a worker group's end within which the cluster may not have its resources back yet."""
@@ -27,7 +29,7 @@ class Progress:
         row: newest metrics row.
         goodput: seconds by cause since the first group's loop began.
         notes: lines for the person watching, oldest first.
-        restarts: worker groups started after the first.
+        disruptions: ends of worker groups before the run's, and what each cost.
         gave_up: why the run is not tried again; "" where it was.
         result: what the loop ended with; None until it has.
     """
@@ -38,9 +40,14 @@ class Progress:
     row: dict[str, Any] = field(default_factory=dict)
     goodput: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    restarts: int = 0
+    disruptions: list[Disruption] = field(default_factory=list)
     gave_up: str = ""
     result: dict[str, Any] | None = None
+
+    @property
+    def has_workers(self) -> bool:
+        """Whether there is a loop that can be asked for anything."""
+        return self.phase not in ("starting", "waiting", "restarting")
 
 
 class Wishes(NamedTuple):
@@ -49,10 +56,12 @@ class Wishes(NamedTuple):
     Attributes:
         stop: save, and do no further step.
         pause: keep the state in memory and end, to be started again in another size.
+        saves: times that a checkpoint has been asked for.
     """
 
     stop: bool = False
     pause: bool = False
+    saves: int = 0
 
 
 class Monitor:
@@ -61,18 +70,38 @@ class Monitor:
     Args:
         scaling: decides on the number of workers.
         steps: length of the run.
+        make_keeper: starts the `NodeKeeper` of a node, given the node's id and the job; returns its handle.
         now: monotonic clock, seconds.
     """
 
-    def __init__(self, scaling: ScalingPolicy, steps: int, now: Callable[[], float] = time.monotonic) -> None:
-        self._now, self._scaling, self._steps = now, scaling, steps
+    def __init__(
+        self,
+        scaling: ScalingPolicy,
+        steps: int,
+        make_keeper: Callable[[str, TrainJob], Any],
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._now, self._scaling, self._steps, self._make_keeper = now, scaling, steps, make_keeper
         self._progress = Progress()
         self._policy = FailurePolicy()
         self._past: dict[str, float] = {}
-        self._told_at = self._failed_at = self._started_at = now()
+        self._began_at = self._told_at = self._failed_at = self._started_at = now()
+        self._has_told = False
         self._wishes = Wishes()
-        self._waiting_for = ""
+        self._saved_because = self._waiting_for = ""
         self._holding = False
+        self._astray = (0, "")
+        self._keepers: dict[str, Any] = {}
+
+    def keeper_of(self, node_id: str, job: TrainJob, *, anew: bool = False) -> Any:
+        """The keeper of a node, started now where there is none; `anew`: the one there was has died."""
+        if anew or node_id not in self._keepers:
+            self._keepers[node_id] = self._make_keeper(node_id, job)
+        return self._keepers[node_id]
+
+    def keepers(self) -> list[Any]:
+        """Handles of all keepers; those of nodes that are gone are among them."""
+        return list(self._keepers.values())
 
     def begin_group(self, step: int, world_size: int, clock_s: float) -> int:
         """Rank 0, once its state is restored to `step`; its goodput clock is `clock_s` old.
@@ -80,54 +109,59 @@ class Monitor:
         Returns:
             newest step done by any group before; what lies between is replay.
         """
-        progress = self._progress
+        progress, now = self._progress, self._now()
         done = max(step, progress.row.get("step", step))  # the newest word may be older than the newest snapshot
         if progress.restored_step is None:
             progress.restored_step = step
         else:
-            progress.restarts += 1
             self._past = dict(progress.goodput)
-            self._scaling.restart_s = self._now() - self._started_at  # without the wait for nodes, if there was one
-            self._add("detection", max(0.0, self._failed_at - self._told_at))
-            began_at = self._now() - clock_s
-            self._add("restart", max(0.0, began_at - max(self._failed_at, self._told_at)))
+            self._scaling.restart_s = now - self._started_at  # without the wait for nodes, if there was one
+            disruption, loop_at = progress.disruptions[-1], now - clock_s
+            self._add("detection", max(0.0, disruption.ended_at - disruption.told_at))
+            self._add("restart", max(0.0, loop_at - max(disruption.ended_at, disruption.told_at)))
+            disruption.begun(step, world_size, self._started_at - disruption.ended_at, loop_at - self._started_at)
             self.note(f"step {step}: going on with {world_size} workers; {done - step} steps are done again")
         progress.phase, progress.world_size = "training", world_size
+        self._began_at, self._has_told, self._saved_because = now - clock_s, False, ""
         self._wishes = self._wishes._replace(pause=False)
         return int(done)
 
     def report(self, **changes: Any) -> Wishes:
         """Rank 0: fields of Progress that changed."""
+        progress, now = self._progress, self._now()
         goodput = changes.pop("goodput", None)
         for name, value in changes.items():
-            setattr(self._progress, name, value)
+            setattr(progress, name, value)
         if goodput is not None:
-            self._told_at = self._now()
-            if self._progress.restarts:  # a loop does not know that it is not the first
+            self._told_at, self._has_told = now, True
+            if progress.disruptions:  # a loop does not know that it is not the first
                 goodput["restart"] = goodput.get("restart", 0.0) + goodput.pop("startup", 0.0)
+                progress.disruptions[-1].stepped(progress.row.get("step", 0), now)
             causes = self._past.keys() | goodput.keys()
-            self._progress.goodput = {
-                cause: self._past.get(cause, 0.0) + goodput.get(cause, 0.0) for cause in sorted(causes)
-            }
+            progress.goodput = {cause: self._past.get(cause, 0.0) + goodput.get(cause, 0.0) for cause in sorted(causes)}
         return self._wishes
 
-    def failed(self, is_death: bool, reason: str) -> bool:
+    def failed(self, cause: Cause, reason: str) -> bool:
         """Controller: the worker group failed. Returns whether it is to be started again."""
-        self._failed_at = self._now()
-        progress = self._progress
-        step = progress.row.get("step", progress.restored_step or 0)
-        decision = self._policy.decide(Failure(step, is_death, reason), self._failed_at)
-        if isinstance(decision, Restart):
-            progress.phase = "restarting"
-            self.note(f"starting the workers again: {decision.why}")
-            return True
-        progress.gave_up = decision.why
-        return False
+        step = self._progress.row.get("step", self._progress.restored_step or 0)
+        return self._decided(self._policy.decide(Failure(step, cause, reason), self._now()), cause)
+
+    def astray(self, step: int, reason: str, left_out: set[int]) -> None:
+        """Rank 0: the loss has gone astray in `step`, and the group ends; the data of `left_out` has been left out."""
+        self._astray = step, reason
+        self._policy.bad_steps |= left_out
+
+    def went_astray(self) -> bool:
+        """Controller: the worker group ended because of what `astray` told. Returns as `failed` does."""
+        return self._decided(self._policy.decide_on_bad_step(*self._astray), "bad step")
+
+    def bad_steps(self) -> set[int]:
+        """Any rank: steps whose data is left out."""
+        return self._policy.bad_steps
 
     def paused(self) -> None:
         """Controller: the worker group has kept its state and ended as it was asked to."""
-        self._failed_at = self._now()
-        self._progress.phase = "restarting"
+        self._ended("resize")
 
     def start_timed_out(self) -> None:
         """Controller: the places counted on were not to be had; somebody else has them."""
@@ -150,16 +184,29 @@ class Monitor:
         self._progress.phase = "waiting"
         return None
 
-    def room_seen(self, workers: int, slots: int, on_draining: int) -> None:
-        """Controller: `workers` run, `on_draining` of them on nodes about to go; `slots` places are on the others."""
-        row = self._progress.row
-        if self._wishes.pause or self._progress.phase != "training" or row.get("world_size") != workers:
-            return
+    def seen_running(self, workers: int, slots: int, on_draining: int) -> str | None:
+        """Controller: `workers` run, `on_draining` of them on nodes about to go; `slots` places are on the others.
+
+        Returns:
+            why the workers are to be killed: they hang; else None.
+        """
+        progress, now = self._progress, self._now()
+        row = progress.row if self._has_told else {}
+        silence_s = now - (self._told_at if self._has_told else self._began_at)
+        if progress.phase == "training" and is_hung(silence_s, row.get("step_s")):
+            return f"nothing heard of rank 0 for {silence_s:.0f} s, and its steps take {row.get('step_s', 0.0):.2f} s"
+        if self._wishes.pause or progress.phase != "training" or row.get("world_size") != workers:
+            return None
         left = self._steps - row["step"]
-        decision = self._scaling.when_running(Situation(self._now(), workers, slots, on_draining, row["step_s"], left))
-        if isinstance(decision, SaveThenResize):
-            self._wishes = self._wishes._replace(pause=True)
+        decision = self._scaling.when_running(Situation(now, workers, slots, on_draining, row["step_s"], left))
+        if isinstance(decision, Save) and decision.why != self._saved_because:
+            self._saved_because = decision.why
+            self._wishes = self._wishes._replace(saves=self._wishes.saves + 1)
+            self.note(f"saving: {decision.why}")
+        elif isinstance(decision, SaveThenResize):
+            self._wishes = self._wishes._replace(pause=True, saves=self._wishes.saves + decision.durably)
             self.note(f"from {workers} workers to {decision.workers}: {decision.why}")
+        return None
 
     def note(self, line: str) -> None:
         """Any rank: a line for the person watching."""
@@ -172,6 +219,27 @@ class Monitor:
     def request_stop(self) -> None:
         """Driver: save and stop at the next step."""
         self._wishes = self._wishes._replace(stop=True)
+
+    def _decided(self, decision: Restart | GiveUp, cause: str) -> bool:
+        if isinstance(decision, GiveUp):
+            self._failed_at = self._now()
+            self._progress.gave_up = decision.why
+            return False
+        self._ended(cause)
+        self.note(f"starting the workers again: {decision.why}")
+        return True
+
+    def _ended(self, cause: str) -> None:
+        self._failed_at = self._now()
+        progress = self._progress
+        if progress.restored_step is None:
+            return  # the first group has not begun: all is start-up still
+        progress.phase = "restarting"
+        if progress.disruptions and progress.disruptions[-1].restored_step is None:
+            return  # a group that failed before it had begun is part of what its start cost
+        told_at = max(self._told_at, self._began_at)
+        step = progress.row.get("step", progress.restored_step)
+        progress.disruptions.append(Disruption(cause, step, progress.world_size, told_at, self._failed_at))
 
     def _add(self, cause: str, seconds: float) -> None:
         self._past[cause] = self._past.get(cause, 0.0) + seconds

@@ -1,37 +1,48 @@
 """Snapshots of a run's state in the memory of the nodes it runs on, outside of any worker process.
 
-    /dev/shm/manta-state-<run>/<node>/step-00000140/model.safetensors       weights by name
-                                                    optimizer.safetensors   optimizer state by weight name
-                                                    rows.pickle             ledger rows not yet in object storage
+    /dev/shm/manta-state-<run>/a<attempt>/<node>/step-00000140/model.safetensors       weights by name
+                                                               optimizer.safetensors   optimizer state by weight name
+                                                               rows.pickle             ledger rows after the checkpoint
 
 State is the same on every rank, so one rank of each node writes it, every few steps, and a worker group that starts
 again after a sudden death takes the newest that any surviving node has: a few steps are done again, not all since the
-last checkpoint. A folder is renamed to its name once it is whole. A snapshot belongs to one attempt: the next command
-continues from object storage, where the fence decides who wrote last.
+last checkpoint. Checkpoints are uploaded from here too. A folder is renamed to its name once it is whole. A snapshot
+belongs to one attempt: the next command continues from object storage, where the fence decides who wrote last.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 import pickle
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
-from torch import nn
+import numpy as np
+from numpy.typing import NDArray
 
+from data.errors import DiskFullError
 from orchestrator.ledger import StepRow
-from orchestrator.model_state import load_optimizer, load_weights, run_label, save_state, scratch_folder
 
 KEEP = 2
 """Snapshots kept on a node: the newest, and one more for a death in the middle of the next."""
 
+COPIES = KEEP + 2
+"""States a node may hold at once: those kept, one being written, and one being uploaded."""
+
 COST_SHARE = 0.01
 """Most of the training time that snapshots may take."""
+
+UNTRUSTED_S = 2.0
+"""Seconds from a worker group's first snapshot to its second."""
+
+SHARED_MEMORY = Path("/dev/shm")
 
 _ROWS = "rows.pickle"
 _NAME = re.compile(r"step-(\d{8,})$")
@@ -44,25 +55,48 @@ class NodeMemory:
     folder: Path
 
     @classmethod
-    def on_this_node(cls, run_url: str, attempt: int, node_id: str) -> NodeMemory:
-        """Where this node keeps snapshots of an attempt; those of other attempts are deleted."""
-        root = Path(scratch_folder() or tempfile.gettempdir()) / f"manta-state-{run_label(run_url)}"
-        mine = root / f"a{attempt}"
-        for folder in root.glob("a*"):
-            if folder != mine:
-                shutil.rmtree(folder, ignore_errors=True)
-        return cls(mine / node_id)
+    def on_this_node(cls, run_url: str, attempt: int, node_id: str, state_bytes: int) -> NodeMemory:
+        """Where this node keeps snapshots of an attempt; those of other attempts are deleted.
 
-    def write(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, rows: Sequence[StepRow]) -> None:
-        """Keep the state after `step` steps, and let go of all but the newest.
+        Where there are some already; else in shared memory where `COPIES` states of `state_bytes` fit there; else in
+        the system's temporary folder.
+        """
+        label = hashlib.blake2b(run_url.encode(), digest_size=8).hexdigest()
+        roots = [Path(tempfile.gettempdir()) / f"manta-state-{label}"]
+        if SHARED_MEMORY.is_dir():
+            roots.append(SHARED_MEMORY / f"manta-state-{label}")
+        for root in roots:
+            for folder in root.glob("a*"):
+                if folder.name != f"a{attempt}":
+                    shutil.rmtree(folder, ignore_errors=True)
+        for root in roots:
+            if (found := root / f"a{attempt}" / node_id).is_dir():
+                return cls(found)
+        fits = shutil.disk_usage(roots[-1].parent).free >= COPIES * state_bytes
+        return cls((roots[-1] if fits else roots[0]) / f"a{attempt}" / node_id)
+
+    @contextmanager
+    def writing(self, step: int, rows: Sequence[StepRow]) -> Iterator[Path]:
+        """A folder to write the state after `step` steps into; kept when the block ends, and all but the newest let go.
 
         Raises:
-            DiskFullError: there is no room.
+            DiskFullError: there is no room; also for what the block raises because of it.
         """
-        unfinished = self._unfinished()
-        save_state(unfinished, model, optimizer)
-        (unfinished / _ROWS).write_bytes(pickle.dumps(list(rows)))
-        self._keep(unfinished, step)
+        unfinished = self.folder / "unfinished"
+        try:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+            (unfinished / _ROWS).write_bytes(pickle.dumps(list(rows)))
+            yield unfinished
+            self._keep(unfinished, step)
+        except Exception as error:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            if "No space left" in str(error):  # safetensors raises a class of its own
+                free = shutil.disk_usage(self.folder.parent).free
+                raise DiskFullError(
+                    f"No room for a snapshot in {self.folder}: {free / 1e6:,.0f} MB are free. Make room."
+                ) from error
+            raise
 
     def steps(self) -> list[int]:
         """Steps of the snapshots that are here, oldest first."""
@@ -70,66 +104,89 @@ class NodeMemory:
             return []
         return sorted(int(match[1]) for path in self.folder.iterdir() if (match := _NAME.search(path.name)))
 
-    def load(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[StepRow]:
-        """Put the state after `step` steps into model and optimizer; returns its rows."""
-        path = self._path(step)
-        load_weights(path, model)
-        load_optimizer(path, model, optimizer)
-        rows: list[StepRow] = pickle.loads((path / _ROWS).read_bytes())
+    def path(self, step: int) -> Path:
+        """Folder of a snapshot's files."""
+        return self.folder / f"step-{step:08d}"
+
+    def rows(self, step: int) -> list[StepRow]:
+        """Ledger rows that a snapshot brings along."""
+        rows: list[StepRow] = pickle.loads((self.path(step) / _ROWS).read_bytes())
         return rows
 
-    def first_row(self, step: int) -> int:
-        """Step of the first row that the snapshot brings along; `step` + 1 where it has none."""
-        rows: list[StepRow] = pickle.loads((self._path(step) / _ROWS).read_bytes())
-        return rows[0].step if rows else step + 1
+    def newest(self) -> tuple[int, int]:
+        """Step of the newest snapshot and of the first row in it, `step` + 1 where it has none; (-1, -1) for none."""
+        steps = self.steps()
+        if not steps:
+            return -1, -1
+        rows = self.rows(steps[-1])
+        return steps[-1], rows[0].step if rows else steps[-1] + 1
 
-    def files(self, step: int) -> dict[str, bytes]:
-        """A snapshot as it is, to be handed to a node that lacks it."""
-        return {path.name: path.read_bytes() for path in sorted(self._path(step).iterdir())}
+    @contextmanager
+    def pinned(self, step: int) -> Iterator[Path]:
+        """A folder with the tensors of a snapshot, which stay there as long as the block lasts, whatever comes next."""
+        folder = Path(tempfile.mkdtemp(prefix="pinned-", dir=self.folder))
+        try:
+            for path in self.path(step).glob("*.safetensors"):
+                os.link(path, folder / path.name)
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
-    def receive(self, step: int, files: Mapping[str, bytes]) -> None:
-        """Keep a snapshot that another node has handed over; see `files`."""
-        unfinished = self._unfinished()
-        for name, content in files.items():
-            (unfinished / name).write_bytes(content)
-        self._keep(unfinished, step)
+    def files(self, step: int) -> dict[str, NDArray[Any]]:
+        """A snapshot as it is, to be handed to a node that lacks it; arrays travel between processes without a copy."""
+        return {path.name: np.fromfile(path, np.uint8) for path in sorted(self.path(step).iterdir())}
+
+    def receive(self, step: int, files: Mapping[str, NDArray[Any]]) -> None:
+        """Keep a snapshot that another node has handed over; see `files`.
+
+        Raises:
+            DiskFullError: there is no room.
+        """
+        with self.writing(step, ()) as folder:
+            for name, content in files.items():
+                content.tofile(folder / name)
 
     def discard(self) -> None:
         """Free the memory: the run needs it no more."""
-        shutil.rmtree(self.folder.parent, ignore_errors=True)
-        with suppress(OSError):  # another rank was first, or another attempt has begun
-            self.folder.parents[1].rmdir()
-
-    def _unfinished(self) -> Path:
-        folder = self.folder / "unfinished"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        return folder
+        shutil.rmtree(self.folder, ignore_errors=True)
+        for parent in self.folder.parents[:2]:
+            try:
+                parent.rmdir()
+            except OSError:  # another node on this machine, or another attempt, has its own there
+                break
 
     def _keep(self, unfinished: Path, step: int) -> None:
-        shutil.rmtree(self._path(step), ignore_errors=True)  # done again after a restart from before it
-        unfinished.rename(self._path(step))
-        for old in self.steps()[:-KEEP]:
-            shutil.rmtree(self._path(old), ignore_errors=True)
-
-    def _path(self, step: int) -> Path:
-        return self.folder / f"step-{step:08d}"
+        shutil.rmtree(self.path(step), ignore_errors=True)  # done again after a restart from before it
+        unfinished.rename(self.path(step))
+        older = [other for other in self.steps() if other < step]
+        newer = [other for other in self.steps() if other > step]  # of a future that did not come about
+        for other in (*older[: 1 - KEEP], *newer):
+            shutil.rmtree(self.path(other), ignore_errors=True)
 
 
 class SnapshotClock:
-    """How often to take a snapshot, from what one costs and how long a step takes; kept by rank 0 for all."""
+    """How often to take a snapshot, from what one costs and how long a step takes; kept by rank 0 for all.
+
+    The first is taken at once, while a group is still warming up and everything is slow; its cost sets no pace, and the
+    second follows `UNTRUSTED_S` later.
+    """
 
     def __init__(self) -> None:
-        self._cost_s: float | None = None
+        self._cost_s = 0.0
+        self._taken = 0
         self._since_s = 0.0
 
     def is_due(self, step_s: float) -> bool:
-        """Whether one is to be taken after a step that took `step_s` seconds: the first at once, to learn its cost."""
+        """Whether one is to be taken after a step that took `step_s` seconds."""
         self._since_s += step_s
-        return self._cost_s is None or self._cost_s <= COST_SHARE * self._since_s
+        if self._taken < 2:
+            return self._taken == 0 or self._since_s >= UNTRUSTED_S
+        return self._cost_s <= COST_SHARE * self._since_s
 
     def taken(self, cost_s: float) -> None:
         """One was taken, and the loop stood still for `cost_s` seconds."""
-        # The slower of two: a first one that happened to be quick must not set the pace.
-        self._cost_s = cost_s if self._cost_s is None else max(cost_s, 0.8 * self._cost_s)
+        self._taken += 1
+        if self._taken > 1:
+            # The slower of two: one that happened to be quick must not set the pace.
+            self._cost_s = max(cost_s, 0.8 * self._cost_s)
         self._since_s = 0.0

@@ -1,30 +1,25 @@
-"""What rank 0 keeps of a run while it trains: the ledger, the checkpoints, and word to the driver."""
+"""What rank 0 does for the run beside training: word to the driver, and when state is kept and saved."""
 
 from __future__ import annotations
 
 import math
-import shutil
-import threading
 import time
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import ray
-import torch
-from safetensors.torch import save_file
-from torch import nn
 
-from data.errors import TransientStoreError
-from orchestrator.checkpoint import PROGRESS, CheckpointName, prune, write_checkpoint
+from data.errors import DiskFullError, MantaError, TransientStoreError
+from data.ray_internals import root_cause
 from orchestrator.goodput import GoodputClock
 from orchestrator.job import TrainJob
-from orchestrator.ledger import LedgerCut, StepLedger, StepRow
-from orchestrator.model_state import discard_snapshots, run_label, snapshot_state
+from orchestrator.ledger import StepRow
 from orchestrator.monitor import Wishes
 from orchestrator.node_memory import SnapshotClock
-from orchestrator.restore import Restored
-from orchestrator.run_record import check_fence
+from orchestrator.restore import Node
+from orchestrator.run_state import RunState
 from orchestrator.step_log import Orders
+from orchestrator.stragglers import StragglerWatch
 
 TELL_EVERY_S = 1.0
 """Seconds between two words to the driver, which looks no more often; a call a step would cost short steps 1 %."""
@@ -34,35 +29,21 @@ SAVE_TRIES = 3
 
 
 class Recorder:
-    """Rank 0's books. Checkpoints are written by a thread, one at a time, while the loop goes on."""
+    """Rank 0's books. Checkpoints are uploaded by the node's keeper, one at a time, while the loop goes on."""
 
-    def __init__(
-        self,
-        job: TrainJob,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        restored: Restored,
-        clock: GoodputClock,
-    ) -> None:
-        saved_step = int(restored.saved["step"])
-        ledger = StepLedger(job.store, job.attempt, saved_step, restored.saved["ledger"], restored.saved["tokens"])
-        for row in restored.rows:
-            ledger.add(row)
-        self._job, self._model, self._optimizer, self._ledger, self._clock = job, model, optimizer, ledger, clock
+    def __init__(self, job: TrainJob, node: Node, restored: RunState, clock: GoodputClock) -> None:
+        self._job, self._node, self._keeper, self._clock = job, node, node.keeper, clock
         self._reply: ray.ObjectRef[Wishes] | None = None
         self._wishes = Wishes()
         self._row: StepRow | None = None
         self._told_at = -math.inf
-        self._saving: threading.Thread | None = None
-        self._error: BaseException | None = None
-        self._failures = 0
-        self._unwritten: list[LedgerCut] = []
+        self._saved_step = int(restored.saved["step"])
         self._saved_at = time.monotonic()
-        self._saved_step = saved_step
-        self._snapshots = SnapshotClock()
-        # The run's only live attempt is this one, so snapshots of the run that are still here are a dead one's.
-        self._label = run_label(job.store.url_of(""))
-        discard_snapshots(self._label)
+        self._saves_done = 0
+        self._save_now = False
+        self._saving: ray.ObjectRef[int] | None = None
+        self._failures = 0
+        self._snapshots, self._stragglers = SnapshotClock(), StragglerWatch()
 
     def begin(self, step: int, world_size: int) -> int:
         """Tell the driver that the group goes on from `step`; returns the newest step done by any group before."""
@@ -70,16 +51,21 @@ class Recorder:
         done: int = ray.get(self._job.monitor.begin_group.remote(step, world_size, clock_s))
         return max(done, self._job.done_before)
 
-    def orders(self) -> Orders:
-        """What all ranks are told with the step that is just being done."""
-        stop, pause = self._heard()
-        step_s = self._row.step_s if self._row is not None else 0.0
-        # A pause is as good as its snapshot: one is taken, whatever it costs.
-        return Orders(stop, self._snapshots.is_due(step_s) or pause, pause, self._saved_step)
+    def orders(self, step: int) -> Orders:
+        """What all ranks are told with the step that is just being done, the run's `step`th.
 
-    def snapshot_taken(self, cost_s: float) -> None:
-        """All ranks stood still for `cost_s` seconds to keep their state in memory."""
-        self._snapshots.taken(cost_s)
+        Raises:
+            MantaError: what the last save could not get over.
+        """
+        self._hear()
+        stop, pause = self._wishes.stop, self._wishes.pause
+        busy = self._is_saving()
+        self._save_now = not busy and not pause and (self._is_save_wanted or self._is_due(step))
+        is_last = stop or step == self._job.config.train.steps
+        step_s = self._row.step_s if self._row is not None else 0.0
+        # What is to be saved or gone on from is kept in memory first, whatever that costs.
+        snapshot = self._snapshots.is_due(step_s) or self._save_now or pause or is_last
+        return Orders(stop, snapshot, pause, self._saved_step)
 
     def tell(self, **progress: Any) -> None:
         """Fields of `Progress` for the driver, beside the newest step; does not wait."""
@@ -92,28 +78,47 @@ class Recorder:
         """A line for whoever watches."""
         self._job.monitor.note.remote(line)
 
-    def step_done(self, row: StepRow) -> None:
-        """Book a step, and save when it is time."""
-        self._ledger.add(row)
+    def waiting(self) -> None:
+        """The next step's data is not there yet; the driver is to know that nobody hangs."""
+        self.tell(phase="waiting for data")
+
+    def step_done(self, row: StepRow, seconds: Sequence[float]) -> None:
+        """Book a step, of which a micro-batch took each rank `seconds`."""
         is_first, self._row = self._row is None, row
         if is_first or time.monotonic() - self._told_at >= TELL_EVERY_S:
-            self.tell()
-        if self._is_due(row.step):
-            with self._clock.during("checkpoint"):
-                self._start_saving(row.step)
+            self.tell(phase="training")
+        for rank, factor in self._stragglers.note(seconds):
+            self.note(
+                f"step {row.step}: rank {rank} on node {self._node.places[rank]} is a straggler: "
+                f"a micro-batch takes it {factor:.1f} times as long as the others"
+            )
 
-    def _heard(self) -> Wishes:
-        """What the driver has answered to the newest word it has answered; never waits."""
-        if self._reply is not None and ray.wait([self._reply], timeout=0)[0]:
-            self._wishes = ray.get(self._reply)
-            self._reply = None
-        return self._wishes
-
-    def save_and_wait(self, step: int) -> None:
-        """Have a checkpoint of `step` in the store when this returns.
+    def snapshot_taken(self, step: int, cost_s: float, problem: DiskFullError | None) -> None:
+        """All ranks stood still for `cost_s` seconds to keep the state after `step` in memory; saved, where it is time.
 
         Raises:
-            FencedError, MantaError: see `orchestrator.run_record` and `data.store`.
+            DiskFullError: it could not be kept, and was to be saved.
+        """
+        self._snapshots.taken(cost_s)
+        if self._save_now:
+            if problem is not None:
+                raise problem
+            self._start_saving(step)
+
+    def before_pause(self, step: int) -> None:
+        """The group is about to end; its state is in memory, and where all that memory is about to go, saved too."""
+        self.tell(phase="saving")
+        if self._is_save_wanted:
+            try:
+                self.save_and_wait(step)
+            except TransientStoreError as error:
+                self.note(f"step {step}: {error} Going on from memory, where any is left.")
+
+    def save_and_wait(self, step: int) -> None:
+        """Have a checkpoint of `step`, which is in the node's memory, in the store when this returns.
+
+        Raises:
+            FencedError, MantaError: see `NodeKeeper.save`.
         """
         for _ in range(SAVE_TRIES):
             self._finish_saving()
@@ -126,62 +131,51 @@ class Recorder:
                 f"The checkpoint of step {step} could not be written in {SAVE_TRIES} tries; the store does not answer."
             )
 
+    def _hear(self) -> None:
+        """Take in what the driver has answered to the newest word it has answered; never waits."""
+        if self._reply is not None and ray.wait([self._reply], timeout=0)[0]:
+            self._wishes = ray.get(self._reply)
+            self._reply = None
+
+    @property
+    def _is_save_wanted(self) -> bool:
+        return self._wishes.saves > self._saves_done
+
     def _is_due(self, step: int) -> bool:
-        if self._saving is not None and self._saving.is_alive():
-            return False  # the store is slower than the interval: skip, never queue
-        self._finish_saving()
         checkpoint = self._job.config.checkpoint
         if checkpoint.every_steps is not None:
             return step % checkpoint.every_steps == 0
         return time.monotonic() - self._saved_at >= checkpoint.every_s
 
+    def _is_saving(self) -> bool:
+        """Whether a save is on its way; where the store is slower than the interval, the next is skipped."""
+        if self._saving is not None and ray.wait([self._saving], timeout=0)[0]:
+            self._finish_saving()
+        return self._saving is not None
+
     def _start_saving(self, step: int) -> None:
-        snapshot = snapshot_state(self._model, self._optimizer, self._label)
-        self._unwritten.append(self._ledger.cut())
-        state = {
-            "step": step,
-            "tokens": self._ledger.tokens,
-            "samples": step * self._job.config.train.global_batch_size,
-            "seed": self._job.config.seed,
-            "ledger": self._unwritten[-1].segments,
-            "saved_at": time.time(),
-            **self._job.facts,
-        }
         self._saved_at = time.monotonic()
-        self._saving = threading.Thread(target=self._write, args=(step, state, snapshot), name="checkpoint")
-        self._saving.start()
+        self._saves_done = self._wishes.saves
+        self._saving = self._keeper.save.remote(step)
 
     def _finish_saving(self) -> None:
-        """Wait for the thread, and raise what it could not get over."""
-        if self._saving is not None:
-            self._saving.join()
-            self._saving = None
-        if self._error is not None:
-            raise self._error
-
-    def _write(self, step: int, state: dict[str, Any], snapshot: Path) -> None:
-        store, job = self._job.store, self._job
-        began = time.monotonic()
+        """Wait for the save on its way, if there is one, and raise what it could not get over."""
+        if self._saving is None:
+            return
+        saving, self._saving = self._saving, None
         try:
-            check_fence(store, job.attempt)  # before metrics.jsonl, which a newer attempt may have written since
-            counts, state["skipped"] = ray.get([job.feeder.counts.remote(), job.feeder.skipped.remote()])
-            save_file({"counts": torch.from_numpy(counts)}, snapshot / PROGRESS)
-            while self._unwritten:
-                self._unwritten[0].write(store)
-                del self._unwritten[0]
-            name = CheckpointName(step, job.attempt)
-            size = write_checkpoint(store, name, state, snapshot, before_commit=lambda: check_fence(store, job.attempt))
-            self._saved_step, self._failures = step, 0
-            self.note(f"step {step}: checkpoint saved ({size / 1e6:.1f} MB in {time.monotonic() - began:.1f} s)")
-            prune(store, check_fence(store, job.attempt), job.config.checkpoint.keep)
-        except TransientStoreError as error:
-            self._failures += 1
-            self.note(
-                f"step {step}: checkpoint not saved, {error} Training goes on; try {self._failures} of {SAVE_TRIES}."
-            )
-            if self._failures >= SAVE_TRIES:
-                self._error = error
-        except BaseException as error:  # raised in the loop, at the next save
-            self._error = error
-        finally:
-            shutil.rmtree(snapshot, ignore_errors=True)
+            self._saved_step, self._failures = ray.get(saving), 0
+            return
+        except ray.exceptions.RayActorError:
+            self._keeper = ray.get(self._job.monitor.keeper_of.remote(self._node.node_id, self._job, anew=True))
+            ray.get(self._keeper.open_memory.remote(0))  # finds what there is
+            problem: MantaError = TransientStoreError("The process that uploads checkpoints died.")
+        except MantaError as error:
+            transient = root_cause(error, TransientStoreError)
+            if not isinstance(transient, MantaError):
+                raise
+            problem = transient
+        self._failures += 1
+        if self._failures >= SAVE_TRIES:
+            raise problem
+        self.note(f"checkpoint not saved, {problem} Training goes on; try {self._failures} of {SAVE_TRIES}.")

@@ -54,9 +54,21 @@ class Wait:
 
 @dataclass(frozen=True)
 class SaveThenResize:
-    """Keep the state of the step being done in memory, end the workers, and start `workers` of them."""
+    """Keep the state of the step being done in memory, end the workers, and start `workers` of them.
+
+    Attributes:
+        durably: all memory it can be kept in is about to go: have it in object storage first.
+    """
 
     workers: int
+    why: str
+    durably: bool = False
+
+
+@dataclass(frozen=True)
+class Save:
+    """Have the state in object storage, and go on as it is as long as it lasts."""
+
     why: str
 
 
@@ -83,14 +95,15 @@ class ScalingPolicy:
             return Wait(f"the cluster has room for {seen.slots} workers, and scaling.min_workers={self.min_workers}")
         return Start(workers, f"room for {seen.slots}, asked for {self.min_workers} to {self.max_workers}")
 
-    def when_running(self, seen: Situation) -> Noop | SaveThenResize:
+    def when_running(self, seen: Situation) -> Noop | Save | SaveThenResize:
         """What to do while workers run."""
         workers = self._useful(seen.slots)
         if seen.on_draining:
             self._room_since = None
-            return SaveThenResize(
-                workers, f"{seen.on_draining} of {seen.workers} workers are on nodes about to go; room for {seen.slots}"
-            )
+            why = f"{seen.on_draining} of {seen.workers} workers are on nodes about to go; room for {seen.slots}"
+            if seen.slots < self.min_workers:
+                return Save(f"{why}, and scaling.min_workers={self.min_workers}")
+            return SaveThenResize(workers, why, durably=seen.on_draining == seen.workers)
         if workers <= seen.workers or seen.step_s is None:
             self._room_since = None
             return Noop()

@@ -49,6 +49,7 @@ def describe(run: Run) -> dict[str, Any]:
         state: dict[str, Any] = fetched[1] if fetched else {"step": 0, "tokens": 0, "ledger": [], "skipped": {}}
         samples = audit_samples(run, state, load_file(Path(scratch) / PROGRESS)["counts"] if fetched else None)
     rows = [row for row in rows if row["step"] <= state["step"]]
+    losses = [row["loss"] for row in rows if row["loss"] is not None]
     goodput = ledger_of_seconds(record.attempts)
     trained_s = sum(row["step_s"] for row in rows)
     return {
@@ -56,13 +57,14 @@ def describe(run: Run) -> dict[str, Any]:
         "status": status_of(record.last),
         "message": record.last.message,
         "attempts": len(record.attempts),
-        "restarts": sum(attempt.restarts for attempt in record.attempts),
+        "restarts": sum(len(attempt.disruptions) for attempt in record.attempts),
+        "disruptions": [{"attempt": a.number, **each} for a in record.attempts for each in a.disruptions],
         "step": state["step"],
         "steps": run.config.train.steps,
         "tokens": state["tokens"],
         "samples": {name: value for name, value in asdict(samples).items()} if samples else {},
         "skipped_units": {"count": len(state["skipped"]), "reasons": list(state["skipped"].values())[:10]},
-        "loss": {"train": rows[-1]["loss"] if rows else None, "val": record.result.get("val_loss")},
+        "loss": {"train": losses[-1] if losses else None, "val": record.result.get("val_loss")},
         "val_perplexity": record.result.get("val_perplexity"),
         "val_bits_per_byte": record.result.get("val_bits_per_byte"),
         "world_sizes": world_sizes(rows),

@@ -42,23 +42,32 @@ class StepLog:
         self._losses = torch.zeros(num_slots, dtype=torch.float64, device=device)
         self._ids = np.zeros((num_slots, micro_batch_size), np.int64)
         self.orders = Orders()
+        self.seconds: list[float] = []
 
     def note(self, slot: int, loss_sum: Tensor, sample_ids: NDArray[np.int64]) -> None:
         """Fill a slot: the sum of its token losses, () float, and its (micro_batch_size,) sample ids."""
         self._losses[slot] = loss_sum.detach()
         self._ids[slot] = sample_ids + 1  # 0 means "not filled", and 0 is a sample id
 
-    def combine(self, orders: Orders | None = None) -> None:
-        """Add up over ranks; afterwards every rank holds the whole step, and rank 0's orders."""
+    def combine(self, orders: Orders | None = None, rank: int = 0, seconds: float = 0.0) -> None:
+        """Add up over ranks; afterwards every rank holds the whole step, rank 0's orders, and `seconds` by rank.
+
+        Args:
+            seconds: what this rank took to compute a micro-batch.
+        """
+        by_rank = np.zeros(dist.get_world_size(), np.int64)
+        by_rank[rank] = int(seconds * 1e6)
         told = np.array(orders or Orders(), np.int64)
-        tail = torch.from_numpy(np.concatenate([self._ids.ravel(), told])).to(self._losses.device)
+        tail = torch.from_numpy(np.concatenate([self._ids.ravel(), by_rank, told])).to(self._losses.device)
         packed = torch.cat([self._losses.view(torch.int64), tail])
         dist.all_reduce(packed)
         whole = packed.cpu()
-        slots = len(self._losses)
-        self._losses = whole[:slots].view(torch.float64)
-        self._ids = whole[slots : -len(told)].numpy().reshape(self._ids.shape)
-        stop, snapshot, pause, saved_step = whole[-len(told) :].tolist()
+        cuts = np.cumsum([len(self._losses), self._ids.size, len(by_rank)])
+        losses, ids, micros, told_all = whole.tensor_split(cuts.tolist())
+        self._losses = losses.view(torch.float64)
+        self._ids = ids.numpy().reshape(self._ids.shape)
+        self.seconds = [micro / 1e6 for micro in micros.tolist()]
+        stop, snapshot, pause, saved_step = told_all.tolist()
         self.orders = Orders(bool(stop), bool(snapshot), bool(pause), saved_step)
 
     def loss_sum(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -15,6 +16,9 @@ from data.packing import MicroBatch
 
 FETCH_TRIES = 3
 """Times a step's micro-batches may be lost between the feeder's answer and their arrival."""
+
+WAIT_S = 5.0
+"""Seconds after which waiting for a step is worth a word."""
 
 DEPTH = 2
 """Steps fetched before they are needed."""
@@ -38,13 +42,18 @@ class StepReader:
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._fetch, args=(first, last), name="step-reader", daemon=True)
 
-    def take(self) -> FetchedShare:
-        """The next step's share.
+    def take(self, while_waiting: Callable[[], object] = lambda: None) -> FetchedShare:
+        """The next step's share; `while_waiting` is called every WAIT_S seconds that it is not there.
 
         Raises:
             MantaError: what the feeder could not get over.
         """
-        item = self._queue.get()
+        while True:
+            try:
+                item = self._queue.get(timeout=WAIT_S)
+                break
+            except queue.Empty:
+                while_waiting()
         if isinstance(item, BaseException):
             raise item
         return item

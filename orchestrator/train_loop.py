@@ -7,8 +7,8 @@ whole step, and DDP's one all-reduce adds gradients up, so the update is the sam
 # No `from __future__ import annotations` here: DDP looks at the real annotations of its communication hook.
 import math
 import time
-from contextlib import nullcontext, suppress
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, NoReturn
 
 import numpy as np
 import ray
@@ -22,18 +22,22 @@ from data.errors import DiskFullError
 from model.optimizer import build_optimizer, clip_gradients
 from model.schedule import learning_rate
 from orchestrator.config import RunConfig
-from orchestrator.errors import NonFiniteLossError
+from orchestrator.errors import BadLossError
 from orchestrator.evaluate import held_out_scores, loss_sums
 from orchestrator.failures import PlannedRestart
 from orchestrator.forward import autocast, build_model, inputs_and_targets, seed_dropout
 from orchestrator.goodput import GoodputClock
 from orchestrator.job import TrainJob
 from orchestrator.ledger import StepRow
-from orchestrator.node_memory import NodeMemory
+from orchestrator.loss_watch import LossWatch
+from orchestrator.model_state import save_state
 from orchestrator.recorder import Recorder
-from orchestrator.restore import is_first_of_node, restore
+from orchestrator.restore import Node, join_node, restore
 from orchestrator.step_log import StepLog
 from orchestrator.step_reader import FetchedShare, StepReader
+
+FORWARD_SHARE = 1 / 3
+"""Part of a micro-batch's time that its forward pass takes: backward computes twice as much."""
 
 
 def train_loop(job: TrainJob) -> None:
@@ -41,7 +45,7 @@ def train_loop(job: TrainJob) -> None:
 
     Raises:
         FencedError: a newer attempt has taken the run over.
-        NonFiniteLossError: the loss is no longer a number.
+        BadLossError: the loss has gone astray; the group is started again without that step's data, or the run ends.
         PlannedRestart: the state is in memory, and the group is to be started in another size.
         MantaError: whatever the feeder or the store raised.
     """
@@ -52,18 +56,16 @@ def train_loop(job: TrainJob) -> None:
     torch.set_num_threads(config.scaling.threads)
     device = worker_device(config)
 
-    node_id = ray.get_runtime_context().get_node_id()
-    keeper = is_first_of_node(node_id)
-    memory = NodeMemory.on_this_node(job.store.url_of(""), job.attempt, node_id)
     model = build_model(config, job.vocab_size, job.end_of_text).to(device)
     optimizer = build_optimizer(model, train.optimizer, train.lr)
-    restored = restore(job, memory, model, optimizer, keeper=keeper)
+    node = join_node(job, ray.get_runtime_context().get_node_id(), model)
+    restored = restore(job, node, model, optimizer)
     first_step, step, tokens = restored.step, restored.step, restored.tokens
     unsaved = list(restored.rows)  # on every rank: whose node survives must not depend on luck
-    recorder, done_before = None, 0
-    if rank == 0:
-        recorder = Recorder(job, model, optimizer, restored, clock)
-        done_before = recorder.begin(step, world_size)
+    left_out = restored.bad_steps | ray.get(job.monitor.bad_steps.remote())
+    losses = LossWatch(train.max_loss_jump, restored.recent_losses)
+    recorder = Recorder(job, node, restored, clock) if rank == 0 else None
+    done_before = recorder.begin(step, world_size) if recorder is not None else 0
     ddp = data_parallel(model, compiled=train.compile)
 
     stop = False
@@ -71,54 +73,116 @@ def train_loop(job: TrainJob) -> None:
         while step < train.steps and not stop:
             began = time.monotonic()
             clock.switch("data_wait")
-            share = reader.take()
+            share = reader.take() if recorder is None else reader.take(recorder.waiting)
             clock.switch(
                 "compile" if train.compile and step == first_step else "replay" if step < done_before else "training"
             )
 
             lr = learning_rate(train.schedule, train.lr, step, train.steps)
-            log = accumulate_gradients(ddp, share, config, step, device)
-            log.combine(recorder.orders() if recorder is not None else None)
-            loss = log.loss_sum() / share.target_tokens
-            grad_norm = apply_update(model, optimizer, lr, train.grad_clip)
-            refuse_non_finite(loss, grad_norm, step, lr)
-            step, tokens, stop = step + 1, tokens + share.target_tokens, log.orders.stop
+            bad = step + 1 in left_out
+            log, took = note_samples(share, config, device) if bad else compute(ddp, share, config, step, device)
+            log.combine(recorder.orders(step + 1) if recorder is not None else None, rank, took)
+            loss = grad_norm = None
+            if not bad:
+                loss = log.loss_sum() / share.target_tokens
+                problem = losses.problem(loss)
+                grad_norm = apply_update(model, optimizer, lr, train.grad_clip) if problem is None else None
+                if grad_norm is None or not math.isfinite(grad_norm):
+                    leave_out(job, step + 1, problem or f"grad_norm={grad_norm}", lr, left_out, recorder)
+                tokens += share.target_tokens
+            step, stop = step + 1, log.orders.stop
 
             step_s = time.monotonic() - began
-            row = StepRow(step, loss, lr, grad_norm, tokens, world_size, step_s, log.sample_ids())
-            unsaved.append(row)
-            if unsaved[0].step <= log.orders.saved_step:
-                unsaved = [each for each in unsaved if each.step > log.orders.saved_step]
+            row = StepRow(step, loss, lr, grad_norm, tokens, world_size, step_s, time.time(), log.sample_ids())
+            unsaved = [each for each in [*unsaved, row] if each.step > log.orders.saved_step]
             if recorder is not None:
-                recorder.step_done(row)
+                recorder.step_done(row, log.seconds)
             if log.orders.snapshot:
                 with clock.during("checkpoint"):
-                    cost_s = keep_in_memory(memory, step, model, optimizer, unsaved) if keeper else 0.0
+                    cost_s, full = keep_in_memory(node, step, model, optimizer, unsaved)
                 if recorder is not None:
-                    recorder.snapshot_taken(cost_s)
+                    recorder.snapshot_taken(step, cost_s, full)
             if config.eval.every_steps and step % config.eval.every_steps == 0 and step < train.steps and not stop:
                 with clock.during("evaluation"):
-                    scores = evaluate_held_out(job, model, rank, world_size, device)
-                if recorder is not None:
-                    loss, bits = scores["val_loss"], scores["val_bits_per_byte"]
-                    recorder.note(f"step {step}: held-out loss {loss:.4f}, {bits:.4f} bits per byte")
+                    evaluate_on_the_way(job, model, step, rank, world_size, device, recorder)
             if log.orders.pause and not stop and step < train.steps:
                 if recorder is not None:
-                    recorder.tell()
+                    recorder.before_pause(step)
                 dist.barrier()  # the first to leave ends the group, and with it whoever still writes its snapshot
                 raise PlannedRestart(f"after step {step}")
 
+    finish(job, model, step, rank, world_size, device, clock, recorder)
+
+
+def compute(
+    ddp: DistributedDataParallel, share: FetchedShare, config: RunConfig, step: int, device: torch.device
+) -> tuple[StepLog, float]:
+    """Forward and backward over this rank's micro-batches; the last one's backward adds gradients up over ranks.
+
+    Returns:
+        what the ranks are to tell each other, and the seconds a micro-batch took, without waiting for other ranks.
+    """
+    began = time.monotonic()
+    log = StepLog(config.train.micro_batches_per_step, config.train.micro_batch_size, device)
+    took = 0.0
+    for done, (micro_step, batch) in enumerate(zip(share.micro_steps, share.batches, strict=True)):
+        seed_dropout(config, step, micro_step)
+        last = micro_step == share.micro_steps[-1]
+        with nullcontext() if last else ddp.no_sync():
+            with autocast(config, device):
+                loss_sum = ddp(*inputs_and_targets(batch, device))
+            took = (time.monotonic() - began) / (done + FORWARD_SHARE)
+            (loss_sum / share.target_tokens).backward()
+        log.note(micro_step, loss_sum, batch.sample_ids)
+    return log, took
+
+
+def note_samples(share: FetchedShare, config: RunConfig, device: torch.device) -> tuple[StepLog, float]:
+    """Take note of the samples of a step whose data is left out; nothing is computed."""
+    log = StepLog(config.train.micro_batches_per_step, config.train.micro_batch_size, device)
+    for micro_step, batch in zip(share.micro_steps, share.batches, strict=True):
+        log.note(micro_step, torch.zeros(()), batch.sample_ids)
+    return log, 0.0
+
+
+def leave_out(
+    job: TrainJob, step: int, problem: str, lr: float, left_out: set[int], recorder: Recorder | None
+) -> NoReturn:
+    """End the group because the loss has gone astray in `step`; nothing of that step is in what is kept.
+
+    Raises:
+        BadLossError: always.
+    """
+    if recorder is not None:
+        ray.get(job.monitor.astray.remote(step, f"{problem} in step {step}", left_out))
+    dist.barrier()  # the driver is to know before the group ends
+    raise BadLossError(
+        f"{problem} in step {step} at lr={lr:.3g}. What is saved is from before. Lower train.lr or train.grad_clip, or "
+        f"lengthen train.schedule.warmup_steps, under a new `run:` name."
+    )
+
+
+def finish(
+    job: TrainJob,
+    model: nn.Module,
+    step: int,
+    rank: int,
+    world_size: int,
+    device: torch.device,
+    clock: GoodputClock,
+    recorder: Recorder | None,
+) -> None:
+    """Save, evaluate where the run is at its end, and tell the driver."""
     result: dict[str, Any] = {"step": step}
     if recorder is not None:
         recorder.tell(phase="saving")
         with clock.during("checkpoint"):
             recorder.save_and_wait(step)
         recorder.tell(phase="evaluating")
-    if step == train.steps and config.data.validation_fraction > 0:
+    if step == job.config.train.steps and job.config.data.validation_fraction > 0:
         with clock.during("evaluation"):
             result |= evaluate_held_out(job, model, rank, world_size, device)
     dist.barrier()  # until the last checkpoint is there, another node's memory may be needed
-    memory.discard()
     if recorder is not None:
         ray.get(job.monitor.report.remote(phase="done", result=result, goodput=clock.seconds()))
 
@@ -135,20 +199,24 @@ def worker_device(config: RunConfig) -> torch.device:
 
 
 def keep_in_memory(
-    memory: NodeMemory,
-    step: int,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    unsaved: list[StepRow],
-) -> float:
-    """Keep the state in this node's memory; returns the seconds it took.
+    node: Node, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, unsaved: list[StepRow]
+) -> tuple[float, DiskFullError | None]:
+    """Keep the state in this node's memory; its first rank does.
 
-    Without room it is not kept, and a sudden death costs all steps since the last checkpoint.
+    Without room it is not kept, and a sudden death costs all steps since the newest snapshot of another node.
+
+    Returns:
+        seconds it took, and why it could not be kept.
     """
     began = time.monotonic()
-    with suppress(DiskFullError):
-        memory.write(step, model, optimizer, unsaved)
-    return time.monotonic() - began
+    if not node.is_first:
+        return 0.0, None
+    try:
+        with node.memory.writing(step, unsaved) as folder:
+            save_state(folder, model, optimizer)
+    except DiskFullError as error:
+        return time.monotonic() - began, error
+    return time.monotonic() - began, None
 
 
 def data_parallel(model: nn.Module, *, compiled: bool) -> DistributedDataParallel:
@@ -169,22 +237,6 @@ def _sum_gradients(_state: None, bucket: dist.GradBucket) -> torch.futures.Futur
     return future
 
 
-def accumulate_gradients(
-    ddp: DistributedDataParallel, share: FetchedShare, config: RunConfig, step: int, device: torch.device
-) -> StepLog:
-    """Forward and backward over this rank's micro-batches; the last one's backward adds gradients up over ranks."""
-    log = StepLog(config.train.micro_batches_per_step, config.train.micro_batch_size, device)
-    for micro_step, batch in zip(share.micro_steps, share.batches, strict=True):
-        seed_dropout(config, step, micro_step)
-        last = micro_step == share.micro_steps[-1]
-        with nullcontext() if last else ddp.no_sync():
-            with autocast(config, device):
-                loss_sum = ddp(*inputs_and_targets(batch, device))
-            (loss_sum / share.target_tokens).backward()
-        log.note(micro_step, loss_sum, batch.sample_ids)
-    return log
-
-
 def apply_update(model: nn.Module, optimizer: torch.optim.Optimizer, lr: float, grad_clip: float | None) -> float:
     """Clip, update and clear the gradients; returns their norm before clipping."""
     for group in optimizer.param_groups:
@@ -197,13 +249,22 @@ def apply_update(model: nn.Module, optimizer: torch.optim.Optimizer, lr: float, 
     return grad_norm
 
 
-def refuse_non_finite(loss: float, grad_norm: float, step: int, lr: float) -> None:
-    """Raises NonFiniteLossError where training has gone astray; what is saved is not."""
-    if not math.isfinite(loss) or not math.isfinite(grad_norm):
-        raise NonFiniteLossError(
-            f"loss={loss} and grad_norm={grad_norm} in step {step + 1} at lr={lr:.3g}. What is saved is from before. "
-            f"Lower train.lr or train.grad_clip, or lengthen train.schedule.warmup_steps, under a new `run:` name."
-        )
+def evaluate_on_the_way(
+    job: TrainJob,
+    model: nn.Module,
+    step: int,
+    rank: int,
+    world_size: int,
+    device: torch.device,
+    recorder: Recorder | None,
+) -> None:
+    """Evaluate, and say what came of it."""
+    if recorder is not None:
+        recorder.tell(phase="evaluating")
+    scores = evaluate_held_out(job, model, rank, world_size, device)
+    if recorder is not None:
+        loss, bits = scores["val_loss"], scores["val_bits_per_byte"]
+        recorder.note(f"step {step}: held-out loss {loss:.4f}, {bits:.4f} bits per byte")
 
 
 def evaluate_held_out(

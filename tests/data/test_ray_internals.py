@@ -25,6 +25,8 @@ from data.config import StoreConfig
 from data.errors import BadShardError, MantaError
 from data.ray_internals import (
     NODE_ID_LABEL,
+    GroupSize,
+    WorkersHung,
     address_and_port,
     data_parallel_trainer,
     driver_node_id,
@@ -208,22 +210,21 @@ class TestWithACluster:
         cause = root_cause(error, MantaError)
         assert type(cause) is BadShardError and str(cause) == MESSAGE
 
-    def test_a_killed_worker_is_told_from_a_failing_one(self, tmp_path: Path) -> None:
-        error = fit(tmp_path, kill_rank_one)
-        assert root_cause(error, MantaError) is None
-        death = root_cause(error, ray.exceptions.RayActorError)
-        assert death is not None and "died" in str(death)
+    def test_a_group_of_which_one_died_or_hung_is_started_again_as_long_as_it_is_let(self, tmp_path: Path) -> None:
+        """Rank 1 is killed in the first group and stopped in the second; the third comes to its end."""
 
-    def test_a_group_that_failed_is_started_again_as_often_as_it_is_let(self, tmp_path: Path) -> None:
-        def twice(error: BaseException) -> bool:
-            assert root_cause(error, ray.exceptions.RayActorError) is not None
-            asked = len(list(tmp_path.glob("asked-*")))
-            (tmp_path / f"asked-{asked}").touch()
-            return asked < 2
+        def again(error: BaseException) -> bool:
+            for kind in (ray.exceptions.RayActorError, WorkersHung):
+                if root_cause(error, kind) is not None:
+                    (tmp_path / f"asked-{kind.__name__}").touch()
+                    return True
+            return False
 
-        trainer_of(tmp_path, kill_rank_one_at_first, retry=twice).fit()
-        assert len(list(tmp_path.glob("asked-*"))) == 1
+        trainer_of(tmp_path, come_to_grief_twice, retry=again, size=TellsOfHangs(2, tmp_path)).fit()
+        seen = sorted(path.name for path in tmp_path.glob("asked-*"))
+        assert seen == ["asked-RayActorError", "asked-WorkersHung"]
         assert {path.name for path in tmp_path.glob("end-*")} == {"end-0", "end-1"}
+        assert not Path("/proc", (tmp_path / "stopped").read_text(), "cwd").exists(), "killed, stopped as it was"
 
 
 MESSAGE = "s3://bucket/x.gz is cut off. Write it again."
@@ -242,8 +243,23 @@ class Always(NamedTuple):
         assert free <= total
         return self.workers
 
-    def when_running(self, workers: int, slots: int, on_draining: int) -> None:
+    def when_running(self, workers: int, slots: int, on_draining: int) -> str | None:
         assert slots >= workers == self.workers and on_draining == 0
+        return None
+
+
+class TellsOfHangs(NamedTuple):
+    """Two workers, of which one is found hanging as soon as it has said that it will."""
+
+    workers: int
+    folder: Path
+
+    def when_idle(self, free: int, total: int) -> int | None:
+        (self.folder / "is-stopped").unlink(missing_ok=True)
+        return self.workers
+
+    def when_running(self, workers: int, slots: int, on_draining: int) -> str | None:
+        return "rank 1 has stopped" if (self.folder / "is-stopped").exists() else None
 
 
 class Failing:
@@ -266,13 +282,18 @@ def fit(folder: Path, worker: Callable[[dict[str, str]], None]) -> BaseException
     return raised.value
 
 
-def trainer_of(folder: Path, worker: Callable[[dict[str, str]], None], retry: Callable[[BaseException], bool]) -> Any:
+def trainer_of(
+    folder: Path,
+    worker: Callable[[dict[str, str]], None],
+    retry: Callable[[BaseException], bool],
+    size: GroupSize = Always(2),  # noqa: B008
+) -> Any:
     filesystem, path = filesystem_for(str(folder / "ray-train"), StoreConfig())
     return data_parallel_trainer(
         worker,
         own_cluster=True,
         retry=retry,
-        size=Always(2),
+        size=size,
         train_loop_config={"folder": str(folder)},
         backend_config=ProcessGroupConfig(use_gpu=False, timeout_s=60),
         scaling_config=ray.train.ScalingConfig(num_workers=2, use_gpu=False, resources_per_worker={"CPU": 1}),
@@ -299,15 +320,7 @@ def add_up_ranks_then_fail(config: dict[str, str]) -> None:
     dist.barrier()
 
 
-def kill_rank_one(config: dict[str, str]) -> None:
-    import torch.distributed as dist
-
-    if ray.train.get_context().get_world_rank() == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    dist.barrier()
-
-
-def kill_rank_one_at_first(config: dict[str, str]) -> None:
+def come_to_grief_twice(config: dict[str, str]) -> None:
     import torch.distributed as dist
 
     folder, rank = Path(config["folder"]), ray.train.get_context().get_world_rank()
@@ -315,5 +328,9 @@ def kill_rank_one_at_first(config: dict[str, str]) -> None:
     if rank == 1 and not (folder / "killed").exists():
         (folder / "killed").touch()
         os.kill(os.getpid(), signal.SIGKILL)
+    if rank == 1 and not (folder / "stopped").exists():
+        (folder / "stopped").write_text(str(os.getpid()))
+        (folder / "is-stopped").touch()
+        os.kill(os.getpid(), signal.SIGSTOP)
     dist.barrier()
     (folder / f"end-{rank}").touch()

@@ -4,8 +4,9 @@ import pickle
 
 import pytest
 
-from orchestrator.errors import WorkerDiedError
-from orchestrator.failures import Retry, describe_death, in_our_words
+from data.ray_internals import WorkersHung
+from orchestrator.errors import BadLossError, WorkerDiedError
+from orchestrator.failures import Retry, cause_of, describe_death, in_our_words
 from orchestrator.monitor import Progress
 
 KILLED = """The actor died unexpectedly before finishing this task.
@@ -42,7 +43,7 @@ def test_why_the_run_was_given_up_is_in_the_last_word() -> None:
     torn = RuntimeError("gloo: Connection closed by peer")
     found = in_our_words(torn, Progress(row={"step": 12}, gave_up="it failed 3 times in a row"))
     assert isinstance(found, WorkerDiedError)
-    assert "died at step 12" in str(found) and "Not tried again: it failed 3 times in a row." in str(found)
+    assert "ended at step 12" in str(found) and "Not tried again: it failed 3 times in a row." in str(found)
 
 
 def test_an_error_of_the_code_stays_what_it_is() -> None:
@@ -52,3 +53,21 @@ def test_an_error_of_the_code_stays_what_it_is() -> None:
 
 def test_the_controller_can_be_sent_the_question() -> None:
     assert pickle.loads(pickle.dumps(Retry(monitor=None))) == Retry(monitor=None)
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (RuntimeError("[gloo/transport/tcp] Connection closed by peer"), "crash"),
+        (RuntimeError("NCCL error; its node has died"), "node"),
+        (WorkersHung("nothing heard of rank 0"), "hang"),
+        (ZeroDivisionError("oh"), "error"),
+    ],
+)
+def test_causes_are_told_apart(error: BaseException, cause: str) -> None:
+    assert cause_of(error)[0] == cause
+
+
+def test_why_a_second_bad_step_ends_the_run_is_said() -> None:
+    found = in_our_words(BadLossError("loss=nan in step 9."), Progress(gave_up="1 step has been left out before"))
+    assert str(found) == "loss=nan in step 9. Not tried again: 1 step has been left out before."

@@ -5,6 +5,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.errors import TransientStoreError
 from data.local_store import LocalStore
 from data.sample_order import SampleOrder
 from orchestrator.ledger import METRICS, StepLedger, StepRow, audit, metrics_lines, read_segments
@@ -29,7 +31,7 @@ def expected_ids(steps: int) -> list[int]:
 
 def row(step: int, ids: Sequence[int] | None = None) -> StepRow:
     ids = expected_ids(step)[-BATCH:] if ids is None else ids
-    return StepRow(step, 1.0 / step, 0.1, 2.0, 100 * step, 1 + step % 2, 0.5, np.array(ids, np.int64))
+    return StepRow(step, 1.0 / step, 0.1, 2.0, 100 * step, 1 + step % 2, 0.5, 1e9 + step, np.array(ids, np.int64))
 
 
 def segments_of(ids: Sequence[int], lengths: Sequence[int]) -> list[pa.Table]:
@@ -129,15 +131,15 @@ def store(tmp_path: Path) -> LocalStore:
     return LocalStore(str(tmp_path))
 
 
-def test_a_cut_writes_its_steps_and_nothing_of_later_ones(store: LocalStore) -> None:
-    ledger = StepLedger(store, 1, 0, [], 0)
-    for step in (1, 2):
-        ledger.add(row(step))
-    cut = ledger.cut()
-    ledger.add(row(3))  # while the cut is on its way
-    cut.write(store)
-    assert cut.segments == ["00000001-00000002-a1.parquet"] and ledger.tokens == 300
-    table = pq.read_table(pa.BufferReader(store.get(f"ledger/{cut.segments[0]}")))
+def rows(first: int, last: int) -> list[StepRow]:
+    return [row(step) for step in range(first, last + 1)]
+
+
+def test_only_steps_that_are_not_there_yet_are_written(store: LocalStore) -> None:
+    ledger = StepLedger(store, 1, 0, [])
+    ledger.write(rows(1, 2))
+    assert ledger.segments == ["00000001-00000002-a1.parquet"] and ledger.step == 2
+    table = pq.read_table(pa.BufferReader(store.get(f"ledger/{ledger.segments[0]}")))
     assert table["step"].to_pylist() == [1, 2]
     assert table["sample_ids"].to_pylist() == [expected_ids(2)[:BATCH], expected_ids(2)[BATCH:]]
     assert table["world_size"].to_pylist() == [2, 1]
@@ -151,56 +153,71 @@ def test_a_cut_writes_its_steps_and_nothing_of_later_ones(store: LocalStore) -> 
             "tokens": 100 * s,
             "world_size": 1 + s % 2,
             "step_s": 0.5,
+            "at": 1e9 + s,
         }
         for s in (1, 2)
     ]
 
-    later = ledger.cut()
-    later.write(store)
-    assert later.segments == ["00000001-00000002-a1.parquet", "00000003-00000003-a1.parquet"]
+    ledger.write(rows(1, 3))  # a snapshot brings along all rows since a checkpoint that it knows of
+    assert ledger.segments == ["00000001-00000002-a1.parquet", "00000003-00000003-a1.parquet"]
     assert [json.loads(line)["step"] for line in metrics_lines(store)] == [1, 2, 3]
 
 
-def test_a_cut_without_new_steps_writes_no_segment(store: LocalStore) -> None:
-    ledger = StepLedger(store, 1, 0, [], 0)
-    ledger.add(row(1))
-    ledger.cut().write(store)
-    again = ledger.cut()
-    again.write(store)
-    assert again.segments == ["00000001-00000001-a1.parquet"]
+def test_without_new_steps_no_segment_is_written(store: LocalStore) -> None:
+    ledger = StepLedger(store, 1, 0, [])
+    for _ in range(2):
+        ledger.write(rows(1, 1))
+    assert ledger.segments == ["00000001-00000001-a1.parquet"]
     assert len(list(store.list("ledger/"))) == 1
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_write_that_failed_is_made_up_for_by_the_next(
+    failing: int, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, calls = StepLedger(store, 1, 0, []), itertools.count(1)
+    put = store.put
+
+    def fail_once(key: str, data: bytes) -> None:
+        if next(calls) == failing:
+            raise TransientStoreError("busy")
+        put(key, data)
+
+    monkeypatch.setattr(store, "put", fail_once)
+    with pytest.raises(TransientStoreError):
+        ledger.write(rows(1, 2))
+    ledger.write(rows(1, 4))
+    assert [json.loads(line)["step"] for line in metrics_lines(store)] == [1, 2, 3, 4]
+    assert audit(ORDER, COUNTS, BATCH, 4, read_segments(store, ledger.segments)).in_order
+
+
+def test_a_step_whose_data_was_left_out_has_its_samples_and_no_loss(store: LocalStore) -> None:
+    ledger = StepLedger(store, 1, 0, [])
+    ledger.write([row(1), replace(row(2), loss=None, grad_norm=None), row(3)])
+    assert [json.loads(line)["loss"] for line in metrics_lines(store)] == [1.0, None, pytest.approx(1 / 3)]
+    assert audit(ORDER, COUNTS, BATCH, 3, read_segments(store, ledger.segments)).in_order
 
 
 def test_a_resumed_run_has_each_step_once(store: LocalStore) -> None:
     """Attempt 1 saved at 4 and got to 6 in metrics and ledger; attempt 2 goes on from 4."""
-    first = StepLedger(store, 1, 0, [], 0)
-    for step in range(1, 5):
-        first.add(row(step))
-    at_four = first.cut()
-    at_four.write(store)
-    for step in (5, 6):
-        first.add(row(step))
-    first.cut().write(store)  # its checkpoint was never committed
+    first = StepLedger(store, 1, 0, [])
+    first.write(rows(1, 4))
+    at_four = list(first.segments)
+    first.write(rows(5, 6))  # its checkpoint was never committed
     assert [json.loads(line)["step"] for line in metrics_lines(store)] == [1, 2, 3, 4, 5, 6]
     assert [json.loads(line)["step"] for line in metrics_lines(store, 4)] == [1, 2, 3, 4]
 
-    second = StepLedger(store, 2, 4, at_four.segments, 400)
-    assert second.tokens == 400
-    for step in range(5, 9):
-        second.add(row(step))
-    cut = second.cut()
-    cut.write(store)
-    assert cut.segments == ["00000001-00000004-a1.parquet", "00000005-00000008-a2.parquet"]
+    second = StepLedger(store, 2, 4, at_four)
+    second.write(rows(5, 8))
+    assert second.segments == ["00000001-00000004-a1.parquet", "00000005-00000008-a2.parquet"]
     assert [json.loads(line)["step"] for line in metrics_lines(store)] == list(range(1, 9))
-    result = audit(ORDER, COUNTS, BATCH, 8, read_segments(store, cut.segments))
+    result = audit(ORDER, COUNTS, BATCH, 8, read_segments(store, second.segments))
     assert (result.expected, result.seen, result.duplicated, result.missing, result.in_order) == (32, 32, 0, 0, True)
 
 
 def test_a_run_begun_anew_forgets_the_metrics_of_one_that_saved_nothing(store: LocalStore) -> None:
     store.put(METRICS, b'{"step": 1}\n{"step": 2}\n')
-    ledger = StepLedger(store, 2, 0, [], 0)
-    ledger.add(row(1))
-    ledger.cut().write(store)
+    StepLedger(store, 2, 0, []).write(rows(1, 1))
     assert [json.loads(line)["step"] for line in metrics_lines(store)] == [1]
 
 

@@ -1,6 +1,5 @@
 """Weights and optimizer state through files and back: bit for bit, and training goes on as if nothing had been."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from model.config import ModelConfig, OptimizerConfig
 from model.optimizer import build_optimizer
 from model.transformer import Transformer
 from orchestrator.checkpoint import MODEL, OPTIMIZER
-from orchestrator.model_state import load_optimizer, load_weights, snapshot_state
+from orchestrator.model_state import load_optimizer, load_weights, save_state
 
 OPTIMIZERS = {
     "sgd": {"name": "sgd", "momentum": 0.9},
@@ -67,78 +66,56 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture
-def snapshots() -> Iterator[list[Path]]:
-    """Folders to be deleted, as the caller of `snapshot_state` does."""
-    folders: list[Path] = []
-    yield folders
-    for folder in folders:
-        shutil.rmtree(folder)
-
-
 @pytest.mark.parametrize("tie_embeddings", [True, False])
 @pytest.mark.parametrize("which", OPTIMIZERS)
 def test_a_continued_training_is_the_uninterrupted_one_bit_for_bit(
-    which: str, tie_embeddings: bool, snapshots: list[Path]
+    which: str, tie_embeddings: bool, tmp_path: Path
 ) -> None:
     whole = Trainee(OPTIMIZERS[which], tie_embeddings=tie_embeddings)
     whole.train(0, 3)
-    snapshots.append(snapshot_state(whole.model, whole.optimizer))
+    save_state(tmp_path, whole.model, whole.optimizer)
     before = {name: value.clone() for name, value in whole.everything().items()}
 
     continued = Trainee(OPTIMIZERS[which], seed=1, tie_embeddings=tie_embeddings)
-    load_weights(snapshots[0], continued.model)
-    load_optimizer(snapshots[0], continued.model, continued.optimizer)
+    load_weights(tmp_path, continued.model)
+    load_optimizer(tmp_path, continued.model, continued.optimizer)
     assert_same_bits(continued.everything(), before)
     assert continued.train(3, 7) == whole.train(3, 7)
     assert_same_bits(continued.everything(), whole.everything())
 
 
-def test_a_snapshot_is_of_its_moment(snapshots: list[Path]) -> None:
+def test_a_snapshot_is_of_its_moment(tmp_path: Path) -> None:
     trainee = Trainee(OPTIMIZERS["adamw"])
     trainee.train(0, 2)
     expected = {name: value.clone() for name, value in trainee.model.state_dict().items()}
-    snapshots.append(snapshot_state(trainee.model, trainee.optimizer))
+    save_state(tmp_path, trainee.model, trainee.optimizer)
     trainee.train(2, 5)
-    assert_same_bits(load_file(snapshots[0] / MODEL), expected)
+    assert_same_bits(load_file(tmp_path / MODEL), expected)
 
 
-def test_state_before_the_first_step_can_be_saved_and_loaded(snapshots: list[Path]) -> None:
+def test_state_before_the_first_step_can_be_saved_and_loaded(tmp_path: Path) -> None:
     fresh = Trainee(OPTIMIZERS["adamw"])
-    snapshots.append(snapshot_state(fresh.model, fresh.optimizer))
+    save_state(tmp_path, fresh.model, fresh.optimizer)
     other = Trainee(OPTIMIZERS["adamw"], seed=1)
-    load_weights(snapshots[0], other.model)
-    load_optimizer(snapshots[0], other.model, other.optimizer)
+    load_weights(tmp_path, other.model)
+    load_optimizer(tmp_path, other.model, other.optimizer)
     assert other.train(0, 2) == fresh.train(0, 2)
 
 
-def test_files_name_weights_and_hold_no_hyperparameters(snapshots: list[Path]) -> None:
+def test_files_name_weights_and_hold_no_hyperparameters(tmp_path: Path) -> None:
     trainee = Trainee(OPTIMIZERS["adam"])
     trainee.train(0, 1)
-    snapshots.append(snapshot_state(trainee.model, trainee.optimizer))
+    save_state(tmp_path, trainee.model, trainee.optimizer)
     names = dict(trainee.model.named_parameters())
-    assert load_file(snapshots[0] / MODEL).keys() == names.keys()
-    keys = load_file(snapshots[0] / OPTIMIZER).keys()
+    assert load_file(tmp_path / MODEL).keys() == names.keys()
+    keys = load_file(tmp_path / OPTIMIZER).keys()
     assert keys == {f"{name}/{entry}" for name in names for entry in ("step", "exp_avg", "exp_avg_sq")}
 
 
-def test_hyperparameters_are_the_configs_not_the_files(snapshots: list[Path]) -> None:
+def test_hyperparameters_are_the_configs_not_the_files(tmp_path: Path) -> None:
     trainee = Trainee({"name": "adamw", "weight_decay": 0.3})
     trainee.train(0, 1)
-    snapshots.append(snapshot_state(trainee.model, trainee.optimizer))
+    save_state(tmp_path, trainee.model, trainee.optimizer)
     other = Trainee({"name": "adamw", "weight_decay": 0.01})
-    load_optimizer(snapshots[0], other.model, other.optimizer)
+    load_optimizer(tmp_path, other.model, other.optimizer)
     assert [group["weight_decay"] for group in other.optimizer.param_groups] == [0.01, 0.0]
-
-
-def test_a_snapshot_that_fails_leaves_no_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    trainee = Trainee(OPTIMIZERS["adamw"])
-    monkeypatch.setattr("orchestrator.model_state.scratch_folder", lambda *_: str(tmp_path))
-
-    def full(*_: object) -> None:
-        raise OSError("no space left")
-
-    monkeypatch.setattr("orchestrator.model_state.save_file", full)
-    with pytest.raises(Exception, match="no space left"):
-        snapshot_state(trainee.model, trainee.optimizer)
-    assert list(tmp_path.iterdir()) == []

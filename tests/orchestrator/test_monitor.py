@@ -2,6 +2,7 @@
 
 import pytest
 
+from orchestrator.failure_policy import FIRST_STEP_S, HANG_S
 from orchestrator.monitor import SETTLING_S, Monitor, Wishes
 from orchestrator.scaling_policy import SETTLE_S, ScalingPolicy
 
@@ -22,7 +23,8 @@ def clock() -> Clock:
 
 
 def monitor_of(clock: Clock, fewest: int = 1, most: int = 4) -> Monitor:
-    return Monitor(ScalingPolicy(fewest, most, micro_batches=8, restart_s=5.0), steps=1000, now=clock)
+    scaling = ScalingPolicy(fewest, most, micro_batches=8, restart_s=5.0)
+    return Monitor(scaling, steps=1000, make_keeper=lambda node_id, job: object(), now=clock)
 
 
 def test_seconds_of_two_groups_and_the_time_between_add_up_to_the_wall_clock(clock: Clock) -> None:
@@ -32,7 +34,7 @@ def test_seconds_of_two_groups_and_the_time_between_add_up_to_the_wall_clock(clo
     clock.now = 120.0
     monitor.report(row={"step": 40}, goodput={"startup": 3.0, "training": 15.0})
     clock.now = 121.5  # died a little before
-    assert monitor.failed(is_death=True, reason="killed")
+    assert monitor.failed("crash", "killed")
     assert monitor.progress().phase == "restarting"
     clock.now = 126.0  # the second loop began at 125
     assert monitor.begin_group(step=38, world_size=2, clock_s=1.0) == 40
@@ -48,14 +50,19 @@ def test_seconds_of_two_groups_and_the_time_between_add_up_to_the_wall_clock(clo
         "replay": 1.0,
     }
     assert sum(progress.goodput.values()) == pytest.approx(130.0 - 102.0)
-    assert (progress.restored_step, progress.restarts) == (0, 1), "the attempt went on from where its first group did"
+    assert (progress.restored_step, len(progress.disruptions)) == (0, 1), (
+        "the attempt went on from where its first group did"
+    )
+    story = progress.disruptions[0].story()
+    assert (story["cause"], story["step"], story["restored_step"], story["replayed_steps"]) == ("crash", 40, 38, 2)
+    assert (story["detection_s"], story["lost_s"]) == (1.5, 10.0)
     assert "step 38" in progress.notes[-1] and "2 steps are done again" in progress.notes[-1]
 
 
 def test_a_group_that_died_before_it_told_anything_is_followed_by_one_that_does_all_again(clock: Clock) -> None:
     monitor = monitor_of(clock)
     monitor.begin_group(step=10, world_size=2, clock_s=0.0)
-    assert monitor.failed(is_death=True, reason="killed")
+    assert monitor.failed("crash", "killed")
     assert monitor.begin_group(step=10, world_size=1, clock_s=0.0) == 10
     assert monitor.progress().world_size == 1
 
@@ -63,7 +70,7 @@ def test_a_group_that_died_before_it_told_anything_is_followed_by_one_that_does_
 def test_why_it_is_not_tried_again_is_kept_for_the_driver(clock: Clock) -> None:
     monitor = monitor_of(clock)
     monitor.begin_group(step=0, world_size=1, clock_s=0.0)
-    assert [monitor.failed(is_death=False, reason="boom") for _ in range(3)] == [True, True, False]
+    assert [monitor.failed("error", "boom") for _ in range(3)] == [True, True, False]
     assert "3 times in a row" in monitor.progress().gave_up
 
 
@@ -83,7 +90,7 @@ def test_room_that_stays_is_grown_into_once(clock: Clock) -> None:
     monitor.begin_group(step=0, world_size=2, clock_s=0.0)
     assert trained(monitor, 2) == Wishes()
     for _ in range(3):
-        monitor.room_seen(workers=2, slots=4, on_draining=0)
+        monitor.seen_running(workers=2, slots=4, on_draining=0)
         clock.now += SETTLE_S
     assert trained(monitor, 2) == Wishes(pause=True)
     assert sum("from 2 workers to 4" in line for line in monitor.progress().notes) == 1
@@ -97,10 +104,10 @@ def test_nothing_is_decided_on_what_a_group_before_has_told(clock: Clock) -> Non
     monitor = monitor_of(clock)
     monitor.begin_group(step=0, world_size=4, clock_s=0.0)
     trained(monitor, 4)
-    monitor.failed(is_death=True, reason="killed")
-    monitor.room_seen(workers=2, slots=2, on_draining=2)  # still in flight when the group failed
+    monitor.failed("crash", "killed")
+    monitor.seen_running(workers=2, slots=2, on_draining=2)  # still in flight when the group failed
     monitor.begin_group(step=100, world_size=2, clock_s=0.0)
-    monitor.room_seen(workers=2, slots=2, on_draining=1)  # the newest row is that of four workers
+    monitor.seen_running(workers=2, slots=2, on_draining=1)  # the newest row is that of four workers
     assert monitor.report(phase="training") == Wishes()
 
 
@@ -114,7 +121,7 @@ def test_places_that_tokenizing_holds_are_waited_for_a_moment(clock: Clock) -> N
 def test_places_of_a_group_that_ended_count_until_it_turns_out_that_they_are_somebody_elses(clock: Clock) -> None:
     monitor = monitor_of(clock)
     assert monitor.workers_to_start(free=4, total=4) == 4
-    monitor.failed(is_death=True, reason="killed")
+    monitor.failed("crash", "killed")
     assert monitor.workers_to_start(free=0, total=3) == 3
     monitor.start_timed_out()
     clock.now += SETTLING_S
@@ -127,7 +134,7 @@ def test_waiting_for_nodes_is_not_taken_for_the_cost_of_a_restart(clock: Clock) 
     assert monitor.workers_to_start(free=2, total=2) == 2
     monitor.begin_group(step=0, world_size=2, clock_s=0.0)
     trained(monitor, 2)
-    monitor.failed(is_death=True, reason="killed")
+    monitor.failed("crash", "killed")
     clock.now += 5
     assert monitor.workers_to_start(free=1, total=1) is None
     clock.now += 1800
@@ -136,7 +143,7 @@ def test_waiting_for_nodes_is_not_taken_for_the_cost_of_a_restart(clock: Clock) 
     monitor.begin_group(step=100, world_size=2, clock_s=0.0)
     trained(monitor, 2)
     for _ in range(3):
-        monitor.room_seen(workers=2, slots=4, on_draining=0)
+        monitor.seen_running(workers=2, slots=4, on_draining=0)
         clock.now += SETTLE_S
     assert trained(monitor, 2) == Wishes(pause=True)
 
@@ -149,3 +156,77 @@ def test_what_is_waited_for_is_said_once(clock: Clock) -> None:
     waiting = [line for line in monitor.progress().notes if "waiting" in line]
     assert len(waiting) == 2 and monitor.progress().phase == "waiting"
     assert monitor.workers_to_start(free=3, total=3) == 3
+
+
+def test_a_start_that_fails_is_part_of_what_the_disruption_before_it_costs(clock: Clock) -> None:
+    monitor = monitor_of(clock)
+    monitor.begin_group(step=0, world_size=2, clock_s=0.0)
+    trained(monitor, 2, step=7)
+    clock.now += 1
+    monitor.failed("node", "gone")
+    clock.now += 6
+    monitor.failed("crash", "killed before it had begun")
+    clock.now += 5
+    monitor.begin_group(step=5, world_size=1, clock_s=0.0)
+    assert [each.story()["detection_s"] for each in monitor.progress().disruptions] == [1.0]
+    monitor.report(goodput={})
+    assert monitor.progress().goodput == {"training": 1.0, "detection": 1.0, "restart": 11.0}
+
+
+def test_workers_on_nodes_that_all_go_are_saved_and_started_elsewhere(clock: Clock) -> None:
+    monitor = monitor_of(clock)
+    monitor.begin_group(step=0, world_size=2, clock_s=0.0)
+    trained(monitor, 2)
+    monitor.seen_running(workers=2, slots=2, on_draining=2)
+    assert trained(monitor, 2) == Wishes(pause=True, saves=1)
+
+
+def test_workers_that_have_nowhere_else_to_go_are_saved_once_and_go_on(clock: Clock) -> None:
+    monitor = monitor_of(clock, fewest=2)
+    monitor.begin_group(step=0, world_size=2, clock_s=0.0)
+    trained(monitor, 2)
+    for _ in range(3):
+        monitor.seen_running(workers=2, slots=1, on_draining=1)
+    assert trained(monitor, 2) == Wishes(saves=1)
+
+
+def test_a_loop_that_says_nothing_for_many_times_its_usual_hangs(clock: Clock) -> None:
+    monitor = monitor_of(clock)
+    monitor.begin_group(step=0, world_size=2, clock_s=0.0)
+    clock.now += FIRST_STEP_S
+    assert monitor.seen_running(workers=2, slots=2, on_draining=0) is None, "the first step may compile"
+    trained(monitor, 2)
+    clock.now += HANG_S
+    assert monitor.seen_running(workers=2, slots=2, on_draining=0) is None
+    clock.now += 0.1
+    assert "nothing heard of rank 0 for 15 s" in (monitor.seen_running(workers=2, slots=2, on_draining=0) or "")
+    monitor.report(phase="waiting for data", goodput={})
+    clock.now += 10 * HANG_S
+    assert monitor.seen_running(workers=2, slots=2, on_draining=0) is None, "the workers are not to blame"
+
+
+def test_a_step_on_which_the_loss_goes_astray_is_left_out_once(clock: Clock) -> None:
+    monitor = monitor_of(clock)
+    monitor.begin_group(step=0, world_size=2, clock_s=0.0)
+    trained(monitor, 2, step=30)
+    monitor.astray(31, "loss=nan in step 31", set())
+    assert monitor.went_astray() and monitor.bad_steps() == {31}
+    monitor.begin_group(step=29, world_size=2, clock_s=0.0)
+    monitor.astray(50, "loss=nan in step 50", {31})
+    assert not monitor.went_astray()
+    assert "has been left out before" in monitor.progress().gave_up
+
+
+def test_what_an_earlier_attempt_left_out_counts(clock: Clock) -> None:
+    monitor = monitor_of(clock)
+    monitor.begin_group(step=40, world_size=2, clock_s=0.0)
+    monitor.astray(50, "loss=nan in step 50", {31})
+    assert not monitor.went_astray()
+
+
+def test_a_node_has_one_keeper_until_it_dies(clock: Clock) -> None:
+    monitor = monitor_of(clock)
+    first = monitor.keeper_of("a", None)
+    assert monitor.keeper_of("a", None) is first and monitor.keeper_of("b", None) is not first
+    again = monitor.keeper_of("a", None, anew=True)
+    assert again is not first and monitor.keepers() == [again, monitor.keeper_of("b", None)]

@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,9 @@ from data.packing import MicroBatch
 from model.optimizer import build_optimizer
 from orchestrator.config import RunConfig
 from orchestrator.forward import build_model
-from orchestrator.model_state import load_optimizer, load_weights, snapshot_state
+from orchestrator.model_state import load_state, save_state
 from orchestrator.step_reader import FetchedShare
-from orchestrator.train_loop import accumulate_gradients, apply_update, data_parallel
+from orchestrator.train_loop import apply_update, compute, data_parallel
 
 MICRO_BATCHES, MICRO_BATCH, SEQ_LEN, VOCAB, STEPS, LR, CLIP = 8, 2, 12, 40, 4, 0.01, 0.5
 
@@ -90,20 +89,20 @@ def train_part(
     model = build_model(config(), VOCAB, end_of_text=0)
     optimizer = build_optimizer(model, config().train.optimizer, LR)
     if resumed:
-        load_weights(saved, model)
-        load_optimizer(saved, model, optimizer)
+        load_state(saved, model, optimizer)
     ddp = data_parallel(model, compiled=False)
     for step in steps:
         mine = range(rank, MICRO_BATCHES, world_size)
         share = FetchedShare(mine, [batch_of(step, slot) for slot in mine], targets_of(step))
-        log = accumulate_gradients(ddp, share, config(), step, torch.device("cpu"))
-        log.combine()
+        log, took = compute(ddp, share, config(), step, torch.device("cpu"))
+        log.combine(rank=rank, seconds=took)
+        assert len(log.seconds) == world_size and log.seconds[rank] == pytest.approx(took, abs=1e-5)
         told["losses"].append(log.loss_sum() / share.target_tokens)
         told["norms"].append(apply_update(model, optimizer, LR, CLIP))
         told["ids"] += log.sample_ids().tolist()
     if rank == 0:
-        shutil.rmtree(saved, ignore_errors=True)
-        shutil.move(snapshot_state(model, optimizer), saved)
+        saved.mkdir(exist_ok=True)
+        save_state(saved, model, optimizer)
     return model.state_dict()
 
 

@@ -10,6 +10,7 @@ from orchestrator.scaling_policy import (
     GAIN_FACTOR,
     SETTLE_S,
     Noop,
+    Save,
     SaveThenResize,
     ScalingPolicy,
     Situation,
@@ -84,6 +85,17 @@ def test_nodes_about_to_go_are_left_at_once_whatever_it_costs() -> None:
     decision = policy().when_running(running(0.0, 4, 3, on_draining=1, steps_left=1, step_s=None))
     assert isinstance(decision, SaveThenResize) and decision.workers == 3
     assert "1 of 4 workers" in decision.why
+
+
+@pytest.mark.parametrize(("on_draining", "durably"), [(1, False), (3, False), (4, True)])
+def test_what_only_nodes_about_to_go_remember_is_saved_durably(on_draining: int, durably: bool) -> None:
+    decision = policy().when_running(running(0.0, 4, 4, on_draining=on_draining))
+    assert isinstance(decision, SaveThenResize) and decision.durably == durably
+
+
+def test_with_nowhere_to_go_on_it_saves_and_goes_on_where_it_is() -> None:
+    decision = policy().when_running(running(0.0, 4, 1, on_draining=4))
+    assert isinstance(decision, Save) and "scaling.min_workers=2" in decision.why
 
 
 def test_nothing_is_decided_before_a_step_was_measured() -> None:

@@ -1,0 +1,52 @@
+"""One end of a worker group and what it cost, phase by phase."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass
+class Disruption:
+    """From the last word before to the first new step after; times are those of the monitor's clock, in seconds.
+
+    Attributes:
+        cause: a `failure_policy.Cause`, "bad step", or "resize" where it was planned.
+        step: newest step done before.
+        workers: workers before.
+        told_at: when the group last said something.
+        ended_at: when its end was known.
+        placing_s: from there until room for the next group was found.
+        starting_s: until its processes were up and joined.
+        restored_step: step it went on from.
+        workers_after: workers of the next group.
+        lost_s: from `told_at` to the first step not done before; None until there is one.
+    """
+
+    cause: str
+    step: int
+    workers: int
+    told_at: float
+    ended_at: float
+    placing_s: float = 0.0
+    starting_s: float = 0.0
+    restored_step: int | None = None
+    workers_after: int | None = None
+    lost_s: float | None = None
+
+    def begun(self, restored_step: int, workers: int, placing_s: float, starting_s: float) -> None:
+        """The next group's state is restored."""
+        self.restored_step, self.workers_after = restored_step, workers
+        self.placing_s, self.starting_s = max(0.0, placing_s), max(0.0, starting_s)
+
+    def stepped(self, step: int, now: float) -> None:
+        """The next group has done `step`."""
+        if self.lost_s is None and self.restored_step is not None and step > self.step:
+            self.lost_s = now - self.told_at
+
+    def story(self) -> dict[str, Any]:
+        """What of it goes into the run's record."""
+        fields = asdict(self)
+        told_at, ended_at = fields.pop("told_at"), fields.pop("ended_at")
+        replayed = None if self.restored_step is None else self.step - self.restored_step
+        return {**fields, "detection_s": max(0.0, ended_at - told_at), "replayed_steps": replayed}

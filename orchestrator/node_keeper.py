@@ -1,0 +1,185 @@
+"""The node keeper: one actor a node with workers, between the node's memory and object storage.
+
+It outlives worker groups and never imports torch. Workers write their state into the node's memory and go on; the
+keeper uploads it as a checkpoint, hands it to other nodes, and fetches a checkpoint where no node has anything newer.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ray
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from data.errors import MantaError
+from orchestrator.checkpoint import (
+    MODEL,
+    OPTIMIZER,
+    PROGRESS,
+    CheckpointName,
+    fetch_checkpoint,
+    fetch_newest,
+    newest_undamaged,
+    prune,
+    write_checkpoint,
+)
+from orchestrator.job import TrainJob
+from orchestrator.ledger import StepLedger
+from orchestrator.node_memory import NodeMemory
+from orchestrator.run_record import check_fence, load_record
+from orchestrator.run_state import START, RunState
+
+_FILES = (MODEL, OPTIMIZER)
+
+
+class Origin(NamedTuple):
+    """What a worker group goes on from.
+
+    Attributes:
+        saved: state.json of the newest checkpoint, or that of step 0.
+        name: the checkpoint; None where there is none.
+        holder: rank whose node has a snapshot that is at least as new; None where no node does.
+    """
+
+    saved: dict[str, Any]
+    name: CheckpointName | None
+    holder: int | None
+
+
+class NodeKeeper:
+    """Body of the actor. Its methods run side by side: an upload may last."""
+
+    def __init__(self, job: TrainJob, node_id: str) -> None:
+        self._job, self._store, self._node_id = job, job.store, node_id
+        self._memory: NodeMemory | None = None
+        self._saving = threading.Lock()
+        self._origin: tuple[dict[str, Any], StepLedger] | None = None
+
+    def open_memory(self, state_bytes: int) -> NodeMemory:
+        """Where the node's workers keep their state, of which one takes `state_bytes`; always the same place."""
+        if self._memory is None:
+            self._memory = NodeMemory.on_this_node(
+                self._store.url_of(""), self._job.attempt, self._node_id, state_bytes
+            )
+        return self._memory
+
+    def choose(self, held: Sequence[tuple[int, int]]) -> Origin:
+        """Choose what the group goes on from, given every rank's `NodeMemory.newest`; asked by rank 0.
+
+        Where it is a checkpoint, it is in this node's memory afterwards.
+
+        Raises:
+            CheckpointDamagedError: there are checkpoints, and every one is damaged.
+        """
+        with tempfile.TemporaryDirectory(prefix="manta-state-") as scratch:
+
+            def consider(name: CheckpointName) -> Origin:
+                saved = fetch_checkpoint(self._store, name, (), Path(scratch))
+                holder = newest_holder(held, saved["step"])
+                if holder is None:
+                    self.fetch(name)
+                return Origin(saved, name, holder)
+
+            record = load_record(self._store)
+            origin = newest_undamaged(self._store, record, consider, self._job.monitor.note.remote)
+            origin = origin or Origin(START, None, newest_holder(held, 0))
+            self._go_on_from(origin.saved)
+            return origin
+
+    def fetch(self, name: CheckpointName) -> None:
+        """Put a checkpoint into this node's memory.
+
+        Raises:
+            CheckpointDamagedError: it is damaged.
+        """
+        with self._memory_here().writing(name.step, ()) as folder:
+            fetch_checkpoint(self._store, name, _FILES, folder)
+
+    def newest(self) -> tuple[int, int]:
+        """See `NodeMemory.newest`; (-1, -1) too where no worker has come here yet."""
+        return self._memory.newest() if self._memory else (-1, -1)
+
+    def files(self, step: int) -> dict[str, NDArray[Any]]:
+        """A snapshot, for a node that lacks it."""
+        return self._memory_here().files(step)
+
+    def save(self, step: int) -> int:
+        """Have the snapshot of `step` in object storage, as a checkpoint, when this returns; returns `step`.
+
+        Raises:
+            FencedError: a newer attempt has taken the run over.
+            TransientStoreError: the store does not answer; may be tried again.
+            MantaError: see `data.store`.
+        """
+        job, store, memory = self._job, self._store, self._memory_here()
+        began = time.monotonic()
+        with self._saving, memory.pinned(step) as folder:
+            check_fence(store, job.attempt)  # before metrics.jsonl, which a newer attempt may have written since
+            origin = self._origin or self._go_on_from(self._newest_state())
+            saved, ledger = origin
+            now = RunState(saved, [row for row in memory.rows(step) if row.step > saved["step"]])
+            counts, skipped = ray.get([job.feeder.counts.remote(), job.feeder.skipped.remote()])
+            ledger.write(now.rows)
+            save_file({"counts": counts}, folder / PROGRESS)
+            state = {
+                "step": step,
+                "tokens": now.tokens,
+                "recent_losses": now.recent_losses,
+                "bad_steps": sorted(now.bad_steps),
+                "samples": step * job.config.train.global_batch_size,
+                "seed": job.config.seed,
+                "ledger": ledger.segments,
+                "skipped": skipped,
+                "saved_at": time.time(),
+                **job.facts,
+            }
+            size = write_checkpoint(
+                store,
+                CheckpointName(step, job.attempt),
+                state,
+                folder,
+                before_commit=lambda: check_fence(store, job.attempt),
+            )
+            if self._origin is origin:  # else a group has started meanwhile, and goes on from what it found saved
+                self._origin = state, ledger
+            job.monitor.note.remote(
+                f"step {step}: checkpoint saved ({size / 1e6:.1f} MB in {time.monotonic() - began:.1f} s)"
+            )
+            prune(store, check_fence(store, job.attempt), job.config.checkpoint.keep)
+        return step
+
+    def discard(self) -> None:
+        """Free the node's memory."""
+        if self._memory is not None:
+            self._memory.discard()
+
+    def _go_on_from(self, saved: dict[str, Any]) -> tuple[dict[str, Any], StepLedger]:
+        self._origin = saved, StepLedger(self._store, self._job.attempt, saved["step"], saved["ledger"])
+        return self._origin
+
+    def _newest_state(self) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory(prefix="manta-state-") as scratch:
+            newest = fetch_newest(self._store, load_record(self._store), (), Path(scratch))
+        return newest[1] if newest else START
+
+    def _memory_here(self) -> NodeMemory:
+        if self._memory is None:
+            raise MantaError("This node keeps no state of the run yet.")  # no worker has been here
+        return self._memory
+
+
+def newest_holder(held: Sequence[tuple[int, int]], saved_step: int) -> int | None:
+    """The first rank with the newest snapshot that is no older than the checkpoint and joins on to it; None for none.
+
+    Rows between the two would be missing from the ledger where the checkpoint at which the snapshot's rows begin has
+    turned out to be damaged.
+    """
+    joining = [step if first <= saved_step + 1 else -1 for step, first in held]
+    best = max(joining)
+    return joining.index(best) if best >= max(saved_step, 1) else None
