@@ -200,6 +200,47 @@ def doctor(
     raise typer.Exit(int(any(check.status == "fail" for check in checks)))
 
 
+@app.command(
+    epilog="Example: [bold]manta chaos recipes/quickstart.yaml --faults kill-worker,kill-node,add-node --every 15s[/]"
+)
+def chaos(
+    recipe: Recipe,
+    faults: Annotated[
+        str,
+        typer.Option(metavar="KIND,KIND,…", help="Faults to do, or all: every kind once before any comes again."),
+    ] = "all",
+    every: Annotated[str, typer.Option(metavar="SECONDS", help="Time from one fault to the next, as 20s.")] = "20s",
+    count: Annotated[int | None, typer.Option(min=1, help="Most faults; as many as there is time for.")] = None,
+    seed: Annotated[int, typer.Option(help="Decides which faults come in which order, and to whom.")] = 1,
+    nodes: Annotated[int, typer.Option(min=2, help="Nodes of the local cluster, of one CPU each.")] = 4,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="ray", help="Also do the faults to the same model on stock Ray Train.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report here.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Train a run twice on a local cluster of real nodes, once disturbed, and report what every fault cost.
+
+    Faults: kill-worker, kill-node, drain-node, remove-node, add-node, hang-worker, store-errors, store-slow,
+    corrupt-checkpoint. Ends with status 1 if the disturbed run is not the undisturbed one: its samples, or its losses
+    by more than rounding.
+    """
+    from orchestrator.chaos.command import Plan, chaos, is_same_run
+    from orchestrator.chaos.plan import KINDS, seconds_of
+    from orchestrator.chaos.report import print_report
+    from orchestrator.console import Console
+    from orchestrator.errors import InputError
+
+    if baseline not in (None, "ray"):
+        raise InputError(f"--baseline {baseline}: there is one, `ray`.")
+    kinds = list(KINDS) if faults == "all" else [kind.strip() for kind in faults.split(",") if kind.strip()]
+    report = chaos(recipe, overrides or [], Plan(kinds, seconds_of(every), seed, count, nodes), baseline is not None)
+    if json_file is not None:
+        json_file.write_text(json.dumps(report, indent=1))
+    print_report(report, Console().rich)
+    raise typer.Exit(0 if is_same_run(report) else 1)
+
+
 @app.command(epilog="Example: [bold]manta schema --markdown[/]")
 def schema(
     as_table: Annotated[

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass
 class Disruption:
-    """From the last word before to the first new step after; times are those of the monitor's clock, in seconds.
+    """From the last word before to the first new step after; `told_at` and `ended_at` by the monitor's own clock.
 
     Attributes:
         cause: a `failure_policy.Cause`, "bad step", or "resize" where it was planned.
@@ -16,6 +16,7 @@ class Disruption:
         workers: workers before.
         told_at: when the group last said something.
         ended_at: when its end was known.
+        at: the same, in seconds since the epoch.
         placing_s: from there until room for the next group was found.
         starting_s: until its processes were up and joined.
         restored_step: step it went on from.
@@ -28,6 +29,7 @@ class Disruption:
     workers: int
     told_at: float
     ended_at: float
+    at: float
     placing_s: float = 0.0
     starting_s: float = 0.0
     restored_step: int | None = None

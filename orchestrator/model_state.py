@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import mmap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -13,9 +15,13 @@ from orchestrator.checkpoint import MODEL, OPTIMIZER
 
 
 def save_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Write weights and optimizer state into a folder."""
-    save_file(_on_cpu(model.state_dict()), folder / MODEL)
-    save_file(_on_cpu(optimizer_tensors(model, optimizer)), folder / OPTIMIZER)
+    """Write weights and optimizer state into a folder; files of the same tensors that are there are written over."""
+    for tensors, path in (
+        (model.state_dict(), folder / MODEL),
+        (optimizer_tensors(model, optimizer), folder / OPTIMIZER),
+    ):
+        if not _written_over(tensors, path):
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
 
 
 def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -41,7 +47,7 @@ def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimi
     numbers = {id(parameter): number for number, parameter in enumerate(_parameters_of(optimizer))}
     for key, value in load_file(folder / OPTIMIZER).items():
         name, _, entry = key.rpartition("/")
-        state["state"].setdefault(numbers[id(parameters[name])], {})[entry] = value
+        state["state"].setdefault(numbers[id(parameters[name])], {})[entry] = value.clone()  # not a view of a file
     optimizer.load_state_dict(state)
 
 
@@ -60,5 +66,22 @@ def _parameters_of(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
         yield from group["params"]
 
 
-def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+def _written_over(tensors: Mapping[str, Tensor], path: Path) -> bool:
+    """Write tensors over those of a safetensors file, in the memory it has; False where it is of others, or not there.
+
+    The format: length of the header (8 bytes), header (JSON: type, shape and place of each tensor), and the tensors.
+    """
+    if not path.exists():
+        return False
+    with path.open("r+b") as file:
+        whole = torch.frombuffer(mmap.mmap(file.fileno(), 0, mmap.MAP_SHARED | mmap.MAP_POPULATE), dtype=torch.uint8)
+    begin = 8 + int.from_bytes(whole[:8].numpy().tobytes(), "little")
+    header = json.loads(whole[8:begin].numpy().tobytes())
+    if {name: list(tensor.shape) for name, tensor in tensors.items()} != {n: e["shape"] for n, e in header.items()}:
+        return False
+    places = {name: whole[begin:][slice(*entry["data_offsets"])] for name, entry in header.items()}
+    if any(tensor.numel() * tensor.element_size() != places[name].numel() for name, tensor in tensors.items()):
+        return False
+    for name, tensor in tensors.items():
+        places[name].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+    return True

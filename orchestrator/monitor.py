@@ -239,7 +239,7 @@ class Monitor:
             return  # a group that failed before it had begun is part of what its start cost
         told_at = max(self._told_at, self._began_at)
         step = progress.row.get("step", progress.restored_step)
-        progress.disruptions.append(Disruption(cause, step, progress.world_size, told_at, self._failed_at))
+        progress.disruptions.append(Disruption(cause, step, progress.world_size, told_at, self._failed_at, time.time()))
 
     def _add(self, cause: str, seconds: float) -> None:
         self._past[cause] = self._past.get(cause, 0.0) + seconds

@@ -79,13 +79,16 @@ class NodeMemory:
     def writing(self, step: int, rows: Sequence[StepRow]) -> Iterator[Path]:
         """A folder to write the state after `step` steps into; kept when the block ends, and all but the newest let go.
 
+        It may hold files of an older snapshot, to be written over: memory that is there already costs no page faults.
+
         Raises:
             DiskFullError: there is no room; also for what the block raises because of it.
         """
         unfinished = self.folder / "unfinished"
         try:
             shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir(parents=True)
+            self._reuse_oldest(unfinished, step)
+            unfinished.mkdir(parents=True, exist_ok=True)
             (unfinished / _ROWS).write_bytes(pickle.dumps(list(rows)))
             yield unfinished
             self._keep(unfinished, step)
@@ -154,6 +157,12 @@ class NodeMemory:
                 parent.rmdir()
             except OSError:  # another node on this machine, or another attempt, has its own there
                 break
+
+    def _reuse_oldest(self, unfinished: Path, step: int) -> None:
+        steps = self.steps()
+        is_next = len(steps) == KEEP and steps[-1] < step  # else the newest must stay until it is replaced
+        if is_next and all(path.stat().st_nlink == 1 for path in self.path(steps[0]).iterdir()):
+            self.path(steps[0]).rename(unfinished)  # else it is being uploaded, see `pinned`
 
     def _keep(self, unfinished: Path, step: int) -> None:
         shutil.rmtree(self.path(step), ignore_errors=True)  # done again after a restart from before it

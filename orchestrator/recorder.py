@@ -42,14 +42,14 @@ class Recorder:
         self._saves_done = 0
         self._save_now = False
         self._saving: ray.ObjectRef[int] | None = None
-        self._failures = 0
+        self._failures, self._done = 0, 0
         self._snapshots, self._stragglers = SnapshotClock(), StragglerWatch()
 
     def begin(self, step: int, world_size: int) -> int:
         """Tell the driver that the group goes on from `step`; returns the newest step done by any group before."""
         clock_s = sum(self._clock.seconds().values())
-        done: int = ray.get(self._job.monitor.begin_group.remote(step, world_size, clock_s))
-        return max(done, self._job.done_before)
+        self._done = ray.get(self._job.monitor.begin_group.remote(step, world_size, clock_s))
+        return max(self._done, self._job.done_before)
 
     def orders(self, step: int) -> Orders:
         """What all ranks are told with the step that is just being done, the run's `step`th.
@@ -85,7 +85,8 @@ class Recorder:
     def step_done(self, row: StepRow, seconds: Sequence[float]) -> None:
         """Book a step, of which a micro-batch took each rank `seconds`."""
         is_first, self._row = self._row is None, row
-        if is_first or time.monotonic() - self._told_at >= TELL_EVERY_S:
+        is_new = row.step == self._done + 1  # what a restart has cost ends here
+        if is_first or is_new or time.monotonic() - self._told_at >= TELL_EVERY_S:
             self.tell(phase="training")
         for rank, factor in self._stragglers.note(seconds):
             self.note(

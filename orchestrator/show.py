@@ -63,6 +63,7 @@ def describe(run: Run) -> dict[str, Any]:
         "steps": run.config.train.steps,
         "tokens": state["tokens"],
         "samples": {name: value for name, value in asdict(samples).items()} if samples else {},
+        "bad_steps": state.get("bad_steps", []),
         "skipped_units": {"count": len(state["skipped"]), "reasons": list(state["skipped"].values())[:10]},
         "loss": {"train": losses[-1] if losses else None, "val": record.result.get("val_loss")},
         "val_perplexity": record.result.get("val_perplexity"),
@@ -131,6 +132,9 @@ def print_run(run: Run, console: Console) -> None:
             f"{samples['seen']:,} seen of {samples['expected']:,} expected, {samples['duplicated']} duplicated, "
             f"{samples['missing']} missing; digest {samples['digest'][:16]}",
         )
+    if story["bad_steps"]:
+        left_out = ", ".join(map(str, story["bad_steps"]))
+        table.add_row("left out", f"the data of step {left_out}, on which the loss went astray")
     if story["skipped_units"]["count"]:
         table.add_row(
             "skipped", f"{story['skipped_units']['count']} bad units: " + "; ".join(story["skipped_units"]["reasons"])

@@ -12,7 +12,7 @@ from model.config import ModelConfig, OptimizerConfig
 from model.optimizer import build_optimizer
 from model.transformer import Transformer
 from orchestrator.checkpoint import MODEL, OPTIMIZER
-from orchestrator.model_state import load_optimizer, load_weights, save_state
+from orchestrator.model_state import load_optimizer, load_state, load_weights, save_state
 
 OPTIMIZERS = {
     "sgd": {"name": "sgd", "momentum": 0.9},
@@ -119,3 +119,27 @@ def test_hyperparameters_are_the_configs_not_the_files(tmp_path: Path) -> None:
     other = Trainee({"name": "adamw", "weight_decay": 0.01})
     load_optimizer(tmp_path, other.model, other.optimizer)
     assert [group["weight_decay"] for group in other.optimizer.param_groups] == [0.01, 0.0]
+
+
+def test_files_of_the_same_tensors_are_written_over_where_they_are(tmp_path: Path) -> None:
+    trainee = Trainee(OPTIMIZERS["adamw"])
+    trainee.train(0, 2)
+    save_state(tmp_path, trainee.model, trainee.optimizer)
+    places = {path.name: path.stat().st_ino for path in tmp_path.iterdir()}
+    trainee.train(2, 5)
+    save_state(tmp_path, trainee.model, trainee.optimizer)
+    assert {path.name: path.stat().st_ino for path in tmp_path.iterdir()} == places
+    other = Trainee(OPTIMIZERS["adamw"], seed=1)
+    load_state(tmp_path, other.model, other.optimizer)
+    assert_same_bits(other.everything(), trainee.everything())
+
+
+@pytest.mark.parametrize("before", ["sgd", "sgd without momentum"])
+def test_files_of_other_tensors_are_replaced(before: str, tmp_path: Path) -> None:
+    earlier, later = Trainee(OPTIMIZERS[before]), Trainee(OPTIMIZERS["adamw"], n_layers=1)
+    for trainee in (earlier, later):
+        trainee.train(0, 2)
+        save_state(tmp_path, trainee.model, trainee.optimizer)
+    other = Trainee(OPTIMIZERS["adamw"], seed=1, n_layers=1)
+    load_state(tmp_path, other.model, other.optimizer)
+    assert_same_bits(other.everything(), later.everything())

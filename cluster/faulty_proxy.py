@@ -1,0 +1,94 @@
+"""A TCP proxy in front of an object store that can be told to be slow, or to fail."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+_CHUNK = 64 << 10
+
+_BUSY = (
+    b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nConnection: close\r\nContent-Length: 51\r\n\r\n"
+    b"<Error><Code>SlowDown</Code><Message/></Error>     "
+)
+
+
+class FaultyProxy:
+    """Passes connections on to an http:// endpoint. A context manager; signatures stay valid, as nothing is rewritten.
+
+    Attributes:
+        failing: share of requests answered with 503 or cut off in the middle, each half of them.
+        delay_s: seconds by which every answer comes late.
+    """
+
+    def __init__(self, endpoint_url: str, seed: int = 0) -> None:
+        target = urlsplit(endpoint_url)
+        self._target = target.hostname or "127.0.0.1", target.port or 80
+        self.failing, self.delay_s = 0.0, 0.0
+        self._draw = random.Random(seed)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="faulty-proxy", daemon=True)
+        self.endpoint_url = ""
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        server = asyncio.run_coroutine_threadsafe(asyncio.start_server(self._serve, "127.0.0.1", 0), self._loop)
+        self.endpoint_url = f"http://127.0.0.1:{server.result().sockets[0].getsockname()[1]}"
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        async def end() -> None:
+            tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+        asyncio.run_coroutine_threadsafe(end(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream: asyncio.StreamWriter | None = None
+        try:
+            answers, upstream = await asyncio.open_connection(*self._target)
+            requests = asyncio.create_task(self._requests(reader, upstream, writer))
+            await self._answers(answers, writer)
+            requests.cancel()
+        except OSError:
+            pass
+        finally:
+            for end in (writer, upstream):
+                if end is not None:
+                    end.close()
+                    with suppress(OSError, asyncio.CancelledError):
+                        await end.wait_closed()
+
+    async def _requests(
+        self, reader: asyncio.StreamReader, upstream: asyncio.StreamWriter, client: asyncio.StreamWriter
+    ) -> None:
+        with suppress(OSError):
+            while chunk := await reader.read(_CHUNK):
+                if self.failing and self._draw.random() < self.failing:
+                    if self._draw.random() < 0.5:
+                        client.write(_BUSY)
+                        await client.drain()
+                    client.close()
+                    upstream.close()
+                    return
+                upstream.write(chunk)
+                await upstream.drain()
+
+    async def _answers(self, answers: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
+        while chunk := await answers.read(_CHUNK):
+            if self.delay_s:
+                await asyncio.sleep(self.delay_s)
+            client.write(chunk)
+            await client.drain()

@@ -1,0 +1,273 @@
+"""The two runs of `manta chaos`, and the comparison with stock Ray Train."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.faulty_proxy import FaultyProxy
+from cluster.local_nodes import LocalNodes
+from data.errors import MantaError
+from orchestrator.chaos.cost import costs, gaps_after, largest_difference
+from orchestrator.chaos.faults import Injected, Injector
+from orchestrator.chaos.plan import draw_faults, refuse_unknown
+from orchestrator.config import RunConfig, load_recipe, resolved
+from orchestrator.console import Console
+from orchestrator.errors import InputError
+from orchestrator.ledger import metrics_lines
+from orchestrator.run import open_run, prepare, reaching_storage, stores
+from orchestrator.run_record import load_record
+from orchestrator.show import describe
+
+LOOK_EVERY_S = 0.5
+"""Seconds between two looks at the run's record, which is written every few seconds."""
+
+RECOVERY_S = 180.0
+"""Seconds a run may take to do a new step after a fault; after that, the next fault comes all the same."""
+
+FEWEST_NODES = 2
+"""Faults leave at least so many nodes: one to lose, and one to go on with."""
+
+TOLERANCE = 1e-5
+"""Largest relative difference of losses that is rounding: sums in another order, in fp32."""
+
+_STORE_FAULTS = ("store-errors", "store-slow")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done to the run.
+
+    Attributes:
+        every_s: seconds from one fault to the next; longer where the run has not done a new step since.
+        count: most faults; None: as many as there is time for.
+        nodes: one-CPU nodes of the cluster.
+    """
+
+    kinds: Sequence[str]
+    every_s: float
+    seed: int
+    count: int | None
+    nodes: int
+
+
+def chaos(recipe: Path, overrides: Sequence[str], plan: Plan, baseline: bool) -> dict[str, Any]:
+    """Train the recipe's run undisturbed and disturbed, and report what every fault cost; see `costs`.
+
+    Raises:
+        InputError: an unknown fault, or one that this recipe's storage cannot have.
+        MantaError: one of the runs did not come to its end.
+    """
+    refuse_unknown(plan.kinds)
+    console = Console()
+    config = load_recipe(recipe, overrides)
+    if not config.storage.startswith("s3://") and set(plan.kinds) & set(_STORE_FAULTS):
+        raise InputError(f"{', '.join(_STORE_FAULTS)} need a run kept at s3://…; this one is kept at {config.storage}")
+    with ExitStack() as stack:
+        config = stack.enter_context(reaching_storage(config))
+        prepare(config)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="manta-chaos-")))
+        setting = _Setting(recipe, overrides, config, plan, folder, console)
+        report = setting.compare()
+        if baseline:
+            report["baseline"] = setting.baseline()
+        return report
+
+
+def is_same_run(report: Mapping[str, Any]) -> bool:
+    """Whether the disturbed run is the undisturbed one: all samples once, and losses apart by no more than rounding."""
+    samples, difference = report["samples"], report["loss_max_rel_diff"]
+    return bool(
+        report["status"] == "finished"
+        and report["same_digest"]
+        and samples["duplicated"] == samples["missing"] == 0
+        and difference is not None
+        and difference <= TOLERANCE
+    )
+
+
+@dataclass(frozen=True)
+class _Setting:
+    recipe: Path
+    overrides: Sequence[str]
+    config: RunConfig
+    plan: Plan
+    folder: Path
+    console: Console
+
+    def compare(self) -> dict[str, Any]:
+        """The two runs, one after the other, on one cluster."""
+        stamp = time.strftime("%m%d-%H%M%S")
+        names = {which: f"{self.config.run}-{which}-{stamp}" for which in ("undisturbed", "disturbed")}
+        with ExitStack() as stack:
+            proxy = None
+            if self.config.store.endpoint_url:
+                proxy = stack.enter_context(FaultyProxy(self.config.store.endpoint_url, self.plan.seed))
+            nodes = stack.enter_context(self.cluster("tuned"))
+            with self.training(names["undisturbed"], nodes, self.config.store.endpoint_url) as process:
+                _await_end(process, names["undisturbed"])
+            through = proxy.endpoint_url if proxy else None
+            with self.training(names["disturbed"], nodes, through) as process:
+                injector = Injector(nodes, proxy, self.store_of(names["disturbed"]), random.Random(self.plan.seed))
+                faults = self.disturb(process, injector, lambda: self.step_of(names["disturbed"]))
+                _await_end(process, names["disturbed"])
+                injector.settle()
+        undisturbed, disturbed = (self.story(names[which]) for which in ("undisturbed", "disturbed"))
+        return {
+            "faults": costs(faults, disturbed["disruptions"], disturbed["started_at"]),
+            "loss_max_rel_diff": largest_difference(undisturbed.pop("losses"), disturbed.pop("losses")),
+            "same_digest": undisturbed["samples"]["digest"] == disturbed["samples"]["digest"],
+            "undisturbed": undisturbed,
+            **disturbed,
+        }
+
+    def baseline(self) -> dict[str, Any]:
+        """Stock Ray Train under the same faults, as far as it knows them."""
+        kinds = [kind for kind in self.plan.kinds if kind not in (*_STORE_FAULTS, "corrupt-checkpoint", "hang-worker")]
+        log, config = self.folder / "steps.jsonl", self.folder / "config.json"
+        config.write_text(json.dumps(resolved(self.config)))
+        log.touch()
+
+        def steps() -> list[dict[str, Any]]:
+            return [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
+
+        def newest() -> int:
+            return max((each["step"] for each in steps()), default=0)
+
+        program = [sys.executable, "-m", "orchestrator.chaos.stock_ray"]
+        command = [*program, str(config), str(log), "1", str(self.plan.nodes)]
+        with self.cluster("stock", stock=True) as nodes, self.program(command, nodes, "stock Ray") as process:
+            injector = Injector(nodes, None, stores(self.config)[1], random.Random(self.plan.seed))
+            faults = self.disturb(process, injector, newest, kinds, count=self.plan.count or len(kinds))
+            after = newest()
+            _await(process, lambda: newest() > after, RECOVERY_S)
+        return {"faults": gaps_after(faults, steps())}
+
+    def disturb(
+        self,
+        process: subprocess.Popen[str],
+        injector: Injector,
+        step: Callable[[], int],
+        kinds: Sequence[str] | None = None,
+        count: int | None = None,
+    ) -> list[Injected]:
+        """Do faults to a run as long as it goes on; `step` is the newest that it has done."""
+        plan, faults = self.plan, list[Injected]()
+        count = count or plan.count
+        drawn = draw_faults(kinds or plan.kinds, plan.seed, plan.nodes, FEWEST_NODES, plan.nodes + 1)
+        _await(process, lambda: step() > 0, RECOVERY_S)
+        for kind in drawn:
+            if count is not None and len(faults) == count:
+                break
+            due, before = time.monotonic() + plan.every_s, step()
+            _await(process, lambda due=due: time.monotonic() >= due, plan.every_s + 1)  # type: ignore[misc]
+            _await(process, lambda before=before: step() > before, RECOVERY_S)  # type: ignore[misc]
+            _await(process, lambda kind=kind: injector.can(kind), RECOVERY_S)  # type: ignore[misc]
+            if process.poll() is not None or not injector.can(kind):
+                break
+            faults.append(injector.inject(kind))
+            self.console.line(f"fault {len(faults)}: {kind}, {faults[-1].target}")
+        return faults
+
+    @contextmanager
+    def cluster(self, name: str, *, stock: bool = False) -> Iterator[LocalNodes]:
+        """Head and nodes; with Ray's own settings where `stock`."""
+        folder = self.folder / name
+        folder.mkdir()
+        keys = {
+            "AWS_ACCESS_KEY_ID": self.config.store.access_key_id,
+            "AWS_SECRET_ACCESS_KEY": self.config.store.secret_access_key,
+        }
+        own = {name: value for name, value in keys.items() if value}
+        with LocalNodes(folder, environment=own, stock=stock) as nodes:
+            self.console.line(f"cluster: starting a head and {self.plan.nodes} nodes of one CPU")
+            nodes.add(self.plan.nodes)
+            yield nodes
+
+    def training(self, run: str, nodes: LocalNodes, endpoint_url: str | None) -> Any:
+        """`manta train` on the cluster."""
+        sets = [*self.overrides, f"run={run}", "store.serve=null"]
+        if endpoint_url:
+            sets.append(f"store.endpoint_url={endpoint_url}")
+        scaling = self.config.scaling
+        if scaling.fewest == scaling.most:
+            sets += ["scaling.min_workers=1", f"scaling.max_workers={self.plan.nodes}"]
+        options = [part for each in sets for part in ("--set", each)]
+        return self.program([sys.executable, "-m", "orchestrator.cli", "train", str(self.recipe), *options], nodes, run)
+
+    @contextmanager
+    def program(self, command: Sequence[str], nodes: LocalNodes, name: str) -> Iterator[subprocess.Popen[str]]:
+        """A command whose output is shown; ended with the block."""
+        environment = {**os.environ, **nodes.environment, "PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
+        streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        process: subprocess.Popen[str] = subprocess.Popen(command, env=environment, start_new_session=True, **streams)
+        self.console.line(f"{name}: begins")
+        assert process.stdout is not None
+        output = process.stdout
+
+        def show() -> None:
+            for line in output:
+                self.console.line(f"  {line.rstrip()}")
+
+        reader = threading.Thread(target=show, daemon=True)
+        reader.start()
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(RECOVERY_S / 6)
+                process.kill()
+            process.wait()
+            reader.join(5)
+
+    def config_of(self, run: str) -> RunConfig:
+        """The recipe's config under another run's name."""
+        return self.config.model_copy(update={"run": run})
+
+    def store_of(self, run: str) -> Any:
+        """Where a run is kept."""
+        return stores(self.config_of(run))[1]
+
+    def step_of(self, run: str) -> int:
+        """Newest step that a run has told of; 0 before there is one."""
+        with suppress(MantaError):
+            return load_record(self.store_of(run)).last.step
+        return 0
+
+    def story(self, run: str) -> dict[str, Any]:
+        """What there is to say of a run, and its losses."""
+        opened = open_run(self.config_of(run))
+        told: Mapping[str, Any] = describe(opened)
+        wanted = ("run", "status", "samples", "world_sizes", "goodput", "tokens_per_s", "disruptions", "bad_steps")
+        losses = [json.loads(line)["loss"] for line in metrics_lines(opened.store)]
+        return {name: told[name] for name in wanted} | {
+            "losses": losses,
+            "started_at": opened.record.attempts[0].started_at,
+        }
+
+
+def _await(process: subprocess.Popen[str], condition: Callable[[], bool], patience_s: float) -> None:
+    """Wait until a condition holds, the program ends, or patience does."""
+    deadline = time.monotonic() + patience_s
+    while process.poll() is None and time.monotonic() < deadline and not condition():
+        time.sleep(LOOK_EVERY_S)
+
+
+def _await_end(process: subprocess.Popen[str], name: str) -> None:
+    status = process.wait()
+    if status:
+        raise MantaError(f"{name} ended with status {status}; what it printed is above.")

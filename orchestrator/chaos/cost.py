@@ -1,0 +1,83 @@
+"""What every fault cost, from when it was done and what the run's record says of its interruptions. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from orchestrator.chaos.faults import Injected
+
+
+def costs(
+    faults: Sequence[Injected], disruptions: Sequence[Mapping[str, Any]], began_at: float
+) -> list[dict[str, Any]]:
+    """A row for every fault; see `Disruption.story` for what a disruption says.
+
+    Args:
+        faults: in the order they were done.
+        began_at: when the run began, seconds since the epoch.
+
+    Returns:
+        for each: `kind`, `target`, `at_s`; `detect_s` until the workers were ended because of it; `restart_s` from
+        there to the first step that had not been done before; `lost_s`, the seconds without a new step, which for a
+        planned restart begin at the pause; `replayed_steps`; and the phases of the restart.
+    """
+    ends = [fault.at for fault in faults[1:]] + [float("inf")]
+    return [
+        _cost(fault, [each for each in disruptions if fault.at <= each["at"] < until], began_at)
+        for fault, until in zip(faults, ends, strict=True)
+    ]
+
+
+def _cost(fault: Injected, its: Sequence[Mapping[str, Any]], began_at: float) -> dict[str, Any]:
+    row: dict[str, Any] = {"kind": fault.kind, "target": fault.target, "at_s": fault.at - began_at}
+    if not its:
+        return row | {"restarts": 0, "detect_s": None, "restart_s": None, "lost_s": 0.0, "replayed_steps": 0}
+    first, last = its[0], its[-1]
+    lost = [_lost(fault, each) for each in its]
+    stepped_at = _stepped_at(last)
+    return row | {
+        "restarts": len(its),
+        "cause": first["cause"],
+        "detect_s": first["at"] - fault.at,
+        "restart_s": None if stepped_at is None else stepped_at - first["at"],
+        "lost_s": None if None in lost else sum(each for each in lost if each is not None),
+        "replayed_steps": sum(each["replayed_steps"] or 0 for each in its),
+        "phases": {name: first[name] for name in ("placing_s", "starting_s")},
+        "workers": [first["workers"], last["workers_after"]],
+    }
+
+
+def _lost(fault: Injected, disruption: Mapping[str, Any]) -> float | None:
+    """Seconds without a new step: from the fault or, where steps were done after it, from the last of them."""
+    stepped_at = _stepped_at(disruption)
+    return None if stepped_at is None else stepped_at - max(fault.at, disruption["at"] - disruption["detection_s"])
+
+
+def _stepped_at(disruption: Mapping[str, Any]) -> float | None:
+    """When the first new step after it was done, seconds since the epoch."""
+    if disruption["lost_s"] is None:
+        return None
+    return float(disruption["at"] - disruption["detection_s"] + disruption["lost_s"])
+
+
+def largest_difference(one: Sequence[float | None], other: Sequence[float | None]) -> float | None:
+    """Largest relative difference of two runs' losses, step by step; None where their steps do not match."""
+    if len(one) != len(other) or any((a is None) != (b is None) for a, b in zip(one, other, strict=True)):
+        return None
+    both = [(a, b) for a, b in zip(one, other, strict=True) if a is not None and b is not None]
+    return max((abs(a - b) / abs(a) for a, b in both), default=0.0)
+
+
+def gaps_after(faults: Sequence[Injected], steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For a loop that only logs `step` and `at`: seconds from every fault to a new step, and steps done again."""
+    rows = []
+    for fault, until in pairwise([*faults, Injected("end", float("inf"), "")]):
+        before = max((each["step"] for each in steps if each["at"] <= fault.at), default=0)
+        later = [each for each in steps if fault.at < each["at"]]
+        again = sum(each["step"] <= before for each in later if each["at"] < until.at)
+        new_at = min((each["at"] for each in later if each["step"] > before), default=None)
+        row = {"kind": fault.kind, "target": fault.target, "replayed_steps": again}
+        rows.append(row | {"lost_s": None if new_at is None else new_at - fault.at})
+    return rows

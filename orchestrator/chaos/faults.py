@@ -1,0 +1,144 @@
+"""Faults as they are done to a run: real signals, real drains, a real proxy in front of the object store."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from cluster.faulty_proxy import FaultyProxy
+from cluster.local_nodes import LocalNode, LocalNodes
+from data.store import Store
+from orchestrator.checkpoint import MODEL, list_checkpoints
+
+WORKER = "ray::RayTrainWorker"
+"""Title that Ray gives the processes of training workers."""
+
+GRACE_S = 10
+"""Seconds from a drain's notice to the node's end."""
+
+STORE_TROUBLE_S, STORE_FAILING, STORE_DELAY_S = 8.0, 0.3, 0.5
+"""How long the store is in trouble, the share of requests that fail, and seconds by which answers come late."""
+
+
+@dataclass
+class Injected:
+    """A fault that was done: when (seconds since the epoch), and to whom."""
+
+    kind: str
+    at: float
+    target: str
+
+
+@dataclass
+class Injector:
+    """Does faults to the run on `nodes`.
+
+    Attributes:
+        store: where the run is kept, reached past the proxy; None before the run has begun.
+    """
+
+    nodes: LocalNodes
+    proxy: FaultyProxy | None
+    store: Store
+    draw: random.Random
+    title: str = WORKER
+    _later: list[threading.Timer] = field(default_factory=list)
+
+    def inject(self, kind: str) -> Injected:
+        """Do a fault of this kind."""
+        doing: Callable[[], tuple[float, str]] = getattr(self, f"_{kind.replace('-', '_')}")
+        at, target = doing()
+        return Injected(kind, at, target)
+
+    def can(self, kind: str) -> bool:
+        """Whether there is something to do it to at this moment."""
+        if kind in ("kill-worker", "hang-worker", "kill-node", "drain-node", "remove-node"):
+            return bool(self._with_workers())
+        if kind == "corrupt-checkpoint":
+            return len(list_checkpoints(self.store)) > 1 and bool(self._with_workers())
+        return True
+
+    def settle(self) -> None:
+        """Wait until what faults have begun is at its end."""
+        for timer in self._later:
+            timer.join()
+
+    def _with_workers(self) -> list[LocalNode]:
+        return [node for node in self.nodes.living() if node.workers(self.title)]
+
+    def _kill_worker(self) -> tuple[float, str]:
+        node = self.draw.choice(self._with_workers())
+        pid = self.draw.choice(node.workers(self.title))
+        at = time.time()
+        os.kill(pid, signal.SIGKILL)
+        return at, f"process {pid} on {node.name}"
+
+    def _hang_worker(self) -> tuple[float, str]:
+        node = self.draw.choice(self._with_workers())
+        pid = self.draw.choice(node.workers(self.title))
+        at = time.time()
+        os.kill(pid, signal.SIGSTOP)
+        return at, f"process {pid} on {node.name}"
+
+    def _kill_node(self) -> tuple[float, str]:
+        node = self.draw.choice(self._with_workers())
+        at = time.time()
+        node.kill()
+        return at, node.name
+
+    def _drain_node(self) -> tuple[float, str]:
+        node = self.draw.choice(self._with_workers())
+        at = node.drain(self.nodes.address, GRACE_S, self.nodes.environment)
+        self._after(GRACE_S, node.kill)
+        return at, node.name
+
+    def _remove_node(self) -> tuple[float, str]:
+        node = self.draw.choice(self._with_workers())
+        at = time.time()
+        node.terminate()
+        return at, node.name
+
+    def _add_node(self) -> tuple[float, str]:
+        [node] = self.nodes.add()
+        return time.time(), node.name
+
+    def _store_errors(self) -> tuple[float, str]:
+        assert self.proxy is not None
+        self.proxy.failing = STORE_FAILING
+        self._after(STORE_TROUBLE_S, lambda: setattr(self.proxy, "failing", 0.0))
+        return time.time(), f"{STORE_FAILING:.0%} of requests for {STORE_TROUBLE_S:g} s"
+
+    def _store_slow(self) -> tuple[float, str]:
+        assert self.proxy is not None
+        self.proxy.delay_s = STORE_DELAY_S
+        self._after(STORE_TROUBLE_S, lambda: setattr(self.proxy, "delay_s", 0.0))
+        return time.time(), f"{STORE_DELAY_S:g} s late for {STORE_TROUBLE_S:g} s"
+
+    def _corrupt_checkpoint(self) -> tuple[float, str]:
+        newest = list_checkpoints(self.store)[-1]
+        key = f"checkpoints/{newest}/{MODEL}"
+        content = bytearray(self.store.get(key))
+        content[len(content) // 2] ^= 1
+        self.store.put(key, bytes(content))
+        lost = self._with_workers()
+        at = time.time()
+        for node in lost:
+            node.kill()
+        self.nodes.living()
+        self.nodes.add(len(lost))
+        return at, f"{newest} and {', '.join(node.name for node in lost)}"
+
+    def _after(self, seconds: float, action: Callable[[], object]) -> None:
+        def act() -> None:
+            with suppress(OSError):
+                action()
+
+        timer = threading.Timer(seconds, act)
+        self._later.append(timer)
+        timer.start()

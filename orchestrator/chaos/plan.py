@@ -1,0 +1,73 @@
+"""Which faults, in which order: a function of the seed. Pure."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator, Sequence
+
+from orchestrator.errors import InputError
+
+KINDS = {
+    "kill-worker": "SIGKILL to a training worker",
+    "kill-node": "SIGKILL to a node, raylet and workers",
+    "drain-node": "a node is told that it will be reclaimed, and killed at the deadline",
+    "remove-node": "SIGTERM to a node, as a pod that is deleted gets it",
+    "add-node": "a node joins",
+    "hang-worker": "SIGSTOP to a training worker",
+    "store-errors": "for some seconds, requests to the object store fail or are cut off",
+    "store-slow": "for some seconds, the object store answers late",
+    "corrupt-checkpoint": "a byte of the newest checkpoint is flipped, and all nodes with workers are killed",
+}
+
+LOSING = frozenset({"kill-node", "drain-node", "remove-node"})
+"""Faults after which there is a node less."""
+
+
+def refuse_unknown(kinds: Sequence[str]) -> None:
+    """Raises InputError for a kind that there is not, naming those that there are."""
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown or not kinds:
+        listed = "\n".join(f"  {kind:<20}{what}" for kind, what in KINDS.items())
+        raise InputError(f"No such fault: {', '.join(unknown) or 'none given'}. There are:\n{listed}")
+
+
+def seconds_of(text: str) -> float:
+    """Seconds that "20s", "1.5m" or "20" stand for.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|)", text.strip())
+    if match is None:
+        raise InputError(f"--every {text}: give seconds, as 20s.")
+    return float(match[1]) * (60 if match[2] == "m" else 1)
+
+
+def draw_faults(kinds: Sequence[str], seed: int, nodes: int, fewest: int, most: int) -> Iterator[str]:
+    """Kinds of faults without end: each once before any comes again, in an order that the seed decides.
+
+    A fault that would leave fewer than `fewest` nodes or more than `most` is put off; where only such are left, a node
+    is added, or lost, in between.
+
+    Args:
+        nodes: nodes there are at the beginning.
+    """
+    draw = random.Random(seed)
+    deck: list[str] = []
+    while True:
+        if not deck:
+            deck = list(kinds)
+            draw.shuffle(deck)
+        possible = [kind for kind in deck if not _refused(kind, nodes, fewest, most)]
+        if possible:
+            kind = possible[0]
+            deck.remove(kind)
+        else:
+            kind = "add-node" if nodes <= fewest else "remove-node"
+        nodes += (kind == "add-node") - (kind in LOSING)
+        yield kind
+
+
+def _refused(kind: str, nodes: int, fewest: int, most: int) -> bool:
+    return (kind in LOSING and nodes <= fewest) or (kind == "add-node" and nodes >= most)
