@@ -37,14 +37,16 @@ class FaultyProxy:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        server = asyncio.run_coroutine_threadsafe(asyncio.start_server(self._serve, "127.0.0.1", 0), self._loop)
-        self.endpoint_url = f"http://127.0.0.1:{server.result().sockets[0].getsockname()[1]}"
+        starting = asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = asyncio.run_coroutine_threadsafe(starting, self._loop).result()
+        self.endpoint_url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         async def end() -> None:
+            self._server.close()
             tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
             for task in tasks:
                 task.cancel()
@@ -56,20 +58,19 @@ class FaultyProxy:
         self._loop.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        upstream: asyncio.StreamWriter | None = None
-        try:
+        ends, requests = [writer], None
+        # Cancelled, it ends like one whose peer has left: asyncio reports a cancelled handler as an error.
+        with suppress(OSError, asyncio.CancelledError):
             answers, upstream = await asyncio.open_connection(*self._target)
+            ends.append(upstream)
             requests = asyncio.create_task(self._requests(reader, upstream, writer))
             await self._answers(answers, writer)
+        if requests is not None:
             requests.cancel()
-        except OSError:
-            pass
-        finally:
-            for end in (writer, upstream):
-                if end is not None:
-                    end.close()
-                    with suppress(OSError, asyncio.CancelledError):
-                        await end.wait_closed()
+        for end in ends:
+            end.close()
+            with suppress(OSError, asyncio.CancelledError):
+                await end.wait_closed()
 
     async def _requests(
         self, reader: asyncio.StreamReader, upstream: asyncio.StreamWriter, client: asyncio.StreamWriter

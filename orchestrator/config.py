@@ -103,7 +103,13 @@ class ScalingConfig(Section):
 class CheckpointConfig(Section):
     """When the run is saved to storage, and how many saves are kept."""
 
-    every_s: float = Field(60.0, gt=0, allow_inf_nan=False, description="Seconds from one checkpoint to the next.")
+    every_s: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds from one checkpoint to the next; null lets it follow from what one costs and how often "
+        "workers die.",
+    )
     every_steps: int | None = Field(
         None, ge=1, description="Steps from one checkpoint to the next; if set, every_s does not count."
     )

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from orchestrator.disruption import Disruption
 from orchestrator.failure_policy import Cause, Failure, FailurePolicy, GiveUp, Restart, is_hung
 from orchestrator.job import TrainJob
+from orchestrator.save_policy import PRIOR_MTBF_S, observed_mtbf_s
 from orchestrator.scaling_policy import Save, SaveThenResize, ScalingPolicy, Situation, Start
 
 SETTLING_S = 2.0
@@ -57,11 +58,13 @@ class Wishes(NamedTuple):
         stop: save, and do no further step.
         pause: keep the state in memory and end, to be started again in another size.
         saves: times that a checkpoint has been asked for.
+        mtbf_s: seconds from one failure to the next, as far as is known.
     """
 
     stop: bool = False
     pause: bool = False
     saves: int = 0
+    mtbf_s: float = PRIOR_MTBF_S
 
 
 class Monitor:
@@ -85,7 +88,8 @@ class Monitor:
         self._progress = Progress()
         self._policy = FailurePolicy()
         self._past: dict[str, float] = {}
-        self._began_at = self._told_at = self._failed_at = self._started_at = now()
+        self._made_at = self._began_at = self._told_at = self._failed_at = self._started_at = now()
+        self._failures = 0
         self._has_told = False
         self._wishes = Wishes()
         self._saved_because = self._waiting_for = ""
@@ -239,6 +243,11 @@ class Monitor:
             return  # a group that failed before it had begun is part of what its start cost
         told_at = max(self._told_at, self._began_at)
         step = progress.row.get("step", progress.restored_step)
+        if cause != "resize":
+            self._failures += 1
+            self._wishes = self._wishes._replace(
+                mtbf_s=observed_mtbf_s(self._failed_at - self._made_at, self._failures)
+            )
         progress.disruptions.append(Disruption(cause, step, progress.world_size, told_at, self._failed_at, time.time()))
 
     def _add(self, cause: str, seconds: float) -> None:

@@ -18,6 +18,7 @@ from orchestrator.monitor import Wishes
 from orchestrator.node_memory import SnapshotClock
 from orchestrator.restore import Node
 from orchestrator.run_state import RunState
+from orchestrator.save_policy import FIRST_SAVE_S, save_cost_s, save_interval_s
 from orchestrator.step_log import Orders
 from orchestrator.stragglers import StragglerWatch
 
@@ -39,6 +40,8 @@ class Recorder:
         self._told_at = -math.inf
         self._saved_step = int(restored.saved["step"])
         self._saved_at = time.monotonic()
+        self._stall_s = 0.0
+        self._upload_s: float | None = None
         self._saves_done = 0
         self._save_now = False
         self._saving: ray.ObjectRef[int] | None = None
@@ -101,6 +104,7 @@ class Recorder:
             DiskFullError: it could not be kept, and was to be saved.
         """
         self._snapshots.taken(cost_s)
+        self._stall_s = cost_s
         if self._save_now:
             if problem is not None:
                 raise problem
@@ -146,7 +150,15 @@ class Recorder:
         checkpoint = self._job.config.checkpoint
         if checkpoint.every_steps is not None:
             return step % checkpoint.every_steps == 0
-        return time.monotonic() - self._saved_at >= checkpoint.every_s
+        every_s = checkpoint.every_s or self._interval_s()
+        return time.monotonic() - self._saved_at >= every_s
+
+    def _interval_s(self) -> float:
+        """Seconds from one save to the next where the recipe leaves it open."""
+        if self._upload_s is None:
+            return FIRST_SAVE_S
+        cost_s = save_cost_s(self._stall_s, self._upload_s)
+        return save_interval_s(cost_s, self._wishes.mtbf_s, self._upload_s)
 
     def _is_saving(self) -> bool:
         """Whether a save is on its way; where the store is slower than the interval, the next is skipped."""
@@ -166,6 +178,7 @@ class Recorder:
         saving, self._saving = self._saving, None
         try:
             self._saved_step, self._failures = ray.get(saving), 0
+            self._upload_s = time.monotonic() - self._saved_at
             return
         except ray.exceptions.RayActorError:
             self._keeper = ray.get(self._job.monitor.keeper_of.remote(self._node.node_id, self._job, anew=True))

@@ -35,8 +35,9 @@ def load_trained(config: RunConfig, run: Run) -> TrainedModel:
     with tempfile.TemporaryDirectory(prefix="manta-model-") as scratch:
         fetched = fetch_newest(run.store, run.record, (MODEL,), Path(scratch))
         if fetched is None:
-            every_s = config.checkpoint.every_s
-            raise UnknownRunError(f"Run {config.run!r} has no checkpoint yet; `manta train` saves every {every_s:g} s.")
+            raise UnknownRunError(
+                f"Run {config.run!r} has no checkpoint yet; the first comes within a minute of training."
+            )
         data = run.prepare(lambda line: None)
         tokenizer = data.tokenizer
         model = build_model(config, embedding_rows(config, tokenizer), tokenizer.end_of_text)

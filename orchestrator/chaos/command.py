@@ -71,6 +71,7 @@ def chaos(recipe: Path, overrides: Sequence[str], plan: Plan, baseline: bool) ->
         MantaError: one of the runs did not come to its end.
     """
     refuse_unknown(plan.kinds)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the nodes must end with it
     console = Console()
     config = load_recipe(recipe, overrides)
     if not config.storage.startswith("s3://") and set(plan.kinds) & set(_STORE_FAULTS):

@@ -108,7 +108,7 @@ def test_nothing_is_decided_on_what_a_group_before_has_told(clock: Clock) -> Non
     monitor.seen_running(workers=2, slots=2, on_draining=2)  # still in flight when the group failed
     monitor.begin_group(step=100, world_size=2, clock_s=0.0)
     monitor.seen_running(workers=2, slots=2, on_draining=1)  # the newest row is that of four workers
-    assert monitor.report(phase="training") == Wishes()
+    assert not monitor.report(phase="training").pause
 
 
 def test_places_that_tokenizing_holds_are_waited_for_a_moment(clock: Clock) -> None:
@@ -145,7 +145,7 @@ def test_waiting_for_nodes_is_not_taken_for_the_cost_of_a_restart(clock: Clock) 
     for _ in range(3):
         monitor.seen_running(workers=2, slots=4, on_draining=0)
         clock.now += SETTLE_S
-    assert trained(monitor, 2) == Wishes(pause=True)
+    assert trained(monitor, 2).pause
 
 
 def test_what_is_waited_for_is_said_once(clock: Clock) -> None:
@@ -230,3 +230,15 @@ def test_a_node_has_one_keeper_until_it_dies(clock: Clock) -> None:
     assert monitor.keeper_of("a", None) is first and monitor.keeper_of("b", None) is not first
     again = monitor.keeper_of("a", None, anew=True)
     assert again is not first and monitor.keepers() == [again, monitor.keeper_of("b", None)]
+
+
+def test_the_loop_hears_how_often_groups_fail(clock: Clock) -> None:
+    monitor = monitor_of(clock)
+    monitor.begin_group(step=0, world_size=2, clock_s=0.0)
+    before = trained(monitor, 2).mtbf_s
+    monitor.paused()
+    monitor.begin_group(step=100, world_size=4, clock_s=0.0)
+    assert trained(monitor, 4).mtbf_s == before, "a planned restart is no failure"
+    monitor.failed("node", "gone")
+    monitor.begin_group(step=100, world_size=3, clock_s=0.0)
+    assert trained(monitor, 3).mtbf_s == pytest.approx(before / 2)

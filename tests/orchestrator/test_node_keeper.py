@@ -1,0 +1,168 @@
+"""The keeper between a node's memory and the store: what it saves is what it chooses again, whole or not at all."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data.errors import TransientStoreError
+from data.local_store import LocalStore
+from orchestrator import node_keeper
+from orchestrator.checkpoint import MODEL, OPTIMIZER, CheckpointName, list_checkpoints
+from orchestrator.errors import CheckpointDamagedError, FencedError
+from orchestrator.ledger import StepRow, metrics_lines
+from orchestrator.node_keeper import NodeKeeper
+from orchestrator.run_record import Fence
+from orchestrator.run_state import START
+
+BATCH = 2
+
+
+class Remote:
+    """An actor's method, called in this process."""
+
+    def __init__(self, answer: Any) -> None:
+        self._answer = answer
+        self.calls: list[Any] = []
+
+    def remote(self, *arguments: Any) -> Any:
+        self.calls.append(arguments)
+        return self._answer
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(str(tmp_path / "kept"))
+
+
+@pytest.fixture(autouse=True)
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_keeper.ray, "get", lambda answers: answers)
+
+
+@pytest.fixture
+def fence(store: LocalStore) -> Fence:
+    fence = Fence.claim(store, "kept", {}, begun=False)
+    fence.update(attempt={"from_step": 0})
+    return fence
+
+
+def job_of(store: LocalStore, attempt: int = 1) -> Any:
+    return SimpleNamespace(
+        store=store,
+        attempt=attempt,
+        facts={"config": {}},
+        config=SimpleNamespace(
+            seed=1, train=SimpleNamespace(global_batch_size=BATCH), checkpoint=SimpleNamespace(keep=3)
+        ),
+        feeder=SimpleNamespace(counts=Remote(np.arange(3)), skipped=Remote({})),
+        monitor=SimpleNamespace(note=Remote(None)),
+    )
+
+
+@pytest.fixture
+def keeper(store: LocalStore, fence: Fence) -> Iterator[NodeKeeper]:
+    keeper = NodeKeeper(job_of(store), "node")
+    keeper.open_memory(0)
+    yield keeper
+    keeper.discard()
+
+
+def rows(first: int, last: int) -> list[StepRow]:
+    return [StepRow(s, 1 / s, 0.1, 1.0, 10 * s, 1, 0.1, 0.0, np.arange(BATCH)) for s in range(first, last + 1)]
+
+
+def keep(keeper: NodeKeeper, step: int, kept: list[StepRow]) -> None:
+    """As a worker writes its state after `step`."""
+    with keeper.open_memory(0).writing(step, kept) as folder:
+        for name in (MODEL, OPTIMIZER):
+            (folder / name).write_bytes(f"{name} after {step}".encode())
+
+
+def test_a_run_without_anything_begins_at_the_beginning(keeper: NodeKeeper) -> None:
+    assert keeper.choose([(-1, -1), (-1, -1)]) == (START, None, None)
+
+
+def test_what_is_saved_is_what_the_next_attempt_finds_in_memory(keeper: NodeKeeper, store: LocalStore) -> None:
+    keeper.choose([(-1, -1)])
+    keep(keeper, 4, rows(1, 4))
+    assert keeper.save(4) == 4
+    keep(keeper, 6, rows(5, 6))
+    keeper.save(6)
+    assert list_checkpoints(store) == [CheckpointName(4, 1), CheckpointName(6, 1)]
+    assert len(metrics_lines(store)) == 6
+    keeper.discard()
+
+    later = NodeKeeper(job_of(store), "another node")
+    memory = later.open_memory(0)
+    origin = later.choose([(-1, -1)])
+    assert (origin.name, origin.holder) == (CheckpointName(6, 1), None)
+    assert (origin.saved["tokens"], len(origin.saved["recent_losses"])) == (60, 6)
+    assert len(origin.saved["ledger"]) == 2
+    assert memory.newest() == (6, 7)
+    assert (memory.path(6) / MODEL).read_bytes() == b"model.safetensors after 6"
+    later.discard()
+
+
+def test_a_nodes_memory_comes_before_the_store(keeper: NodeKeeper) -> None:
+    keep(keeper, 4, rows(1, 4))
+    keeper.save(4)
+    keep(keeper, 7, rows(5, 7))
+    origin = keeper.choose([(-1, -1), keeper.newest()])
+    assert (origin.saved["step"], origin.holder) == (4, 1)
+
+
+def test_a_damaged_checkpoint_is_named_and_what_joins_on_to_the_one_before_is_chosen(
+    keeper: NodeKeeper, store: LocalStore
+) -> None:
+    for step in (4, 6):
+        keep(keeper, step, rows(1, step))
+        keeper.save(step)
+    store.put(f"checkpoints/{CheckpointName(6, 1)}/{MODEL}", b"something else")
+    origin = keeper.choose([(-1, -1)])
+    assert origin.name == CheckpointName(4, 1)
+    assert "step-00000006-a1/ is damaged" in str(keeper._job.monitor.note.calls).replace("a1 is", "a1/ is")
+    store.put(f"checkpoints/{CheckpointName(4, 1)}/{MODEL}", b"something else")
+    with pytest.raises(CheckpointDamagedError, match="No checkpoint is left"):
+        keeper.choose([(-1, -1)])
+
+
+def test_steps_whose_data_was_left_out_are_remembered_by_every_later_checkpoint(keeper: NodeKeeper) -> None:
+    bad = [StepRow(3, None, 0.1, None, 20, 1, 0.1, 0.0, np.arange(BATCH))]
+    keep(keeper, 4, [*rows(1, 2), *bad, *rows(4, 4)])
+    keeper.save(4)
+    keep(keeper, 6, rows(5, 6))  # rows of steps that are saved are not brought along any more
+    keeper.save(6)
+    keep(keeper, 8, rows(7, 8))
+    keeper.save(8)
+    assert keeper.choose([(-1, -1)]).saved["bad_steps"] == [3]
+
+
+def test_a_save_that_failed_can_be_made_again(
+    keeper: NodeKeeper, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(keeper, 4, rows(1, 4))
+    put_file = store.put_file
+
+    def fail(key: str, path: Any) -> None:
+        raise TransientStoreError("busy")
+
+    monkeypatch.setattr(store, "put_file", fail)
+    with pytest.raises(TransientStoreError):
+        keeper.save(4)
+    assert list_checkpoints(store) == []
+    monkeypatch.setattr(store, "put_file", put_file)
+    keep(keeper, 5, rows(1, 5))
+    keeper.save(5)
+    assert [row["step"] for row in map(__import__("json").loads, metrics_lines(store))] == [1, 2, 3, 4, 5]
+
+
+def test_a_fenced_keeper_saves_nothing(keeper: NodeKeeper, store: LocalStore) -> None:
+    keep(keeper, 4, rows(1, 4))
+    Fence.claim(store, "kept", {}, begun=False, takeover=True)
+    with pytest.raises(FencedError):
+        keeper.save(4)
+    assert list_checkpoints(store) == [] and metrics_lines(store) == []
