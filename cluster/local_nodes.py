@@ -64,13 +64,19 @@ class LocalNode:
         self._raylet: int | None = None
 
     def await_raylet(self) -> None:
-        """Wait until its raylet has been started, and with it the names of its sockets been taken."""
+        """Wait until its raylet has been started and has taken its sockets, whose names are found by looking."""
         self._await(lambda: bool(self._raylets()))
         [self._raylet] = self._raylets()
+        self._await(lambda: Path(self._argument("raylet_socket_name")).exists())
 
     def await_ready(self) -> None:
         """Wait until it has joined its cluster."""
         self._await(lambda: "Ray runtime started" in self._output.read_text(errors="replace"))
+
+    def _argument(self, name: str) -> str:
+        """What its raylet was started with."""
+        parts = command_line(self._raylet or -1).split("\0")
+        return next((part.removeprefix(f"--{name}=") for part in parts if part.startswith(f"--{name}=")), "")
 
     def _raylets(self) -> list[int]:
         return [pid for pid in children(self._process.pid) if "raylet/raylet" in command_line(pid).partition("\0")[0]]
@@ -87,12 +93,7 @@ class LocalNode:
     @property
     def node_id(self) -> str:
         """Its id in the cluster, as Ray's tools take it."""
-        assert self._raylet is not None, "await_raylet comes first"
-        return next(
-            part.removeprefix("--node_id=")
-            for part in command_line(self._raylet).split("\0")
-            if part.startswith("--node_id=")
-        )
+        return self._argument("node_id")
 
     def workers(self, title: str = "") -> list[int]:
         """Pids of its Ray workers whose title contains `title`."""

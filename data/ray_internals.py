@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -79,8 +80,11 @@ def address_and_port() -> tuple[str, int]:
 class GroupSize(Protocol):
     """Decides how many workers there are; asked in the controller's process."""
 
-    def when_idle(self, free: int, total: int) -> int | None:
-        """No worker runs; `free` of `total` places for them are free. Returns how many to start; None: none yet."""
+    def when_idle(self, free: int, total: int) -> tuple[int, float] | None:
+        """No worker runs; `free` of `total` places for them are free.
+
+        Returns how many to start, and seconds after which a start is taken to hang; None: none yet.
+        """
 
     def when_running(self, workers: int, slots: int, on_draining: int) -> str | None:
         """`workers` run, `on_draining` of them on nodes about to go; `slots` are on the others, theirs included.
@@ -135,6 +139,9 @@ def _fitting(resources: Mapping[str, float], per_worker: Mapping[str, float]) ->
     return min(int(resources.get(kind, 0.0) // need) for kind, need in per_worker.items() if need > 0)
 
 
+WORKER_CLASS = "RayTrainWorker"
+"""Name of the class of Ray Train's worker actors; also in the titles of their processes."""
+
 PROBES, PROBE_TIMEOUT_S = 16, 1.0
 """Nodes asked at once whether they are there, and seconds each has to take the call."""
 
@@ -175,6 +182,12 @@ def data_parallel_trainer(
             return FailureDecision.RETRY if retry(training_failed_error) else FailureDecision.RAISE
 
     class AskedSize(FixedScalingPolicy):
+        _watch: threading.Timer | None = None
+
+        def _has_started_or_failed(self) -> None:
+            if self._watch is not None:
+                self._watch.cancel()
+
         def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
             per_worker = self.scaling_config._resources_per_worker_not_none
             try:
@@ -183,13 +196,20 @@ def data_parallel_trainer(
             except Exception as error:  # the controller does not survive one; what is not seen now is seen later
                 _logger.warning("The cluster's state is not to be had: %s", error)
                 free = total = 0
-            workers = size.when_idle(free, total)
-            if workers is None:
+            self._has_started_or_failed()
+            decision = size.when_idle(free, total)
+            if decision is None:
                 time.sleep(IDLE_LOOK_S)  # the controller asks again at once
                 return NoopDecision()
+            workers, patience_s = decision
+            # The controller waits for a group that starts, however long, and asks nothing meanwhile.
+            self._watch = threading.Timer(patience_s, _kill_workers, [f"They have not started in {patience_s:.0f} s"])
+            self._watch.daemon = True
+            self._watch.start()
             return ResizeDecision(num_workers=workers, resources_per_worker=per_worker)
 
         def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
+            self._has_started_or_failed()
             workers = worker_group_state.workers
             ours = Counter(worker.metadata.node_id for worker in workers)
             try:
@@ -223,6 +243,19 @@ def data_parallel_trainer(
             return super()._initialize_and_run_controller(**controller)
 
     return WorkerGroupTrainer(*args, **kwargs)
+
+
+def _kill_workers(why: str) -> None:
+    """Kill all training workers of this job."""
+    from ray._private.state import actors
+    from ray._private.worker import global_worker
+    from ray._raylet import ActorID
+
+    _logger.warning("The workers are killed. %s.", why)
+    this: Any = global_worker
+    for actor_id, told in actors(job_id=this.current_job_id, actor_state_name="ALIVE").items():
+        if told["ActorClassName"] == WORKER_CLASS:
+            this.core_worker.kill_actor(ActorID.from_hex(actor_id), True)
 
 
 def timed_out_starting(error: BaseException) -> bool:

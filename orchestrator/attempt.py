@@ -80,7 +80,7 @@ def run_attempt(run: Run, fence: Fence, data: PreparedData, console: Console) ->
                 if requests.pop_new():
                     monitor.request_stop.remote()
                     console.line("saving, then stopping; Ctrl-C again leaves at once, without saving.")
-                if requests.any and progress.phase == "waiting":
+                if requests.any and not progress.has_workers:
                     rescue(monitor, progress, console)
                     life.finish(progress, run.config.train.steps)
                     raise KeyboardInterrupt
@@ -299,6 +299,7 @@ class _Life:
             "from_step": progress.restored_step,
             "step": progress.row.get("step", progress.restored_step or 0),
             "world_size": progress.world_size,
+            "phase": progress.phase,
             "disruptions": [disruption.story() for disruption in progress.disruptions],
             "first_step_s": self._first_step_s,
             "goodput": goodput,

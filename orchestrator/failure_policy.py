@@ -20,6 +20,10 @@ HANG_S, HANG_FACTOR, FIRST_STEP_S = 15.0, 20.0, 900.0
 """The loop hangs if it has said nothing for so many seconds and for so many times as long as a step takes; before its
 first step, which may compile the model, for FIRST_STEP_S."""
 
+FIRST_START_S, START_S, START_FACTOR = 600.0, 30.0, 4.0
+"""A start of the workers hangs if it takes so many times as long as the longest before it, and so many seconds; the
+first, of which nothing is known, if it takes FIRST_START_S."""
+
 Cause = Literal["node", "crash", "hang", "error"]
 
 
@@ -95,3 +99,8 @@ class FailurePolicy:
 def is_hung(silence_s: float, step_s: float | None) -> bool:
     """Whether a loop whose steps take `step_s`, None before the first, hangs after a silence."""
     return silence_s > (FIRST_STEP_S if step_s is None else max(HANG_S, HANG_FACTOR * step_s))
+
+
+def start_patience_s(longest_s: float | None) -> float:
+    """Seconds after which a start of the workers hangs, given the longest before it, None for none."""
+    return FIRST_START_S if longest_s is None else max(START_S, START_FACTOR * longest_s)

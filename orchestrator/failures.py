@@ -53,18 +53,21 @@ class Size:
         self._monitor = monitor
         self._answer: ray.ObjectRef[str | None] | None = None
 
-    def when_idle(self, free: int, total: int) -> int | None:
+    def when_idle(self, free: int, total: int) -> tuple[int, float] | None:
         """See `Monitor.workers_to_start`."""
-        workers: int | None = ray.get(self._monitor.workers_to_start.remote(free, total))
-        return workers
+        decision: tuple[int, float] | None = ray.get(self._monitor.workers_to_start.remote(free, total))
+        return decision
 
     def when_running(self, workers: int, slots: int, on_draining: int) -> str | None:
         """What `Monitor.seen_running` has answered to the look before this one; does not wait."""
-        reason: str | None = None
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
-            reason = ray.get(self._answer)
-        self._answer = self._monitor.seen_running.remote(workers, slots, on_draining)
-        return reason
+            reason: str | None = ray.get(self._answer)
+            self._answer = None
+            if reason is not None:
+                return reason
+        if self._answer is None:
+            self._answer = self._monitor.seen_running.remote(workers, slots, on_draining)
+        return None
 
 
 def cause_of(error: BaseException) -> tuple[Cause, str]:

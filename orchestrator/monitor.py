@@ -11,7 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from orchestrator.disruption import Disruption
-from orchestrator.failure_policy import Cause, Failure, FailurePolicy, GiveUp, Restart, is_hung
+from orchestrator.failure_policy import (
+    Cause,
+    Failure,
+    FailurePolicy,
+    GiveUp,
+    Restart,
+    is_hung,
+    start_patience_s,
+)
 from orchestrator.job import TrainJob
 from orchestrator.save_policy import PRIOR_MTBF_S, observed_mtbf_s
 from orchestrator.scaling_policy import Save, SaveThenResize, ScalingPolicy, Situation, Start
@@ -89,6 +97,7 @@ class Monitor:
         self._policy = FailurePolicy()
         self._past: dict[str, float] = {}
         self._made_at = self._began_at = self._told_at = self._failed_at = self._started_at = now()
+        self._longest_start_s: float | None = None
         self._failures = 0
         self._has_told = False
         self._wishes = Wishes()
@@ -114,6 +123,7 @@ class Monitor:
             newest step done by any group before; what lies between is replay.
         """
         progress, now = self._progress, self._now()
+        self._longest_start_s = max(self._longest_start_s or 0.0, now - self._started_at)
         done = max(step, progress.row.get("step", step))  # the newest word may be older than the newest snapshot
         if progress.restored_step is None:
             progress.restored_step = step
@@ -171,8 +181,12 @@ class Monitor:
         """Controller: the places counted on were not to be had; somebody else has them."""
         self._holding = False
 
-    def workers_to_start(self, free: int, total: int) -> int | None:
-        """Controller: no worker runs, and `free` of `total` places for them are free. None: none for now."""
+    def workers_to_start(self, free: int, total: int) -> tuple[int, float] | None:
+        """Controller: no worker runs, and `free` of `total` places for them are free.
+
+        Returns:
+            workers to start, and seconds after which their start is taken to hang; None: none for now.
+        """
         now = self._now()
         # Ray Train gives a group's places back when it starts the next: until then, those not free are taken for ours.
         if not self._holding and free < total and now - self._failed_at < SETTLING_S:
@@ -181,7 +195,7 @@ class Monitor:
         if isinstance(decision, Start):
             self._waiting_for, self._holding, self._started_at = "", True, now
             self.note(f"starting {decision.workers} workers: {decision.why}")
-            return decision.workers
+            return decision.workers, start_patience_s(self._longest_start_s)
         if decision.why != self._waiting_for:
             self._waiting_for = decision.why
             self.note(f"waiting: {decision.why}")
@@ -195,9 +209,9 @@ class Monitor:
             why the workers are to be killed: they hang; else None.
         """
         progress, now = self._progress, self._now()
-        row = progress.row if self._has_told else {}
-        silence_s = now - (self._told_at if self._has_told else self._began_at)
-        if progress.phase == "training" and is_hung(silence_s, row.get("step_s")):
+        row = progress.row if self._has_told and progress.phase == "training" else {}
+        silence_s = now - (self._told_at if row else max(self._began_at, self._started_at))
+        if progress.phase in ("training", "starting", "restarting") and is_hung(silence_s, row.get("step_s")):
             return f"nothing heard of rank 0 for {silence_s:.0f} s, and its steps take {row.get('step_s', 0.0):.2f} s"
         if self._wishes.pause or progress.phase != "training" or row.get("world_size") != workers:
             return None

@@ -38,6 +38,7 @@ class Attempt:
 
     Attributes:
         from_step: step of the checkpoint it went on from; None until it knows.
+        phase: what its loop was at, see `Progress.phase`.
         disruptions: ends of worker groups before the attempt's own, see `Disruption.story`.
         started_at, heartbeat_at: seconds since the epoch by the attempt's own clock.
         goodput: seconds by cause up to the last sign of life.
@@ -54,6 +55,7 @@ class Attempt:
     from_step: int | None = None
     step: int = 0
     world_size: int = 0
+    phase: str = ""
     disruptions: list[dict[str, Any]] = field(default_factory=list)
     first_step_s: float | None = None
     goodput: dict[str, float] = field(default_factory=dict)

@@ -55,6 +55,7 @@ def describe(run: Run) -> dict[str, Any]:
     return {
         "run": record.run,
         "status": status_of(record.last),
+        "phase": record.last.phase,
         "message": record.last.message,
         "attempts": len(record.attempts),
         "restarts": sum(len(attempt.disruptions) for attempt in record.attempts),
@@ -119,7 +120,8 @@ def print_run(run: Run, console: Console) -> None:
     """The run as a table."""
     story = describe(run)
     table = Table(title=f"run {story['run']}", show_header=False, title_justify="left")
-    table.add_row("status", story["status"] + (f": {story['message']}" if story["message"] else ""))
+    phase = f", {story['phase']}" if story["status"] == "running" else ""
+    table.add_row("status", story["status"] + phase + (f": {story['message']}" if story["message"] else ""))
     table.add_row(
         "step",
         f"{story['step']:,} of {story['steps']:,}, {story['tokens']:,} tokens; "

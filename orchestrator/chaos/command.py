@@ -122,7 +122,7 @@ class _Setting:
             through = proxy.endpoint_url if proxy else None
             with self.training(names["disturbed"], nodes, through) as process:
                 injector = Injector(nodes, proxy, self.store_of(names["disturbed"]), random.Random(self.plan.seed))
-                faults = self.disturb(process, injector, lambda: self.step_of(names["disturbed"]))
+                faults = self.disturb(process, injector, lambda: self.progress_of(names["disturbed"]))
                 _await_end(process, names["disturbed"])
                 injector.settle()
         undisturbed, disturbed = (self.story(names[which]) for which in ("undisturbed", "disturbed"))
@@ -144,37 +144,37 @@ class _Setting:
         def steps() -> list[dict[str, Any]]:
             return [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
 
-        def newest() -> int:
-            return max((each["step"] for each in steps()), default=0)
+        def newest() -> tuple[int, bool]:
+            return max((each["step"] for each in steps()), default=0), True
 
         program = [sys.executable, "-m", "orchestrator.chaos.stock_ray"]
         command = [*program, str(config), str(log), "1", str(self.plan.nodes)]
         with self.cluster("stock", stock=True) as nodes, self.program(command, nodes, "stock Ray") as process:
             injector = Injector(nodes, None, stores(self.config)[1], random.Random(self.plan.seed))
             faults = self.disturb(process, injector, newest, kinds, count=self.plan.count or len(kinds))
-            after = newest()
-            _await(process, lambda: newest() > after, RECOVERY_S)
+            after, _ = newest()
+            _await(process, lambda: newest()[0] > after, RECOVERY_S)
         return {"faults": gaps_after(faults, steps())}
 
     def disturb(
         self,
         process: subprocess.Popen[str],
         injector: Injector,
-        step: Callable[[], int],
+        progress: Callable[[], tuple[int, bool]],
         kinds: Sequence[str] | None = None,
         count: int | None = None,
     ) -> list[Injected]:
-        """Do faults to a run as long as it goes on; `step` is the newest that it has done."""
+        """Do faults to a run as long as it goes on; `progress`: newest step it has told of, and whether it trains."""
         plan, faults = self.plan, list[Injected]()
         count = count or plan.count
         drawn = draw_faults(kinds or plan.kinds, plan.seed, plan.nodes, FEWEST_NODES, plan.nodes + 1)
-        _await(process, lambda: step() > 0, RECOVERY_S)
+        _await(process, lambda: progress()[0] > 0, RECOVERY_S)
         for kind in drawn:
             if count is not None and len(faults) == count:
                 break
-            due, before = time.monotonic() + plan.every_s, step()
+            due, (before, _) = time.monotonic() + plan.every_s, progress()
             _await(process, lambda due=due: time.monotonic() >= due, plan.every_s + 1)  # type: ignore[misc]
-            _await(process, lambda before=before: step() > before, RECOVERY_S)  # type: ignore[misc]
+            _await(process, lambda before=before: progress() > (before, True), RECOVERY_S)  # type: ignore[misc]
             _await(process, lambda kind=kind: injector.can(kind), RECOVERY_S)  # type: ignore[misc]
             if process.poll() is not None or not injector.can(kind):
                 break
@@ -243,11 +243,12 @@ class _Setting:
         """Where a run is kept."""
         return stores(self.config_of(run))[1]
 
-    def step_of(self, run: str) -> int:
-        """Newest step that a run has told of; 0 before there is one."""
+    def progress_of(self, run: str) -> tuple[int, bool]:
+        """Newest step that a run has told of, 0 before there is one, and whether it trains."""
         with suppress(MantaError):
-            return load_record(self.store_of(run)).last.step
-        return 0
+            attempt = load_record(self.store_of(run)).last
+            return attempt.step, attempt.phase == "training"
+        return 0, False
 
     def story(self, run: str) -> dict[str, Any]:
         """What there is to say of a run, and its losses."""

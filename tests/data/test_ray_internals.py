@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ import ray
 import ray.data
 import ray.train
 from ray.data import DataContext
+from ray.train.backend import Backend, BackendConfig
 
 from data.config import StoreConfig
 from data.errors import BadShardError, MantaError
@@ -46,6 +48,11 @@ pytestmark = [
 ROOT = Path(__file__).parents[2]
 
 NAMES = [
+    "ray._private.state.actors",
+    "ray._private.worker.global_worker",
+    "ray._raylet.ActorID.from_hex",
+    "ray._raylet.CoreWorker.kill_actor",
+    "ray.train.v2._internal.execution.worker_group.worker.RayTrainWorker",
     "ray._private.state.GlobalState.available_resources_per_node",
     "ray._private.state.GlobalState.get_draining_nodes",
     "ray._private.worker.listen_error_messages",
@@ -210,6 +217,14 @@ class TestWithACluster:
         cause = root_cause(error, MantaError)
         assert type(cause) is BadShardError and str(cause) == MESSAGE
 
+    def test_a_start_that_hangs_is_ended_and_made_again(self, tmp_path: Path) -> None:
+        def again(error: BaseException) -> bool:
+            return root_cause(error, ray.exceptions.RayActorError) is not None
+
+        backend = HangsAtFirst(folder=str(tmp_path))
+        trainer_of(tmp_path, end_at_once, retry=again, size=Impatient(1), backend=backend).fit()
+        assert (tmp_path / "stopped").exists() and (tmp_path / "end").exists()
+
     def test_a_group_of_which_one_died_or_hung_is_started_again_as_long_as_it_is_let(self, tmp_path: Path) -> None:
         """Rank 1 is killed in the first group and stopped in the second; the third comes to its end."""
 
@@ -239,9 +254,9 @@ class Always(NamedTuple):
 
     workers: int
 
-    def when_idle(self, free: int, total: int) -> int | None:
+    def when_idle(self, free: int, total: int) -> tuple[int, float] | None:
         assert free <= total
-        return self.workers
+        return self.workers, 60.0
 
     def when_running(self, workers: int, slots: int, on_draining: int) -> str | None:
         assert slots >= workers == self.workers and on_draining == 0
@@ -254,12 +269,51 @@ class TellsOfHangs(NamedTuple):
     workers: int
     folder: Path
 
-    def when_idle(self, free: int, total: int) -> int | None:
+    def when_idle(self, free: int, total: int) -> tuple[int, float] | None:
         (self.folder / "is-stopped").unlink(missing_ok=True)
-        return self.workers
+        return self.workers, 60.0
 
     def when_running(self, workers: int, slots: int, on_draining: int) -> str | None:
         return "rank 1 has stopped" if (self.folder / "is-stopped").exists() else None
+
+
+class Impatient(NamedTuple):
+    """Starts that hang are ended after a moment."""
+
+    workers: int
+
+    def when_idle(self, free: int, total: int) -> tuple[int, float] | None:
+        return self.workers, 8.0
+
+    def when_running(self, workers: int, slots: int, on_draining: int) -> str | None:
+        return None
+
+
+@dataclass
+class HangsAtFirst(BackendConfig):
+    """A backend whose first start stops the worker's process."""
+
+    folder: str = ""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return StopsOnce
+
+
+class StopsOnce(Backend):
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        assert isinstance(backend_config, HangsAtFirst)
+        ray.get(worker_group.execute_single_async(0, stop_once, backend_config.folder))
+
+
+def stop_once(folder: str) -> None:
+    if not (Path(folder) / "stopped").exists():
+        (Path(folder) / "stopped").touch()
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def end_at_once(config: dict[str, str]) -> None:
+    (Path(config["folder"]) / "end").touch()
 
 
 class Failing:
@@ -287,6 +341,7 @@ def trainer_of(
     worker: Callable[[dict[str, str]], None],
     retry: Callable[[BaseException], bool],
     size: GroupSize = Always(2),  # noqa: B008
+    backend: BackendConfig | None = None,
 ) -> Any:
     filesystem, path = filesystem_for(str(folder / "ray-train"), StoreConfig())
     return data_parallel_trainer(
@@ -295,7 +350,7 @@ def trainer_of(
         retry=retry,
         size=size,
         train_loop_config={"folder": str(folder)},
-        backend_config=ProcessGroupConfig(use_gpu=False, timeout_s=60),
+        backend_config=backend or ProcessGroupConfig(use_gpu=False, timeout_s=60),
         scaling_config=ray.train.ScalingConfig(num_workers=2, use_gpu=False, resources_per_worker={"CPU": 1}),
         run_config=ray.train.RunConfig(name="attempt-1", storage_path=path, storage_filesystem=filesystem),
     )

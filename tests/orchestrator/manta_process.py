@@ -54,12 +54,12 @@ class MantaProcess:
         """Whether the command itself has."""
         return self._process.poll() is not None
 
-    def wait(self) -> int:
+    def wait(self, timeout_s: float = COMMAND_TIMEOUT_S) -> int:
         """Its exit status, once it has ended."""
         try:
-            return self._process.wait(COMMAND_TIMEOUT_S)
+            return self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"still running after {COMMAND_TIMEOUT_S:.0f} s:\n{self.output}") from None
+            raise AssertionError(f"still running after {timeout_s:.0f} s:\n{self.output}") from None
 
     def wait_until(self, condition: Callable[[], bool], what: str) -> None:
         """Wait for a condition; the command must live until then."""

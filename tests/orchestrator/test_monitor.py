@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.failure_policy import FIRST_STEP_S, HANG_S
+from orchestrator.failure_policy import FIRST_START_S, FIRST_STEP_S, HANG_S, START_FACTOR, START_S
 from orchestrator.monitor import SETTLING_S, Monitor, Wishes
 from orchestrator.scaling_policy import SETTLE_S, ScalingPolicy
 
@@ -95,7 +95,7 @@ def test_room_that_stays_is_grown_into_once(clock: Clock) -> None:
     assert trained(monitor, 2) == Wishes(pause=True)
     assert sum("from 2 workers to 4" in line for line in monitor.progress().notes) == 1
     monitor.paused()
-    assert monitor.workers_to_start(free=4, total=4) == 4
+    assert monitor.workers_to_start(free=4, total=4) == (4, START_S)
     monitor.begin_group(step=101, world_size=4, clock_s=0.0)
     assert trained(monitor, 4) == Wishes()
 
@@ -115,30 +115,30 @@ def test_places_that_tokenizing_holds_are_waited_for_a_moment(clock: Clock) -> N
     monitor = monitor_of(clock)
     assert monitor.workers_to_start(free=1, total=2) is None
     clock.now += SETTLING_S
-    assert monitor.workers_to_start(free=1, total=2) == 1
+    assert monitor.workers_to_start(free=1, total=2) == (1, FIRST_START_S)
 
 
 def test_places_of_a_group_that_ended_count_until_it_turns_out_that_they_are_somebody_elses(clock: Clock) -> None:
     monitor = monitor_of(clock)
-    assert monitor.workers_to_start(free=4, total=4) == 4
+    assert monitor.workers_to_start(free=4, total=4) == (4, FIRST_START_S)
     monitor.failed("crash", "killed")
-    assert monitor.workers_to_start(free=0, total=3) == 3
+    assert monitor.workers_to_start(free=0, total=3) == (3, FIRST_START_S)
     monitor.start_timed_out()
     clock.now += SETTLING_S
-    assert monitor.workers_to_start(free=1, total=3) == 1
+    assert monitor.workers_to_start(free=1, total=3) == (1, FIRST_START_S)
 
 
 def test_waiting_for_nodes_is_not_taken_for_the_cost_of_a_restart(clock: Clock) -> None:
     """After half an hour below the minimum, growing by four costs the six seconds that starting took."""
     monitor = monitor_of(clock, fewest=2)
-    assert monitor.workers_to_start(free=2, total=2) == 2
+    assert monitor.workers_to_start(free=2, total=2) == (2, FIRST_START_S)
     monitor.begin_group(step=0, world_size=2, clock_s=0.0)
     trained(monitor, 2)
     monitor.failed("crash", "killed")
     clock.now += 5
     assert monitor.workers_to_start(free=1, total=1) is None
     clock.now += 1800
-    assert monitor.workers_to_start(free=2, total=2) == 2
+    assert monitor.workers_to_start(free=2, total=2) == (2, START_S)
     clock.now += 6
     monitor.begin_group(step=100, world_size=2, clock_s=0.0)
     trained(monitor, 2)
@@ -155,7 +155,7 @@ def test_what_is_waited_for_is_said_once(clock: Clock) -> None:
         assert monitor.workers_to_start(free=slots, total=slots) is None
     waiting = [line for line in monitor.progress().notes if "waiting" in line]
     assert len(waiting) == 2 and monitor.progress().phase == "waiting"
-    assert monitor.workers_to_start(free=3, total=3) == 3
+    assert monitor.workers_to_start(free=3, total=3) == (3, FIRST_START_S)
 
 
 def test_a_start_that_fails_is_part_of_what_the_disruption_before_it_costs(clock: Clock) -> None:
@@ -242,3 +242,26 @@ def test_the_loop_hears_how_often_groups_fail(clock: Clock) -> None:
     monitor.failed("node", "gone")
     monitor.begin_group(step=100, world_size=3, clock_s=0.0)
     assert trained(monitor, 3).mtbf_s == pytest.approx(before / 2)
+
+
+def test_a_start_hangs_if_it_takes_many_times_as_long_as_any_before(clock: Clock) -> None:
+    monitor = monitor_of(clock)
+    assert monitor.workers_to_start(free=4, total=4) == (4, FIRST_START_S)
+    clock.now += 20
+    monitor.begin_group(step=0, world_size=4, clock_s=0.0)
+    monitor.failed("crash", "killed")
+    assert monitor.workers_to_start(free=4, total=4) == (4, START_FACTOR * 20)
+
+
+def test_a_group_that_was_started_and_never_begins_hangs(clock: Clock) -> None:
+    monitor = monitor_of(clock)
+    monitor.begin_group(step=0, world_size=4, clock_s=0.0)
+    trained(monitor, 4)
+    monitor.failed("crash", "killed")
+    clock.now += 2 * FIRST_STEP_S
+    monitor.workers_to_start(free=4, total=4)
+    assert monitor.seen_running(workers=4, slots=4, on_draining=0) is None, (
+        "the wait for room is not the workers' fault"
+    )
+    clock.now += FIRST_STEP_S + 1
+    assert "nothing heard" in (monitor.seen_running(workers=4, slots=4, on_draining=0) or "")
