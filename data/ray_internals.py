@@ -64,11 +64,6 @@ NODE_ID_LABEL = "ray.io/node-id"
 """Label that every node carries with its own id; equals `ray._raylet.RAY_NODE_ID_KEY`."""
 
 
-def node_address() -> str:
-    """This node's address as other nodes reach it."""
-    return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
-
-
 def address_and_port() -> tuple[str, int]:
     """An address of this node that other nodes reach, and a free port on it."""
     from ray.train._internal.utils import get_address_and_port

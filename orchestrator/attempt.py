@@ -17,6 +17,7 @@ from data.errors import MantaError, TransientStoreError
 from data.feeder import Feeder
 from data.prepare import PreparedData
 from data.ray_internals import NODE_ID_LABEL, data_parallel_trainer, driver_node_id, quiet_driver, root_cause
+from data.sample_order import UNKNOWN
 from data.shard_file import filesystem_for
 from orchestrator.config import resolved
 from orchestrator.console import Console
@@ -152,7 +153,11 @@ def start_actors(run: Run, data: PreparedData) -> tuple[Any, Any]:
     feeder = ray.remote(Feeder).options(**here, **restarts).remote(feed_spec(run, data))
     config = run.config
     scaling = ScalingPolicy(
-        config.scaling.fewest, config.scaling.most, config.train.micro_batches_per_step, EXPECTED_RESTART_S
+        config.scaling.fewest,
+        config.scaling.most,
+        config.train.micro_batches_per_step,
+        EXPECTED_RESTART_S,
+        kept_free=int((data.counts() == UNKNOWN).any()),
     )
     return feeder, ray.remote(Monitor).options(**here).remote(scaling, config.train.steps, start_keeper)
 

@@ -50,5 +50,6 @@ class Disruption:
         """What of it goes into the run's record."""
         fields = asdict(self)
         told_at, ended_at = fields.pop("told_at"), fields.pop("ended_at")
-        replayed = None if self.restored_step is None else self.step - self.restored_step
+        # The newest word may be older than the newest snapshot.
+        replayed = None if self.restored_step is None else max(0, self.step - self.restored_step)
         return {**fields, "detection_s": max(0.0, ended_at - told_at), "replayed_steps": replayed}

@@ -6,7 +6,7 @@ It outlives worker groups. Each group keeps its own goodput clock; the monitor a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -116,13 +116,15 @@ class Monitor:
         """Handles of all keepers; those of nodes that are gone are among them."""
         return list(self._keepers.values())
 
-    def begin_group(self, step: int, world_size: int, clock_s: float) -> int:
-        """Rank 0, once its state is restored to `step`; its goodput clock is `clock_s` old.
+    def begin_group(self, step: int, nodes: Sequence[str], clock_s: float) -> int:
+        """Rank 0, once its state is restored to `step`; `nodes` by rank; its goodput clock is `clock_s` old.
 
         Returns:
             newest step done by any group before; what lies between is replay.
         """
-        progress, now = self._progress, self._now()
+        progress, now, world_size = self._progress, self._now(), len(nodes)
+        for node_id in self._keepers.keys() - set(nodes):  # a node that is to go waits until nothing runs on it
+            self._keepers.pop(node_id).discard.remote()
         self._longest_start_s = max(self._longest_start_s or 0.0, now - self._started_at)
         done = max(step, progress.row.get("step", step))  # the newest word may be older than the newest snapshot
         if progress.restored_step is None:

@@ -48,10 +48,10 @@ class Recorder:
         self._failures, self._done = 0, 0
         self._snapshots, self._stragglers = SnapshotClock(), StragglerWatch()
 
-    def begin(self, step: int, world_size: int) -> int:
+    def begin(self, step: int) -> int:
         """Tell the driver that the group goes on from `step`; returns the newest step done by any group before."""
         clock_s = sum(self._clock.seconds().values())
-        self._done = ray.get(self._job.monitor.begin_group.remote(step, world_size, clock_s))
+        self._done = ray.get(self._job.monitor.begin_group.remote(step, self._node.nodes, clock_s))
         return max(self._done, self._job.done_before)
 
     def orders(self, step: int) -> Orders:
@@ -93,7 +93,7 @@ class Recorder:
             self.tell(phase="training")
         for rank, factor in self._stragglers.note(seconds):
             self.note(
-                f"step {row.step}: rank {rank} on node {self._node.places[rank]} is a straggler: "
+                f"step {row.step}: rank {rank} on node {self._node.nodes[rank]} is a straggler: "
                 f"a micro-batch takes it {factor:.1f} times as long as the others"
             )
 

@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from data.ray_internals import node_address
 from orchestrator.job import TrainJob
 from orchestrator.model_state import load_state, state_bytes
 from orchestrator.node_keeper import Origin
@@ -26,24 +25,23 @@ class Node:
         memory: where its workers keep their state.
         keeper: handle of its `NodeKeeper`.
         is_first: whether this rank is the lowest on it: the one that writes and receives snapshots.
-        places: node and address of every rank, for a person.
+        nodes: id of the node of every rank.
     """
 
     node_id: str
     memory: NodeMemory
     keeper: Any
     is_first: bool
-    places: list[str]
+    nodes: list[str]
 
 
 def join_node(job: TrainJob, node_id: str, model: nn.Module) -> Node:
     """Have this node's keeper at hand, made now where there is none; called by every rank."""
     keeper = ray.get(job.monitor.keeper_of.remote(node_id, job))
     # Ray Train's local rank goes by address, and a machine may hold several nodes.
-    nodes = _gathered((node_id, node_address()))
+    nodes = _gathered(node_id)
     memory = ray.get(keeper.open_memory.remote(state_bytes(model)))
-    is_first = [name for name, _ in nodes].index(node_id) == dist.get_rank()
-    return Node(node_id, memory, keeper, is_first, [f"{name[:8]} ({address})" for name, address in nodes])
+    return Node(node_id, memory, keeper, nodes.index(node_id) == dist.get_rank(), nodes)
 
 
 def restore(job: TrainJob, node: Node, model: nn.Module, optimizer: torch.optim.Optimizer) -> RunState:
@@ -53,14 +51,13 @@ def restore(job: TrainJob, node: Node, model: nn.Module, optimizer: torch.optim.
         CheckpointDamagedError: there are checkpoints, and every one is damaged.
     """
     held = _gathered(node.memory.newest())
-    nodes = _gathered(node.node_id)
     # Rank 0's choice has put a checkpoint into its node's memory: a damaged one made it choose the one before, for all.
     chosen: Origin | None = ray.get(node.keeper.choose.remote(held)) if dist.get_rank() == 0 else None
     origin: Origin = _gathered(chosen)[0]
     if origin.holder is not None:
         step = held[origin.holder][0]
         if node.is_first and node.memory.newest()[0] != step:
-            holder = ray.get(job.monitor.keeper_of.remote(nodes[origin.holder], job))
+            holder = ray.get(job.monitor.keeper_of.remote(node.nodes[origin.holder], job))
             node.memory.receive(step, ray.get(holder.files.remote(step)))
     elif origin.name is not None:
         step = origin.name.step

@@ -79,10 +79,14 @@ class ScalingPolicy:
         micro_batches: micro-batches in a step; a step takes as long as its busiest worker, so its time goes with
             ceil(micro_batches / workers).
         restart_s: seconds that a change of size is expected to cost.
+        kept_free: places that no worker takes: without a CPU to tokenize with, a run that tokenizes on the way starves.
     """
 
-    def __init__(self, min_workers: int, max_workers: int, micro_batches: int, restart_s: float) -> None:
+    def __init__(
+        self, min_workers: int, max_workers: int, micro_batches: int, restart_s: float, kept_free: int = 0
+    ) -> None:
         self.min_workers, self.max_workers = min_workers, max_workers
+        self._kept_free = kept_free
         self.restart_s = restart_s
         self._micro_batches = micro_batches
         self._room_since: tuple[int, float] | None = None
@@ -90,18 +94,23 @@ class ScalingPolicy:
     def when_idle(self, seen: Situation) -> Start | Wait:
         """What to do where no worker runs."""
         self._room_since = None
-        workers = self._useful(seen.slots)
-        if seen.slots < self.min_workers:
-            return Wait(f"the cluster has room for {seen.slots} workers, and scaling.min_workers={self.min_workers}")
+        slots = seen.slots - self._kept_free
+        workers = self._useful(slots)
+        if slots < self.min_workers:
+            kept = f" beside the {self._kept_free} kept free to tokenize with" if self._kept_free else ""
+            return Wait(
+                f"the cluster has room for {max(0, slots)} workers{kept}, and scaling.min_workers={self.min_workers}"
+            )
         return Start(workers, f"room for {seen.slots}, asked for {self.min_workers} to {self.max_workers}")
 
     def when_running(self, seen: Situation) -> Noop | Save | SaveThenResize:
         """What to do while workers run."""
-        workers = self._useful(seen.slots)
+        slots = seen.slots - self._kept_free
+        workers = self._useful(slots)
         if seen.on_draining:
             self._room_since = None
             why = f"{seen.on_draining} of {seen.workers} workers are on nodes about to go; room for {seen.slots}"
-            if seen.slots < self.min_workers:
+            if slots < self.min_workers:
                 return Save(f"{why}, and scaling.min_workers={self.min_workers}")
             return SaveThenResize(workers, why, durably=seen.on_draining == seen.workers)
         if workers <= seen.workers or seen.step_s is None:

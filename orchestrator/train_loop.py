@@ -65,7 +65,7 @@ def train_loop(job: TrainJob) -> None:
     left_out = restored.bad_steps | ray.get(job.monitor.bad_steps.remote())
     losses = LossWatch(train.max_loss_jump, restored.recent_losses)
     recorder = Recorder(job, node, restored, clock) if rank == 0 else None
-    done_before = recorder.begin(step, world_size) if recorder is not None else 0
+    done_before = recorder.begin(step) if recorder is not None else 0
     ddp = data_parallel(model, compiled=train.compile)
 
     stop = False

@@ -166,6 +166,11 @@ class _Setting:
     ) -> list[Injected]:
         """Do faults to a run as long as it goes on; `progress`: newest step it has told of, and whether it trains."""
         plan, faults = self.plan, list[Injected]()
+
+        def goes_on(before: int) -> bool:
+            step, trains = progress()
+            return trains and step > before
+
         count = count or plan.count
         drawn = draw_faults(kinds or plan.kinds, plan.seed, plan.nodes, FEWEST_NODES, plan.nodes + 1)
         _await(process, lambda: progress()[0] > 0, RECOVERY_S)
@@ -174,7 +179,7 @@ class _Setting:
                 break
             due, (before, _) = time.monotonic() + plan.every_s, progress()
             _await(process, lambda due=due: time.monotonic() >= due, plan.every_s + 1)  # type: ignore[misc]
-            _await(process, lambda before=before: progress() > (before, True), RECOVERY_S)  # type: ignore[misc]
+            _await(process, lambda before=before: goes_on(before), RECOVERY_S)  # type: ignore[misc]
             _await(process, lambda kind=kind: injector.can(kind), RECOVERY_S)  # type: ignore[misc]
             if process.poll() is not None or not injector.can(kind):
                 break

@@ -17,6 +17,16 @@ class Clock:
         return self.now
 
 
+class Keeper:
+    """Handle of a keeper."""
+
+    def __init__(self, node_id: str) -> None:
+        self.node_id, self.discard, self.discarded = node_id, self, False
+
+    def remote(self) -> None:
+        self.discarded = True
+
+
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
@@ -24,20 +34,20 @@ def clock() -> Clock:
 
 def monitor_of(clock: Clock, fewest: int = 1, most: int = 4) -> Monitor:
     scaling = ScalingPolicy(fewest, most, micro_batches=8, restart_s=5.0)
-    return Monitor(scaling, steps=1000, make_keeper=lambda node_id, job: object(), now=clock)
+    return Monitor(scaling, steps=1000, make_keeper=lambda node_id, job: Keeper(node_id), now=clock)
 
 
 def test_seconds_of_two_groups_and_the_time_between_add_up_to_the_wall_clock(clock: Clock) -> None:
     monitor = monitor_of(clock)
     clock.now = 105.0  # the first loop began at 102
-    assert monitor.begin_group(step=0, world_size=2, clock_s=3.0) == 0
+    assert monitor.begin_group(step=0, nodes=["n"] * 2, clock_s=3.0) == 0
     clock.now = 120.0
     monitor.report(row={"step": 40}, goodput={"startup": 3.0, "training": 15.0})
     clock.now = 121.5  # died a little before
     assert monitor.failed("crash", "killed")
     assert monitor.progress().phase == "restarting"
     clock.now = 126.0  # the second loop began at 125
-    assert monitor.begin_group(step=38, world_size=2, clock_s=1.0) == 40
+    assert monitor.begin_group(step=38, nodes=["n"] * 2, clock_s=1.0) == 40
     clock.now = 130.0
     monitor.report(row={"step": 45}, goodput={"startup": 1.5, "replay": 1.0, "training": 2.5})
 
@@ -61,15 +71,15 @@ def test_seconds_of_two_groups_and_the_time_between_add_up_to_the_wall_clock(clo
 
 def test_a_group_that_died_before_it_told_anything_is_followed_by_one_that_does_all_again(clock: Clock) -> None:
     monitor = monitor_of(clock)
-    monitor.begin_group(step=10, world_size=2, clock_s=0.0)
+    monitor.begin_group(step=10, nodes=["n"] * 2, clock_s=0.0)
     assert monitor.failed("crash", "killed")
-    assert monitor.begin_group(step=10, world_size=1, clock_s=0.0) == 10
+    assert monitor.begin_group(step=10, nodes=["n"] * 1, clock_s=0.0) == 10
     assert monitor.progress().world_size == 1
 
 
 def test_why_it_is_not_tried_again_is_kept_for_the_driver(clock: Clock) -> None:
     monitor = monitor_of(clock)
-    monitor.begin_group(step=0, world_size=1, clock_s=0.0)
+    monitor.begin_group(step=0, nodes=["n"] * 1, clock_s=0.0)
     assert [monitor.failed("error", "boom") for _ in range(3)] == [True, True, False]
     assert "3 times in a row" in monitor.progress().gave_up
 
@@ -87,7 +97,7 @@ def trained(monitor: Monitor, world_size: int, step: int = 100) -> Wishes:
 
 def test_room_that_stays_is_grown_into_once(clock: Clock) -> None:
     monitor = monitor_of(clock)
-    monitor.begin_group(step=0, world_size=2, clock_s=0.0)
+    monitor.begin_group(step=0, nodes=["n"] * 2, clock_s=0.0)
     assert trained(monitor, 2) == Wishes()
     for _ in range(3):
         monitor.seen_running(workers=2, slots=4, on_draining=0)
@@ -96,17 +106,17 @@ def test_room_that_stays_is_grown_into_once(clock: Clock) -> None:
     assert sum("from 2 workers to 4" in line for line in monitor.progress().notes) == 1
     monitor.paused()
     assert monitor.workers_to_start(free=4, total=4) == (4, START_S)
-    monitor.begin_group(step=101, world_size=4, clock_s=0.0)
+    monitor.begin_group(step=101, nodes=["n"] * 4, clock_s=0.0)
     assert trained(monitor, 4) == Wishes()
 
 
 def test_nothing_is_decided_on_what_a_group_before_has_told(clock: Clock) -> None:
     monitor = monitor_of(clock)
-    monitor.begin_group(step=0, world_size=4, clock_s=0.0)
+    monitor.begin_group(step=0, nodes=["n"] * 4, clock_s=0.0)
     trained(monitor, 4)
     monitor.failed("crash", "killed")
     monitor.seen_running(workers=2, slots=2, on_draining=2)  # still in flight when the group failed
-    monitor.begin_group(step=100, world_size=2, clock_s=0.0)
+    monitor.begin_group(step=100, nodes=["n"] * 2, clock_s=0.0)
     monitor.seen_running(workers=2, slots=2, on_draining=1)  # the newest row is that of four workers
     assert not monitor.report(phase="training").pause
 
@@ -132,7 +142,7 @@ def test_waiting_for_nodes_is_not_taken_for_the_cost_of_a_restart(clock: Clock) 
     """After half an hour below the minimum, growing by four costs the six seconds that starting took."""
     monitor = monitor_of(clock, fewest=2)
     assert monitor.workers_to_start(free=2, total=2) == (2, FIRST_START_S)
-    monitor.begin_group(step=0, world_size=2, clock_s=0.0)
+    monitor.begin_group(step=0, nodes=["n"] * 2, clock_s=0.0)
     trained(monitor, 2)
     monitor.failed("crash", "killed")
     clock.now += 5
@@ -140,7 +150,7 @@ def test_waiting_for_nodes_is_not_taken_for_the_cost_of_a_restart(clock: Clock) 
     clock.now += 1800
     assert monitor.workers_to_start(free=2, total=2) == (2, START_S)
     clock.now += 6
-    monitor.begin_group(step=100, world_size=2, clock_s=0.0)
+    monitor.begin_group(step=100, nodes=["n"] * 2, clock_s=0.0)
     trained(monitor, 2)
     for _ in range(3):
         monitor.seen_running(workers=2, slots=4, on_draining=0)
@@ -160,14 +170,14 @@ def test_what_is_waited_for_is_said_once(clock: Clock) -> None:
 
 def test_a_start_that_fails_is_part_of_what_the_disruption_before_it_costs(clock: Clock) -> None:
     monitor = monitor_of(clock)
-    monitor.begin_group(step=0, world_size=2, clock_s=0.0)
+    monitor.begin_group(step=0, nodes=["n"] * 2, clock_s=0.0)
     trained(monitor, 2, step=7)
     clock.now += 1
     monitor.failed("node", "gone")
     clock.now += 6
     monitor.failed("crash", "killed before it had begun")
     clock.now += 5
-    monitor.begin_group(step=5, world_size=1, clock_s=0.0)
+    monitor.begin_group(step=5, nodes=["n"] * 1, clock_s=0.0)
     assert [each.story()["detection_s"] for each in monitor.progress().disruptions] == [1.0]
     monitor.report(goodput={})
     assert monitor.progress().goodput == {"training": 1.0, "detection": 1.0, "restart": 11.0}
@@ -175,7 +185,7 @@ def test_a_start_that_fails_is_part_of_what_the_disruption_before_it_costs(clock
 
 def test_workers_on_nodes_that_all_go_are_saved_and_started_elsewhere(clock: Clock) -> None:
     monitor = monitor_of(clock)
-    monitor.begin_group(step=0, world_size=2, clock_s=0.0)
+    monitor.begin_group(step=0, nodes=["n"] * 2, clock_s=0.0)
     trained(monitor, 2)
     monitor.seen_running(workers=2, slots=2, on_draining=2)
     assert trained(monitor, 2) == Wishes(pause=True, saves=1)
@@ -183,7 +193,7 @@ def test_workers_on_nodes_that_all_go_are_saved_and_started_elsewhere(clock: Clo
 
 def test_workers_that_have_nowhere_else_to_go_are_saved_once_and_go_on(clock: Clock) -> None:
     monitor = monitor_of(clock, fewest=2)
-    monitor.begin_group(step=0, world_size=2, clock_s=0.0)
+    monitor.begin_group(step=0, nodes=["n"] * 2, clock_s=0.0)
     trained(monitor, 2)
     for _ in range(3):
         monitor.seen_running(workers=2, slots=1, on_draining=1)
@@ -192,7 +202,7 @@ def test_workers_that_have_nowhere_else_to_go_are_saved_once_and_go_on(clock: Cl
 
 def test_a_loop_that_says_nothing_for_many_times_its_usual_hangs(clock: Clock) -> None:
     monitor = monitor_of(clock)
-    monitor.begin_group(step=0, world_size=2, clock_s=0.0)
+    monitor.begin_group(step=0, nodes=["n"] * 2, clock_s=0.0)
     clock.now += FIRST_STEP_S
     assert monitor.seen_running(workers=2, slots=2, on_draining=0) is None, "the first step may compile"
     trained(monitor, 2)
@@ -207,11 +217,11 @@ def test_a_loop_that_says_nothing_for_many_times_its_usual_hangs(clock: Clock) -
 
 def test_a_step_on_which_the_loss_goes_astray_is_left_out_once(clock: Clock) -> None:
     monitor = monitor_of(clock)
-    monitor.begin_group(step=0, world_size=2, clock_s=0.0)
+    monitor.begin_group(step=0, nodes=["n"] * 2, clock_s=0.0)
     trained(monitor, 2, step=30)
     monitor.astray(31, "loss=nan in step 31", set())
     assert monitor.went_astray() and monitor.bad_steps() == {31}
-    monitor.begin_group(step=29, world_size=2, clock_s=0.0)
+    monitor.begin_group(step=29, nodes=["n"] * 2, clock_s=0.0)
     monitor.astray(50, "loss=nan in step 50", {31})
     assert not monitor.went_astray()
     assert "has been left out before" in monitor.progress().gave_up
@@ -219,7 +229,7 @@ def test_a_step_on_which_the_loss_goes_astray_is_left_out_once(clock: Clock) -> 
 
 def test_what_an_earlier_attempt_left_out_counts(clock: Clock) -> None:
     monitor = monitor_of(clock)
-    monitor.begin_group(step=40, world_size=2, clock_s=0.0)
+    monitor.begin_group(step=40, nodes=["n"] * 2, clock_s=0.0)
     monitor.astray(50, "loss=nan in step 50", {31})
     assert not monitor.went_astray()
 
@@ -234,13 +244,13 @@ def test_a_node_has_one_keeper_until_it_dies(clock: Clock) -> None:
 
 def test_the_loop_hears_how_often_groups_fail(clock: Clock) -> None:
     monitor = monitor_of(clock)
-    monitor.begin_group(step=0, world_size=2, clock_s=0.0)
+    monitor.begin_group(step=0, nodes=["n"] * 2, clock_s=0.0)
     before = trained(monitor, 2).mtbf_s
     monitor.paused()
-    monitor.begin_group(step=100, world_size=4, clock_s=0.0)
+    monitor.begin_group(step=100, nodes=["n"] * 4, clock_s=0.0)
     assert trained(monitor, 4).mtbf_s == before, "a planned restart is no failure"
     monitor.failed("node", "gone")
-    monitor.begin_group(step=100, world_size=3, clock_s=0.0)
+    monitor.begin_group(step=100, nodes=["n"] * 3, clock_s=0.0)
     assert trained(monitor, 3).mtbf_s == pytest.approx(before / 2)
 
 
@@ -248,14 +258,14 @@ def test_a_start_hangs_if_it_takes_many_times_as_long_as_any_before(clock: Clock
     monitor = monitor_of(clock)
     assert monitor.workers_to_start(free=4, total=4) == (4, FIRST_START_S)
     clock.now += 20
-    monitor.begin_group(step=0, world_size=4, clock_s=0.0)
+    monitor.begin_group(step=0, nodes=["n"] * 4, clock_s=0.0)
     monitor.failed("crash", "killed")
     assert monitor.workers_to_start(free=4, total=4) == (4, START_FACTOR * 20)
 
 
 def test_a_group_that_was_started_and_never_begins_hangs(clock: Clock) -> None:
     monitor = monitor_of(clock)
-    monitor.begin_group(step=0, world_size=4, clock_s=0.0)
+    monitor.begin_group(step=0, nodes=["n"] * 4, clock_s=0.0)
     trained(monitor, 4)
     monitor.failed("crash", "killed")
     clock.now += 2 * FIRST_STEP_S
@@ -265,3 +275,10 @@ def test_a_group_that_was_started_and_never_begins_hangs(clock: Clock) -> None:
     )
     clock.now += FIRST_STEP_S + 1
     assert "nothing heard" in (monitor.seen_running(workers=4, slots=4, on_draining=0) or "")
+
+
+def test_nodes_that_are_no_longer_used_are_let_go(clock: Clock) -> None:
+    monitor = monitor_of(clock)
+    kept, left = monitor.keeper_of("kept", None), monitor.keeper_of("left", None)
+    monitor.begin_group(step=0, nodes=["kept", "kept"], clock_s=0.0)
+    assert monitor.keepers() == [kept] and (kept.discarded, left.discarded) == (False, True)

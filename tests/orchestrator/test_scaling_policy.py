@@ -38,6 +38,14 @@ def test_waits_below_the_minimum_and_says_for_what() -> None:
     assert decision == Wait("the cluster has room for 1 workers, and scaling.min_workers=2")
 
 
+def test_a_place_that_is_kept_free_is_no_workers() -> None:
+    one = ScalingPolicy(2, 8, 16, 6.0, kept_free=1)
+    assert one.when_idle(Situation(0.0, 0, 3)).workers == 2  # type: ignore[union-attr]
+    waiting = one.when_idle(Situation(0.0, 0, 2))
+    assert isinstance(waiting, Wait) and "room for 1 workers beside the 1 kept free to tokenize with" in waiting.why
+    assert one.when_running(running(10.0, 2, 3)) == Noop() == one.when_running(running(20.0, 2, 3))
+
+
 def test_takes_no_worker_that_would_not_shorten_the_step() -> None:
     """Over 6 workers as over 7, the busiest of them has 3 of the 16 micro-batches."""
     decision = policy().when_idle(Situation(0.0, 0, 7))
