@@ -234,10 +234,14 @@ def chaos(
     if baseline not in (None, "ray"):
         raise InputError(f"--baseline {baseline}: there is one, `ray`.")
     kinds = list(KINDS) if faults == "all" else [kind.strip() for kind in faults.split(",") if kind.strip()]
-    report = chaos(recipe, overrides or [], Plan(kinds, seconds_of(every), seed, count, nodes), baseline is not None)
-    if json_file is not None:
-        json_file.write_text(json.dumps(report, indent=1))
-    print_report(report, Console().rich)
+    plan = Plan(kinds, seconds_of(every), seed, count, nodes)
+
+    def tell(report: dict[str, Any]) -> None:
+        if json_file is not None:
+            json_file.write_text(json.dumps(report, indent=1))
+        print_report(report, Console().rich)
+
+    report = chaos(recipe, overrides or [], plan, baseline is not None, tell)
     raise typer.Exit(0 if is_same_run(report) else 1)
 
 

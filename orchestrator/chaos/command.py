@@ -63,8 +63,13 @@ class Plan:
     nodes: int
 
 
-def chaos(recipe: Path, overrides: Sequence[str], plan: Plan, baseline: bool) -> dict[str, Any]:
+def chaos(
+    recipe: Path, overrides: Sequence[str], plan: Plan, baseline: bool, tell: Callable[[dict[str, Any]], object]
+) -> dict[str, Any]:
     """Train the recipe's run undisturbed and disturbed, and report what every fault cost; see `costs`.
+
+    Args:
+        tell: gets the report as soon as there is one, and once more with the baseline, which takes long.
 
     Raises:
         InputError: an unknown fault, or one that this recipe's storage cannot have.
@@ -82,8 +87,10 @@ def chaos(recipe: Path, overrides: Sequence[str], plan: Plan, baseline: bool) ->
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="manta-chaos-")))
         setting = _Setting(recipe, overrides, config, plan, folder, console)
         report = setting.compare()
+        tell(report)
         if baseline:
             report["baseline"] = setting.baseline()
+            tell(report)
         return report
 
 
