@@ -9,8 +9,14 @@ from rich.console import Console
 from rich.table import Table
 
 
+FILE_WIDTH = 116
+"""Columns where the output is not a terminal that says how many it has."""
+
+
 def print_report(report: Mapping[str, Any], console: Console) -> None:
     """Print a table of the faults, and one of the two runs beside each other."""
+    if not console.is_terminal:
+        console = Console(width=FILE_WIDTH, highlight=False)
     faults = Table(title="faults", title_justify="left")
     for name in ("at", "fault", "to", "noticed", "restarted", "without a new step", "done again", "workers"):
         faults.add_column(name, justify="left" if name in ("fault", "to", "workers") else "right")
