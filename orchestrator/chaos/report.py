@@ -8,7 +8,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-
 FILE_WIDTH = 116
 """Columns where the output is not a terminal that says how many it has."""
 
