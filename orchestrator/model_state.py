@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import mmap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -74,14 +74,16 @@ def _written_over(tensors: Mapping[str, Tensor], path: Path) -> bool:
     if not path.exists():
         return False
     with path.open("r+b") as file:
-        whole = torch.frombuffer(mmap.mmap(file.fileno(), 0, mmap.MAP_SHARED | mmap.MAP_POPULATE), dtype=torch.uint8)
-    begin = 8 + int.from_bytes(whole[:8].numpy().tobytes(), "little")
-    header = json.loads(whole[8:begin].numpy().tobytes())
-    if {name: list(tensor.shape) for name, tensor in tensors.items()} != {n: e["shape"] for n, e in header.items()}:
-        return False
-    places = {name: whole[begin:][slice(*entry["data_offsets"])] for name, entry in header.items()}
-    if any(tensor.numel() * tensor.element_size() != places[name].numel() for name, tensor in tensors.items()):
-        return False
-    for name, tensor in tensors.items():
-        places[name].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+        begin = 8 + int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(begin - 8))
+        if header.keys() != tensors.keys() or not all(_is_like(tensors[name], header[name]) for name in header):
+            return False
+        for name, entry in header.items():  # not mapped: pages of a mapped file count as a process's own
+            file.seek(begin + entry["data_offsets"][0])
+            file.write(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return True
+
+
+def _is_like(tensor: Tensor, entry: Mapping[str, Any]) -> bool:
+    start, end = entry["data_offsets"]
+    return list(tensor.shape) == entry["shape"] and tensor.numel() * tensor.element_size() == end - start
