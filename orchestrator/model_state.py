@@ -86,4 +86,4 @@ def _written_over(tensors: Mapping[str, Tensor], path: Path) -> bool:
 
 def _is_like(tensor: Tensor, entry: Mapping[str, Any]) -> bool:
     start, end = entry["data_offsets"]
-    return list(tensor.shape) == entry["shape"] and tensor.numel() * tensor.element_size() == end - start
+    return bool(list(tensor.shape) == entry["shape"] and tensor.numel() * tensor.element_size() == end - start)
