@@ -104,7 +104,11 @@ class RunRecord:
     def from_json(cls, content: bytes) -> RunRecord:
         """Inverse of `to_json`."""
         fields = json.loads(content)
-        fields["attempts"] = tuple(Attempt(**attempt) for attempt in fields["attempts"])
+        known = Attempt.__dataclass_fields__.keys()  # what an older version of this program wrote may have others
+        fields["attempts"] = tuple(
+            Attempt(**{name: value for name, value in attempt.items() if name in known})
+            for attempt in fields["attempts"]
+        )
         return cls(**fields)
 
 

@@ -24,6 +24,9 @@ from orchestrator.recipe_file import find_recipe
 from orchestrator.run import Run, open_run, reaching_storage
 from orchestrator.run_record import Attempt, sign_of_life
 
+LAST_RESTARTS = 10
+"""Restarts of the workers that are told of in the table; the JSON has all."""
+
 
 def show(run_or_recipe: str, as_json: bool = False, overrides: tuple[str, ...] = ()) -> None:
     """Print the story of a run, as JSON or for a person.
@@ -150,6 +153,8 @@ def print_run(run: Run, console: Console) -> None:
         )
     if story["tokens_per_s"]:
         table.add_row("speed", f"{story['tokens_per_s']:,.0f} tokens/s; first step after {story['first_step_s']:.1f} s")
+    if story["disruptions"]:
+        table.add_row("restarts", "\n".join(_told(each) for each in story["disruptions"][-LAST_RESTARTS:]))
     table.add_row("workers", ", ".join(f"{size} from step {step}" for step, size in story["world_sizes"]) or "none yet")
     seconds = {cause.removesuffix("_s"): value for cause, value in story["goodput"].items() if value >= 0.05}
     wall = seconds.pop("wall", 0.0)
@@ -159,3 +164,11 @@ def print_run(run: Run, console: Console) -> None:
     if story["checkpoints"]:
         table.add_row("checkpoint", story["checkpoints"][-1]["url"])
     console.rich.print(table)
+
+
+def _told(disruption: dict[str, Any]) -> str:
+    """An end of a worker group, in a line."""
+    line = f"after step {disruption['step']}: {disruption['cause']}, {disruption['workers']} workers"
+    if disruption["workers_after"] is not None:
+        line += f" -> {disruption['workers_after']}, {disruption['replayed_steps']} steps done again"
+    return line if disruption["lost_s"] is None else f"{line}, {disruption['lost_s']:.1f} s to the next new one"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import subprocess
 import sys
 import time
@@ -238,3 +239,10 @@ def test_what_belongs_is_one_unbroken_line_of_steps(data: st.DataObject) -> None
     record = record_of(from_steps)
     assert [pair for pair in written if record.continues(*pair)] == kept
     assert [step for _, step in kept] == list(itertools.islice(itertools.count(1), len(kept)))
+
+
+def test_a_record_with_fields_of_another_version_can_be_read(store: LocalStore) -> None:
+    record = claim(store).record
+    content = json.loads(record.to_json())
+    content["attempts"][0] |= {"restarts": 3}
+    assert RunRecord.from_json(json.dumps(content).encode()) == record
