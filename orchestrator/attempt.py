@@ -246,6 +246,7 @@ class _Life:
         self._first_step_s: float | None = None
         self._startup_s: float | None = None
         self._notes = 0
+        self._had_workers = False
 
     def follow(self, progress: Progress, *, force: bool = False) -> None:
         """Show the loop's progress, and give a sign of life when one is due.
@@ -265,10 +266,12 @@ class _Life:
         self._console.progress(progress, self._run.config.train.steps)
         # At once where it went on from: from there on, nothing an earlier attempt may still write belongs to the run.
         restored = progress.restored_step is not None and self._fence.record.last.from_step is None
-        if force or restored or time.monotonic() - self._told_at >= HEARTBEAT_S:
+        # At once, too, when the workers are gone or back.
+        changed = progress.has_workers != self._had_workers
+        if force or restored or changed or time.monotonic() - self._told_at >= HEARTBEAT_S:
             try:
                 self._fence.update(attempt=self._fields(progress))
-                self._told_at = time.monotonic()
+                self._told_at, self._had_workers = time.monotonic(), progress.has_workers
             except TransientStoreError:
                 if time.monotonic() - self._told_at > PRESUMED_DEAD_S:
                     raise

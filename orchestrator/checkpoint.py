@@ -7,8 +7,8 @@
                                  manifest.json           size and sha256 of the others; written last
 
 There is nothing in it about ranks. A checkpoint exists once its manifest does. The newest by step wins; one whose
-files do not match their sums is named and passed over for the one before it. RNG state needs no file: weights are drawn
-before step 0, and dropout is seeded by (seed, step, micro-batch).
+files do not match their sums is named and passed over for the one before it, and the attempt that found it sets it
+aside. RNG state needs no file: weights are drawn before step 0, and dropout is seeded by (seed, step, micro-batch).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from orchestrator.run_record import RunRecord
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
+MANIFEST, DAMAGED = "manifest.json", "manifest.damaged.json"
 MODEL, OPTIMIZER, PROGRESS, STATE = "model.safetensors", "optimizer.safetensors", "progress.safetensors", "state.json"
 
 _T = TypeVar("_T")
@@ -150,6 +150,13 @@ def write_checkpoint(
     before_commit()
     store.put(f"{prefix}/{MANIFEST}", json.dumps({"step": name.step, "files": files}, indent=1).encode())
     return sum(file["size"] for file in files.values())
+
+
+def set_aside(store: Store, name: CheckpointName) -> None:
+    """Make a damaged checkpoint none: its files stay for whoever wants to know, its manifest under another name."""
+    prefix = f"checkpoints/{name}"
+    store.put(f"{prefix}/{DAMAGED}", store.get(f"{prefix}/{MANIFEST}"))
+    store.delete(f"{prefix}/{MANIFEST}")
 
 
 def prune(store: Store, record: RunRecord, keep: int) -> None:

@@ -27,6 +27,7 @@ from orchestrator.checkpoint import (
     fetch_newest,
     newest_undamaged,
     prune,
+    set_aside,
     write_checkpoint,
 )
 from orchestrator.job import TrainJob
@@ -78,16 +79,21 @@ class NodeKeeper:
             CheckpointDamagedError: there are checkpoints, and every one is damaged.
         """
         with tempfile.TemporaryDirectory(prefix="manta-state-") as scratch:
+            damaged: list[CheckpointName] = []
 
             def consider(name: CheckpointName) -> Origin:
+                damaged.append(name)
                 saved = fetch_checkpoint(self._store, name, (), Path(scratch))
                 holder = newest_holder(held, saved["step"])
                 if holder is None:
                     self.fetch(name)
+                damaged.remove(name)
                 return Origin(saved, name, holder)
 
             record = load_record(self._store)
             origin = newest_undamaged(self._store, record, consider, self._job.monitor.note.remote)
+            for name in damaged:  # else the next group, which may read less of it, would go on from it
+                set_aside(self._store, name)
             origin = origin or Origin(START, None, newest_holder(held, 0))
             self._go_on_from(origin.saved)
             return origin

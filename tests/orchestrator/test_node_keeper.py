@@ -125,9 +125,11 @@ def test_a_damaged_checkpoint_is_named_and_what_joins_on_to_the_one_before_is_ch
     origin = keeper.choose([(-1, -1)])
     assert origin.name == CheckpointName(4, 1)
     assert "step-00000006-a1/ is damaged" in str(keeper._job.monitor.note.calls).replace("a1 is", "a1/ is")
+    assert list_checkpoints(store) == [CheckpointName(4, 1)], "the next group is not to go on from it"
     store.put(f"checkpoints/{CheckpointName(4, 1)}/{MODEL}", b"something else")
     with pytest.raises(CheckpointDamagedError, match="No checkpoint is left"):
         keeper.choose([(-1, -1)])
+    assert list_checkpoints(store) == [CheckpointName(4, 1)], "else the run would quietly begin again"
 
 
 def test_steps_whose_data_was_left_out_are_remembered_by_every_later_checkpoint(keeper: NodeKeeper) -> None:
