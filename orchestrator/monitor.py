@@ -152,7 +152,8 @@ class Monitor:
             self._told_at, self._has_told = now, True
             if progress.disruptions:  # a loop does not know that it is not the first
                 goodput["restart"] = goodput.get("restart", 0.0) + goodput.pop("startup", 0.0)
-                progress.disruptions[-1].stepped(progress.row.get("step", 0), now)
+                for disruption in progress.disruptions:  # one may have come before the last had been got over
+                    disruption.stepped(progress.row.get("step", 0), now)
             causes = self._past.keys() | goodput.keys()
             progress.goodput = {cause: self._past.get(cause, 0.0) + goodput.get(cause, 0.0) for cause in sorted(causes)}
         return self._wishes

@@ -282,3 +282,16 @@ def test_nodes_that_are_no_longer_used_are_let_go(clock: Clock) -> None:
     kept, left = monitor.keeper_of("kept", None), monitor.keeper_of("left", None)
     monitor.begin_group(step=0, nodes=["kept", "kept"], clock_s=0.0)
     assert monitor.keepers() == [kept] and (kept.discarded, left.discarded) == (False, True)
+
+
+def test_a_second_end_before_the_first_was_got_over_costs_both_their_time(clock: Clock) -> None:
+    monitor = monitor_of(clock)
+    monitor.begin_group(step=0, nodes=["n"] * 2, clock_s=0.0)
+    trained(monitor, 2, step=50)
+    for _ in range(2):
+        clock.now += 5
+        monitor.failed("node", "gone")
+        monitor.begin_group(step=40, nodes=["n"] * 2, clock_s=0.0)
+    clock.now += 5
+    trained(monitor, 2, step=51)
+    assert [each.lost_s for each in monitor.progress().disruptions] == [15.0, 10.0]
