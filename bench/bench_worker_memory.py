@@ -91,7 +91,7 @@ def measure(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
     watches: list[MemoryWatch] = []
 
     def look(command: harness.Command) -> Callable[[], object]:
-        watches.append(MemoryWatch(command, {"worker": "ray::RayTrainWorker"}))
+        watches.append(MemoryWatch(command, {"worker": "ray::TrainingWorker"}))
         return watches[-1].look
 
     config = load_recipe(harness.RECIPE, overrides)

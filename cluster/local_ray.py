@@ -17,7 +17,6 @@ _ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_prestart_worker_first_driver": "0",  # a process for every CPU, most of them never used
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # the default of 2 s is waited for in full when a run ends
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",  # for places just seen; after that, look again
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor that looks for notices which nothing here acts on
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

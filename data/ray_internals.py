@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import logging
 import socket
-import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
 
@@ -58,8 +56,6 @@ def driver_node_id() -> str:
     return str(ray.get_runtime_context().get_node_id())
 
 
-_logger = logging.getLogger(__name__)
-
 NODE_ID_LABEL = "ray.io/node-id"
 """Label that every node carries with its own id; equals `ray._raylet.RAY_NODE_ID_KEY`."""
 
@@ -72,54 +68,43 @@ def address_and_port() -> tuple[str, int]:
     return str(address), int(port)
 
 
-class GroupSize(Protocol):
-    """Decides how many workers there are; asked in the controller's process."""
+class Room(NamedTuple):
+    """Where workers fit on the cluster as it is, by node; nodes that are dead or about to go have no place in it.
 
-    def when_idle(self, free: int, total: int) -> tuple[int, float] | None:
-        """No worker runs; `free` of `total` places for them are free.
+    Attributes:
+        free: workers that fit into what is free.
+        total: workers that would fit if nobody else used the cluster; has every node there is.
+        draining: nodes that are about to go.
+    """
 
-        Returns how many to start, and seconds after which a start is taken to hang; None: none yet.
-        """
-
-    def when_running(self, workers: int, slots: int, on_draining: int) -> str | None:
-        """`workers` run, `on_draining` of them on nodes about to go; `slots` are on the others, theirs included.
-
-        Returns why the workers are to be killed, as they hang; None: they are not.
-        """
+    free: Counter[str]
+    total: Counter[str]
+    draining: frozenset[str]
 
 
-class WorkersHung(Exception):
-    """The workers were killed because they hung; `retry` is asked about it like about any failure."""
-
-
-def places(per_worker: Mapping[str, float], ours: Mapping[str, int], *, probe: bool = False) -> tuple[int, int, int]:
-    """Where workers fit on the cluster as it is, nodes that are dead or about to go left out.
+def look_for_room(per_worker: Mapping[str, float], *, probe: bool = False) -> Room:
+    """Look at the cluster for places for workers.
 
     Args:
         per_worker: resources of one.
-        ours: workers that run, by node.
         probe: leave out nodes that do not answer, too: Ray takes 15 s to declare one dead.
-
-    Returns:
-        places that are free or ours; places there would be if nobody else used the cluster; and how many of ours are
-        on nodes about to go.
     """
     from ray._private.state import state
 
-    draining = set(state.get_draining_nodes())
-    free = state.available_resources_per_node()  # type: ignore[no-untyped-call]
-    slots = total = 0
+    draining = frozenset(state.get_draining_nodes())
+    available = state.available_resources_per_node()  # type: ignore[no-untyped-call]
     nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     answering = [True] * len(nodes)
     if probe:
         with ThreadPoolExecutor(PROBES) as pool:
             answering = list(pool.map(_answers, nodes))
+    free, total = Counter[str](), Counter[str]()
     for node, answers in zip(nodes, answering, strict=True):
         name = node["NodeID"]
         if answers and name not in draining:
-            slots += ours.get(name, 0) + _fitting(free.get(name, {}), per_worker)
-            total += _fitting(node["Resources"], per_worker)
-    return slots, total, sum(count for name, count in ours.items() if name in draining)
+            free[name] = _fitting(available.get(name, {}), per_worker)
+            total[name] = _fitting(node["Resources"], per_worker)
+    return Room(free, total, draining)
 
 
 def _answers(node: Mapping[str, Any]) -> bool:
@@ -134,130 +119,8 @@ def _fitting(resources: Mapping[str, float], per_worker: Mapping[str, float]) ->
     return min(int(resources.get(kind, 0.0) // need) for kind, need in per_worker.items() if need > 0)
 
 
-WORKER_CLASS = "RayTrainWorker"
-"""Name of the class of Ray Train's worker actors; also in the titles of their processes."""
-
 PROBES, PROBE_TIMEOUT_S = 16, 1.0
 """Nodes asked at once whether they are there, and seconds each has to take the call."""
-
-IDLE_LOOK_S = 0.25
-"""Seconds between two looks at a cluster that has too little room."""
-
-
-def data_parallel_trainer(
-    *args: Any, own_cluster: bool, retry: Callable[[BaseException], bool], size: GroupSize, **kwargs: Any
-) -> Any:
-    """Ray Train V2's trainer with neither a framework nor data sets; takes what `TorchTrainer` takes.
-
-    The public one, TorchTrainer, imports torch in driver and controller. Its callback for data sets starts an actor and
-    imports Ray Data in every worker, also where there are none: seconds and megabytes, for a run with its own feeder.
-
-    Args:
-        own_cluster: the cluster ends with this process. Then nobody has to be asked for nodes, and nothing cleaned up
-            after a controller that died: the two actors that do so are not started.
-        retry: asked whether a worker group that failed with this error is started again; picklable, since the
-            controller asks it in its own process.
-        size: asked how many workers there are to be; picklable likewise.
-    """
-    from ray.train.v2._internal.callbacks import DatasetsCallback
-    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-    from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
-    from ray.train.v2._internal.execution.scaling_policy import (
-        FixedScalingPolicy,
-        NoopDecision,
-        ResizeDecision,
-        ScalingDecision,
-    )
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-
-    unused = (DatasetsCallback, PlacementGroupCleanerCallback) if own_cluster else (DatasetsCallback,)
-
-    class AskedPolicy(FailurePolicy):
-        def make_decision(self, training_failed_error: BaseException) -> FailureDecision:
-            return FailureDecision.RETRY if retry(training_failed_error) else FailureDecision.RAISE
-
-    class AskedSize(FixedScalingPolicy):
-        _watch: threading.Timer | None = None
-
-        def _has_started_or_failed(self) -> None:
-            if self._watch is not None:
-                self._watch.cancel()
-
-        def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
-            per_worker = self.scaling_config._resources_per_worker_not_none
-            try:
-                self._maybe_send_resource_request()  # type: ignore[no-untyped-call]
-                free, total, _ = places(per_worker, {}, probe=True)
-            except Exception as error:  # the controller does not survive one; what is not seen now is seen later
-                _logger.warning("The cluster's state is not to be had: %s", error)
-                free = total = 0
-            self._has_started_or_failed()
-            decision = size.when_idle(free, total)
-            if decision is None:
-                time.sleep(IDLE_LOOK_S)  # the controller asks again at once
-                return NoopDecision()
-            workers, patience_s = decision
-            # The controller waits for a group that starts, however long, and asks nothing meanwhile.
-            self._watch = threading.Timer(patience_s, _kill_workers, [f"They have not started in {patience_s:.0f} s"])
-            self._watch.daemon = True
-            self._watch.start()
-            return ResizeDecision(num_workers=workers, resources_per_worker=per_worker)
-
-        def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
-            self._has_started_or_failed()
-            workers = worker_group_state.workers
-            ours = Counter(worker.metadata.node_id for worker in workers)
-            try:
-                self._maybe_send_resource_request()  # type: ignore[no-untyped-call]
-                slots, _, on_draining = places(self.scaling_config._resources_per_worker_not_none, ours)
-            except Exception as error:
-                _logger.warning("The cluster's state is not to be had: %s", error)
-                slots, on_draining = len(workers), 0
-            hung = size.when_running(len(workers), slots, on_draining)
-            if hung is not None:
-                for worker in workers:  # asked to end, one that hangs would be waited for
-                    ray.kill(worker.actor)
-                raise WorkersHung(hung)
-            return NoopDecision()
-
-    class UncoordinatedSize(AskedSize):
-        def after_controller_start(self, *_args: Any, **_kwargs: Any) -> None:
-            """The original asks the coordinator of autoscaling for the workers' resources."""
-
-        def _maybe_send_resource_request(self) -> None:
-            """As above, from then on."""
-
-    class WorkerGroupTrainer(DataParallelTrainer):
-        def _create_default_callbacks(self) -> list[Any]:
-            return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, unused)]
-
-        def _initialize_and_run_controller(self, **controller: Any) -> Any:
-            controller["failure_policy"] = AskedPolicy(controller["failure_policy"].failure_config)
-            policy = UncoordinatedSize if own_cluster else AskedSize
-            controller["scaling_policy"] = policy(controller["scaling_policy"].scaling_config)
-            return super()._initialize_and_run_controller(**controller)
-
-    return WorkerGroupTrainer(*args, **kwargs)
-
-
-def _kill_workers(why: str) -> None:
-    """Kill all training workers of this job."""
-    from ray._private.state import actors
-    from ray._private.worker import global_worker
-    from ray._raylet import ActorID
-
-    _logger.warning("The workers are killed. %s.", why)
-    this: Any = global_worker
-    for actor_id, told in actors(job_id=this.current_job_id, actor_state_name="ALIVE").items():
-        if told["ActorClassName"] == WORKER_CLASS:
-            this.core_worker.kill_actor(ActorID.from_hex(actor_id), True)
-
-
-def timed_out_starting(error: BaseException) -> bool:
-    """Whether a worker group was not started because its places were not to be had."""
-    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
-
-    return root_cause(error, WorkerGroupStartupTimeoutError) is not None
 
 
 def root_cause(error: BaseException, wanted: type[BaseException]) -> BaseException | None:

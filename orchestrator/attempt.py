@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import ray
@@ -16,17 +17,18 @@ from cluster.local_ray import joins_cluster
 from data.errors import MantaError, TransientStoreError
 from data.feeder import Feeder
 from data.prepare import PreparedData
-from data.ray_internals import NODE_ID_LABEL, data_parallel_trainer, driver_node_id, quiet_driver, root_cause
+from data.ray_internals import NODE_ID_LABEL, driver_node_id, quiet_driver, root_cause
 from data.sample_order import UNKNOWN
 from data.shard_file import filesystem_for
 from orchestrator.config import resolved
 from orchestrator.console import Console
 from orchestrator.errors import ClusterTooSmallError, FencedError
 from orchestrator.failures import Retry, Size, in_our_words, one_line
-from orchestrator.job import TrainJob, train_worker
+from orchestrator.job import TrainJob, prepare_worker, train_worker
 from orchestrator.monitor import Monitor, Progress
 from orchestrator.node_keeper import NodeKeeper
 from orchestrator.process_group import ProcessGroupConfig
+from orchestrator.ray_train_internals import WorkerGroupTrainer
 from orchestrator.run import Run, embedding_rows, feed_spec
 from orchestrator.run_record import HEARTBEAT_S, PRESUMED_DEAD_S, Fence
 from orchestrator.scaling_policy import ScalingPolicy
@@ -40,7 +42,7 @@ RAY_TRAIN_FOLDER = "ray-train/"
 FEEDER_RESTARTS = 3
 """Deaths of the feeder that a run gets over; more are no accident."""
 
-EXPECTED_RESTART_S = 8.0
+EXPECTED_RESTART_S = 3.0
 """Seconds that starting a worker group again is taken to cost, until one has been measured."""
 
 KEEPER_THREADS = 4
@@ -106,7 +108,7 @@ def rescue(monitor: Any, progress: Progress, console: Console) -> None:
         return
     keepers = ray.get(monitor.keepers.remote(), timeout=ACTOR_TIMEOUT_S)
     found = []
-    for keeper in keepers:
+    for keeper in keepers.values():
         with suppress(ray.exceptions.RayError):
             found.append((ray.get(keeper.newest.remote(), timeout=ACTOR_TIMEOUT_S)[0], keeper))
     step, keeper = max(found, key=lambda each: each[0], default=(-1, monitor))
@@ -122,7 +124,8 @@ def rescue(monitor: Any, progress: Progress, console: Console) -> None:
 def free_memory(monitor: Any) -> None:
     """Have every node let go of its snapshots: no later attempt goes on from them."""
     with suppress(ray.exceptions.RayError):
-        discarding = [keeper.discard.remote() for keeper in ray.get(monitor.keepers.remote(), timeout=DISCARD_S)]
+        keepers = ray.get(monitor.keepers.remote(), timeout=DISCARD_S).values()
+        discarding = [keeper.discard.remote() for keeper in keepers]
         ray.wait(discarding, num_returns=len(discarding), timeout=DISCARD_S)
 
 
@@ -196,11 +199,12 @@ class _Trainer(threading.Thread):
         resources = {"CPU": scaling.cpus_per_worker} | (
             {"GPU": scaling.gpus_per_worker} if scaling.gpus_per_worker else {}
         )
-        self._trainer = data_parallel_trainer(
+        self._trainer = WorkerGroupTrainer(
             train_worker,
             own_cluster=not joins_cluster(),
             retry=Retry(job.monitor),
             size=Size(job.monitor),
+            prepare=partial(prepare_worker, run.config),
             train_loop_config={"job": job},
             backend_config=ProcessGroupConfig(use_gpu=scaling.gpus_per_worker > 0),
             scaling_config=ray.train.ScalingConfig(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -17,8 +17,8 @@ class Disruption:
         told_at: when the group last said something.
         ended_at: when its end was known.
         at: the same, in seconds since the epoch.
-        placing_s: from there until room for the next group was found.
-        starting_s: until its processes were up and joined.
+        phases: seconds of each phase of the restart in turn: "teardown", "placement", "processes", "process_group",
+            "state" and "first_step".
         restored_step: step it went on from.
         workers_after: workers of the next group.
         lost_s: from `told_at` to the first step not done before; None until there is one.
@@ -30,20 +30,26 @@ class Disruption:
     told_at: float
     ended_at: float
     at: float
-    placing_s: float = 0.0
-    starting_s: float = 0.0
+    phases: dict[str, float] = field(default_factory=dict)
     restored_step: int | None = None
     workers_after: int | None = None
     lost_s: float | None = None
 
-    def begun(self, restored_step: int, workers: int, placing_s: float, starting_s: float) -> None:
+    def reached(self, phase: str, now: float) -> None:
+        """A phase of the restart is over; one that comes again, as waiting for room does, goes on where it was."""
+        if self.lost_s is None:
+            before = sum(seconds for name, seconds in self.phases.items() if name != phase)
+            self.phases[phase] = max(0.0, now - self.ended_at - before)
+
+    def begun(self, restored_step: int, workers: int, now: float) -> None:
         """The next group's state is restored."""
         self.restored_step, self.workers_after = restored_step, workers
-        self.placing_s, self.starting_s = max(0.0, placing_s), max(0.0, starting_s)
+        self.reached("state", now)
 
     def stepped(self, step: int, now: float) -> None:
         """The next group has done `step`."""
         if self.lost_s is None and self.restored_step is not None and step > self.step:
+            self.reached("first_step", now)
             self.lost_s = now - self.told_at
 
     def story(self) -> dict[str, Any]:

@@ -9,17 +9,16 @@ from typing import Any
 import ray
 
 from data.errors import MantaError
-from data.ray_internals import WorkersHung, root_cause, timed_out_starting
+from data.ray_internals import root_cause
 from orchestrator.errors import BadLossError, WorkerDiedError
 from orchestrator.failure_policy import Cause
+from orchestrator.job import PlannedRestart
 from orchestrator.monitor import Progress
+from orchestrator.process_group import is_torn_connection
+from orchestrator.ray_train_internals import timed_out_starting
+from orchestrator.worker_pool import Wish, WorkersHung
 
-_TORN_CONNECTION = re.compile(r"gloo|Connection (closed|reset) by peer|NCCL", re.IGNORECASE)
 _NODE_GONE = re.compile(r"node has died|node was terminated|NODE_DIED")
-
-
-class PlannedRestart(Exception):
-    """The worker group has kept its state in memory and ends, to be started again; never seen by the user."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Retry:
 
     monitor: Any
 
-    def __call__(self, error: BaseException) -> bool:
+    def __call__(self, error: BaseException, node_gone: bool = False) -> bool:
         if root_cause(error, BadLossError) is not None:
             return bool(ray.get(self.monitor.went_astray.remote()))
         if root_cause(error, MantaError) is not None:
@@ -43,6 +42,8 @@ class Retry:
             ray.get(self.monitor.start_timed_out.remote())
             return True
         cause, reason = cause_of(error)
+        if node_gone and cause in ("crash", "error"):
+            cause = "node"
         return bool(ray.get(self.monitor.failed.remote(cause, reason)))
 
 
@@ -51,23 +52,25 @@ class Size:
 
     def __init__(self, monitor: Any) -> None:
         self._monitor = monitor
-        self._answer: ray.ObjectRef[str | None] | None = None
+        self._answer: ray.ObjectRef[Wish] | None = None
 
-    def when_idle(self, free: int, total: int) -> tuple[int, float] | None:
+    def when_idle(self, free: int, total: int, ready: int) -> tuple[int, float] | None:
         """See `Monitor.workers_to_start`."""
-        decision: tuple[int, float] | None = ray.get(self._monitor.workers_to_start.remote(free, total))
+        decision: tuple[int, float] | None = ray.get(self._monitor.workers_to_start.remote(free, total, ready))
         return decision
 
-    def when_running(self, workers: int, slots: int, on_draining: int) -> str | None:
+    def when_running(self, workers: int, slots: int, on_draining: int, standing_by: int) -> Wish:
         """What `Monitor.seen_running` has answered to the look before this one; does not wait."""
+        wish = Wish()
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
-            reason: str | None = ray.get(self._answer)
-            self._answer = None
-            if reason is not None:
-                return reason
+            wish, self._answer = ray.get(self._answer), None
         if self._answer is None:
-            self._answer = self._monitor.seen_running.remote(workers, slots, on_draining)
-        return None
+            self._answer = self._monitor.seen_running.remote(workers, slots, on_draining, standing_by)
+        return wish
+
+    def reached(self, phase: str) -> None:
+        """See `Monitor.reached`; does not wait."""
+        self._monitor.reached.remote(phase)
 
 
 def cause_of(error: BaseException) -> tuple[Cause, str]:
@@ -88,12 +91,14 @@ def death_in(error: BaseException) -> BaseException | None:
         return death
     # A rank whose peer dies may say so, in Gloo's words, before Ray has noticed the death.
     torn = root_cause(error, RuntimeError)
-    return torn if _TORN_CONNECTION.search(str(torn)) else None
+    return torn if torn is not None and is_torn_connection(torn) else None
 
 
 def describe_death(death: BaseException) -> str:
     """Which process died, and of what, out of Ray's paragraph about it."""
     text = one_line(death)
+    if is_torn_connection(death):
+        return "its connection to another was cut"
     process = re.search(r"pid: (\d+).*? ip: (\S+)", text)
     cause = re.search(r"Worker exit detail: (.*?)(?: Some common causes|$)", text)
     where = f"process {process[1]} on {process[2]}" if process else ""

@@ -7,6 +7,11 @@ from typing import Any
 
 from data.store import Store
 from orchestrator.config import RunConfig
+from orchestrator.errors import BadLossError
+
+
+class PlannedRestart(Exception):
+    """The worker group has kept its state in memory and ends, to be started again; never seen by the user."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +37,28 @@ class TrainJob:
     monitor: Any
 
 
-def train_worker(worker_config: dict[str, TrainJob]) -> None:
-    """Entry point of a Ray Train worker."""
-    from model.eager import skip_compiler
+def prepare_worker(config: RunConfig) -> None:
+    """Import what training takes, in a worker's process, ahead of its use; seconds, most of them torch's."""
+    if not config.train.compile:
+        from model.eager import skip_compiler
 
-    job = worker_config["job"]
-    if not job.config.train.compile:
         skip_compiler()
+    import orchestrator.train_loop  # noqa: F401
+
+
+def train_worker(worker_config: dict[str, TrainJob]) -> None:
+    """Entry point of a Ray Train worker, in a process that `prepare_worker` has made ready.
+
+    Raises:
+        see `orchestrator.train_loop.train_loop`.
+    """
+    from orchestrator.process_group import leave_group
     from orchestrator.train_loop import train_loop
 
-    train_loop(job)
+    try:
+        train_loop(worker_config["job"])
+    except (PlannedRestart, BadLossError):  # all ranks have agreed on it, and none waits for another
+        raise
+    except BaseException:
+        leave_group()  # a rank that waits for this one is to know at once
+        raise

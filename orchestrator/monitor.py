@@ -22,7 +22,8 @@ from orchestrator.failure_policy import (
 )
 from orchestrator.job import TrainJob
 from orchestrator.save_policy import PRIOR_MTBF_S, observed_mtbf_s
-from orchestrator.scaling_policy import Save, SaveThenResize, ScalingPolicy, Situation, Start
+from orchestrator.scaling_policy import Prepare, Save, SaveThenResize, ScalingPolicy, Situation, Start
+from orchestrator.worker_pool import Wish
 
 SETTLING_S = 2.0
 """Seconds after a worker group's end within which the cluster may not have its resources back yet."""
@@ -101,8 +102,7 @@ class Monitor:
         self._failures = 0
         self._has_told = False
         self._wishes = Wishes()
-        self._saved_because = self._waiting_for = ""
-        self._holding = False
+        self._saved_because = self._waiting_for = self._preparing_for = ""
         self._astray = (0, "")
         self._keepers: dict[str, Any] = {}
 
@@ -112,9 +112,9 @@ class Monitor:
             self._keepers[node_id] = self._make_keeper(node_id, job)
         return self._keepers[node_id]
 
-    def keepers(self) -> list[Any]:
-        """Handles of all keepers; those of nodes that are gone are among them."""
-        return list(self._keepers.values())
+    def keepers(self) -> dict[str, Any]:
+        """Handles of all keepers by node; those of nodes that are gone are among them."""
+        return dict(self._keepers)
 
     def begin_group(self, step: int, nodes: Sequence[str], clock_s: float) -> int:
         """Rank 0, once its state is restored to `step`; `nodes` by rank; its goodput clock is `clock_s` old.
@@ -135,7 +135,7 @@ class Monitor:
             disruption, loop_at = progress.disruptions[-1], now - clock_s
             self._add("detection", max(0.0, disruption.ended_at - disruption.told_at))
             self._add("restart", max(0.0, loop_at - max(disruption.ended_at, disruption.told_at)))
-            disruption.begun(step, world_size, self._started_at - disruption.ended_at, loop_at - self._started_at)
+            disruption.begun(step, world_size, now)
             self.note(f"step {step}: going on with {world_size} workers; {done - step} steps are done again")
         progress.phase, progress.world_size = "training", world_size
         self._began_at, self._has_told, self._saved_because = now - clock_s, False, ""
@@ -182,52 +182,64 @@ class Monitor:
 
     def start_timed_out(self) -> None:
         """Controller: the places counted on were not to be had; somebody else has them."""
-        self._holding = False
+        self.note("the workers did not start: somebody else has their places")
 
-    def workers_to_start(self, free: int, total: int) -> tuple[int, float] | None:
-        """Controller: no worker runs, and `free` of `total` places for them are free.
+    def workers_to_start(self, free: int, total: int, ready: int) -> tuple[int, float] | None:
+        """Controller: no worker runs, `free` of `total` places for them are free, `ready` have a living one already.
 
         Returns:
             workers to start, and seconds after which their start is taken to hang; None: none for now.
         """
-        now = self._now()
-        # Ray Train gives a group's places back when it starts the next: until then, those not free are taken for ours.
-        if not self._holding and free < total and now - self._failed_at < SETTLING_S:
+        now, progress = self._now(), self._progress
+        decision = self._scaling.when_idle(Situation(now, 0, free, standing_by=ready))
+        # Room that is not there may be about to be: tokenizing has it for a moment yet.
+        if free < min(total, self._scaling.max_workers) and not ready and now - self._failed_at < SETTLING_S:
             return None
-        decision = self._scaling.when_idle(Situation(now, 0, total if self._holding else free))
         if isinstance(decision, Start):
-            self._waiting_for, self._holding, self._started_at = "", True, now
+            self._waiting_for, self._started_at = "", now
             self.note(f"starting {decision.workers} workers: {decision.why}")
             return decision.workers, start_patience_s(self._longest_start_s)
         if decision.why != self._waiting_for:
             self._waiting_for = decision.why
             self.note(f"waiting: {decision.why}")
-        self._progress.phase = "waiting"
+        progress.phase = "waiting"
         return None
 
-    def seen_running(self, workers: int, slots: int, on_draining: int) -> str | None:
-        """Controller: `workers` run, `on_draining` of them on nodes about to go; `slots` places are on the others.
+    def reached(self, phase: str) -> None:
+        """Controller: a phase of the workers' start is over; see `Disruption.phases`."""
+        if self._progress.disruptions and self._progress.phase in ("restarting", "waiting"):
+            self._progress.disruptions[-1].reached(phase, self._now())
+
+    def seen_running(self, workers: int, slots: int, on_draining: int, standing_by: int) -> Wish:
+        """Controller: what it sees of the workers and of the cluster; see `GroupSize.when_running`.
 
         Returns:
-            why the workers are to be killed: they hang; else None.
+            whether workers are to be killed as they hang, and how many are to stand by.
         """
         progress, now = self._progress, self._now()
         row = progress.row if self._has_told and progress.phase == "training" else {}
         silence_s = now - (self._told_at if row else max(self._began_at, self._started_at))
         if progress.phase in ("training", "starting", "restarting") and is_hung(silence_s, row.get("step_s")):
-            return f"nothing heard of rank 0 for {silence_s:.0f} s, and its steps take {row.get('step_s', 0.0):.2f} s"
+            return Wish(f"no step for {silence_s:.0f} s, and one takes {row.get('step_s', 0.0):.2f} s")
         if self._wishes.pause or progress.phase != "training" or row.get("world_size") != workers:
-            return None
+            return Wish()
         left = self._steps - row["step"]
-        decision = self._scaling.when_running(Situation(now, workers, slots, on_draining, row["step_s"], left))
+        seen = Situation(now, workers, slots, on_draining, standing_by, row["step_s"], left)
+        decision = self._scaling.when_running(seen)
         if isinstance(decision, Save) and decision.why != self._saved_because:
             self._saved_because = decision.why
             self._wishes = self._wishes._replace(saves=self._wishes.saves + 1)
             self.note(f"saving: {decision.why}")
         elif isinstance(decision, SaveThenResize):
+            self._preparing_for = ""
             self._wishes = self._wishes._replace(pause=True, saves=self._wishes.saves + decision.durably)
             self.note(f"from {workers} workers to {decision.workers}: {decision.why}")
-        return None
+        elif isinstance(decision, Prepare):
+            if not self._preparing_for:
+                self.note(f"preparing {decision.newcomers} workers more while {workers} train: {decision.why}")
+            self._preparing_for = decision.why
+            return Wish(stand_by=decision.newcomers)
+        return Wish()
 
     def note(self, line: str) -> None:
         """Any rank: a line for the person watching."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +39,9 @@ from orchestrator.run_state import START, RunState
 
 _FILES = (MODEL, OPTIMIZER)
 
+ANSWER_S = 2.0
+"""Seconds that nodes without workers have to say what they hold."""
+
 
 class Origin(NamedTuple):
     """What a worker group goes on from.
@@ -45,12 +49,12 @@ class Origin(NamedTuple):
     Attributes:
         saved: state.json of the newest checkpoint, or that of step 0.
         name: the checkpoint; None where there is none.
-        holder: rank whose node has a snapshot that is at least as new; None where no node does.
+        holder: node that has a snapshot which is at least as new, and the snapshot's step; None where no node does.
     """
 
     saved: dict[str, Any]
     name: CheckpointName | None
-    holder: int | None
+    holder: tuple[str, int] | None
 
 
 class NodeKeeper:
@@ -70,8 +74,8 @@ class NodeKeeper:
             )
         return self._memory
 
-    def choose(self, held: Sequence[tuple[int, int]]) -> Origin:
-        """Choose what the group goes on from, given every rank's `NodeMemory.newest`; asked by rank 0.
+    def choose(self, held: Mapping[str, tuple[int, int]]) -> Origin:
+        """Choose what the group goes on from, given `NodeMemory.newest` of each of its nodes; asked by rank 0.
 
         Where it is a checkpoint, it is in this node's memory afterwards.
 
@@ -84,7 +88,7 @@ class NodeKeeper:
             def consider(name: CheckpointName) -> Origin:
                 damaged.append(name)
                 saved = fetch_checkpoint(self._store, name, (), Path(scratch))
-                holder = newest_holder(held, saved["step"])
+                holder = self._newest_holder(held, saved["step"])
                 if holder is None:
                     self.fetch(name)
                 damaged.remove(name)
@@ -94,7 +98,7 @@ class NodeKeeper:
             origin = newest_undamaged(self._store, record, consider, self._job.monitor.note.remote)
             for name in damaged:  # else the next group, which may read less of it, would go on from it
                 set_aside(self._store, name)
-            origin = origin or Origin(START, None, newest_holder(held, 0))
+            origin = origin or Origin(START, None, self._newest_holder(held, 0))
             self._go_on_from(origin.saved)
             return origin
 
@@ -165,6 +169,21 @@ class NodeKeeper:
         if self._memory is not None:
             self._memory.discard()
 
+    def _newest_holder(self, held: Mapping[str, tuple[int, int]], saved_step: int) -> tuple[str, int] | None:
+        """`newest_holder`, also among nodes that have no workers any more, where those that do have nothing."""
+        return newest_holder(held, saved_step) or newest_holder(self._held_elsewhere(held), saved_step)
+
+    def _held_elsewhere(self, nodes: Container[str]) -> dict[str, tuple[int, int]]:
+        """What the memory of other nodes has; of those that are gone there is no answer."""
+        keepers = ray.get(self._job.monitor.keepers.remote())
+        asked = {keeper.newest.remote(): node_id for node_id, keeper in keepers.items() if node_id not in nodes}
+        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S) if asked else ([], [])
+        held = {}
+        for answer in answered:
+            with suppress(ray.exceptions.RayError):
+                held[asked[answer]] = ray.get(answer)
+        return held
+
     def _go_on_from(self, saved: dict[str, Any]) -> tuple[dict[str, Any], StepLedger]:
         self._origin = saved, StepLedger(self._store, self._job.attempt, saved["step"], saved["ledger"])
         return self._origin
@@ -180,12 +199,12 @@ class NodeKeeper:
         return self._memory
 
 
-def newest_holder(held: Sequence[tuple[int, int]], saved_step: int) -> int | None:
-    """The first rank with the newest snapshot that is no older than the checkpoint and joins on to it; None for none.
+def newest_holder(held: Mapping[str, tuple[int, int]], saved_step: int) -> tuple[str, int] | None:
+    """Node with the newest snapshot that is no older than the checkpoint and joins on to it, and its step; or None.
 
     Rows between the two would be missing from the ledger where the checkpoint at which the snapshot's rows begin has
     turned out to be damaged.
     """
-    joining = [step if first <= saved_step + 1 else -1 for step, first in held]
-    best = max(joining)
-    return joining.index(best) if best >= max(saved_step, 1) else None
+    joining = {node_id: step for node_id, (step, first) in held.items() if first <= saved_step + 1}
+    best = max(joining, key=lambda node_id: joining[node_id], default=None)
+    return (best, joining[best]) if best is not None and joining[best] >= max(saved_step, 1) else None

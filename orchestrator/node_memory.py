@@ -12,6 +12,7 @@ belongs to one attempt: the next command continues from object storage, where th
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import pickle
@@ -84,6 +85,12 @@ class NodeMemory:
         Raises:
             DiskFullError: there is no room; also for what the block raises because of it.
         """
+        with self.alone(), self.writing_alone(step, rows) as folder:
+            yield folder
+
+    @contextmanager
+    def writing_alone(self, step: int, rows: Sequence[StepRow]) -> Iterator[Path]:
+        """As `writing`, for who is `alone` already."""
         unfinished = self.folder / "unfinished"
         try:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -100,6 +107,14 @@ class NodeMemory:
                     f"No room for a snapshot in {self.folder}: {free / 1e6:,.0f} MB are free. Make room."
                 ) from error
             raise
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """One of the node's processes writes at a time."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def steps(self) -> list[int]:
         """Steps of the snapshots that are here, oldest first."""

@@ -50,14 +50,14 @@ def restore(job: TrainJob, node: Node, model: nn.Module, optimizer: torch.optim.
     Raises:
         CheckpointDamagedError: there are checkpoints, and every one is damaged.
     """
-    held = _gathered(node.memory.newest())
+    held = dict(zip(node.nodes, _gathered(node.memory.newest()), strict=True))
     # Rank 0's choice has put a checkpoint into its node's memory: a damaged one made it choose the one before, for all.
     chosen: Origin | None = ray.get(node.keeper.choose.remote(held)) if dist.get_rank() == 0 else None
     origin: Origin = _gathered(chosen)[0]
     if origin.holder is not None:
-        step = held[origin.holder][0]
+        node_id, step = origin.holder
         if node.is_first and node.memory.newest()[0] != step:
-            holder = ray.get(job.monitor.keeper_of.remote(node.nodes[origin.holder], job))
+            holder = ray.get(job.monitor.keeper_of.remote(node_id, job))
             node.memory.receive(step, ray.get(holder.files.remote(step)))
     elif origin.name is not None:
         step = origin.name.step

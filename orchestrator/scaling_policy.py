@@ -7,6 +7,9 @@ from dataclasses import dataclass
 SETTLE_S = 3.0
 """Seconds for which more room must have been there before it is used: machines come and go in bunches."""
 
+PREPARE_S, DRAIN_PREPARE_S = 60.0, 5.0
+"""Seconds that newcomers may take to stand by before those that do must do; less where nodes are about to go."""
+
 GAIN_FACTOR = 2.0
 """Growing must save this many times the seconds it costs: the room may be gone again before it has paid."""
 
@@ -20,6 +23,7 @@ class Situation:
         workers: workers that run; 0 where none do.
         slots: workers that fit on nodes which are alive and not about to go, those that run there included.
         on_draining: workers that run on nodes about to go.
+        standing_by: processes on the other nodes that are ready to become workers at once.
         step_s: seconds of a step as it is; None where none has been measured.
         steps_left: steps to the end of the run.
     """
@@ -28,6 +32,7 @@ class Situation:
     workers: int
     slots: int
     on_draining: int = 0
+    standing_by: int = 0
     step_s: float | None = None
     steps_left: int = 0
 
@@ -49,6 +54,14 @@ class Start:
 class Wait:
     """Start none for now."""
 
+    why: str
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Have `newcomers` processes stand by while the workers go on: starting one takes longer than a resize."""
+
+    newcomers: int
     why: str
 
 
@@ -90,31 +103,34 @@ class ScalingPolicy:
         self.restart_s = restart_s
         self._micro_batches = micro_batches
         self._room_since: tuple[int, float] | None = None
+        self._preparing_since: float | None = None
+        self._is_leaving = False
 
     def when_idle(self, seen: Situation) -> Start | Wait:
-        """What to do where no worker runs."""
-        self._room_since = None
+        """What to do where no worker runs; those standing by are on as many of the slots."""
+        self._room_since = self._preparing_since = None
         slots = seen.slots - self._kept_free
-        workers = self._useful(slots)
         if slots < self.min_workers:
             kept = f" beside the {self._kept_free} kept free to tokenize with" if self._kept_free else ""
             return Wait(
                 f"the cluster has room for {max(0, slots)} workers{kept}, and scaling.min_workers={self.min_workers}"
             )
-        return Start(workers, f"room for {seen.slots}, asked for {self.min_workers} to {self.max_workers}")
+        asked = f"room for {seen.slots}, asked for {self.min_workers} to {self.max_workers}"
+        ready = min(seen.standing_by, slots)
+        if self.min_workers <= ready < self._useful(slots):
+            return Start(self._useful(ready), f"{ready} are alive; {asked}")
+        return Start(self._useful(slots), asked)
 
-    def when_running(self, seen: Situation) -> Noop | Save | SaveThenResize:
+    def when_running(self, seen: Situation) -> Noop | Save | Prepare | SaveThenResize:
         """What to do while workers run."""
-        slots = seen.slots - self._kept_free
-        workers = self._useful(slots)
         if seen.on_draining:
-            self._room_since = None
-            why = f"{seen.on_draining} of {seen.workers} workers are on nodes about to go; room for {seen.slots}"
-            if slots < self.min_workers:
-                return Save(f"{why}, and scaling.min_workers={self.min_workers}")
-            return SaveThenResize(workers, why, durably=seen.on_draining == seen.workers)
+            if not self._is_leaving:
+                self._is_leaving, self._preparing_since = True, None
+            return self._away(seen)
+        self._is_leaving = False
+        workers = self._useful(seen.slots - self._kept_free)
         if workers <= seen.workers or seen.step_s is None:
-            self._room_since = None
+            self._room_since = self._preparing_since = None
             return Noop()
         if self._room_since is None or self._room_since[0] != workers:
             self._room_since = (workers, seen.now)
@@ -122,12 +138,38 @@ class ScalingPolicy:
         saved_s = seen.steps_left * seen.step_s * (1 - self._rounds(workers) / self._rounds(seen.workers))
         if settled_s < SETTLE_S or saved_s < GAIN_FACTOR * self.restart_s:
             return Noop()
-        self._room_since = None
-        return SaveThenResize(
-            workers,
+        why = (
             f"room for {seen.slots} for {settled_s:.0f} s; over the {seen.steps_left} steps left that saves "
-            f"{saved_s:.0f} s, and costs a restart of {self.restart_s:.1f} s",
+            f"{saved_s:.0f} s, and costs a restart of {self.restart_s:.1f} s"
         )
+        wanted = workers - seen.workers
+        if seen.standing_by < wanted and self._preparing_s(seen.now) < PREPARE_S:
+            return Prepare(wanted, why)
+        workers = self._useful(seen.workers + min(seen.standing_by, wanted))
+        if workers <= seen.workers:
+            return Noop()  # the newcomers do not come up; they may yet
+        self._room_since = self._preparing_since = None
+        return SaveThenResize(workers, why)
+
+    def _away(self, seen: Situation) -> Save | Prepare | SaveThenResize:
+        """What to do where workers are on nodes about to go."""
+        self._room_since = None
+        slots = seen.slots - self._kept_free
+        why = f"{seen.on_draining} of {seen.workers} workers are on nodes about to go; room for {seen.slots}"
+        if slots < self.min_workers:
+            return Save(f"{why}, and scaling.min_workers={self.min_workers}")
+        stay, wanted = seen.workers - seen.on_draining, self._useful(slots)
+        ready = min(stay + seen.standing_by, slots)
+        if ready < wanted and self._preparing_s(seen.now) < DRAIN_PREPARE_S:
+            return Prepare(wanted - stay, why)
+        self._preparing_since = None
+        return SaveThenResize(self._useful(max(ready, self.min_workers)), why, durably=stay == 0)
+
+    def _preparing_s(self, now: float) -> float:
+        """Seconds since newcomers were first asked for; asks for them."""
+        if self._preparing_since is None:
+            self._preparing_since = now
+        return now - self._preparing_since
 
     def _useful(self, slots: int) -> int:
         """Workers that make a step as short as `slots` can, and no more of them than that takes."""

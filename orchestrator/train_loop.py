@@ -24,10 +24,9 @@ from model.schedule import learning_rate
 from orchestrator.config import RunConfig
 from orchestrator.errors import BadLossError
 from orchestrator.evaluate import held_out_scores, loss_sums
-from orchestrator.failures import PlannedRestart
 from orchestrator.forward import autocast, build_model, inputs_and_targets, seed_dropout
 from orchestrator.goodput import GoodputClock
-from orchestrator.job import TrainJob
+from orchestrator.job import PlannedRestart, TrainJob
 from orchestrator.ledger import StepRow
 from orchestrator.loss_watch import LossWatch
 from orchestrator.model_state import save_state
@@ -35,6 +34,7 @@ from orchestrator.recorder import Recorder
 from orchestrator.restore import Node, join_node, restore
 from orchestrator.step_log import StepLog
 from orchestrator.step_reader import FetchedShare, StepReader
+from orchestrator.survivor import Survivor
 
 FORWARD_SHARE = 1 / 3
 """Part of a micro-batch's time that its forward pass takes: backward computes twice as much."""
@@ -69,7 +69,8 @@ def train_loop(job: TrainJob) -> None:
     ddp = data_parallel(model, compiled=train.compile)
 
     stop = False
-    with StepReader(job.feeder, rank, world_size, step, train.steps) as reader:
+    survivor = Survivor(node, model, optimizer)
+    with StepReader(job.feeder, rank, world_size, step, train.steps) as reader, survivor.keeping_its_state():
         while step < train.steps and not stop:
             began = time.monotonic()
             clock.switch("data_wait")
@@ -97,9 +98,11 @@ def train_loop(job: TrainJob) -> None:
             unsaved = [each for each in [*unsaved, row] if each.step > log.orders.saved_step]
             if recorder is not None:
                 recorder.step_done(row, log.seconds)
+            survivor.step, survivor.unsaved = step, unsaved
             if log.orders.snapshot:
                 with clock.during("checkpoint"):
                     cost_s, full = keep_in_memory(node, step, model, optimizer, unsaved)
+                survivor.cost_s = cost_s
                 if recorder is not None:
                     recorder.snapshot_taken(step, cost_s, full)
             if config.eval.every_steps and step % config.eval.every_steps == 0 and step < train.steps and not stop:

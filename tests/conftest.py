@@ -36,3 +36,20 @@ def s3_bucket(s3_server: LocalS3) -> str:
     name = f"bucket-{next(_numbers)}"
     s3_server.ensure_bucket(name)
     return name
+
+
+@pytest.fixture(scope="module")
+def ray_cluster_small() -> Iterator[None]:
+    """A cluster of one node and four logical CPUs inside this process's session."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=4,
+        object_store_memory=256 << 20,
+        include_dashboard=False,
+        configure_logging=False,
+        log_to_driver=False,
+    )
+    yield
+    ray.shutdown()

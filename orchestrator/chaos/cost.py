@@ -44,7 +44,7 @@ def _cost(fault: Injected, its: Sequence[Mapping[str, Any]], began_at: float) ->
         "restart_s": None if stepped_at is None else stepped_at - first["at"],
         "lost_s": None if None in lost else sum(each for each in lost if each is not None),
         "replayed_steps": sum(each["replayed_steps"] or 0 for each in its),
-        "phases": {name: first[name] for name in ("placing_s", "starting_s")},
+        "phases": {f"{name}_s": seconds for name, seconds in first["phases"].items()},
         "workers": [first["workers"], last["workers_after"]],
     }
 

@@ -16,7 +16,7 @@ from cluster.local_nodes import LocalNode, LocalNodes
 from data.store import Store
 from orchestrator.checkpoint import MODEL, list_checkpoints
 
-WORKER = "ray::RayTrainWorker"
+WORKER = "ray::TrainingWorker"
 """Title that Ray gives the processes of training workers."""
 
 GRACE_S = 10

@@ -50,7 +50,7 @@ def test_times_are_read_as_people_write_them(text: str, seconds: float) -> None:
 
 def disruption(**fields: object) -> dict[str, object]:
     usual = {"cause": "crash", "step": 40, "workers": 2, "workers_after": 2, "replayed_steps": 3}
-    return {**usual, "placing_s": 0.5, "starting_s": 4.0, **fields}
+    return {**usual, "phases": {"teardown": 0.5, "state": 4.0}, **fields}
 
 
 def test_a_sudden_death_costs_from_the_kill_to_the_first_new_step() -> None:
@@ -58,6 +58,7 @@ def test_a_sudden_death_costs_from_the_kill_to_the_first_new_step() -> None:
     [row] = costs([Injected("kill-worker", 100.0, "x")], [disruption(at=101.0, detection_s=1.5, lost_s=6.5)], 90.0)
     assert (row["at_s"], row["detect_s"], row["restart_s"], row["lost_s"]) == (10.0, 1.0, 5.0, 6.0)
     assert (row["restarts"], row["replayed_steps"], row["workers"]) == (1, 3, [2, 2])
+    assert row["phases"] == {"teardown_s": 0.5, "state_s": 4.0}
 
 
 def test_a_planned_restart_costs_from_the_pause() -> None:

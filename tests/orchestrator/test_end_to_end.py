@@ -377,7 +377,7 @@ def test_a_killed_worker_costs_seconds_and_no_sample(site: Site, alone: Run) -> 
         for told in (1, 2):
             beginning = run.step_told() + 2
             process.wait_until(lambda step=beginning: run.step_told() >= step, f"step {beginning}")
-            workers = process.pids_of("ray::RayTrainWorker")
+            workers = process.pids_of("ray::TrainingWorker")
             assert len(workers) == 2
             os.kill(workers[told - 1], signal.SIGKILL)
             process.wait_until(lambda times=told: process.output.count("going on with 2 workers") == times, "a restart")

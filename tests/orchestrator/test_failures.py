@@ -4,10 +4,10 @@ import pickle
 
 import pytest
 
-from data.ray_internals import WorkersHung
 from orchestrator.errors import BadLossError, WorkerDiedError
 from orchestrator.failures import Retry, cause_of, describe_death, in_our_words
 from orchestrator.monitor import Progress
+from orchestrator.worker_pool import WorkersHung
 
 KILLED = """The actor died unexpectedly before finishing this task.
 \tclass_name: RayTrainWorker
@@ -32,7 +32,7 @@ The actor died because its node has died. Node Id: 5f3. the actor's node was ter
             "process 12869 on 10.0.0.2: Worker unexpectedly exits with a connection error code 2. End of file.",
         ),
         (NODE, "process 17 on 10.0.0.3: its node died"),
-        ("[gloo/transport/tcp] Connection closed by peer", "[gloo/transport/tcp] Connection closed by peer"),
+        ("[gloo/transport/tcp] Connection closed by peer", "its connection to another was cut"),
     ],
 )
 def test_a_death_is_told_in_a_line(message: str, said: str) -> None:

@@ -5,6 +5,7 @@ import pytest
 from orchestrator.failure_policy import FIRST_START_S, FIRST_STEP_S, HANG_S, START_FACTOR, START_S
 from orchestrator.monitor import SETTLING_S, Monitor, Wishes
 from orchestrator.scaling_policy import SETTLE_S, ScalingPolicy
+from orchestrator.worker_pool import Wish
 
 
 class Clock:
@@ -91,6 +92,11 @@ def test_a_request_to_stop_is_heard_by_whoever_reports_next(clock: Clock) -> Non
     assert monitor.report(row={"step": 1}, goodput={}) == Wishes(stop=True)
 
 
+def seen(monitor: Monitor, workers: int, slots: int, on_draining: int) -> Wish:
+    """What the controller is told where newcomers stand by on all slots."""
+    return monitor.seen_running(workers, slots, on_draining, standing_by=max(0, slots - workers + on_draining))
+
+
 def trained(monitor: Monitor, world_size: int, step: int = 100) -> Wishes:
     return monitor.report(row={"step": step, "step_s": 0.5, "world_size": world_size}, goodput={"training": 1.0})
 
@@ -100,12 +106,12 @@ def test_room_that_stays_is_grown_into_once(clock: Clock) -> None:
     monitor.begin_group(step=0, nodes=["n"] * 2, clock_s=0.0)
     assert trained(monitor, 2) == Wishes()
     for _ in range(3):
-        monitor.seen_running(workers=2, slots=4, on_draining=0)
+        seen(monitor, workers=2, slots=4, on_draining=0)
         clock.now += SETTLE_S
     assert trained(monitor, 2) == Wishes(pause=True)
     assert sum("from 2 workers to 4" in line for line in monitor.progress().notes) == 1
     monitor.paused()
-    assert monitor.workers_to_start(free=4, total=4) == (4, START_S)
+    assert monitor.workers_to_start(free=4, total=4, ready=0) == (4, START_S)
     monitor.begin_group(step=101, nodes=["n"] * 4, clock_s=0.0)
     assert trained(monitor, 4) == Wishes()
 
@@ -115,45 +121,74 @@ def test_nothing_is_decided_on_what_a_group_before_has_told(clock: Clock) -> Non
     monitor.begin_group(step=0, nodes=["n"] * 4, clock_s=0.0)
     trained(monitor, 4)
     monitor.failed("crash", "killed")
-    monitor.seen_running(workers=2, slots=2, on_draining=2)  # still in flight when the group failed
+    seen(monitor, workers=2, slots=2, on_draining=2)  # still in flight when the group failed
     monitor.begin_group(step=100, nodes=["n"] * 2, clock_s=0.0)
-    monitor.seen_running(workers=2, slots=2, on_draining=1)  # the newest row is that of four workers
+    seen(monitor, workers=2, slots=2, on_draining=1)  # the newest row is that of four workers
     assert not monitor.report(phase="training").pause
 
 
 def test_places_that_tokenizing_holds_are_waited_for_a_moment(clock: Clock) -> None:
     monitor = monitor_of(clock)
-    assert monitor.workers_to_start(free=1, total=2) is None
+    assert monitor.workers_to_start(free=1, total=2, ready=0) is None
     clock.now += SETTLING_S
-    assert monitor.workers_to_start(free=1, total=2) == (1, FIRST_START_S)
+    assert monitor.workers_to_start(free=1, total=2, ready=0) == (1, FIRST_START_S)
 
 
-def test_places_of_a_group_that_ended_count_until_it_turns_out_that_they_are_somebody_elses(clock: Clock) -> None:
+def test_survivors_go_on_at_once_and_are_joined_by_newcomers_later(clock: Clock) -> None:
     monitor = monitor_of(clock)
-    assert monitor.workers_to_start(free=4, total=4) == (4, FIRST_START_S)
+    monitor.begin_group(step=0, nodes=["n"] * 4, clock_s=0.0)
+    trained(monitor, 4)
     monitor.failed("crash", "killed")
-    assert monitor.workers_to_start(free=0, total=3) == (3, FIRST_START_S)
-    monitor.start_timed_out()
-    clock.now += SETTLING_S
-    assert monitor.workers_to_start(free=1, total=3) == (1, FIRST_START_S)
+    assert monitor.workers_to_start(free=4, total=4, ready=3) == (3, START_S)
+    monitor.begin_group(step=100, nodes=["n"] * 3, clock_s=0.0)
+    trained(monitor, 3)
+    monitor.seen_running(workers=3, slots=4, on_draining=0, standing_by=0)
+    clock.now += SETTLE_S
+    assert monitor.seen_running(workers=3, slots=4, on_draining=0, standing_by=0) == Wish(stand_by=1)
+    assert not trained(monitor, 3).pause
+    assert monitor.seen_running(workers=3, slots=4, on_draining=0, standing_by=1) == Wish()
+    assert trained(monitor, 3).pause
+    assert sum("preparing 1 workers" in line for line in monitor.progress().notes) == 1
+
+
+def test_the_phases_of_a_restart_add_up_to_what_it_took(clock: Clock) -> None:
+    monitor = monitor_of(clock)
+    monitor.reached("teardown")  # of the first start: no disruption
+    monitor.begin_group(step=0, nodes=["n"] * 2, clock_s=0.0)
+    trained(monitor, 2, step=7)
+    monitor.failed("node", "gone")
+    for phase, took_s in (("teardown", 0.5), ("teardown", 1.0), ("placement", 0.1), ("processes", 3.0)):
+        clock.now += took_s  # asked twice, since there was no room at first
+        monitor.reached(phase)
+    clock.now += 0.2
+    monitor.reached("process_group")
+    clock.now += 0.3
+    monitor.begin_group(step=5, nodes=["n"] * 1, clock_s=0.0)
+    clock.now += 1.0
+    trained(monitor, 1, step=8)
+    story = monitor.progress().disruptions[0].story()
+    assert story["phases"] == pytest.approx(
+        {"teardown": 1.5, "placement": 0.1, "processes": 3.0, "process_group": 0.2, "state": 0.3, "first_step": 1.0}
+    )
+    assert story["lost_s"] == pytest.approx(sum(story["phases"].values()))
 
 
 def test_waiting_for_nodes_is_not_taken_for_the_cost_of_a_restart(clock: Clock) -> None:
     """After half an hour below the minimum, growing by four costs the six seconds that starting took."""
     monitor = monitor_of(clock, fewest=2)
-    assert monitor.workers_to_start(free=2, total=2) == (2, FIRST_START_S)
+    assert monitor.workers_to_start(free=2, total=2, ready=0) == (2, FIRST_START_S)
     monitor.begin_group(step=0, nodes=["n"] * 2, clock_s=0.0)
     trained(monitor, 2)
     monitor.failed("crash", "killed")
     clock.now += 5
-    assert monitor.workers_to_start(free=1, total=1) is None
+    assert monitor.workers_to_start(free=1, total=1, ready=0) is None
     clock.now += 1800
-    assert monitor.workers_to_start(free=2, total=2) == (2, START_S)
+    assert monitor.workers_to_start(free=2, total=2, ready=0) == (2, START_S)
     clock.now += 6
     monitor.begin_group(step=100, nodes=["n"] * 2, clock_s=0.0)
     trained(monitor, 2)
     for _ in range(3):
-        monitor.seen_running(workers=2, slots=4, on_draining=0)
+        seen(monitor, workers=2, slots=4, on_draining=0)
         clock.now += SETTLE_S
     assert trained(monitor, 2).pause
 
@@ -162,10 +197,10 @@ def test_what_is_waited_for_is_said_once(clock: Clock) -> None:
     monitor = monitor_of(clock, fewest=3)
     clock.now += 10
     for slots in (1, 1, 2, 2):
-        assert monitor.workers_to_start(free=slots, total=slots) is None
+        assert monitor.workers_to_start(free=slots, total=slots, ready=0) is None
     waiting = [line for line in monitor.progress().notes if "waiting" in line]
     assert len(waiting) == 2 and monitor.progress().phase == "waiting"
-    assert monitor.workers_to_start(free=3, total=3) == (3, FIRST_START_S)
+    assert monitor.workers_to_start(free=3, total=3, ready=0) == (3, FIRST_START_S)
 
 
 def test_a_start_that_fails_is_part_of_what_the_disruption_before_it_costs(clock: Clock) -> None:
@@ -187,7 +222,7 @@ def test_workers_on_nodes_that_all_go_are_saved_and_started_elsewhere(clock: Clo
     monitor = monitor_of(clock)
     monitor.begin_group(step=0, nodes=["n"] * 2, clock_s=0.0)
     trained(monitor, 2)
-    monitor.seen_running(workers=2, slots=2, on_draining=2)
+    seen(monitor, workers=2, slots=2, on_draining=2)
     assert trained(monitor, 2) == Wishes(pause=True, saves=1)
 
 
@@ -196,7 +231,7 @@ def test_workers_that_have_nowhere_else_to_go_are_saved_once_and_go_on(clock: Cl
     monitor.begin_group(step=0, nodes=["n"] * 2, clock_s=0.0)
     trained(monitor, 2)
     for _ in range(3):
-        monitor.seen_running(workers=2, slots=1, on_draining=1)
+        seen(monitor, workers=2, slots=1, on_draining=1)
     assert trained(monitor, 2) == Wishes(saves=1)
 
 
@@ -204,15 +239,15 @@ def test_a_loop_that_says_nothing_for_many_times_its_usual_hangs(clock: Clock) -
     monitor = monitor_of(clock)
     monitor.begin_group(step=0, nodes=["n"] * 2, clock_s=0.0)
     clock.now += FIRST_STEP_S
-    assert monitor.seen_running(workers=2, slots=2, on_draining=0) is None, "the first step may compile"
+    assert seen(monitor, workers=2, slots=2, on_draining=0) == Wish(), "the first step may compile"
     trained(monitor, 2)
     clock.now += HANG_S
-    assert monitor.seen_running(workers=2, slots=2, on_draining=0) is None
+    assert seen(monitor, workers=2, slots=2, on_draining=0) == Wish()
     clock.now += 0.1
-    assert "nothing heard of rank 0 for 15 s" in (monitor.seen_running(workers=2, slots=2, on_draining=0) or "")
+    assert seen(monitor, workers=2, slots=2, on_draining=0).hung == "no step for 15 s, and one takes 0.50 s"
     monitor.report(phase="waiting for data", goodput={})
     clock.now += 10 * HANG_S
-    assert monitor.seen_running(workers=2, slots=2, on_draining=0) is None, "the workers are not to blame"
+    assert seen(monitor, workers=2, slots=2, on_draining=0) == Wish(), "the workers are not to blame"
 
 
 def test_a_step_on_which_the_loss_goes_astray_is_left_out_once(clock: Clock) -> None:
@@ -239,7 +274,7 @@ def test_a_node_has_one_keeper_until_it_dies(clock: Clock) -> None:
     first = monitor.keeper_of("a", None)
     assert monitor.keeper_of("a", None) is first and monitor.keeper_of("b", None) is not first
     again = monitor.keeper_of("a", None, anew=True)
-    assert again is not first and monitor.keepers() == [again, monitor.keeper_of("b", None)]
+    assert again is not first and monitor.keepers() == {"a": again, "b": monitor.keeper_of("b", None)}
 
 
 def test_the_loop_hears_how_often_groups_fail(clock: Clock) -> None:
@@ -256,11 +291,11 @@ def test_the_loop_hears_how_often_groups_fail(clock: Clock) -> None:
 
 def test_a_start_hangs_if_it_takes_many_times_as_long_as_any_before(clock: Clock) -> None:
     monitor = monitor_of(clock)
-    assert monitor.workers_to_start(free=4, total=4) == (4, FIRST_START_S)
+    assert monitor.workers_to_start(free=4, total=4, ready=0) == (4, FIRST_START_S)
     clock.now += 20
     monitor.begin_group(step=0, nodes=["n"] * 4, clock_s=0.0)
     monitor.failed("crash", "killed")
-    assert monitor.workers_to_start(free=4, total=4) == (4, START_FACTOR * 20)
+    assert monitor.workers_to_start(free=4, total=4, ready=0) == (4, START_FACTOR * 20)
 
 
 def test_a_group_that_was_started_and_never_begins_hangs(clock: Clock) -> None:
@@ -269,19 +304,17 @@ def test_a_group_that_was_started_and_never_begins_hangs(clock: Clock) -> None:
     trained(monitor, 4)
     monitor.failed("crash", "killed")
     clock.now += 2 * FIRST_STEP_S
-    monitor.workers_to_start(free=4, total=4)
-    assert monitor.seen_running(workers=4, slots=4, on_draining=0) is None, (
-        "the wait for room is not the workers' fault"
-    )
+    monitor.workers_to_start(free=4, total=4, ready=0)
+    assert seen(monitor, workers=4, slots=4, on_draining=0) == Wish(), "the wait for room is not the workers' fault"
     clock.now += FIRST_STEP_S + 1
-    assert "nothing heard" in (monitor.seen_running(workers=4, slots=4, on_draining=0) or "")
+    assert "no step for" in seen(monitor, workers=4, slots=4, on_draining=0).hung
 
 
 def test_nodes_that_are_no_longer_used_are_let_go(clock: Clock) -> None:
     monitor = monitor_of(clock)
     kept, left = monitor.keeper_of("kept", None), monitor.keeper_of("left", None)
     monitor.begin_group(step=0, nodes=["kept", "kept"], clock_s=0.0)
-    assert monitor.keepers() == [kept] and (kept.discarded, left.discarded) == (False, True)
+    assert monitor.keepers() == {"kept": kept} and (kept.discarded, left.discarded) == (False, True)
 
 
 def test_a_second_end_before_the_first_was_got_over_costs_both_their_time(clock: Clock) -> None:

@@ -59,7 +59,7 @@ def job_of(store: LocalStore, attempt: int = 1) -> Any:
             seed=1, train=SimpleNamespace(global_batch_size=BATCH), checkpoint=SimpleNamespace(keep=3)
         ),
         feeder=SimpleNamespace(counts=Remote(np.arange(3)), skipped=Remote({})),
-        monitor=SimpleNamespace(note=Remote(None)),
+        monitor=SimpleNamespace(note=Remote(None), keepers=Remote({})),
     )
 
 
@@ -83,11 +83,11 @@ def keep(keeper: NodeKeeper, step: int, kept: list[StepRow]) -> None:
 
 
 def test_a_run_without_anything_begins_at_the_beginning(keeper: NodeKeeper) -> None:
-    assert keeper.choose([(-1, -1), (-1, -1)]) == (START, None, None)
+    assert keeper.choose({"node": (-1, -1), "other": (-1, -1)}) == (START, None, None)
 
 
 def test_what_is_saved_is_what_the_next_attempt_finds_in_memory(keeper: NodeKeeper, store: LocalStore) -> None:
-    keeper.choose([(-1, -1)])
+    keeper.choose({"node": (-1, -1)})
     keep(keeper, 4, rows(1, 4))
     assert keeper.save(4) == 4
     keep(keeper, 6, rows(5, 6))
@@ -98,7 +98,7 @@ def test_what_is_saved_is_what_the_next_attempt_finds_in_memory(keeper: NodeKeep
 
     later = NodeKeeper(job_of(store), "another node")
     memory = later.open_memory(0)
-    origin = later.choose([(-1, -1)])
+    origin = later.choose({"node": (-1, -1)})
     assert (origin.name, origin.holder) == (CheckpointName(6, 1), None)
     assert (origin.saved["tokens"], len(origin.saved["recent_losses"])) == (60, 6)
     assert len(origin.saved["ledger"]) == 2
@@ -111,8 +111,23 @@ def test_a_nodes_memory_comes_before_the_store(keeper: NodeKeeper) -> None:
     keep(keeper, 4, rows(1, 4))
     keeper.save(4)
     keep(keeper, 7, rows(5, 7))
-    origin = keeper.choose([(-1, -1), keeper.newest()])
-    assert (origin.saved["step"], origin.holder) == (4, 1)
+    origin = keeper.choose({"other": (-1, -1), "node": keeper.newest()})
+    assert (origin.saved["step"], origin.holder) == (4, ("node", 7))
+
+
+def test_the_memory_of_a_node_without_workers_comes_before_the_store_too(
+    keeper: NodeKeeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the others, one is gone and never answers."""
+    keep(keeper, 4, rows(1, 4))
+    keeper.save(4)
+    idle = SimpleNamespace(newest=Remote((9, 5)))
+    gone = SimpleNamespace(newest=Remote("no answer"))
+    keeper._job.monitor.keepers = Remote({"idle": idle, "gone": gone, "node": keeper})
+    answered = [(9, 5)]
+    monkeypatch.setattr(node_keeper.ray, "wait", lambda asked, **_: ([each for each in asked if each in answered], []))
+    assert keeper.choose({"node": (-1, -1)}).holder == ("idle", 9)
+    assert keeper.choose({"node": (6, 5)}).holder == ("node", 6), "the group's own is not asked about"
 
 
 def test_a_damaged_checkpoint_is_named_and_what_joins_on_to_the_one_before_is_chosen(
@@ -122,13 +137,13 @@ def test_a_damaged_checkpoint_is_named_and_what_joins_on_to_the_one_before_is_ch
         keep(keeper, step, rows(1, step))
         keeper.save(step)
     store.put(f"checkpoints/{CheckpointName(6, 1)}/{MODEL}", b"something else")
-    origin = keeper.choose([(-1, -1)])
+    origin = keeper.choose({"node": (-1, -1)})
     assert origin.name == CheckpointName(4, 1)
     assert "step-00000006-a1/ is damaged" in str(keeper._job.monitor.note.calls).replace("a1 is", "a1/ is")
     assert list_checkpoints(store) == [CheckpointName(4, 1)], "the next group is not to go on from it"
     store.put(f"checkpoints/{CheckpointName(4, 1)}/{MODEL}", b"something else")
     with pytest.raises(CheckpointDamagedError, match="No checkpoint is left"):
-        keeper.choose([(-1, -1)])
+        keeper.choose({"node": (-1, -1)})
     assert list_checkpoints(store) == [CheckpointName(4, 1)], "else the run would quietly begin again"
 
 
@@ -140,7 +155,7 @@ def test_steps_whose_data_was_left_out_are_remembered_by_every_later_checkpoint(
     keeper.save(6)
     keep(keeper, 8, rows(7, 8))
     keeper.save(8)
-    assert keeper.choose([(-1, -1)]).saved["bad_steps"] == [3]
+    assert keeper.choose({"node": (-1, -1)}).saved["bad_steps"] == [3]
 
 
 def test_a_save_that_failed_can_be_made_again(

@@ -7,9 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.scaling_policy import (
+    DRAIN_PREPARE_S,
     GAIN_FACTOR,
+    PREPARE_S,
     SETTLE_S,
     Noop,
+    Prepare,
     Save,
     SaveThenResize,
     ScalingPolicy,
@@ -24,7 +27,9 @@ def policy(fewest: int = 2, most: int = 8, micro_batches: int = 16, restart_s: f
 
 
 def running(now: float, workers: int, slots: int, **more: object) -> Situation:
-    return Situation(now, workers, slots, **{"step_s": 1.0, "steps_left": 1000, **more})  # type: ignore[arg-type]
+    """Newcomers stand by on all slots, where nothing else is said."""
+    usual = {"step_s": 1.0, "steps_left": 1000, "standing_by": max(0, slots - workers)}
+    return Situation(now, workers, slots, **{**usual, **more})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("slots", "workers"), [(2, 2), (3, 3), (8, 8), (100, 8)])
@@ -89,6 +94,42 @@ def test_the_gain_over_what_is_left_must_outweigh_the_restart(steps_left: int, g
     assert isinstance(decision, SaveThenResize) == grows
 
 
+def test_growing_waits_for_newcomers_to_stand_by_while_the_others_train() -> None:
+    one = policy()
+    one.when_running(running(0.0, 2, 4, standing_by=0))
+    for standing_by in (0, 1):
+        decision = one.when_running(running(SETTLE_S, 2, 4, standing_by=standing_by))
+        assert isinstance(decision, Prepare) and decision.newcomers == 2
+    assert one.when_running(running(SETTLE_S + 1, 2, 4, standing_by=2)).workers == 4  # type: ignore[union-attr]
+
+
+def test_newcomers_that_do_not_come_up_are_not_waited_for_for_ever() -> None:
+    one = policy()
+    one.when_running(running(0.0, 2, 4, standing_by=1))
+    assert isinstance(one.when_running(running(SETTLE_S, 2, 4, standing_by=1)), Prepare)
+    decision = one.when_running(running(SETTLE_S + PREPARE_S, 2, 4, standing_by=1))
+    assert isinstance(decision, SaveThenResize) and decision.workers == 3
+
+
+@pytest.mark.parametrize(("ready", "workers"), [(0, 8), (1, 8), (2, 2), (5, 4), (8, 8)])
+def test_survivors_go_on_by_themselves_where_they_are_enough(ready: int, workers: int) -> None:
+    """Five would not shorten the steps of four; and one is fewer than the minimum, so all are started."""
+    decision = policy().when_idle(Situation(0.0, 0, 8, standing_by=ready))
+    assert isinstance(decision, Start) and decision.workers == workers
+
+
+def test_nodes_about_to_go_are_left_when_newcomers_stand_by_or_a_few_seconds_later() -> None:
+    """Two of three are on nodes about to go, and there is room for four."""
+    one = policy()
+    seen = {"on_draining": 2, "standing_by": 0}
+    decision = one.when_running(running(0.0, 3, 4, **seen))
+    assert isinstance(decision, Prepare) and decision.newcomers == 3
+    assert one.when_running(running(1.0, 3, 4, **{**seen, "standing_by": 3})).workers == 4  # type: ignore[union-attr]
+    one.when_running(running(10.0, 3, 4, **seen))
+    late = one.when_running(running(10.0 + DRAIN_PREPARE_S, 3, 4, **{**seen, "standing_by": 1}))
+    assert isinstance(late, SaveThenResize) and late.workers == 2
+
+
 def test_nodes_about_to_go_are_left_at_once_whatever_it_costs() -> None:
     decision = policy().when_running(running(0.0, 4, 3, on_draining=1, steps_left=1, step_s=None))
     assert isinstance(decision, SaveThenResize) and decision.workers == 3
@@ -97,7 +138,7 @@ def test_nodes_about_to_go_are_left_at_once_whatever_it_costs() -> None:
 
 @pytest.mark.parametrize(("on_draining", "durably"), [(1, False), (3, False), (4, True)])
 def test_what_only_nodes_about_to_go_remember_is_saved_durably(on_draining: int, durably: bool) -> None:
-    decision = policy().when_running(running(0.0, 4, 4, on_draining=on_draining))
+    decision = policy().when_running(running(0.0, 4, 4, on_draining=on_draining, standing_by=on_draining))
     assert isinstance(decision, SaveThenResize) and decision.durably == durably
 
 
@@ -133,7 +174,8 @@ def test_every_decision_keeps_the_bounds_and_pays(
             workers = started.workers if isinstance(started, Start) else 0
             assert workers == 0 or fewest <= workers <= min(room, fewest + extra)
             continue
-        decision = one.when_running(Situation(2.0 * number, workers, room, 0, step_s, steps_left))
+        seen = Situation(2.0 * number, workers, room, 0, max(0, room - workers), step_s, steps_left)
+        decision = one.when_running(seen)
         if isinstance(decision, SaveThenResize):
             assert workers < decision.workers <= min(room, fewest + extra)
             before, after = (math.ceil(micro_batches / each) for each in (workers, decision.workers))
