@@ -313,6 +313,7 @@ class _Life:
             "world_size": progress.world_size,
             "phase": progress.phase,
             "disruptions": [disruption.story() for disruption in progress.disruptions],
+            "decisions": progress.decisions,
             "first_step_s": self._first_step_s,
             "goodput": goodput,
         }

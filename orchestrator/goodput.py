@@ -10,7 +10,8 @@ CAUSES = (
     "training",  # forward, backward, all-reduce, update
     "data_wait",  # the loop waits for micro-batches
     "compile",  # first step of a compiled model
-    "checkpoint",  # the loop waits for a snapshot or a last save
+    "snapshot",  # the loop copies its state into the node's memory
+    "checkpoint",  # the loop waits for object storage: a last save, or one before nodes go
     "evaluation",
     "startup",  # from the command to the loop: preparing data, Ray, workers, restoring
     "detection",  # from a failure to its being noticed

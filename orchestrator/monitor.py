@@ -25,6 +25,9 @@ from orchestrator.save_policy import PRIOR_MTBF_S, observed_mtbf_s
 from orchestrator.scaling_policy import Prepare, Save, SaveThenResize, ScalingPolicy, Situation, Start
 from orchestrator.worker_pool import Wish
 
+DECISIONS = 200
+"""Decisions that are remembered: a run of months has no end of them."""
+
 SETTLING_S = 2.0
 """Seconds after a worker group's end within which the cluster may not have its resources back yet."""
 
@@ -40,6 +43,7 @@ class Progress:
         goodput: seconds by cause since the first group's loop began.
         notes: lines for the person watching, oldest first.
         disruptions: ends of worker groups before the run's, and what each cost.
+        decisions: what was decided about workers, why, and at which step; the newest `DECISIONS`.
         gave_up: why the run is not tried again; "" where it was.
         result: what the loop ended with; None until it has.
     """
@@ -51,6 +55,7 @@ class Progress:
     goodput: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     disruptions: list[Disruption] = field(default_factory=list)
+    decisions: list[dict[str, Any]] = field(default_factory=list)
     gave_up: str = ""
     result: dict[str, Any] | None = None
 
@@ -197,11 +202,11 @@ class Monitor:
             return None
         if isinstance(decision, Start):
             self._waiting_for, self._started_at = "", now
-            self.note(f"starting {decision.workers} workers: {decision.why}")
+            self._decide(f"starting {decision.workers} workers: {decision.why}")
             return decision.workers, start_patience_s(self._longest_start_s)
         if decision.why != self._waiting_for:
             self._waiting_for = decision.why
-            self.note(f"waiting: {decision.why}")
+            self._decide(f"waiting: {decision.why}")
         progress.phase = "waiting"
         return None
 
@@ -229,14 +234,14 @@ class Monitor:
         if isinstance(decision, Save) and decision.why != self._saved_because:
             self._saved_because = decision.why
             self._wishes = self._wishes._replace(saves=self._wishes.saves + 1)
-            self.note(f"saving: {decision.why}")
+            self._decide(f"saving: {decision.why}")
         elif isinstance(decision, SaveThenResize):
             self._preparing_for = ""
             self._wishes = self._wishes._replace(pause=True, saves=self._wishes.saves + decision.durably)
-            self.note(f"from {workers} workers to {decision.workers}: {decision.why}")
+            self._decide(f"from {workers} workers to {decision.workers}: {decision.why}")
         elif isinstance(decision, Prepare):
             if not self._preparing_for:
-                self.note(f"preparing {decision.newcomers} workers more while {workers} train: {decision.why}")
+                self._decide(f"preparing {decision.newcomers} workers more while {workers} train: {decision.why}")
             self._preparing_for = decision.why
             return Wish(stand_by=decision.newcomers)
         return Wish()
@@ -257,10 +262,19 @@ class Monitor:
         if isinstance(decision, GiveUp):
             self._failed_at = self._now()
             self._progress.gave_up = decision.why
+            self._decide(f"giving up: {decision.why}", tell=False)  # the error that ends the run says it
             return False
         self._ended(cause)
-        self.note(f"starting the workers again: {decision.why}")
+        self._decide(f"starting the workers again: {decision.why}")
         return True
+
+    def _decide(self, decision: str, *, tell: bool = True) -> None:
+        progress = self._progress
+        step = progress.row.get("step", progress.restored_step or 0)
+        progress.decisions.append({"at": time.time(), "step": step, "what": decision})
+        del progress.decisions[:-DECISIONS]
+        if tell:
+            self.note(decision)
 
     def _ended(self, cause: str) -> None:
         self._failed_at = self._now()

@@ -40,6 +40,7 @@ class Attempt:
         from_step: step of the checkpoint it went on from; None until it knows.
         phase: what its loop was at, see `Progress.phase`.
         disruptions: ends of worker groups before the attempt's own, see `Disruption.story`.
+        decisions: what was decided about workers, see `Progress.decisions`.
         started_at, heartbeat_at: seconds since the epoch by the attempt's own clock.
         goodput: seconds by cause up to the last sign of life.
     """
@@ -57,6 +58,7 @@ class Attempt:
     world_size: int = 0
     phase: str = ""
     disruptions: list[dict[str, Any]] = field(default_factory=list)
+    decisions: list[dict[str, Any]] = field(default_factory=list)
     first_step_s: float | None = None
     goodput: dict[str, float] = field(default_factory=dict)
     message: str = ""

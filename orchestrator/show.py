@@ -24,8 +24,8 @@ from orchestrator.recipe_file import find_recipe
 from orchestrator.run import Run, open_run, reaching_storage
 from orchestrator.run_record import Attempt, sign_of_life
 
-LAST_RESTARTS = 10
-"""Restarts of the workers that are told of in the table; the JSON has all."""
+LAST_RESTARTS, LAST_DECISIONS = 10, 6
+"""Restarts of the workers, and decisions about them, that are told of in the table; the JSON has all."""
 
 
 def show(run_or_recipe: str, as_json: bool = False, overrides: tuple[str, ...] = ()) -> None:
@@ -63,6 +63,7 @@ def describe(run: Run) -> dict[str, Any]:
         "attempts": len(record.attempts),
         "restarts": sum(len(attempt.disruptions) for attempt in record.attempts),
         "disruptions": [{"attempt": a.number, **each} for a in record.attempts for each in a.disruptions],
+        "decisions": [{"attempt": a.number, **each} for a in record.attempts for each in a.decisions],
         "step": state["step"],
         "steps": run.config.train.steps,
         "tokens": state["tokens"],
@@ -155,6 +156,9 @@ def print_run(run: Run, console: Console) -> None:
         table.add_row("speed", f"{story['tokens_per_s']:,.0f} tokens/s; first step after {story['first_step_s']:.1f} s")
     if story["disruptions"]:
         table.add_row("restarts", "\n".join(_told(each) for each in story["disruptions"][-LAST_RESTARTS:]))
+    if story["restarts"]:
+        newest = story["decisions"][-LAST_DECISIONS:]
+        table.add_row("decisions", "\n".join(f"step {each['step']}: {each['what']}" for each in newest))
     table.add_row("workers", ", ".join(f"{size} from step {step}" for step, size in story["world_sizes"]) or "none yet")
     seconds = {cause.removesuffix("_s"): value for cause, value in story["goodput"].items() if value >= 0.05}
     wall = seconds.pop("wall", 0.0)

@@ -100,7 +100,7 @@ def train_loop(job: TrainJob) -> None:
                 recorder.step_done(row, log.seconds)
             survivor.step, survivor.unsaved = step, unsaved
             if log.orders.snapshot:
-                with clock.during("checkpoint"):
+                with clock.during("snapshot"):
                     cost_s, full = keep_in_memory(node, step, model, optimizer, unsaved)
                 survivor.cost_s = cost_s
                 if recorder is not None:
