@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,10 +79,17 @@ def cause_of(error: BaseException) -> tuple[Cause, str]:
     hung = root_cause(error, WorkersHung)
     if hung is not None:
         return "hang", str(hung)
-    death = death_in(error)
-    if death is None:  # what the code raised comes with its traceback, whose end is what says something
-        return "error", one_line(error)[-300:]
+    raised, death = raised_in(error), death_in(error)
+    if raised is not None or death is None:  # what the code raised comes with its traceback, whose end says something
+        return "error", one_line(raised or error)[-300:]
     return "node" if _NODE_GONE.search(str(death)) else "crash", describe_death(death)
+
+
+def raised_in(error: BaseException) -> BaseException | None:
+    """What one rank's code raised, among the others' complaints that it is gone; None where all only complain."""
+    failures: Iterable[BaseException] = getattr(error, "worker_failures", {}).values()
+    own = (each for each in failures if root_cause(each, ray.exceptions.RayActorError) is None)
+    return next((each for each in own if not is_torn_connection(each)), None)
 
 
 def death_in(error: BaseException) -> BaseException | None:

@@ -3,6 +3,7 @@
 import pickle
 
 import pytest
+import ray
 
 from orchestrator.errors import BadLossError, WorkerDiedError
 from orchestrator.failures import Retry, cause_of, describe_death, in_our_words
@@ -66,6 +67,15 @@ def test_the_controller_can_be_sent_the_question() -> None:
 )
 def test_causes_are_told_apart(error: BaseException, cause: str) -> None:
     assert cause_of(error)[0] == cause
+
+
+def test_an_error_of_one_rank_is_not_hidden_by_the_others_complaints() -> None:
+    error = Exception("worker group failed")
+    torn = RuntimeError("[gloo/transport/tcp] Connection closed by peer")
+    error.worker_failures = {0: torn, 1: ZeroDivisionError("oh"), 2: torn}  # type: ignore[attr-defined]
+    assert cause_of(error) == ("error", "oh")
+    error.worker_failures = {0: torn, 1: ray.exceptions.ActorDiedError()}  # type: ignore[attr-defined]
+    assert cause_of(error)[0] == "crash"
 
 
 def test_why_a_second_bad_step_ends_the_run_is_said() -> None:
