@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Self
 
 from cluster.errors import ClusterError
-from cluster.processes import children, command_line, is_alive
+from cluster.processes import RAYLET, children, command_line, is_alive
 
 START_TIMEOUT_S = 60.0
 """Seconds a node may take to start: two interpreters and a raylet, on a machine that is busy with others."""
@@ -79,7 +79,7 @@ class LocalNode:
         return next((part.removeprefix(f"--{name}=") for part in parts if part.startswith(f"--{name}=")), "")
 
     def _raylets(self) -> list[int]:
-        return [pid for pid in children(self._process.pid) if "raylet/raylet" in command_line(pid).partition("\0")[0]]
+        return [pid for pid in children(self._process.pid) if RAYLET in command_line(pid).partition("\0")[0]]
 
     def _await(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S

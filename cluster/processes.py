@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+RAYLET = "raylet/raylet"
+"""End of a raylet's program."""
+
 
 def is_alive(pid: int) -> bool:
     """Whether there is such a process, and it has not ended."""

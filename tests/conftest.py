@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from cluster.local_ray import shut_down
 from cluster.local_s3 import LocalS3
 from data.config import StoreConfig
 
@@ -52,4 +53,4 @@ def ray_cluster_small() -> Iterator[None]:
         log_to_driver=False,
     )
     yield
-    ray.shutdown()
+    shut_down()
