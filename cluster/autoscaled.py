@@ -93,7 +93,7 @@ class AutoscaledCluster:
                 "or the system refuses Ray's sockets in it. Name a shorter one."
             )
         # In /tmp whatever TMPDIR says, for the same reason.
-        self.folder = self._given or Path(tempfile.mkdtemp(prefix="manta-", dir="/tmp"))
+        self.folder = self._given or Path(tempfile.mkdtemp(prefix="manta-as-", dir="/tmp"))
         self.folder.mkdir(parents=True, exist_ok=True)
         port = free_port()
         self.address = f"127.0.0.1:{port}"
@@ -127,7 +127,7 @@ class AutoscaledCluster:
 
     @contextmanager
     def joined(self) -> Iterator[None]:
-        """Inside the block, Ray in this process and in those it starts joins this cluster.
+        """Inside the block, Ray in this process and in those it starts joins this cluster; Ray is left at its end.
 
         Raises:
             ClusterError: ray has been imported already, without a token: it reads whether to send one only then.
@@ -142,6 +142,10 @@ class AutoscaledCluster:
         try:
             yield
         finally:
+            if "ray" in sys.modules:
+                import ray
+
+                ray.shutdown()  # a driver whose cluster is gone takes a minute to notice, and then ends the process
             for name, value in before.items():
                 if value is None:
                     os.environ.pop(name, None)
