@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -73,7 +74,8 @@ class Trial:
         """The last loss reported up to `step`; None where it did not come so far."""
         if not self.curve or self.reached < step:
             return None
-        return next((loss for at, loss in reversed(self.curve) if at <= step), None)
+        before = bisect_right(self.curve, (step, math.inf))
+        return self.curve[before - 1][1] if before else None
 
 
 @dataclass(frozen=True)
@@ -103,10 +105,10 @@ class Facts:
         return next((i for i, value in enumerate(values) if self.main and value == self.main.of(trial)), -1)
 
 
-def read(story: Story) -> Facts:
-    """What is shown of a story."""
+def read(story: Story, *, curves: bool = True) -> Facts:
+    """What is shown of a story; without `curves` it is done in no time, however long they are."""
     best_id = (story.get("best") or {}).get("id")
-    trials = [_trial(each, best_id) for each in story.get("trials") or ()]
+    trials = [_trial(each, best_id, curves) for each in story.get("trials") or ()]
     space: Mapping[str, Mapping[str, Any]] = story.get("space") or {}
     names = list(dict.fromkeys([*space, *(name for trial in trials for name in trial.config)]))
     short = short_names(names)
@@ -166,10 +168,12 @@ def duration(seconds: float | None) -> str:
     return f"{minutes}:{rest:02} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02} h"
 
 
-def _trial(told: Mapping[str, Any], best_id: str | None) -> Trial:
+def _trial(told: Mapping[str, Any], best_id: str | None, curves: bool) -> Trial:
     donor = told.get("from_trial")
     loss = told.get("loss")
-    curve = sorted((int(at), float(y)) for at, y in told.get("curve") or () if is_number(at) and is_number(y))
+    curve = sorted(
+        (int(at), float(y)) for at, y in (curves and told.get("curve")) or () if is_number(at) and is_number(y)
+    )
     return Trial(
         id=str(told["id"]),
         run=str(told.get("run") or ""),

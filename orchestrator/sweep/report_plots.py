@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from statistics import median
 
@@ -13,6 +13,9 @@ from orchestrator.sweep.report_svg import Scale, axes, colour, cross, dash, esc,
 
 WIDTH, HEIGHT = 760.0, 380.0
 LEFT, RIGHT, TOP, BOTTOM = 62.0, 740.0, 34.0, 330.0
+
+MOST_POINTS = 300
+"""Of a curve that are drawn; more would not be seen, and make the page of a large sweep slow."""
 
 # Of those that stand beside another one.
 SMALL_WIDTH, SMALL_HEIGHT, SMALL_RIGHT, SMALL_BOTTOM = 480.0, 300.0, 464.0, 250.0
@@ -58,7 +61,7 @@ def curves(facts: Facts, metric: str, is_log: bool) -> str:
     # The best last, over all the others.
     for trial in sorted(shown, key=lambda trial: (trial.is_best, trial.status == "finished")):
         # What is above the chart's end is cut off there; far above, it is not a place that can be drawn.
-        points = [(x(at), max(-HEIGHT, y(math.log10(loss) if is_log else loss))) for at, loss in trial.curve]
+        points = [(x(at), max(-HEIGHT, y(math.log10(loss) if is_log else loss))) for at, loss in thinned(trial.curve)]
         end = (points[-1][0], max(TOP, points[-1][1]))
         group = facts.group(trial)
         drawn.append(
@@ -82,6 +85,12 @@ def curves(facts: Facts, metric: str, is_log: bool) -> str:
     return svg(name, f"Learning curves: {axis}", described, WIDTH, HEIGHT, axes(x, y, "step", axis), clipped, note)
 
 
+def thinned(curve: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
+    """At most MOST_POINTS and one of the curve's points, the last one among them."""
+    every = math.ceil(len(curve) / MOST_POINTS) or 1
+    return curve if every == 1 else (*curve[:-1:every], curve[-1])
+
+
 def best_curve(facts: Facts, metric: str) -> str:
     """The best trial's learning curve beside the middle of all trials that were there at each step; "" without one."""
     best = facts.best
@@ -89,22 +98,23 @@ def best_curve(facts: Facts, metric: str) -> str:
         return ""
     others = [trial for trial in facts.trials if trial.curve]
     middle = []
-    for step, _ in best.curve:
+    curve = thinned(best.curve)
+    for step, _ in curve:
         there = [loss for trial in others if (loss := trial.loss_at(step)) is not None]
         middle.append((step, median(there)))
     x = Scale(0, max(best.curve[-1][0], best.steps) * 1.02, LEFT, SMALL_RIGHT)
-    y = Scale.over([loss for _, loss in (*best.curve, *middle)], SMALL_BOTTOM, TOP)
+    y = Scale.over([loss for _, loss in (*curve, *middle)], SMALL_BOTTOM, TOP)
     last = best.curve[-1]
     drawn = [
         polyline([(x(at), y(loss)) for at, loss in middle], "middle", "4 4"),
         trial_mark(
             facts,
             best,
-            polyline([(x(at), y(loss)) for at, loss in best.curve], "hit"),
-            polyline([(x(at), y(loss)) for at, loss in best.curve], "curve"),
+            polyline([(x(at), y(loss)) for at, loss in curve], "hit"),
+            polyline([(x(at), y(loss)) for at, loss in curve], "curve"),
             mark(facts.group(best), x(last[0]), y(last[1]), "dot"),
         ),
-        words(x(last[0]) - 4, y(last[1]) - 12, f"{last[1]:.4f} at step {last[0]}", "note strong end"),
+        words(x(last[0]) - 4, y(last[1]) - 12, f"{last[1]:.4f} at step {last[0]}", "note strong end halo"),
         words(
             x(middle[len(middle) // 3][0]) + 6,
             y(middle[len(middle) // 3][1]) - 8,

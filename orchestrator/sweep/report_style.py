@@ -85,7 +85,8 @@ tr.best td { font-weight: 650; } .none { color: var(--soft); }
   display: none; }
   section, figure, .fact, tr { break-inside: avoid; } section.long { break-inside: auto; } .scroll {
   overflow: visible; }
-  table { font-size: 9px; } th, td { padding: 2px 4px; white-space: normal; } th { position: static; } }
+  table { font-size: 9px; } th, td { padding: 2px 4px; white-space: normal; }
+  td.n { white-space: nowrap; } th { position: static; } }
 """
 
 SCRIPT = """

@@ -19,7 +19,7 @@ _ORDER = ("running", "finished", "stopped", "failed", "pending")
 
 def live_table(story: Story, most_rows: int = MOST_ROWS) -> Table:
     """The trials, for a terminal of 100 columns: the best, then those that run, and so on."""
-    facts = read(story)
+    facts = read(story, curves=False)
     table = Table(title=Text(_title(story, facts)), title_justify="left", caption_justify="left", width=100)
     table.add_column("trial", no_wrap=True, overflow="ellipsis", max_width=16)
     table.add_column("status", no_wrap=True)
@@ -37,7 +37,7 @@ def live_table(story: Story, most_rows: int = MOST_ROWS) -> Table:
 
 def print_sweep(story: Story, console: Console) -> None:
     """The sweep as `manta show` tells it: what it is, what came of it and at what cost, and all trials."""
-    facts = read(story)
+    facts = read(story, curves=False)
     table = Table(title=Text(f"sweep {_flat(story.get('sweep', ''))}"), show_header=False, title_justify="left")
     for name, told in _facts(story, facts):
         table.add_row(name, Text(told))

@@ -184,3 +184,11 @@ def test_a_story_is_shown_without_ray_and_torch() -> None:
 def test_few_trials_are_enough_for_a_page(trials: int) -> None:
     story = realistic(trials=trials) if trials else realistic() | {"trials": [], "best": None, "rungs": []}
     assert len(Page(html(story)).trials()) == trials
+
+
+def test_a_large_sweep_gives_a_page_of_a_few_megabytes() -> None:
+    story = realistic(trials=200)
+    for trial in story["trials"]:
+        trial["curve"] = [[step, 7 - step / 1000] for step in range(1, 3001)]
+        trial |= {"step": 3000, "steps": 3000}
+    assert len(html(story)) < 6_000_000
