@@ -189,7 +189,7 @@ class AutoscaledCluster:
                 "module": PROVIDER,
                 "gcs_address": self.address,
                 "head_node_id": HEAD_NODE_ID,
-                "launch_multiple": True,  # as many as are asked for; else one, and the others are waited for in vain
+                "launch_multiple": True,  # as many as are asked for; else one a call, whatever the count
                 "disable_node_updaters": True,
                 "disable_launch_config_check": True,
             },
