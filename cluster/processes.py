@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+from contextlib import suppress
 from pathlib import Path
 
 RAYLET = "raylet/raylet"
@@ -24,6 +28,21 @@ def children(pid: int) -> list[int]:
     return found
 
 
+def of_session(session: int) -> list[int]:
+    """Processes of that session that have not ended: what its first process started, whoever their parent is by now."""
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+    return [pid for pid in pids if _session(pid) == session and is_alive(pid)]
+
+
+def end_session(session: int) -> None:
+    """SIGKILL to all of them, until none is left. Takes no notice of those that do not exist any more."""
+    while pids := of_session(session):
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+
+
 def command_line(pid: int) -> str:
     """Its arguments, or the title it has given itself; "" where it is gone."""
     try:
@@ -39,3 +58,10 @@ def _status(pid: int) -> tuple[str, int]:
     except OSError:
         return "X", -1
     return state, int(parent)
+
+
+def _session(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return -1

@@ -1,0 +1,257 @@
+"""A Ray cluster on this machine whose nodes Ray's own autoscaler starts when there is demand and lets go when idle.
+
+Autoscaler v2, the one KubeRay uses, with the provider of "fake" nodes that Ray tests itself with: its nodes are real
+raylets with workers of their own. docs/ray-autoscaler.md says what that takes and why, and
+`tests/cluster/test_autoscaled.py` holds Ray to it by name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from cluster.errors import ClusterError
+from cluster.local_nodes import START_TIMEOUT_S, STORE_BYTES, free_port
+from cluster.session_keeper import START as KEEPER
+
+HEAD_NODE_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
+"""Ray's id of the head of a cluster of fake nodes, and the id of the "machine" it is on."""
+
+PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
+
+AUTOSCALER_READY = "Using Autoscaling Config"
+"""What the autoscaler writes when it has found no fault with the configuration; if it finds one, the head ends."""
+
+WORKER_TYPE, HEAD_TYPE = "worker", "ray.head.default"
+
+LONGEST_FOLDER = 35
+"""Characters in the path of its folder: the system takes 107 for a socket, and Ray adds 67 and a number."""
+
+_LOOK_EVERY_S = 0.1
+
+_RAY = (sys.executable, "-c", "from ray.scripts.scripts import main; main()")
+
+
+class AutoscaledCluster:
+    """A head without CPUs, and from none to `max_workers` nodes that come and go by themselves. A context manager.
+
+    Commands join it with `environment`, this process with `joined()`. Demand is what Ray takes for it: tasks and actors
+    that wait for resources, pending placement groups, and what `cluster.demand.ask_for_nodes` asks for. A node goes
+    once nothing has run on it and no object has been kept on it for `idle_timeout_s`; the autoscaler drains it first.
+
+    However this process ends, all processes of the cluster end with it.
+
+    Args:
+        max_workers: most nodes at once besides the head.
+        cpus_per_node: logical CPUs of each.
+        idle_timeout_s: seconds without work after which a node goes.
+        folder: where Ray puts its files, a short path; by default one in /tmp that is removed at the end.
+        environment: variables of the cluster's processes besides this one's own.
+
+    Raises:
+        ClusterError: on entering: the folder's path is too long, or the head does not start; then the message has the
+            end of its logs and says where they are.
+    """
+
+    def __init__(
+        self,
+        max_workers: int = 3,
+        cpus_per_node: int = 1,
+        idle_timeout_s: float = 60.0,
+        *,
+        folder: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.max_workers, self.cpus_per_node, self.idle_timeout_s = max_workers, cpus_per_node, idle_timeout_s
+        self.address = ""
+        self.session = -1
+        self._own_folder = folder is None
+        self._given = folder
+        self._keeper: subprocess.Popen[str] | None = None
+        self.environment = {
+            "RAY_AUTH_MODE": "token",  # nobody else on this machine can join it
+            "RAY_AUTH_TOKEN": secrets.token_hex(16),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            **(environment or {}),
+        }
+
+    def __enter__(self) -> Self:
+        if self._given and len(path := str(self._given.absolute())) > LONGEST_FOLDER:
+            raise ClusterError(
+                f"The folder of a local cluster, {path}, has {len(path)} characters; {LONGEST_FOLDER} are allowed, "
+                "or the system refuses Ray's sockets in it. Name a shorter one."
+            )
+        # In /tmp whatever TMPDIR says, for the same reason.
+        self.folder = self._given or Path(tempfile.mkdtemp(prefix="manta-as-", dir="/tmp"))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        port = free_port()
+        self.address = f"127.0.0.1:{port}"
+        self._config_file.write_text(json.dumps(self._config(), indent=1))
+        with self._output.open("wb") as output:
+            self._keeper = subprocess.Popen(
+                [*KEEPER, *_RAY, "start", "--block", *self._options(port)],
+                env=self._head_environment(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=output,
+                text=True,
+                start_new_session=True,  # Ctrl-C is for the command, which stops this cluster when it has saved
+            )
+        try:
+            assert self._keeper.stdout is not None
+            self.session = int(self._keeper.stdout.readline() or -1)
+            self._await_head()
+        except BaseException:
+            self._end()
+            raise
+        self.environment["RAY_ADDRESS"] = self.address
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._end()
+        if self._own_folder:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    @contextmanager
+    def joined(self) -> Iterator[None]:
+        """Inside the block, Ray in this process and in those it starts joins this cluster; Ray is left at its end.
+
+        Raises:
+            ClusterError: ray has been imported already, without a token: it reads whether to send one only then.
+        """
+        if "ray" in sys.modules and os.environ.get("RAY_AUTH_MODE") != self.environment["RAY_AUTH_MODE"]:
+            raise ClusterError(
+                "Ray was imported before this process joined the autoscaled cluster, and would be refused there. "
+                "Import it inside joined(), or start a process with the cluster's `environment`."
+            )
+        before = {name: os.environ.get(name) for name in self.environment}
+        os.environ.update(self.environment)
+        try:
+            yield
+        finally:
+            if "ray" in sys.modules:
+                import ray
+
+                ray.shutdown()  # a driver whose cluster is gone takes a minute to notice, and then ends the process
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+
+    def autoscaler_log(self, lines: int = 15) -> str:
+        """The end of what the autoscaler has written of its decisions."""
+        return _end_of(self.folder / "session_latest" / "logs" / "monitor.log", lines)
+
+    @property
+    def _config_file(self) -> Path:
+        return self.folder / "autoscaling.json"
+
+    @property
+    def _output(self) -> Path:
+        return self.folder / "head.out"
+
+    def _options(self, port: int) -> list[str]:
+        return [
+            "--head",
+            "--disable-usage-stats",
+            f"--port={port}",
+            f"--ray-client-server-port={free_port()}",  # else 10001, which is another cluster's on a shared machine
+            "--num-cpus=0",
+            "--include-dashboard=false",
+            f"--object-store-memory={STORE_BYTES}",
+            f"--temp-dir={self.folder}",
+            f"--autoscaling-config={self._config_file}",
+        ]
+
+    def _config(self) -> dict[str, Any]:
+        """What the autoscaler reads. JSON is YAML."""
+        return {
+            "cluster_name": "manta",
+            "max_workers": self.max_workers,
+            "idle_timeout_minutes": self.idle_timeout_s / 60,
+            "provider": {
+                # By type, Ray would look for defaults in a file that its wheel does not have.
+                "type": "external",
+                "module": PROVIDER,
+                "gcs_address": self.address,
+                "head_node_id": HEAD_NODE_ID,
+                "launch_multiple": True,  # as many as are asked for; else one a call, whatever the count
+                "disable_node_updaters": True,
+                "disable_launch_config_check": True,
+            },
+            **{f"{kind}_commands": [] for kind in ("setup", "head_setup", "worker_setup", "initialization")},
+            "cluster_synced_files": [],
+            "head_node_type": HEAD_TYPE,
+            "available_node_types": {
+                HEAD_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+                WORKER_TYPE: {
+                    "resources": {"CPU": self.cpus_per_node, "object_store_memory": STORE_BYTES},
+                    "node_config": {},
+                    "min_workers": 0,
+                    "max_workers": self.max_workers,
+                },
+            },
+        }
+
+    def _head_environment(self) -> dict[str, str]:
+        without_ray = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        return {
+            **without_ray,
+            "RAY_prestart_worker_first_driver": "0",
+            "RAY_enable_metrics_collection": "0",
+            **self.environment,
+            "RAY_enable_autoscaler_v2": "1",
+            "RAY_FAKE_CLUSTER": "1",
+            # Ties the head to the provider's record of it: until the head is known to run, v2 starts nothing.
+            "RAY_CLOUD_INSTANCE_ID": HEAD_NODE_ID,
+            "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+            "AUTOSCALER_METRIC_PORT": str(free_port()),
+        }
+
+    def _await_head(self) -> None:
+        """Return when the head runs and its autoscaler has taken its configuration."""
+        assert self._keeper is not None
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while "Ray runtime started" not in self._output.read_text(
+            errors="replace"
+        ) or AUTOSCALER_READY not in self.autoscaler_log(1000):
+            ended = self._keeper.poll() is not None
+            if ended or time.monotonic() > deadline:
+                what = "ended while starting" if ended else f"did not start within {START_TIMEOUT_S:.0f} s"
+                raise ClusterError(
+                    f"The head of the local autoscaled cluster {what}. The end of its output:\n"
+                    f"{_end_of(self._output)}\nand of its autoscaler's:\n{self.autoscaler_log()}\n"
+                    f"All of it is in {self.folder}."
+                )
+            time.sleep(_LOOK_EVERY_S)
+
+    def _end(self) -> None:
+        """End the cluster's processes; returns when there is none."""
+        if self._keeper is not None:
+            assert self._keeper.stdin is not None and self._keeper.stdout is not None
+            self._keeper.stdin.close()
+            self._keeper.wait()
+            self._keeper.stdout.close()
+            self._keeper = None
+
+
+def _end_of(file: Path, lines: int = 15) -> str:
+    try:
+        text = file.read_bytes()[-50_000:].decode(errors="replace")
+    except OSError:
+        return ""
+    return "\n".join("  " + line[:300] for line in text.splitlines()[-lines:])

@@ -1,0 +1,264 @@
+"""A sweep as a page to look at: one file of HTML that needs nothing else, made of the sweep's story alone."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from orchestrator.sweep.facts import Facts, Story, Trial, config_text, duration, is_number, label, read
+from orchestrator.sweep.importance import FEWEST, LIMITS, METHOD, importance
+from orchestrator.sweep.report_page import figure, legend, page, section, switch
+from orchestrator.sweep.report_parallel import ancestry, parallel
+from orchestrator.sweep.report_plots import bars, best_curve, best_so_far, curves, scatter, timeline
+from orchestrator.sweep.report_svg import esc, tag
+
+SIGNS = {"finished": "●", "running": "▶", "pending": "…", "stopped": "○", "failed": "✕"}
+"""Beside the word, so that a status is found at a glance without its colour."""
+
+
+def html(story: Story) -> str:
+    """The report. Whatever is in the story is shown as text; what it does not have is left out."""
+    facts, metric = read(story), str(story.get("metric") or "loss")
+    began = story.get("started_at")
+    groups = [f"{facts.main.short} {label(value)}" for value in facts.main.values] if facts.main else []
+    parts = [
+        _header(story, facts),
+        _tiles(story, facts),
+        _winner(story, facts, metric),
+        section(
+            "All learning curves",
+            switch("curve-axis", curves(facts, metric, False), curves(facts, metric, True)),
+            legend(groups, lines=True) if facts.trials else "",
+            note="Every trial saw the same batches in the same order. Point at a curve to find its trial everywhere.",
+        )
+        if any(trial.curve for trial in facts.trials)
+        else "",
+        _against(facts, metric, groups),
+        section(
+            "Every trial over all fields",
+            figure(parallel(facts, metric), legend(groups, lines=True)) if parallel(facts, metric) else "",
+            note="A line a trial; it is broken at a field that does not count for the trial.",
+        ),
+        _mattered(facts),
+        _rungs(story, facts, began),
+        section(
+            "Who went on from whose state",
+            figure(ancestry(facts)),
+            note="An arrow ends at the trial that took over the other one's state, at the step it was taken from.",
+        ),
+        _trials(facts),
+    ]
+    return page(f"Sweep {story.get('sweep', '')}", *parts)
+
+
+def _header(story: Story, facts: Facts) -> str:
+    status = str(story.get("status") or "")
+    badge = tag("span", esc(status), class_=f"badge {status if status.isalpha() else ''}")
+    counts = ", ".join(f"{count} {status}" for status, count in facts.counts().items())
+    told = f"{len(facts.trials)} trials{': ' + counts if counts else ''}. "
+    told += f"Searcher {story.get('searcher')}, scheduler {story.get('scheduler')}, by {story.get('metric')}."
+    when = [f"Started {_clock(story.get('started_at'))}"]
+    when += [f"ended {_clock(story.get('ended_at'))}"] if story.get("ended_at") else []
+    attempts = story.get("attempts") or 1
+    when += [f"in {attempts} attempts"] if attempts > 1 else []
+    message = tag("p", esc(story["message"])) if story.get("message") else ""
+    parts = tag("h1", "Sweep ", esc(story.get("sweep", "")), badge), tag("p", esc(told)), message
+    return tag("header", *parts, tag("p", esc(", ".join(when) + "."), class_="soft"))
+
+
+def _tiles(story: Story, facts: Facts) -> str:
+    cost: dict[str, Any] = story.get("cost") or {}
+    tokens: dict[str, Any] = story.get("tokenized") or {}
+    best = story.get("best") or {}
+    began, ended = story.get("started_at"), story.get("ended_at")
+    tiles = []
+    if is_number(best.get("loss")):
+        tiles.append((f"{best['loss']:.4f}", f"best {story.get('metric')}, trial {best.get('id')}"))
+    if cost.get("steps_of_all"):
+        spent = f"{cost['steps']:,} of the {cost['steps_of_all']:,} steps of all trials to the end"
+        tiles.append((f"{cost['share']:.0%}", f"of the full cost: {spent}"))
+    tiles.append((duration(float(cost.get("worker_s") or 0.0)), "of workers' time"))
+    if began is not None and ended is not None:
+        tiles.append((duration(ended - began), "from start to end"))
+    if tokens.get("units"):
+        times = "each once" if tokens["tokenized"] + tokens["cached"] == tokens["units"] else "NOT each once"
+        text = f"units tokenized by this sweep, {times}; {tokens['cached']} were there already"
+        tiles.append((f"{tokens['tokenized']} of {tokens['units']}", text))
+    return tag(
+        "div", *(tag("div", tag("b", esc(a)), tag("span", esc(b)), class_="fact") for a, b in tiles), class_="facts"
+    )
+
+
+def _winner(story: Story, facts: Facts, metric: str) -> str:
+    best = story.get("best")
+    if not best:
+        return section("Best curve", tag("p", "No trial has come far enough to be the best.", class_="none"))
+    trial = facts.best
+    fields = facts.fields
+    told = config_text(trial, fields) if trial else "  ".join(f"{k}={label(v)}" for k, v in best["config"].items())
+    parts = [
+        tag(
+            "p",
+            "Trial ",
+            tag("b", esc(best["id"])),
+            ", run ",
+            tag("code", esc(best["run"])),
+            ": ",
+            tag("code", esc(told)),
+        )
+    ]
+    if best.get("recipe"):
+        train = f"manta train {best['recipe']}"
+        parts.append(
+            tag(
+                "p",
+                "Its recipe: ",
+                tag("code", esc(best["recipe"])),
+                ". Take it from there with ",
+                tag("code", esc(train)),
+            )
+        )
+    charts = [figure(best_curve(facts, metric)), figure(best_so_far(facts, metric, story.get("started_at")))]
+    return section("Best curve", *parts, tag("div", *charts, class_="two") if any(charts) else "")
+
+
+def _against(facts: Facts, metric: str, groups: list[str]) -> str:
+    numeric = [field for field in facts.fields if field.is_numeric]
+    # Fields that every trial has come first: of them there is most to see.
+    numeric.sort(key=lambda field: (bool(field.when), facts.fields.index(field)))
+    charts = [(field, scatter(facts, field, metric, number)) for number, field in enumerate(numeric)]
+    shown = [figure(chart) for _, chart in charts if chart]
+    if not shown:
+        return ""
+    by = f" by {facts.main.short}" if facts.main else ""
+    first, others = shown[0], shown[1:]
+    return section(
+        f"Loss against each number{by}",
+        first,
+        tag("div", *others, class_="two") if others else "",
+        legend(groups, lines=False),
+        note="The loss of each trial at the last step it did; of one stopped early, that is an earlier step.",
+    )
+
+
+def _mattered(facts: Facts) -> str:
+    found = importance(facts)
+    if found.step is None or found.trials < FEWEST:
+        few = f"{found.trials} trials have finished or were stopped; {FEWEST} are needed to say anything."
+        return section("Which fields mattered", tag("p", esc(few), class_="none")) if facts.fields else ""
+    left = f" {found.failed} failed and are left out." if found.failed else ""
+    compared = f"{found.trials} trials compared at step {found.step}.{left}"
+    return section(
+        "Which fields mattered",
+        figure(bars(found)),
+        tag("p", tag("b", "How: "), esc(METHOD), class_="soft"),
+        tag("p", tag("b", "Limits: "), esc(LIMITS), class_="soft"),
+        note=compared,
+    )
+
+
+def _rungs(story: Story, facts: Facts, began: float | None) -> str:
+    rungs = story.get("rungs") or []
+    total = sum(float(rung["worker_s"]) for rung in rungs) or 1.0
+    rows, before = [], 0
+    for rung in rungs:
+        share = float(rung["worker_s"]) / total
+        bar = '<svg viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true" style="width:160px;height:12px">'
+        bar += '<rect width="100" height="10" class="track"/>'
+        bar += f'<rect width="{100 * share:.1f}" height="10" class="bar"/></svg>'
+        rows.append(
+            _row(
+                _cell(f"{before} to {rung['step']}", rung["step"]),
+                _cell(rung["trials"], number=True),
+                _cell(rung["stopped"], number=True),
+                _cell(duration(float(rung["worker_s"])), rung["worker_s"], number=True),
+                _cell(f"{share:.0%}", share, number=True),
+                tag("td", bar),
+            )
+        )
+        before = rung["step"]
+    heads = ("steps", "trials that came", "stopped there", "workers' time", "of all", "")
+    table = _table(heads, rows, numbers=(1, 2, 3, 4)) if rows else ""
+    return section(
+        "Time and cost", table, figure(timeline(facts, began)), note="Workers' time by rung, and when each trial ran."
+    )
+
+
+def _trials(facts: Facts) -> str:
+    names = [f.short for f in facts.fields]
+    heads = [
+        "trial",
+        "status",
+        "loss",
+        "step",
+        *names,
+        "reason",
+        "went on from",
+        "workers",
+        "workers' time",
+        "start-up",
+    ]
+    heads.append("run")
+    numbers = [
+        2,
+        3,
+        *(4 + n for n, f in enumerate(facts.fields) if f.is_numeric),
+        *range(len(heads) - 4, len(heads) - 1),
+    ]
+    rows = [_trial_row(trial, facts) for trial in facts.trials]
+    if not rows:
+        return section("All trials", tag("p", "There is none yet.", class_="none"))
+    return section("All trials", tag("div", _table(heads, rows, numbers, "sorted"), class_="scroll"), is_long=True)
+
+
+def _trial_row(trial: Trial, facts: Facts) -> str:
+    cells = [
+        _cell(trial.id + (" ★ best" if trial.is_best else ""), trial.id),
+        _cell(f"{SIGNS.get(trial.status, '?')} {trial.status}", trial.status),
+        _cell("" if trial.loss is None else f"{trial.loss:.4f}", trial.loss, number=True),
+        _cell(f"{trial.step} of {trial.steps}", trial.step, number=True),
+    ]
+    for field in facts.fields:
+        value = field.of(trial)
+        text = (
+            tag("span", "-", class_="none", title="does not count for this trial")
+            if value is None
+            else esc(label(value))
+        )
+        sort_by = value if is_number(value) else None
+        cells.append(
+            tag(
+                "td",
+                text,
+                class_="n" if field.is_numeric else "",
+                data_v=repr(sort_by) if sort_by is not None else None,
+            )
+        )
+    cells += [
+        tag("td", esc(trial.reason), class_="wide" if trial.reason else ""),
+        _cell(f"{trial.donor[0]} at step {trial.donor[1]}" if trial.donor else ""),
+        _cell(trial.workers, number=True),
+        _cell(duration(trial.worker_s), trial.worker_s, number=True),
+        _cell(duration(trial.first_step_s), trial.first_step_s, number=True),
+        _cell(trial.run),
+    ]
+    return tag("tr", *cells, class_="best" if trial.is_best else "", data_trial=trial.id)
+
+
+def _table(heads: Any, rows: list[str], numbers: Any, css: str = "") -> str:
+    told = "".join(
+        tag("th", esc(head), scope="col", class_="n" if at in numbers else "") for at, head in enumerate(heads)
+    )
+    return tag("table", tag("thead", tag("tr", told)), tag("tbody", *rows), class_=css)
+
+
+def _row(*cells: str) -> str:
+    return tag("tr", *cells)
+
+
+def _cell(text: object, sort_by: object = None, *, number: bool = False) -> str:
+    return tag("td", esc(text), class_="n" if number else "", data_v=None if sort_by is None else str(sort_by))
+
+
+def _clock(at: Any) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at)) if is_number(at) else "at an unknown time"

@@ -1,0 +1,75 @@
+"""The page around the report's charts: head, sections, legends."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+
+from orchestrator.sweep.report_style import SCRIPT, STYLE
+from orchestrator.sweep.report_svg import colour, dash, esc, mark, polyline, tag
+
+
+def page(title: str, *inside: str) -> str:
+    """A page that holds everything it shows, and by its own rules fetches nothing and runs no script but its own."""
+    script = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{script}'; base-uri 'none'"
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{esc(title)}</title><style>{STYLE}</style></head>"
+        f"<body><main>{''.join(inside)}</main><script>{SCRIPT}</script></body></html>\n"
+    )
+
+
+def section(title: str, *inside: str, note: str = "", is_long: bool = False) -> str:
+    """A part of the page; "" where there is nothing in it."""
+    if not any(inside):
+        return ""
+    caption = tag("p", esc(note), class_="soft") if note else ""
+    return tag("section", tag("h2", esc(title)), caption, *inside, class_="long" if is_long else "")
+
+
+def figure(chart: str, *below: str) -> str:
+    """A chart that may be wider than a small screen; "" without one."""
+    return tag("figure", tag("div", chart, class_="scroll"), *below) if chart else ""
+
+
+def switch(name: str, linear: str, logarithmic: str) -> str:
+    """Two charts of which one is shown; the linear one alone where there is no other. Works without scripts."""
+    if not logarithmic:
+        return figure(linear)
+    parts = []
+    for end, text, checked in (("lin", "linear", " checked"), ("log", "logarithmic", "")):
+        parts.append(f'<input type="radio" name="{name}" id="{name}-{end}"{checked}>')
+        parts.append(f'<label for="{name}-{end}">{text}</label>')
+    return tag(
+        "div",
+        *parts,
+        tag("div", figure(linear), class_="lin"),
+        tag("div", figure(logarithmic), class_="log"),
+        class_="switch",
+    )
+
+
+def legend(groups: list[str], *, lines: bool, statuses: bool = True) -> str:
+    """What the shapes, colours and dashes stand for."""
+    entries = [(text, colour(n), n) for n, text in enumerate(groups)]
+    items = [_entry(_swatch(group, lines), css, text) for text, css, group in entries]
+    if statuses:
+        items.append(_entry(_swatch(0, lines), "gl stopped", "stopped early: faint, hollow"))
+        failed = '<path d="M13 3l8 8M13 11l8-8" class="curve"/>'
+        items.append(_entry(failed, "gl failed", "failed"))
+        ring = '<path d="M2 7h30" class="curve"/>' if lines else '<circle cx="17" cy="7" r="6" class="ring"/>'
+        items.append(_entry(ring, "gl best", "the best: thick" if lines else "the best: ringed"))
+    return tag("ul", *items, class_="legend")
+
+
+def _swatch(group: int, lines: bool) -> str:
+    shape = mark(group, 17, 7, "dot", 4.5)
+    return (polyline([(0, 7), (34, 7)], "curve", dash(group)) if lines else "") + shape
+
+
+def _entry(drawn: str, css: str, text: str) -> str:
+    picture = f'<svg viewBox="0 0 34 14" aria-hidden="true">{tag("g", drawn, class_=css)}</svg>'
+    return tag("li", picture, esc(text))

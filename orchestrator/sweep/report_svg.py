@@ -1,0 +1,162 @@
+"""What the report's charts are drawn with: escaped tags, scales with round ticks, axes, marks of several shapes."""
+
+from __future__ import annotations
+
+import html
+import math
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from orchestrator.sweep.facts import label
+
+GROUPS = 8
+"""Values of a choice that have a colour, a shape and a dash of their own; others share the last ones."""
+
+DASHES = ("", "7 3", "2 3", "9 3 2 3", "12 4", "4 4", "1 4", "9 3 2 3 2 3")
+
+
+def esc(text: object) -> str:
+    """Text that is safe inside an element and inside a quoted attribute; control characters are shown as such."""
+    shown = "".join("�" if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" else c for c in str(text))
+    return html.escape(shown)
+
+
+def tag(name: str, *inside: str, **attributes: object) -> str:
+    """An element; attributes that are None or "" are left out, `class_` is class and `stroke_width` stroke-width."""
+    told = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{esc(_px(value) if isinstance(value, float) else value)}"'
+        for key, value in attributes.items()
+        if value not in (None, "")
+    )
+    return f"<{name}{told}>{''.join(inside)}</{name}>"
+
+
+def svg(name: str, title: str, description: str, width: float, height: float, *inside: str) -> str:
+    """A chart with a title and a description for those who do not see it. `name` is unique on the page."""
+    head = tag("title", esc(title), id=f"{name}-t") + tag("desc", esc(description), id=f"{name}-d")
+    return (
+        f'<svg viewBox="0 0 {_px(width)} {_px(height)}" role="img" aria-labelledby="{name}-t {name}-d" '
+        f'style="max-width:{_px(width * 1.25)}px">{head}{"".join(inside)}</svg>'
+    )
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Values to pixels. Where `is_log`, values are logarithms to base 10 already."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    is_log: bool = False
+
+    @classmethod
+    def over(cls, values: Iterable[float], start: float, end: float, is_log: bool = False, pad: float = 0.04) -> Scale:
+        """A scale that holds all of `values`, and a little more on both sides."""
+        values = list(values)
+        low, high = (min(values), max(values)) if values else (0.0, 1.0)
+        room = (high - low) * pad or abs(high) * 0.05 or 0.5
+        return cls(low - room, high + room, start, end, is_log)
+
+    def __call__(self, value: float) -> float:
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+    def ticks(self, count: int = 6) -> list[tuple[float, str]]:
+        """(pixel, text) of round values, at most about `count`."""
+        return [(self(at), label(10**at if self.is_log else at)) for at in self._round_values(count)]
+
+    def _round_values(self, count: int) -> list[float]:
+        span = self.high - self.low
+        if self.is_log:
+            every = max(1, math.ceil(span / count))
+            decades = [float(d) for d in range(math.ceil(self.low), math.floor(self.high) + 1) if d % every == 0]
+            if len(decades) >= 3:
+                return decades
+            multiples = (1, 3) if span > 1.2 else (1, 2, 5) if span > 0.5 else (1, 1.5, 2, 3, 4, 5, 6, 8)
+            exponents = range(math.floor(self.low), math.floor(self.high) + 1)
+            fine = [math.log10(m) + d for d in exponents for m in multiples]
+            inside = [at for at in fine if self.low <= at <= self.high]
+            if len(inside) >= 2:
+                return inside
+            # Less than a step of these apart: values at equal distances do, told in full.
+            return [self.low + span * part for part in (0.1, 0.5, 0.9)]
+        rough = span / count
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = next((m * power for m in (1, 2, 5) if m * power >= rough), 10 * power)
+        first = math.ceil(self.low / step)
+        return [
+            round(step * n, 12) if step > 1e-9 else step * n for n in range(first, math.floor(self.high / step) + 1)
+        ]
+
+
+def axes(x: Scale, y: Scale, x_name: str, y_name: str, x_ticks: Sequence[tuple[float, str]] | None = None) -> str:
+    """Grid, ticks and names of the axes of a chart whose y runs upward."""
+    top, bottom, left, right = y.end, y.start, x.start, x.end
+    drawn = []
+    for at, text in y.ticks():
+        drawn.append(line(left, at, right, at, "grid"))
+        drawn.append(words(left - 8, at + 4, text, "tick end"))
+    for at, text in x_ticks if x_ticks is not None else x.ticks(8):
+        drawn.append(line(at, bottom, at, bottom + 5, "axis"))
+        drawn.append(words(at, bottom + 19, text, "tick mid"))
+    drawn.append(line(left, bottom, right, bottom, "axis"))
+    drawn.append(words((left + right) / 2, bottom + 38, x_name, "name mid", 60))
+    drawn.append(words(left - 8, top - 12, y_name, "name", 60))
+    return tag("g", *drawn, aria_hidden="true")
+
+
+def line(x1: float, y1: float, x2: float, y2: float, class_: str = "") -> str:
+    """A straight line."""
+    return tag("line", x1=float(x1), y1=float(y1), x2=float(x2), y2=float(y2), class_=class_)
+
+
+def words(x: float, y: float, text: str, class_: str = "", most: int = 28) -> str:
+    """Text of at most so many characters."""
+    shown = text if len(text) <= most else text[: most - 1] + "…"
+    return tag("text", esc(shown), x=float(x), y=float(y), class_=class_)
+
+
+def polyline(points: Iterable[tuple[float, float]], class_: str, dash: str = "") -> str:
+    """A line through points."""
+    path = " ".join(f"{_px(x)},{_px(y)}" for x, y in points)
+    return tag("polyline", points=path, class_=class_, stroke_dasharray=dash)
+
+
+def mark(group: int, x: float, y: float, class_: str, r: float = 5.0) -> str:
+    """The shape of a group, so that colour is not the only thing that tells it. -1 is a small dot."""
+    x, y = float(x), float(y)
+    if group < 0:
+        return tag("circle", cx=x, cy=y, r=r * 0.8, class_=class_)
+    kind = min(group, GROUPS - 1)
+    if kind == 0:
+        return tag("circle", cx=x, cy=y, r=r, class_=class_)
+    corners: tuple[tuple[float, float], ...] = (
+        ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
+        ((0, -1.2), (1.1, 0.8), (-1.1, 0.8)),
+        ((0, -1.3), (1.3, 0), (0, 1.3), (-1.3, 0)),
+        ((0, 1.2), (1.1, -0.8), (-1.1, -0.8)),
+        ((-1.2, -0.45), (1.2, -0.45), (1.2, 0.45), (-1.2, 0.45)),
+        ((-0.45, -1.2), (0.45, -1.2), (0.45, 1.2), (-0.45, 1.2)),
+        ((-1.1, -1.1), (1.1, 0), (-1.1, 1.1)),
+    )[kind - 1]
+    return tag("polygon", points=" ".join(f"{_px(x + r * dx)},{_px(y + r * dy)}" for dx, dy in corners), class_=class_)
+
+
+def cross(x: float, y: float, class_: str, r: float = 5.0) -> str:
+    """The mark of what failed."""
+    return line(x - r, y - r, x + r, y + r, class_) + line(x - r, y + r, x + r, y - r, class_)
+
+
+def colour(group: int) -> str:
+    """The class that colours a group."""
+    return f"g{min(group, GROUPS - 1)}" if group >= 0 else "gx"
+
+
+def dash(group: int) -> str:
+    """The dash of a group's lines."""
+    return DASHES[min(group, GROUPS - 1)] if group >= 0 else ""
+
+
+def _px(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")

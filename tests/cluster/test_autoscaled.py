@@ -1,0 +1,153 @@
+"""The local autoscaled cluster: what it takes for granted of Ray, by name; and that nodes come and go without trace."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.autoscaled import HEAD_NODE_ID, PROVIDER, WORKER_TYPE, AutoscaledCluster
+from cluster.errors import ClusterError
+from cluster.processes import of_session
+from cluster.session_keeper import START
+
+DRIVER = Path(__file__).parent / "autoscaled_driver.py"
+IDLE_TIMEOUT_S = 4.0
+
+
+class TestContract:
+    """What is used of Ray and is not public. Each failure names what an upgrade has changed."""
+
+    def test_provider_is_where_it_was_and_knows_the_head_by_this_id(self) -> None:
+        module, _, name = PROVIDER.rpartition(".")
+        provider_module = importlib.import_module(module)
+        assert provider_module.FAKE_HEAD_NODE_ID == HEAD_NODE_ID
+        provider = getattr(provider_module, name)
+        assert list(inspect.signature(provider).parameters) == ["provider_config", "cluster_name"]
+        source = inspect.getsource(provider)
+        for word in ("gcs_address", "head_node_id", "launch_multiple", "RAY_FAKE_CLUSTER", "RAY_CLOUD_INSTANCE_ID"):
+            assert word in source, word
+
+    def test_autoscaler_v2_takes_the_configuration(self) -> None:
+        from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+
+        cluster = AutoscaledCluster(max_workers=5, cpus_per_node=2, idle_timeout_s=90)
+        config = AutoscalingConfig(cluster._config(), skip_content_hash=True)
+        assert config.get_idle_timeout_s() == 90
+        assert config.get_max_num_worker_nodes() == 5
+        assert config.disable_node_updaters()
+        node_types = config.get_node_type_configs()
+        assert node_types[WORKER_TYPE].resources["CPU"] == 2
+        assert node_types[WORKER_TYPE].min_worker_nodes == 0
+
+    def test_variables_are_read_under_these_names(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import ray
+        from ray._private.services import get_node_instance_id
+        from ray.autoscaler._private import constants
+
+        monkeypatch.setenv("RAY_CLOUD_INSTANCE_ID", "this-one")
+        assert get_node_instance_id() == "this-one"
+        assert hasattr(ray._config, "enable_autoscaler_v2")
+        source = inspect.getsource(constants)
+        for name in ("AUTOSCALER_UPDATE_INTERVAL_S", "AUTOSCALER_METRIC_PORT"):
+            assert f'env_integer("{name}"' in source
+
+
+class TestKeeper:
+    def _start(self, command: str) -> tuple[subprocess.Popen[str], int]:
+        keeper = subprocess.Popen(
+            [*START, "sh", "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert keeper.stdout is not None
+        return keeper, int(keeper.stdout.readline())
+
+    def test_ends_grandchildren_when_its_input_ends(self) -> None:
+        keeper, session = self._start("(sleep 300 &) ; sleep 300")
+        deadline = time.monotonic() + 10
+        while len(of_session(session)) < 3 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert len(of_session(session)) >= 2
+        with keeper:
+            assert keeper.stdin is not None
+            keeper.stdin.close()
+            keeper.wait(10)
+        assert of_session(session) == []
+
+    def test_ends_what_a_command_leaves_behind_and_tells_its_status(self) -> None:
+        keeper, session = self._start("(sleep 300 &) ; exit 7")
+        with keeper:
+            assert keeper.wait(10) == 7
+        assert of_session(session) == []
+
+    def test_ends_with_a_process_that_was_killed(self) -> None:
+        script = (
+            "import subprocess, sys; p = subprocess.Popen([*sys.argv[1:], 'sleep', '300'], stdin=subprocess.PIPE,"
+            "stdout=subprocess.PIPE, text=True); print(p.stdout.readline(), flush=True); p.wait()"
+        )
+        with subprocess.Popen([sys.executable, "-c", script, *START], stdout=subprocess.PIPE, text=True) as owner:
+            assert owner.stdout is not None
+            session = int(owner.stdout.readline())
+            assert of_session(session)
+            owner.kill()
+            deadline = time.monotonic() + 10
+            while of_session(session) and time.monotonic() < deadline:
+                time.sleep(0.02)
+        assert of_session(session) == []
+
+
+@pytest.mark.ray
+def test_nodes_come_with_demand_and_go_when_idle_and_nothing_is_left() -> None:
+    with AutoscaledCluster(max_workers=3, idle_timeout_s=IDLE_TIMEOUT_S) as cluster:
+        done = subprocess.run(
+            [sys.executable, DRIVER],
+            env={**cluster._head_environment(), **cluster.environment, "PYTHONPATH": str(DRIVER.parents[2])},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 0, done.stderr[-2000:] + cluster.autoscaler_log()
+        told = json.loads(done.stdout.splitlines()[-1])
+        session, folder = cluster.session, cluster.folder
+    print(told)
+    assert told["at first"] == 0
+    assert 0 < told["tasks: up"] < 60
+    assert told["tasks: on nodes"] >= 2
+    assert told["tasks: down"] > 0
+    assert told["asked: up"] > 0
+    assert told["asked: actors where they were put"]
+    assert told["in use, asked for no more: there"] == 2
+    assert told["one given back: down to 1"] > 0
+    assert told["all given back: down"] > 0
+    assert of_session(session) == []
+    assert not folder.exists()
+
+
+@pytest.mark.ray
+def test_a_head_that_does_not_start_says_why() -> None:
+    with tempfile.TemporaryDirectory(prefix="manta-", dir="/tmp") as folder:
+        cluster = AutoscaledCluster(idle_timeout_s=-60, folder=Path(folder))
+        with pytest.raises(ClusterError, match="ended while starting") as raised, cluster:
+            pass
+        assert "-1.0 is less than the minimum of 0" in str(raised.value)
+        assert folder in str(raised.value)
+        assert of_session(cluster.session) == []
+
+
+def test_a_folder_whose_sockets_would_be_refused_is_refused_first(tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match="35 are allowed"), AutoscaledCluster(folder=tmp_path / ("x" * 60)):
+        pass
+
+
+def test_joining_with_ray_imported_without_a_token_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray  # noqa: F401
+
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    with pytest.raises(ClusterError, match="imported before"), AutoscaledCluster().joined():
+        pass

@@ -1,0 +1,194 @@
+"""The report of a sweep: it stands by itself, has every trial, escapes everything, and stumbles over no story."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import unicodedata
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from orchestrator.sweep.report import html
+from tests.orchestrator.sweep.stories import realistic, stories
+
+any_story = settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.too_slow])
+
+ROOT = Path(__file__).parents[3]
+VOID = {"meta", "input", "br", "hr", "img", "link"}
+
+
+class Page(HTMLParser):
+    """Reads a page; elements that are not closed in order are an error."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.rows: list[dict[str, str | None]] = []
+        self.texts: dict[str, list[str]] = {}
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        names = [name for name, _ in attrs]
+        assert len(names) == len(set(names)), f"{tag} has an attribute twice"
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self.open:
+            self.texts.setdefault(self.open[-1], []).append(data)
+
+    def trials(self) -> list[str]:
+        """Ids of the rows of the table of trials."""
+        return [
+            attributes["data-trial"] or ""
+            for tag, attributes in self.elements
+            if tag == "tr" and "data-trial" in attributes
+        ]
+
+
+def shown(text: str) -> str:
+    return "".join("�" if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" else c for c in text)
+
+
+@any_story
+@given(stories())
+def test_any_story_gives_a_page_with_every_trial(story: dict[str, Any]) -> None:
+    page = Page(html(story))
+    assert sorted(page.trials()) == sorted(shown(trial["id"]) for trial in story["trials"])
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert [tag for tag, _ in page.elements].count("script") == 1
+    for tag, attributes in page.elements:
+        assert tag not in ("img", "link", "iframe", "object", "foreignobject")
+        assert not {name for name in attributes if name.startswith("on")}
+        assert not {"href", "src", "xlink:href"} & set(attributes)
+
+
+@any_story
+@given(stories())
+def test_no_chart_has_a_place_that_is_no_number(story: dict[str, Any]) -> None:
+    for drawn in re.findall(r"<svg.*?</svg>", html(story), re.DOTALL):
+        numbers = re.findall(r' (?:x|y|x1|x2|y1|y2|cx|cy|r|width|height|points|viewBox)="([^"]*)"', drawn)
+        for number in " ".join(numbers).replace(",", " ").split():
+            assert abs(float(number)) < 1e7, drawn[:300]
+
+
+def test_the_page_of_a_usual_sweep_has_all_its_parts() -> None:
+    story = realistic(pbt=True)
+    page = Page(html(story))
+    titles = page.texts["h2"]
+    assert titles == [
+        "Best curve",
+        "All learning curves",
+        "Loss against each number by optimizer.name",
+        "Every trial over all fields",
+        "Which fields mattered",
+        "Time and cost",
+        "Who went on from whose state",
+        "All trials",
+    ]
+    charts = [attributes for tag, attributes in page.elements if tag == "svg" and attributes.get("role") == "img"]
+    ids = {attributes.get("id") for _, attributes in page.elements}
+    for chart in charts:
+        assert set((chart["aria-labelledby"] or "").split()) <= ids
+    # linear and logarithmic curves, best, best so far, three numbers and a decay, parallel, bars, timeline, ancestry
+    assert len(charts) == 12
+    text = html(story)
+    assert "24 of 24" in text and "each once" in text
+    assert "the loss of step 53 is no number, twice; lr 0.08" in text
+    assert story["best"]["recipe"] in text
+
+
+def test_a_trial_that_failed_is_told_with_its_config_and_reason() -> None:
+    story = realistic()
+    [failed] = [trial for trial in story["trials"] if trial["status"] == "failed"]
+    [row] = re.findall(rf'<tr data-trial="{failed["id"]}">.*?</tr>', html(story))
+    assert failed["reason"] in row
+    assert f'data-v="{failed["config"]["train.lr"]!r}"' in row
+    assert "does not count for this trial" in row  # weight decay, which sgd has not
+
+
+def test_a_field_that_does_not_count_leaves_a_gap() -> None:
+    text = html(realistic())
+    parallel = text[text.index('aria-labelledby="parallel-t') :]
+    parallel = parallel[: parallel.index("</svg>")]
+    marks = dict(re.findall(r'<g class="mark [^"]*" data-trial="(t\d+)">(.*?)</g>', parallel, re.DOTALL))
+    # Without momentum and weight decay: optimizer and rate, then warm-up and loss. With momentum: three, then two.
+    points = {
+        id: [len(line.split()) for line in re.findall(r'points="([^"]*)" class="curve"', drawn)]
+        for id, drawn in marks.items()
+    }
+    assert points["t004"] == [2, 2]
+    assert points["t000"] == [3, 2]
+
+
+@pytest.mark.parametrize(
+    "word", ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "' onload='x", "&amp;"]
+)
+def test_every_text_of_the_story_is_escaped(word: str) -> None:
+    story = json.loads(json.dumps(realistic()).replace("adamw", "WORD").replace("t004", "TRIAL"))
+
+    def put(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {put(name): put(each) for name, each in value.items()}
+        if isinstance(value, list):
+            return [put(each) for each in value]
+        return word if value in ("WORD", "TRIAL") else value
+
+    story = put(story) | {name: word for name in ("sweep", "status", "message", "metric", "searcher", "scheduler")}
+    for trial in story["trials"]:
+        trial |= {"reason": word, "run": word}
+    story["best"]["recipe"] = word
+    story["space"] = {word: {"kind": "choice", "values": [word, "b"], "when": {word: word}}} | story["space"]
+    text = html(story)
+    page = Page(text)
+    assert word in page.trials()
+    assert {"img", "b"} & {tag for tag, _ in page.elements} <= {"b"}
+    assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
+    assert text.count("<script") == 1
+
+
+def test_nothing_is_fetched_and_only_the_page_s_own_script_may_run() -> None:
+    text = html(realistic())
+    assert "http://" not in text and "https://" not in text and "@import" not in text and "url(http" not in text
+    [policy] = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)
+    assert policy.startswith("default-src 'none'") and "script-src 'sha256-" in policy
+
+
+def test_a_story_is_shown_without_ray_and_torch() -> None:
+    code = (
+        "import sys, orchestrator.sweep.report, orchestrator.sweep.table;"
+        "print({'ray', 'torch', 'pandas'} & set(sys.modules) or 'neither')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "neither"
+
+
+@pytest.mark.parametrize("trials", [0, 1, 2])
+def test_few_trials_are_enough_for_a_page(trials: int) -> None:
+    story = realistic(trials=trials) if trials else realistic() | {"trials": [], "best": None, "rungs": []}
+    assert len(Page(html(story)).trials()) == trials
+
+
+def test_a_large_sweep_gives_a_page_of_a_few_megabytes() -> None:
+    story = realistic(trials=200)
+    for trial in story["trials"]:
+        trial["curve"] = [[step, 7 - step / 1000] for step in range(1, 3001)]
+        trial |= {"step": 3000, "steps": 3000}
+    assert len(html(story)) < 6_000_000
