@@ -29,7 +29,7 @@ from ray.train.v2._internal.util import invoke_context_managers
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from data.ray_internals import Room, look_for_room, root_cause
-from orchestrator.worker_pool import GroupSize, StartTimeoutError, WorkerPool, WorkersHung
+from orchestrator.worker_pool import DEATHS, GroupSize, StartTimeoutError, WorkerPool, WorkersHung
 
 IDLE_LOOK_S = 0.25
 """Seconds between two looks at a cluster that has too little room."""
@@ -220,7 +220,7 @@ class PooledGroup(WorkerGroup):
                 self._worker_group_state = _KeptState(time.monotonic(), nobody, workers, nobody)
                 for callback in self._callbacks:
                     callback.after_worker_group_start(self)
-            except ray.exceptions.RayActorError as error:
+            except DEATHS as error:
                 raise WorkerGroupStartupFailedError("A worker died while its group started.") from error
         _size_here().size.reached("process_group")
         ray.get([worker.actor.run_train_fn.remote(context.train_fn_ref) for worker in workers])

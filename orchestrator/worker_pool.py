@@ -23,6 +23,9 @@ LEAVE_S = 5.0
 ANSWER_S = 2.0
 """Seconds within which a worker that does not hang answers a call."""
 
+DEATHS = (ray.exceptions.RayActorError, ray.exceptions.ActorUnschedulableError)
+"""A worker's process, or the node it was to start on, is gone."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -159,7 +162,7 @@ class WorkerPool:
 
         Raises:
             StartTimeoutError: not all were ready within `timeout_s`; those that were not are killed.
-            ray.exceptions.RayActorError: one died; it is forgotten.
+            DEATHS: one died; it is forgotten.
         """
         waiting = {member.ready: member for member in self._members[:workers]}
         done, late = ray.wait(list(waiting), num_returns=len(waiting), timeout=timeout_s)
@@ -209,7 +212,7 @@ class WorkerPool:
         try:
             ray.get(member.ready)
             return False
-        except ray.exceptions.RayActorError:
+        except DEATHS:
             return True
 
 

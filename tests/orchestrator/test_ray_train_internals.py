@@ -85,7 +85,8 @@ def test_a_backend_is_still_called_with_what_ours_takes() -> None:
 def test_what_is_asked_of_a_worker_is_handed_on_to_ray_trains_own() -> None:
     for method in ("get_metadata", "poll_status", "run_train_fn"):
         ours, theirs = (inspect.signature(getattr(kind, method)) for kind in (TrainingWorker, RayTrainWorker))
-        assert len(ours.parameters) == len(theirs.parameters), method
+        added = {"_ray_trace_ctx"}  # to a class that has been an actor's
+        assert len(ours.parameters.keys() - added) == len(theirs.parameters.keys() - added), method
 
 
 @pytest.mark.usefixtures("ray_cluster_small")

@@ -8,7 +8,7 @@ import pytest
 import ray
 
 from data.ray_internals import driver_node_id
-from orchestrator.worker_pool import StartTimeoutError, WorkerPool
+from orchestrator.worker_pool import DEATHS, StartTimeoutError, WorkerPool
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster_small")]
 
@@ -65,8 +65,19 @@ def test_ranks_are_in_the_order_that_the_group_gives_them() -> None:
 
 
 def test_a_place_that_somebody_else_has_is_not_waited_for_for_ever() -> None:
-    pool = WorkerPool({"CPU": 100}, nothing)
-    pool.fill(1, {driver_node_id(): 1})
+    here, pool = driver_node_id(), WorkerPool({"CPU": 3}, nothing)
+    pool.fill(1, {here: 1})
+    pids(pool, 1)
+    pool.fill(2, {here: 2})
     with pytest.raises(StartTimeoutError, match="1 workers did not start within 1 s"):
-        pool.enlist(1, 1.0)
+        pool.enlist(2, 1.0)
+    assert pool.nodes() == Counter({here: 1})
+    pool.end()
+
+
+def test_a_node_that_is_gone_is_no_place_to_start_on() -> None:
+    pool = WorkerPool({"CPU": 1}, nothing)
+    pool.begin("0" * 56)
+    with pytest.raises((*DEATHS, StartTimeoutError)):
+        pool.enlist(1, 10.0)
     assert pool.nodes() == Counter()
