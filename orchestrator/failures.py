@@ -65,7 +65,7 @@ class Size:
         wish = Wish()
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
             wish, self._answer = ray.get(self._answer), None
-        if self._answer is None:
+        if self._answer is None and not wish.hung:  # what is asked now would be answered before the end is known
             self._answer = self._monitor.seen_running.remote(workers, slots, on_draining, standing_by)
         return wish
 

@@ -1,14 +1,15 @@
 """Ray's paragraphs about deaths, in our words."""
 
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import ray
 
 from orchestrator.errors import BadLossError, WorkerDiedError
-from orchestrator.failures import Retry, cause_of, describe_death, in_our_words
+from orchestrator.failures import Retry, Size, cause_of, describe_death, in_our_words
 from orchestrator.monitor import Progress
-from orchestrator.worker_pool import WorkersHung
+from orchestrator.worker_pool import Wish, WorkersHung
 
 KILLED = """The actor died unexpectedly before finishing this task.
 \tclass_name: RayTrainWorker
@@ -67,6 +68,20 @@ def test_the_controller_can_be_sent_the_question() -> None:
 )
 def test_causes_are_told_apart(error: BaseException, cause: str) -> None:
     assert cause_of(error)[0] == cause
+
+
+def test_one_word_of_a_hang_ends_one_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked in the same breath, the monitor would say it again, of workers that are started only then."""
+    answers = iter([Wish("no step for 16 s"), Wish("no step for 18 s")])
+    asked: list[int] = []
+    seen_running = SimpleNamespace(remote=lambda *_: asked.append(1) or next(answers))
+    monkeypatch.setattr(ray, "wait", lambda refs, timeout: (refs, []))
+    monkeypatch.setattr(ray, "get", lambda ref: ref)
+    size = Size(SimpleNamespace(seen_running=seen_running))
+    assert size.when_running(2, 2, 0, 0) == Wish()
+    assert size.when_running(2, 2, 0, 0).hung == "no step for 16 s"
+    assert len(asked) == 1
+    assert size.when_running(2, 2, 0, 0) == Wish(), "the next group is looked at afresh"
 
 
 def test_an_error_of_one_rank_is_not_hidden_by_the_others_complaints() -> None:
