@@ -122,6 +122,22 @@ def places(per_worker: Mapping[str, float], ours: Mapping[str, int], *, probe: b
     return slots, total, sum(count for name, count in ours.items() if name in draining)
 
 
+def ask_for_places(requester: str, bundles: list[dict[str, float]], expire_after_s: float) -> None:
+    """Have the autoscaler, where there is one, bring nodes for `bundles`; none takes an earlier request back.
+
+    Through the actor that adds up what everybody asks for: `request_resources` knows only its last caller.
+    """
+    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+        get_or_create_autoscaling_coordinator,
+    )
+
+    coordinator = get_or_create_autoscaling_coordinator()  # type: ignore[no-untyped-call]
+    if bundles:
+        coordinator.request_resources.remote(requester_id=requester, resources=bundles, expire_after_s=expire_after_s)
+    else:
+        coordinator.cancel_request.remote(requester)
+
+
 def _answers(node: Mapping[str, Any]) -> bool:
     try:
         socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), PROBE_TIMEOUT_S).close()

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, TypedDict
+from collections.abc import Iterable, Sequence
+from typing import Any, TypedDict, cast
+
+from data.store import Store
+from orchestrator.run_record import LIVE, RunRecord, load_record, sign_of_life
+from orchestrator.sweep.marks import rungs
+from orchestrator.sweep.records import RECORD, TrialBook, TrialRecord
+from orchestrator.sweep.spec import Sweep
 
 
 class DomainStory(TypedDict, total=False):
@@ -133,4 +139,86 @@ def cost_story(trials: Iterable[TrialStory]) -> CostStory:
         "steps": steps,
         "steps_of_all": of_all,
         "share": round(steps / of_all, 4) if of_all else 0.0,
+    }
+
+
+def trial_story(record: TrialRecord, steps: int) -> TrialStory:
+    """A trial as its record tells it."""
+    stint, before = record.stint, record.stints[-2] if len(record.stints) > 1 else None
+    donor = stint.donor if before is not None else None
+    curve = [[report.step, report.loss] for report in record.reports if report.loss is not None]
+    return {
+        "id": record.id,
+        "run": stint.run,
+        "status": record.status,
+        "reason": record.reason,
+        "config": dict(record.point),
+        "step": record.step if donor is None else max(stint.step, donor.step),
+        "steps": steps,
+        "loss": record.loss,
+        "curve": curve,
+        "rungs": list(record.rungs),
+        "worker_s": round(record.worker_s, 3),
+        "started_at": record.started_at,
+        "ended_at": record.ended_at,
+        "first_step_s": record.first_step_s,
+        "workers": record.workers,
+        "from_trial": {"id": donor.id, "step": donor.step} if donor is not None else None,
+    }
+
+
+def best_of(trials: Iterable[TrialRecord]) -> TrialRecord | None:
+    """The finished trial of the least loss; where none has finished, the one of those that came furthest."""
+    reported = [record for record in trials if record.loss is not None and record.status != "failed"]
+    finished = [record for record in reported if record.status == "finished"]
+    furthest = max((record.reports[-1].step for record in reported), default=0)
+    candidates = finished or [record for record in reported if record.reports[-1].step == furthest]
+    return min(candidates, key=lambda record: (record.loss, record.number), default=None)
+
+
+def describe_sweep(sweep: Sweep, root: Store) -> SweepStory:
+    """Everything there is to say of a sweep, out of its records; cheap enough to be asked for while it runs.
+
+    Args:
+        root: the storage of its runs.
+
+    Raises:
+        UnknownRunError: it was never started.
+    """
+    store = root.child(f"sweeps/{sweep.name}")
+    return story_of(sweep, load_record(store, RECORD), list(TrialBook(store)))
+
+
+def story_of(sweep: Sweep, record: RunRecord, book: Sequence[TrialRecord]) -> SweepStory:
+    """The story of a sweep with these records."""
+    trials = [trial_story(trial, sweep.steps) for trial in book]
+    best, last = best_of(book), record.last
+    status = "died" if last.status in LIVE and sign_of_life(last, mine=True) is None else last.status
+    cost = cost_story(trials)
+    cost["steps"] = sum(trial.step for trial in book)
+    cost["share"] = round(cost["steps"] / cost["steps_of_all"], 4) if trials else 0.0
+    return {
+        "sweep": sweep.name,
+        "status": "running" if status == "preparing" else status,
+        "message": last.message,
+        "metric": sweep.spec.metric,
+        "searcher": sweep.spec.searcher.name,
+        "scheduler": sweep.spec.scheduler.name,
+        "started_at": record.attempts[0].started_at,
+        "ended_at": None if status in LIVE else last.heartbeat_at,
+        "space": {name: cast(DomainStory, domain.story()) for name, domain in sweep.spec.space.items()},
+        "trials": trials,
+        "best": None
+        if best is None or best.loss is None
+        else {
+            "id": best.id,
+            "run": best.stint.run,
+            "loss": best.loss,
+            "config": dict(best.point),
+            "recipe": record.result.get("recipe", ""),
+        },
+        "rungs": rung_stories([*rungs(sweep), sweep.steps] if rungs(sweep) else [], trials),
+        "cost": cost,
+        "tokenized": record.result.get("tokenized", {"units": 0, "tokenized": 0, "cached": 0}),
+        "attempts": len(record.attempts),
     }
