@@ -32,6 +32,10 @@ class Desk:
         self._rungs = rungs(sweep)
         self._begun_at: dict[str, float] = {}
 
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        """Tune pickles whatever it is given, and is never asked for it: there is nothing here that the records lack."""
+        return object, ()
+
     @property
     def to_resume(self) -> list[TrialRecord]:
         """Trials that an earlier attempt began, and that do not run yet."""

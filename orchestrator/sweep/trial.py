@@ -157,7 +157,8 @@ class Trial:
     # What follows runs in the trial's thread. It is the run's console: it is told lines, and of the loop's progress.
 
     def line(self, text: str) -> None:
-        """A line for a person; nobody watches a single trial."""
+        """A line for whoever looks into the log of the trial's process; nobody watches a single trial."""
+        print(f"[{time.time() - self.assignment.started_at:6.1f} s] {text}", flush=True)
 
     def close(self) -> None:
         """The run's output has ended."""

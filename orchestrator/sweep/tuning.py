@@ -43,6 +43,8 @@ _SETTINGS = {
     "TUNE_MAX_PENDING_TRIALS_PG": "8",
     "TUNE_FORCE_TRIAL_CLEANUP_S": "60",
     "TUNE_WARN_THRESHOLD_S": "60",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new one says things also when it is told to be silent
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of a recipe mean the same in a trial
 }
 
 _PASSED_ON = ("AWS_", "RAY_TRAIN_", "TOKENIZERS_")
@@ -93,6 +95,7 @@ def fit(
             run_config=RunConfig(name=sweep.name, stop=_WhenInterrupted(desk), callbacks=[life], verbose=0, **storage),
         )
         tuner.fit()
+    life.tell()
     if joins_cluster():
         root.delete_prefix(f"sweeps/{sweep.name}/{TUNE_FOLDER}/")
     if life.error is not None:
@@ -128,6 +131,9 @@ class _Life(Callback):
         self._watched_at = self._alive_at = time.monotonic()
         self.error: MantaError | None = None
 
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return object, ()  # see `Desk`
+
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """After every event, ten times a second at least."""
         now = time.monotonic()
@@ -145,12 +151,13 @@ class _Life(Callback):
         if self._watch is not None:
             self._watch(story_of(self._sweep, self._fence.record, list(self._desk.book)))
         else:
-            self._tell()
+            self.tell()
 
     def _end(self, error: MantaError) -> None:
         self.error, self._desk.interrupted = error, True
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """A line for every trial that has begun, moved or ended since the last call."""
         for record in self._desk.book:
             state = (record.status, len(record.stints))
             if self._told.get(record.id, ("pending", 1)) == state:
