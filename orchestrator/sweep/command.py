@@ -165,9 +165,9 @@ def run_trials(
     from orchestrator.sweep.tuning import fit
 
     refuse_small_cluster(Run(sweep.base, root, root, fence.record))
-    runs = {record.id: [stint.run for stint in record.stints] for record in desk.to_resume}
     # An attempt that was killed has freed nothing.
-    free_node_memory([root.child(f"runs/{run}").url_of("") for each in runs.values() for run in each])
+    runs = [stint.run for record in desk.book for stint in record.stints]
+    free_node_memory([root.child(f"runs/{run}").url_of("") for run in runs])
     at_once = slots(desk.places, desk.left, sweep.base.scaling.fewest, sweep.spec.max_concurrent)
     with stopping(desk, console):
         fit(sweep, root, fence, desk, data, at_once, console, watch)

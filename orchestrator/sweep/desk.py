@@ -30,7 +30,7 @@ class Desk:
         self._cluster = cluster
         self._shares: dict[str, int] = {}
         self._rungs = rungs(sweep)
-        self._begun_at: dict[str, float] = {}
+        self._counted: dict[str, tuple[float, float]] = {}
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         """Tune pickles whatever it is given, and is never asked for it: there is nothing here that the records lack."""
@@ -81,7 +81,7 @@ class Desk:
     def _begin(self, record: TrialRecord, most: int) -> Assignment:
         record.status, now = "running", time.time()
         record.started_at = record.started_at or now
-        self._begun_at[record.id] = record.worker_s
+        self._counted[record.id] = record.worker_s, 0.0
         self.book.save(record)
         return self.assignment(record, now, most)
 
@@ -93,21 +93,28 @@ class Desk:
         remember_recipe(stint.run, resolved(self.sweep.config_of(stint.point, stint.run)))
         return Assignment(record.id, stint.run, dict(stint.point), now, most, reported, stint.donor)
 
-    def heard(self, name: str, result: Mapping[str, Any]) -> TrialRecord:
-        """A trial's actor has told how far it is; a report among it is in the store when this returns."""
+    def heard(self, name: str, result: Mapping[str, Any]) -> bool:
+        """A trial's actor has told how far it is. Returns whether that was a new report, which is in the store then."""
         record = self.book[name]
         record.workers = int(result.get("workers") or 0)
-        # An actor counts from its own start; what came before is in the record.
-        record.worker_s = self._begun_at[name] + float(result.get("worker_s") or 0.0)
+        before, told = self._counted[name]
+        worker_s = float(result.get("worker_s") or 0.0)
+        if worker_s < told:  # another actor, which counts from its own start
+            before += told
+        self._counted[name] = before, worker_s
+        record.worker_s = before + worker_s
         record.stint.step = max(record.stint.step, int(result.get("at_step") or 0))
+        if record.setup_s is None and result.get("setup_s"):
+            record.setup_s = float(result["setup_s"])
         if record.first_step_s is None and result.get("first_step_s"):
             record.first_step_s = float(result["first_step_s"])
         step = result.get("step")
-        if step is not None and not record.has_reported(step):
-            loss = result.get("loss")
-            loss = float(loss) if loss is not None and math.isfinite(loss) else None
-            self.book.report(record, int(step), loss, record.worker_s, int(result.get("attempt") or 0))
-        return record
+        if step is None or record.has_reported(step):
+            return False
+        loss = result.get("loss")
+        loss = float(loss) if loss is not None and math.isfinite(loss) else None
+        self.book.report(record, int(step), loss, record.worker_s, int(result.get("attempt") or 0))
+        return True
 
     def decided(self, record: TrialRecord, step: int, stop: bool) -> None:
         """The scheduler has judged a trial by its report at `step`."""
@@ -141,12 +148,10 @@ class Desk:
 
     def moved(self, record: TrialRecord, point: dict[str, Any], donor: TrialRecord) -> Assignment:
         """A trial goes on from a donor's state with other values, as a new run; the records know when this returns."""
-        seen = next(
-            each for each in reversed(donor.reports) if each.stint == len(donor.stints) - 1 and each.step in self._rungs
-        )
+        seen = next(each for each in reversed(donor.reports) if each.stint == len(donor.stints) - 1 and each.attempt)
         run = f"{self.sweep.name}-{record.id}-m{len(record.stints)}"
         record.stints.append(Stint(run, point, Donor(donor.id, donor.stint.run, seen.step, seen.attempt), seen.step))
-        self._begun_at[record.id] = record.worker_s
+        self._counted[record.id] = record.worker_s, 0.0
         self.book.save(record)
         return self.assignment(record, time.time())
 

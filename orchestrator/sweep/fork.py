@@ -14,6 +14,7 @@ from orchestrator.checkpoint import (
     STATE,
     CheckpointName,
     fetch_checkpoint,
+    list_checkpoints,
     write_checkpoint,
 )
 from orchestrator.ledger import METRICS, metrics_lines
@@ -28,9 +29,9 @@ def fork(donor: Store, name: CheckpointName, heir: Store) -> None:
     Raises:
         CheckpointDamagedError: the donor's checkpoint is not what was saved.
     """
-    own = CheckpointName(name.step, 0)  # the heir's attempts count from 1
-    if heir.head(f"checkpoints/{own}/manifest.json") is not None:
+    if list_checkpoints(heir):
         return
+    own = CheckpointName(name.step, 0)  # the heir's attempts count from 1
     with tempfile.TemporaryDirectory(prefix="manta-fork-") as scratch:
         folder = Path(scratch)
         state = fetch_checkpoint(donor, name, (MODEL, OPTIMIZER, PROGRESS), folder)

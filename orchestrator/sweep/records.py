@@ -79,6 +79,8 @@ class TrialRecord:
         status: pending, running, finished, stopped (by the scheduler) or failed.
         rungs: steps at which the scheduler decided on it.
         worker_s: seconds times workers.
+        setup_s: seconds from its start to that of its run: what a trial costs more than the run by itself.
+        first_step_s: seconds from its start to its first step done.
     """
 
     number: int
@@ -91,6 +93,7 @@ class TrialRecord:
     workers: int = 0
     started_at: float | None = None
     ended_at: float | None = None
+    setup_s: float | None = None
     first_step_s: float | None = None
 
     @property

@@ -103,9 +103,9 @@ class RecordedScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Keep the report, then ask the rule about it."""
-        record = self._desk.heard(trial.config["trial"], result)
-        step = result.get("step")
-        if step is None or record.loss is None:
+        is_new = self._desk.heard(trial.config["trial"], result)
+        record, step = self._desk.book[trial.config["trial"]], result.get("step")
+        if not is_new or step is None or record.loss is None:
             return str(TrialScheduler.CONTINUE)
         decision = self._ask(record, step, record.loss)
         if step >= self._desk.sweep.steps:  # it is at its end, and saves and evaluates
@@ -175,9 +175,9 @@ class Population(PopulationBasedTraining):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Keep the report, then let it be compared."""
-        record = self._desk.heard(trial.config["trial"], result)
-        step = result.get("step")
-        if step is None or result.get("loss") is None or step >= self._desk.sweep.steps:
+        is_new = self._desk.heard(trial.config["trial"], result)
+        record, step = self._desk.book[trial.config["trial"]], result.get("step")
+        if not is_new or step is None or record.loss is None or step >= self._desk.sweep.steps:
             return str(TrialScheduler.CONTINUE)
         self._desk.decided(record, step, stop=False)
         return str(super().on_trial_result(tune_controller, trial, result))

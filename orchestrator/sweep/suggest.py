@@ -6,6 +6,7 @@ A searcher that is a function of the records needs no saving: a sweep that goes 
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -46,9 +47,9 @@ def suggest_by_optuna(space: Space, seed: int, known: Sequence[TrialRecord]) -> 
     from optuna.trial import TrialState, create_trial
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    sampler = optuna.samplers.TPESampler(
-        seed=seed, n_startup_trials=STARTUP_TRIALS, multivariate=False, constant_liar=True
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it calls the constant liar an experiment, for years now
+        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS, constant_liar=True)
     study = optuna.create_study(sampler=sampler)
     states = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.PRUNED}
     for record in known:

@@ -76,7 +76,6 @@ class _Seen:
     step: int = 0
     workers: int = 0
     worker_s: float = 0.0
-    attempt: int = 0
     first_step_at: float | None = None
     losses: dict[int, float | None] = field(default_factory=dict)
     evaluations: dict[int, float] = field(default_factory=dict)
@@ -106,7 +105,12 @@ class TrialDriver(ray.tune.Trainable):
         return {"run": assignment.run, "step": self._step}
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
-        """Nothing to do: a run goes on from its own newest checkpoint, and a donor's is named in the assignment."""
+        """Take note of what has been reported where a trial goes on after a pause.
+
+        Nothing else is to be done: a run goes on from its own newest checkpoint, and a donor's is in the assignment.
+        """
+        if checkpoint is not None and checkpoint["run"] == self._trial.assignment.run:
+            self._trial.has_reported(checkpoint["step"])
 
     def cleanup(self) -> None:
         """Have the run saved and ended, and everything given back."""
@@ -124,11 +128,16 @@ class Trial:
         self._changed = threading.Condition()
         self._seen = _Seen()
         self._polled_at = time.monotonic()
+        self._setup_s: float | None = None
         sweep = context.sweep
         self._marks = [mark for mark in marks(sweep) if mark > assignment.reported]
         # Another trial may go on from this one's state at these steps: they are reported once they are in storage.
         self._saved_marks = set(rungs(sweep)) if sweep.spec.scheduler.name == "pbt" else set()
         self._thread = threading.Thread(target=self._train, name="trial", daemon=True)
+
+    def has_reported(self, step: int) -> None:
+        """Nothing up to `step` is to be reported again."""
+        self._marks = [mark for mark in self._marks if mark > step]
 
     def next_result(self, timeout_s: float) -> dict[str, Any]:
         """The next report or the run's end, or after `timeout_s` only how far it is."""
@@ -141,7 +150,7 @@ class Trial:
                 "at_step": seen.step,
                 "workers": seen.workers,
                 "worker_s": seen.worker_s,
-                "attempt": seen.attempt,
+                "setup_s": self._setup_s,
                 "first_step_s": seen.first_step_at and seen.first_step_at - self.assignment.started_at,
             }
             if seen.reports:
@@ -191,18 +200,19 @@ class Trial:
                 loss: float | None = seen.evaluations[mark]
             else:
                 loss = mean_loss(seen.losses, mark, sweep.spec.window)
-            if mark in self._saved_marks and not self._is_saved(mark):
+            attempt = self._saved_by(mark) if mark in self._saved_marks else 0
+            if attempt is None:
                 return
             self._marks.remove(mark)
-            seen.reports.append({"step": mark, "loss": loss})
+            seen.reports.append({"step": mark, "loss": loss, "attempt": attempt})
             self._changed.notify_all()
 
-    def _is_saved(self, step: int) -> bool:
-        record = load_record(self._store)
-        names = [name for name in list_checkpoints(self._store, record) if name.step == step]
-        if names:
-            self._seen.attempt = names[-1].attempt
-        return bool(names)
+    def _saved_by(self, step: int) -> int | None:
+        """The attempt that wrote the checkpoint of `step`; 0 where a later one has replaced it; None: none yet."""
+        names = list_checkpoints(self._store, load_record(self._store))
+        if not names or names[-1].step < step:
+            return None
+        return max((name.attempt for name in names if name.step == step), default=0)
 
     def _train(self) -> None:
         try:
@@ -251,6 +261,7 @@ class Trial:
             fence.update(manifest=data.manifest.digest, tokenizer=data.tokenizer.digest)
             run = Run(config, root, self._store, fence.record)
             self._polled_at = time.monotonic()
+            self._setup_s = time.time() - assignment.started_at
             run_attempt(run, fence, data, self, self._requests, POLL_S)  # type: ignore[arg-type]
         except BaseException as error:
             close_attempt(fence, error)

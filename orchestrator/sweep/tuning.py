@@ -6,6 +6,7 @@ import logging
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -94,7 +95,9 @@ def fit(
             ),
             run_config=RunConfig(name=sweep.name, stop=_WhenInterrupted(desk), callbacks=[life], verbose=0, **storage),
         )
-        tuner.fit()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it advises against what is done here on purpose
+            tuner.fit()
     life.tell()
     if joins_cluster():
         root.delete_prefix(f"sweeps/{sweep.name}/{TUNE_FOLDER}/")
