@@ -1,7 +1,7 @@
 """What a sweep costs: recipes/sweep.yaml stopped early, beside the same trials all run to their ends.
 
-The quickstart's corpus is prepared once. Then `manta tune recipes/sweep.yaml` runs twice: with its own scheduler and, under
-another name, without one, so that every one of the 16 trials is done to the end and it is known which is the best.
+The quickstart's corpus is prepared once. Then `manta tune recipes/sweep.yaml` runs twice: with its own scheduler and,
+under another name, without one, so that every one of the 16 trials is done to the end and it is known which is best.
 Compute is counted in optimizer steps, which are the same for all trials, and in worker-seconds.
 
 What a trial adds before its first step beyond a plain run's is the time from the moment the sweep decides on the trial
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import statistics
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from orchestrator.sweep.records import TrialBook
 from orchestrator.sweep.spec import load_sweep
 from orchestrator.sweep.story import SweepStory, describe_sweep
 
-RECIPE = harness.ROOT / "recipes" / "sweep.yaml"
+RECIPE = Path(__file__).parents[1] / "recipes" / "sweep.yaml"
 
 SHARE, LOSS_SHARE, OVERHEAD_S = 0.4, 0.01, 3.0
 
@@ -39,8 +38,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to keep the sweeps; default: a folder that is deleted")
     parser.add_argument("--rounds", type=int, default=3, help="trials, and plain runs, to time the start of")
     options = parser.parse_args()
-    with ExitStack() as stack:
-        folder = options.folder or stack.enter_context(harness.scratch())
+    with harness.scratch() as scratch:
+        folder = (options.folder or scratch).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "prepared").exists():
             harness.prepare_quickstart(folder)
