@@ -199,7 +199,7 @@ def story_of(sweep: Sweep, record: RunRecord, book: Sequence[TrialRecord]) -> Sw
     cost["share"] = round(cost["steps"] / cost["steps_of_all"], 4) if trials else 0.0
     return {
         "sweep": sweep.name,
-        "status": "running" if status == "preparing" else status,
+        "status": {"preparing": "running", "failed": "died"}.get(status, status),
         "message": last.message,
         "metric": sweep.spec.metric,
         "searcher": sweep.spec.searcher.name,

@@ -48,7 +48,7 @@ _SETTINGS = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of a recipe mean the same in a trial
 }
 
-_PASSED_ON = ("AWS_", "RAY_TRAIN_", "TOKENIZERS_")
+_PASSED_ON = ("AWS_", "RAY_TRAIN_", "RAY_ADDRESS", "TOKENIZERS_")
 """Variables that a trial's actor gets as they are here: Tune passes on keys, but no endpoint."""
 
 
