@@ -157,7 +157,7 @@ def trial_story(record: TrialRecord, steps: int) -> TrialStory:
         "steps": steps,
         "loss": record.loss,
         "curve": curve,
-        "rungs": sorted(set(record.rungs)),
+        "rungs": sorted({*record.rungs, *([steps] if record.status == "finished" else [])}),
         "worker_s": round(record.worker_s, 3),
         "started_at": record.started_at,
         "ended_at": record.ended_at,
