@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +18,12 @@ from orchestrator.console import Console
 from orchestrator.errors import ConfigChangedError, MantaError, RunInUseError, UnknownRunError
 from orchestrator.run import Run, prepared, reaching_storage, stores, train
 from orchestrator.run_record import Fence, load_record
-from orchestrator.sweep.best import remember_sweep, write_best
+from orchestrator.sweep.best import find_sweep, remember_sweep, write_best
 from orchestrator.sweep.desk import Desk
 from orchestrator.sweep.places import Cluster, slots
 from orchestrator.sweep.records import RECORD, TrialBook
 from orchestrator.sweep.spec import Sweep, load_sweep
-from orchestrator.sweep.story import SweepStory, best_of, story_of
+from orchestrator.sweep.story import SweepStory, best_of, describe_sweep, story_of
 
 Watch = Callable[[SweepStory], None]
 """Gets the sweep's story about once a second while it runs."""
@@ -67,6 +67,19 @@ def tune(
         console.line(f"training the winner: {story['best']['recipe']}")
         train(load_recipe(story["best"]["recipe"]))
     return story
+
+
+def story_by_name(sweep_or_recipe: str, overrides: Sequence[str] = ()) -> SweepStory:
+    """The story of a sweep, given its recipe or its name; for `manta show`.
+
+    Raises:
+        UnknownRunError: there is no such sweep, or it was never started.
+    """
+    sweep = load_sweep(find_sweep(sweep_or_recipe), overrides)
+    with reaching_storage(sweep.base) as base:
+        root, _ = stores(base)
+        root.check()
+        return describe_sweep(replace(sweep, base=base), root)
 
 
 def refuse_changed(sweep: Sweep, store: Store, book: TrialBook) -> None:

@@ -14,12 +14,11 @@ import numpy as np
 from ray.tune.schedulers import (
     ASHAScheduler,
     FIFOScheduler,
-    MedianStoppingRule,
-    PopulationBasedTraining,
     TrialScheduler,
 )
 from ray.tune.search import Searcher
 
+from data.ray_internals import median_rule, population
 from orchestrator.sweep.desk import Desk
 from orchestrator.sweep.marks import grace_steps
 from orchestrator.sweep.records import TrialRecord
@@ -70,11 +69,6 @@ class _Known:
 
     def __hash__(self) -> int:
         return hash(self.trial_id)
-
-
-class _Median(MedianStoppingRule):
-    def _on_insufficient_samples(self, *_: Any) -> str:
-        return str(TrialScheduler.CONTINUE)  # the original pauses, and Tune has nothing to go on from
 
 
 class RecordedScheduler(FIFOScheduler):
@@ -146,32 +140,26 @@ class RecordedScheduler(FIFOScheduler):
             self._rule.on_trial_complete(None, _Known(record.id), last)
 
 
-class Population(PopulationBasedTraining):
+class RecordedPopulation(RecordedScheduler):
     """Tune's population-based training over our checkpoints: whoever goes on from another's state begins a new run."""
 
     def __init__(self, desk: Desk) -> None:
-        self._desk = desk
-        scheduler = desk.sweep.spec.scheduler
+        super().__init__(desk)
         self._movable = [name for name in desk.sweep.spec.space if not name.startswith(_STRUCTURE)]
         random.seed(f"{desk.sweep.spec.searcher.seed}/{len(desk.book)}")  # Tune draws donors from the global generator
-        super().__init__(
+        self._population = population(
+            self._moved,
             **_ATTRIBUTES,
             perturbation_interval=grace_steps(desk.sweep),
-            quantile_fraction=scheduler.quantile,
-            custom_explore_fn=lambda config: config,  # it asks for one, and knows not for which trial
-            log_config=False,
-            require_attrs=False,
+            quantile_fraction=desk.sweep.spec.scheduler.quantile,
         )
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        """A trial is there; the original refuses any searcher, though one that begins all trials at once is none."""
-        from ray.tune.schedulers.pbt import _PBTTrialState
-
-        state = self._trial_state[trial] = _PBTTrialState(trial)
+        """A trial is there."""
+        self._population.on_trial_add(tune_controller, trial)
         record = self._desk.book[trial.config["trial"]]
         if record.loss is not None:
-            state.last_score, state.last_train_time = -record.loss, record.reports[-1].step
-            state.last_perturbation_time = record.reports[-1].step
+            self._population.know(trial, record.reports[-1].step, -record.loss)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Keep the report, then let it be compared."""
@@ -180,33 +168,25 @@ class Population(PopulationBasedTraining):
         if not is_new or step is None or record.loss is None or step >= self._desk.sweep.steps:
             return str(TrialScheduler.CONTINUE)
         self._desk.decided(record, step, stop=False)
-        return str(super().on_trial_result(tune_controller, trial, result))
+        return str(self._population.on_trial_result(tune_controller, trial, result))
 
-    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        """A trial has ended."""
-        if "at_step" in result:
-            self._desk.heard(trial.config["trial"], result)
-        self._desk.ended(trial.config["trial"], result)
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """Those that are furthest behind first."""
+        chosen: Trial | None = self._population.choose_trial_to_run(tune_controller)
+        return chosen
 
-    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """A trial's process has died."""
-        self._desk.died(trial.config["trial"], f"the trial's process died: {_last_line(trial)}")
-
-    def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
-        """A trial that had not begun is not to be."""
-        self._desk.ended(trial.config["trial"], {"status": "stopped"})
-
-    def _get_new_config(self, trial: Trial, trial_to_clone: Trial) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _moved(self, trial: Trial, trial_to_clone: Trial) -> dict[str, Any]:
         book, sweep = self._desk.book, self._desk.sweep
         record, donor = book[trial.config["trial"]], book[trial_to_clone.config["trial"]]
         rng = random.Random(f"{sweep.spec.searcher.seed}/{record.number}/{len(record.stints)}")
         point = perturbed(sweep.spec.space, donor.point, self._movable, rng, sweep.spec.scheduler.resample)
-        return {"trial": record.id, "assignment": self._desk.moved(record, point, donor)}, {}
+        return {"trial": record.id, "assignment": self._desk.moved(record, point, donor)}
 
 
 def scheduler_of(desk: Desk) -> TrialScheduler:
     """The scheduler that the sweep's recipe asks for, knowing what is in the records."""
-    return Population(desk) if desk.sweep.spec.scheduler.name == "pbt" else RecordedScheduler(desk)
+    is_population = desk.sweep.spec.scheduler.name == "pbt"
+    return RecordedPopulation(desk) if is_population else RecordedScheduler(desk)
 
 
 def _rule_of(desk: Desk) -> Any:
@@ -221,7 +201,7 @@ def _rule_of(desk: Desk) -> Any:
             stop_last_trials=False,
         )
     if spec.name == "median":
-        return _Median(**_ATTRIBUTES, grace_period=grace_steps(sweep), min_samples_required=spec.min_trials)
+        return median_rule(**_ATTRIBUTES, grace_period=grace_steps(sweep), min_samples_required=spec.min_trials)
     return None
 
 

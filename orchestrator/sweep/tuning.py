@@ -16,6 +16,7 @@ from ray.tune import Callback, PlacementGroupFactory, RunConfig, Stopper, TuneCo
 from cluster.local_ray import joins_cluster
 from data.errors import MantaError, TransientStoreError
 from data.prepare import PreparedData
+from data.ray_internals import HEAD_NODE
 from data.shard_file import filesystem_for
 from data.store import Store
 from orchestrator.console import Console
@@ -26,10 +27,8 @@ from orchestrator.sweep.spec import Sweep
 from orchestrator.sweep.story import SweepStory, story_of
 from orchestrator.sweep.trial import TrialContext, TrialDriver
 
-HEAD = "node:__internal_head__"
-"""Resource of which the head node has 1; a trial's actor takes a little of it, and no CPU."""
-
 LEAST_OF_HEAD = 0.001
+"""What a trial's actor takes of the head node's own resource; it takes no CPU."""
 
 TUNE_FOLDER = "ray-tune"
 """Where Tune keeps books of its own on a cluster that is not ours; of no use to a sweep, and deleted."""
@@ -76,7 +75,7 @@ def fit(
     of_head = 1 / at_once if sweep.spec.scheduler.name == "pbt" else LEAST_OF_HEAD
     trainable = tune.with_resources(
         tune.with_parameters(TrialDriver, context=TrialContext(sweep, data, passed_on)),
-        PlacementGroupFactory([{"CPU": 0, HEAD: of_head}]),
+        PlacementGroupFactory([{"CPU": 0, HEAD_NODE: of_head}]),
     )
     life = _Life(sweep, fence, desk, console, watch)
     with tempfile.TemporaryDirectory(prefix="manta-tune-") as scratch:

@@ -24,7 +24,14 @@ from orchestrator.sweep.command import tune
 from tests.orchestrator.manta_process import MantaProcess
 from tests.orchestrator.sweep.site import STEPS, SweepSite
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    # Ray Data and Ray Tune warn of their own defaults.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 @pytest.fixture

@@ -14,7 +14,12 @@ from tests.orchestrator.manta_process import MantaProcess
 from tests.orchestrator.sweep.site import SweepSite
 from tests.orchestrator.sweep.test_tune import left_behind, settled
 
-pytestmark = pytest.mark.chaos
+pytestmark = [
+    pytest.mark.chaos,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 @pytest.fixture
