@@ -44,7 +44,7 @@ def main() -> None:
         if not (folder / "prepared").exists():
             harness.prepare_quickstart(folder)
             (folder / "prepared").touch()
-        early = tune(folder, "early")
+        early = tune(folder, "asha")
         full = tune(folder, "full", "scheduler.name=none")
         tune(folder, "starts", *start_overrides(options.rounds))
         setups = setup_seconds(folder)

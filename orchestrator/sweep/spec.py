@@ -55,7 +55,7 @@ class SchedulerConfig(Section):
         ge=1,
         description="Steps before which no trial is stopped; null: a ninth of the run, or a twelfth for pbt.",
     )
-    factor: float = Field(3.0, gt=1, allow_inf_nan=False, description="asha, hyperband: one in so many goes on.")
+    factor: float = Field(4.0, gt=1, allow_inf_nan=False, description="asha, hyperband: one in so many goes on.")
     brackets: int = Field(3, ge=1, description="hyperband: brackets, each with another first rung.")
     min_trials: int = Field(3, ge=1, description="median: trials that must have come as far.")
     quantile: float = Field(0.25, gt=0, le=0.5, description="pbt: part of the trials that is replaced, and copied.")
@@ -228,7 +228,7 @@ def _sweep_problems(sweep: Sweep) -> Iterator[str]:
             "metric = val_loss: eval.every_steps is null, so that trials could not be compared on the way. "
             f"Set it, as in set: {{eval.every_steps: {max(1, steps // 9)}}}, or take train_loss."
         )
-    if scheduler.grace_steps is not None and scheduler.grace_steps >= steps:
+    if scheduler.name != "none" and scheduler.grace_steps is not None and scheduler.grace_steps >= steps:
         yield f"scheduler.grace_steps = {scheduler.grace_steps}: not less than a trial's steps, train.steps = {steps}."
     if scheduler.name == "pbt" and sweep.trials < 2:
         yield f"searcher.trials = {sweep.trials}: pbt copies one trial to another; at least 2, and 4 or more is usual."

@@ -120,7 +120,7 @@ def test_a_decision_that_was_not_acted_on_is_made_up_for(tmp_path: Path, monkeyp
     again = desk_of(sweep, tmp_path / "records")
     RecordedScheduler(again)
     assert [record.status for record in again.book] == ["running", "stopped"]
-    assert "not among the best one in 3" in again.book["t002"].reason
+    assert "not among the best one in 4" in again.book["t002"].reason
     assert again.left == 1
 
 
