@@ -69,7 +69,8 @@ def left_behind() -> dict[str, Any]:
     actor_processes = [title for title in titles if not title.startswith("ray::IDLE")]
     wanted = ("TrialDriver", "RayTrainWorker", "TrainController", "Feeder", "Monitor", "NodeKeeper")
     return {
-        "actors": [name for name in alive if "Autoscaling" not in name],
+        # Ray Data's own, of which there is one a cluster, are not the trials'.
+        "actors": [name for name in alive if "Autoscaling" not in name and name != "_StatsActor"],
         "groups": groups,
         "processes": [title for title in actor_processes if any(name in title for name in wanted)],
         "snapshots": sorted(path.name for path in Path("/dev/shm").glob("manta-state-*")),
@@ -138,10 +139,11 @@ def test_a_failing_trial_is_recorded_with_its_values_and_the_sweep_goes_on(site:
 def test_pbt_goes_on_from_the_donors_state_with_other_values(site: SweepSite, ray_here: None) -> None:
     points = [{"train.lr": 3e-3}, {"train.lr": 1e-6}]
     recipe = site.recipe(
-        set={"train.schedule.name": "constant", "model.d_model": 128},
+        # Slow enough for both to be on their way when they are compared: who has finished is no donor any more.
+        set={"train.steps": STEPS, "train.schedule.name": "constant", "model.d_model": 256, "model.n_layers": 4},
         space={"train.lr": {"loguniform": [1e-7, 1e-2]}},
         searcher={"name": "random", "trials": 2, "points": points},
-        scheduler={"name": "pbt", "grace_steps": 20, "quantile": 0.5, "resample": 0.0},
+        scheduler={"name": "pbt", "grace_steps": 10, "quantile": 0.5, "resample": 0.0},
         max_concurrent=2,
     )
     story = tune(recipe, [])
@@ -149,7 +151,7 @@ def test_pbt_goes_on_from_the_donors_state_with_other_values(site: SweepSite, ra
     heir = site.book(recipe)["t002"]
     assert len(heir.stints) > 1
     donor = heir.stints[1].donor
-    assert donor is not None and donor.id == "t001" and donor.step in (20, 40)
+    assert donor is not None and donor.id == "t001" and donor.step % 10 == 0
     assert heir.stints[1].point["train.lr"] in (pytest.approx(3e-3 * 0.8), pytest.approx(3e-3 * 1.25))
 
     store = LocalStore(str(site.folder / "store"))
