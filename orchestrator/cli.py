@@ -117,6 +117,28 @@ def train(
     train(config, takeover=takeover, started_at=process_started_at())
 
 
+@app.command(epilog="Example: [bold]manta tune recipes/sweep.yaml --set searcher.trials=8[/]")
+def tune(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file that describes the sweep.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="Override a field of the sweep, or of the run for all trials."
+        ),
+    ] = None,
+    resume_best: Annotated[
+        bool, typer.Option("--resume-best", help="Then train the winner to its full length.")
+    ] = False,
+    takeover: Annotated[
+        bool, typer.Option("--takeover", help="Take the sweep from an attempt that seems alive; it will stop.")
+    ] = False,
+) -> None:
+    """Search learning rates, optimizers and whatever else, or go on where the sweep of this name stopped."""
+    from orchestrator.sweep.command import tune
+
+    tune(recipe, overrides or [], resume_best=resume_best, takeover=takeover)
+
+
 @app.command("eval", epilog="Example: [bold]manta eval recipes/quickstart.yaml --json[/]")
 def evaluate(
     run: RecipeOrRun,
