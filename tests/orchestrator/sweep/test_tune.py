@@ -18,6 +18,7 @@ from data.local_store import LocalStore
 from orchestrator.checkpoint import CheckpointName
 from orchestrator.config import load_recipe
 from orchestrator.ledger import metrics_lines
+from orchestrator.node_memory import _roots
 from orchestrator.run import open_run
 from orchestrator.show import describe
 from orchestrator.sweep.command import tune
@@ -73,23 +74,32 @@ def left_behind() -> dict[str, Any]:
         "actors": [name for name in alive if "Autoscaling" not in name and name != "_StatsActor"],
         "groups": groups,
         "processes": [title for title in actor_processes if any(name in title for name in wanted)],
-        "snapshots": sorted(path.name for path in Path("/dev/shm").glob("manta-state-*")),
+        "snapshots": snapshots(),
     }
 
 
-def settled(before: list[str]) -> dict[str, Any]:
-    """What is left behind once everything has had some seconds to end; snapshots of others apart."""
+def snapshots() -> list[str]:
+    """Folders in the memory of this node of the runs kept below this folder; others on the machine have their own."""
+    runs = LocalStore(str(Path.cwd() / "store/runs"))
+    return [
+        str(root)
+        for path in Path("store/runs").glob("*")
+        for root in _roots(runs.child(path.name).url_of(""))
+        if root.exists()
+    ]
+
+
+def settled() -> dict[str, Any]:
+    """What is left behind once everything has had some seconds to end."""
     deadline = time.monotonic() + 15
     while True:
         found = left_behind()
-        found["snapshots"] = [name for name in found["snapshots"] if name not in before]
         if not any(found.values()) or time.monotonic() > deadline:
             return found
         time.sleep(0.5)
 
 
 def test_a_sweep_finds_its_best_and_leaves_nothing_behind(site: SweepSite, ray_here: None) -> None:
-    before = left_behind()["snapshots"]
     told = []
     recipe = site.recipe(max_concurrent=2)
     story = tune(recipe, [], watch=told.append)
@@ -115,7 +125,7 @@ def test_a_sweep_finds_its_best_and_leaves_nothing_behind(site: SweepSite, ray_h
     assert len({describe(run)["samples"]["digest"] for run in runs}) == 1
     assert describe(runs[0])["samples"]["in_order"]
 
-    assert settled(before) == {"actors": [], "groups": [], "processes": [], "snapshots": []}
+    assert settled() == {"actors": [], "groups": [], "processes": [], "snapshots": []}
     best = load_recipe(story["best"]["recipe"])
     assert best.train.lr == story["best"]["config"]["train.lr"]
     assert tune(recipe, [])["trials"] == story["trials"]  # nothing is left to do
