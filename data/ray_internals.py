@@ -107,6 +107,15 @@ def look_for_room(per_worker: Mapping[str, float], *, probe: bool = False) -> Ro
     return Room(free, total, draining)
 
 
+def most_resources() -> dict[str, float]:
+    """What the cluster has, or may have once its autoscaler has brought all nodes that it is allowed to."""
+    from ray._private.state import state
+
+    have = dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
+    may_have = state.get_max_resources_from_cluster_config() or {}
+    return {kind: max(have.get(kind, 0.0), may_have.get(kind, 0.0)) for kind in {*have, *may_have}}
+
+
 def ask_for_places(requester: str, bundles: list[dict[str, float]], expire_after_s: float) -> None:
     """Have the autoscaler, where there is one, bring nodes for `bundles`; none takes an earlier request back.
 

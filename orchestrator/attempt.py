@@ -17,7 +17,7 @@ from cluster.local_ray import joins_cluster
 from data.errors import MantaError, TransientStoreError
 from data.feeder import Feeder
 from data.prepare import PreparedData
-from data.ray_internals import NODE_ID_LABEL, driver_node_id, quiet_driver, root_cause
+from data.ray_internals import NODE_ID_LABEL, driver_node_id, most_resources, quiet_driver, root_cause
 from data.sample_order import UNKNOWN
 from data.shard_file import filesystem_for
 from orchestrator.config import resolved
@@ -141,8 +141,8 @@ def free_memory(monitor: Any) -> None:
 
 
 def refuse_small_cluster(run: Run) -> None:
-    """Raises ClusterTooSmallError if workers and tokenization can never run at once on the cluster as it is."""
-    scaling, have = run.config.scaling, ray.cluster_resources()  # type: ignore[no-untyped-call]
+    """Raises ClusterTooSmallError if workers and tokenization can never run at once, however far the cluster grows."""
+    scaling, have = run.config.scaling, most_resources()
     if scaling.fewest < scaling.most:  # nodes come and go: one that is not there may come
         return
     needed = {

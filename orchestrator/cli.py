@@ -6,6 +6,7 @@ What does the work is imported inside the commands: `manta --help` must not wait
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -132,11 +133,26 @@ def tune(
     takeover: Annotated[
         bool, typer.Option("--takeover", help="Take the sweep from an attempt that seems alive; it will stop.")
     ] = False,
+    autoscale: Annotated[
+        int | None,
+        typer.Option(
+            "--autoscale",
+            min=1,
+            metavar="NODES",
+            help="Try it on a local cluster that begins without workers: Ray's autoscaler brings up to so many nodes of "
+            "one CPU, and lets them go.",
+        ),
+    ] = None,
 ) -> None:
     """Search learning rates, optimizers and whatever else, or go on where the sweep of this name stopped."""
-    from orchestrator.sweep.command import tune
+    with ExitStack() as stack:
+        if autoscale is not None:
+            from cluster.autoscaled import AutoscaledCluster
 
-    tune(recipe, overrides or [], resume_best=resume_best, takeover=takeover)
+            stack.enter_context(stack.enter_context(AutoscaledCluster(autoscale)).joined())
+        from orchestrator.sweep.command import tune
+
+        tune(recipe, overrides or [], resume_best=resume_best, takeover=takeover)
 
 
 @app.command("eval", epilog="Example: [bold]manta eval recipes/quickstart.yaml --json[/]")

@@ -59,6 +59,15 @@ def test_a_trial_that_loses_a_node_goes_on_smaller(site: SweepSite) -> None:
     assert [trial["status"] for trial in story["trials"]] == ["finished"]
 
 
+def test_a_sweep_on_a_cluster_without_workers_brings_nodes_up(site: SweepSite) -> None:
+    """The head has no CPU, so nothing is tokenized or trained anywhere but on nodes that come."""
+    recipe = site.recipe(set={"train.steps": 20}, scheduler={"name": "none"})
+    with MantaProcess("tune", str(recipe), "--autoscale", "2", folder=site.folder, environment={}) as process:
+        assert process.wait(400) == 0, process.output
+        assert "Traceback" not in process.output
+    assert [trial["status"] for trial in site.story(recipe)["trials"]] == ["finished"] * 4
+
+
 def test_fifty_stopped_trials_leave_nothing_behind(site: SweepSite) -> None:
     points = [{"train.optimizer.name": "adamw", "train.lr": 3e-3}]
     recipe = site.recipe(
