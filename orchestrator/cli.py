@@ -139,8 +139,8 @@ def tune(
             "--autoscale",
             min=1,
             metavar="NODES",
-            help="Try it on a local cluster that begins without workers: Ray's autoscaler brings up to so many nodes of "
-            "one CPU, and lets them go.",
+            help="Try it on a local cluster without workers: Ray's autoscaler brings up to so many nodes of one CPU, and "
+            "lets them go.",
         ),
     ] = None,
 ) -> None:
