@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -105,6 +105,75 @@ def look_for_room(per_worker: Mapping[str, float], *, probe: bool = False) -> Ro
             free[name] = _fitting(available.get(name, {}), per_worker)
             total[name] = _fitting(node["Resources"], per_worker)
     return Room(free, total, draining)
+
+
+def most_resources() -> dict[str, float]:
+    """What the cluster has, or may have once its autoscaler has brought all nodes that it is allowed to."""
+    from ray._private.state import state
+
+    have = dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
+    may_have = state.get_max_resources_from_cluster_config() or {}
+    return {kind: max(have.get(kind, 0.0), may_have.get(kind, 0.0)) for kind in {*have, *may_have}}
+
+
+def ask_for_places(requester: str, bundles: list[dict[str, float]], expire_after_s: float) -> None:
+    """Have the autoscaler, where there is one, bring nodes for `bundles`; none takes an earlier request back.
+
+    Through the actor that adds up what everybody asks for: `request_resources` knows only its last caller.
+    """
+    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+        get_or_create_autoscaling_coordinator,
+    )
+
+    coordinator = get_or_create_autoscaling_coordinator()  # type: ignore[no-untyped-call]
+    if bundles:
+        coordinator.request_resources.remote(requester_id=requester, resources=bundles, expire_after_s=expire_after_s)
+    else:
+        coordinator.cancel_request.remote(requester)
+
+
+HEAD_NODE = "node:__internal_head__"
+"""Resource of which the head node has 1, and no other node any; equals `HEAD_NODE_RESOURCE_NAME` of Ray's constants."""
+
+
+def median_rule(**arguments: Any) -> Any:
+    """Tune's median rule without its pauses: after one there would be nothing to go on from."""
+    from ray.tune.schedulers import MedianStoppingRule, TrialScheduler
+
+    class UnpausedRule(MedianStoppingRule):
+        def _on_insufficient_samples(self, *_: Any) -> str:
+            return str(TrialScheduler.CONTINUE)
+
+    return UnpausedRule(**arguments)
+
+
+def population(new_config: Callable[[Any, Any], dict[str, Any]], **arguments: Any) -> Any:
+    """Tune's population-based training for trials that a searcher made.
+
+    Tune refuses any searcher, as one that learns would be misled; one that begins all trials at once does not.
+
+    Args:
+        new_config: given a trial and its donor, the config with which the trial goes on from the donor's state. What
+            Tune passes to its own hook does not tell for which trial it is.
+
+    Returns:
+        the scheduler; its method `know(trial, step, score)` tells it where a trial stood that goes on.
+    """
+    from ray.tune.schedulers import PopulationBasedTraining
+    from ray.tune.schedulers.pbt import _PBTTrialState
+
+    class Population(PopulationBasedTraining):
+        def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+            self._trial_state[trial] = _PBTTrialState(trial)
+
+        def know(self, trial: Any, step: int, score: float) -> None:
+            state = self._trial_state[trial]
+            state.last_score, state.last_train_time, state.last_perturbation_time = score, step, step
+
+        def _get_new_config(self, trial: Any, trial_to_clone: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+            return new_config(trial, trial_to_clone), {}
+
+    return Population(custom_explore_fn=lambda config: config, log_config=False, require_attrs=False, **arguments)
 
 
 def _answers(node: Mapping[str, Any]) -> bool:

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from cluster.local_ray import joins_cluster
 from data.errors import MantaError, TransientStoreError
 from data.feeder import Feeder
 from data.prepare import PreparedData
-from data.ray_internals import NODE_ID_LABEL, driver_node_id, quiet_driver, root_cause
+from data.ray_internals import NODE_ID_LABEL, driver_node_id, most_resources, quiet_driver, root_cause
 from data.sample_order import UNKNOWN
 from data.shard_file import filesystem_for
 from orchestrator.config import resolved
@@ -58,8 +58,19 @@ ACTOR_TIMEOUT_S = 60.0
 """Seconds an actor on the driver's own node may take to answer."""
 
 
-def run_attempt(run: Run, fence: Fence, data: PreparedData, console: Console) -> None:
+def run_attempt(
+    run: Run,
+    fence: Fence,
+    data: PreparedData,
+    console: Console,
+    requests: StopRequests | None = None,
+    poll_s: float = POLL_S,
+) -> None:
     """Train until the end, a request to stop or an error; the run's record says how it went.
+
+    Args:
+        requests: where requests to stop come from; None: from Ctrl-C and SIGTERM, which only a main thread can take.
+        poll_s: seconds between two looks at the loop, and from one word of the loop to the next.
 
     Raises:
         KeyboardInterrupt: asked to stop; everything done is saved.
@@ -68,16 +79,16 @@ def run_attempt(run: Run, fence: Fence, data: PreparedData, console: Console) ->
     refuse_small_cluster(run)
     quiet_driver()
     feeder, monitor = start_actors(run, data)
-    job = train_job(run, fence, data, feeder, monitor)
+    job = train_job(run, fence, data, feeder, monitor, poll_s)
     trainer = _Trainer(run, job)
     life = _Life(fence, console, run)
     monitor.keeper_of.remote(driver_node_id(), job)  # here most of the time; elsewhere, when a worker asks
     try:
-        with stop_requests() as requests, closing(console):
+        with stop_requests() if requests is None else nullcontext(requests) as requests, closing(console):
             trainer.at_end = requests.wake
             trainer.start()
             while not trainer.has_ended:
-                requests.wait(POLL_S if life.has_begun else STARTING_POLL_S)
+                requests.wait(poll_s if life.has_begun else STARTING_POLL_S)
                 progress: Progress = ray.get(monitor.progress.remote(), timeout=ACTOR_TIMEOUT_S)
                 life.follow(progress)
                 if requests.pop_new():
@@ -130,8 +141,8 @@ def free_memory(monitor: Any) -> None:
 
 
 def refuse_small_cluster(run: Run) -> None:
-    """Raises ClusterTooSmallError if workers and tokenization can never run at once on the cluster as it is."""
-    scaling, have = run.config.scaling, ray.cluster_resources()  # type: ignore[no-untyped-call]
+    """Raises ClusterTooSmallError if workers and tokenization can never run at once, however far the cluster grows."""
+    scaling, have = run.config.scaling, most_resources()
     if scaling.fewest < scaling.most:  # nodes come and go: one that is not there may come
         return
     needed = {
@@ -171,7 +182,7 @@ def start_keeper(node_id: str, job: TrainJob) -> Any:
     return ray.remote(NodeKeeper).options(**here).remote(job, node_id)
 
 
-def train_job(run: Run, fence: Fence, data: PreparedData, feeder: Any, monitor: Any) -> TrainJob:
+def train_job(run: Run, fence: Fence, data: PreparedData, feeder: Any, monitor: Any, tell_every_s: float) -> TrainJob:
     """What the workers are told."""
     tokenizer = data.tokenizer
     facts = {"config": resolved(run.config), "manifest": data.manifest.digest, "tokenizer": tokenizer.digest}
@@ -186,6 +197,7 @@ def train_job(run: Run, fence: Fence, data: PreparedData, feeder: Any, monitor: 
         facts=facts,
         feeder=feeder,
         monitor=monitor,
+        tell_every_s=tell_every_s,
     )
 
 
@@ -319,8 +331,8 @@ class _Life:
         }
 
 
-class _StopRequests:
-    """Ctrl-C and SIGTERM as they come in."""
+class StopRequests:
+    """Ctrl-C and SIGTERM as they come in, or what asks for an end instead of them."""
 
     def __init__(self) -> None:
         self._count = self._told = 0
@@ -335,10 +347,14 @@ class _StopRequests:
         self._woken.wait(seconds)
         self._woken.clear()
 
-    def handle(self, _signal: int, _frame: object) -> None:
-        """Signal handler: the first asks for an end, the second insists."""
+    def ask(self) -> None:
+        """Ask for an end; state is saved first."""
         self._count += 1
         self.wake()
+
+    def handle(self, _signal: int, _frame: object) -> None:
+        """Signal handler: the first asks for an end, the second insists."""
+        self.ask()
         if self._count > 1:
             raise KeyboardInterrupt
 
@@ -354,9 +370,9 @@ class _StopRequests:
 
 
 @contextmanager
-def stop_requests() -> Iterator[_StopRequests]:
+def stop_requests() -> Iterator[StopRequests]:
     """Signals that ask the run to stop are gathered inside the block instead of ending the process."""
-    requests = _StopRequests()
+    requests = StopRequests()
     previous = {number: signal.signal(number, requests.handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield requests

@@ -6,6 +6,7 @@ What does the work is imported inside the commands: `manta --help` must not wait
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -115,6 +116,43 @@ def train(
     from orchestrator.run_record import process_started_at
 
     train(config, takeover=takeover, started_at=process_started_at())
+
+
+@app.command(epilog="Example: [bold]manta tune recipes/sweep.yaml --set searcher.trials=8[/]")
+def tune(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file that describes the sweep.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="Override a field of the sweep, or of the run for all trials."
+        ),
+    ] = None,
+    resume_best: Annotated[
+        bool, typer.Option("--resume-best", help="Then train the winner to its full length.")
+    ] = False,
+    takeover: Annotated[
+        bool, typer.Option("--takeover", help="Take the sweep from an attempt that seems alive; it will stop.")
+    ] = False,
+    autoscale: Annotated[
+        int | None,
+        typer.Option(
+            "--autoscale",
+            min=1,
+            metavar="NODES",
+            help="Try it on a local cluster without workers: Ray's autoscaler brings up to so many nodes of one CPU, and "
+            "lets them go.",
+        ),
+    ] = None,
+) -> None:
+    """Search learning rates, optimizers and whatever else, or go on where the sweep of this name stopped."""
+    with ExitStack() as stack:
+        if autoscale is not None:
+            from cluster.autoscaled import AutoscaledCluster
+
+            stack.enter_context(stack.enter_context(AutoscaledCluster(autoscale)).joined())
+        from orchestrator.sweep.command import tune
+
+        tune(recipe, overrides or [], resume_best=resume_best, takeover=takeover)
 
 
 @app.command("eval", epilog="Example: [bold]manta eval recipes/quickstart.yaml --json[/]")

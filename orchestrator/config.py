@@ -28,7 +28,7 @@ _FREE = ("run", "storage", "store", "scaling", "checkpoint", "sample", "data.pre
 BYTES_VOCAB_SIZE = 257
 
 # Never written where a run is kept: a run's folder is shared more freely than the keys to it.
-_SECRET = ("access_key_id", "secret_access_key")
+SECRET = ("access_key_id", "secret_access_key")
 
 
 class TrainConfig(Section):
@@ -283,30 +283,44 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     """
     document = read_recipe(Path(path))
     problems = apply_overrides(document, overrides)
-    document = _without_empty_sections(RunConfig, document)
+    return config_from(document, str(path), problems)
+
+
+def config_from(document: dict[str, Any], where: str, problems: Sequence[str] = ()) -> RunConfig:
+    """The run that a recipe's fields describe; `problems` are those found already, `where` they come from.
+
+    Raises:
+        RecipeError: there are problems; all of them are in the message.
+    """
+    problems, document = list(problems), _without_empty_sections(RunConfig, document)
     try:
         config = RunConfig.model_validate(document)
     except ValidationError as error:
-        problems += _field_problems(error)
+        problems += field_problems(error)
         problems += contradictions(cast(RunConfig, _valid_part(RunConfig, document)))
     if problems:
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise RecipeError(f"{path}: {count}\n" + "\n".join(f"  {p}".replace("\n", "\n    ") for p in problems))
+        raise RecipeError(listed(where, problems))
     return config
+
+
+def listed(where: str, problems: Sequence[str]) -> str:
+    """The message that tells of all problems found in a recipe."""
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    return f"{where}: {count}\n" + "\n".join(f"  {problem}".replace("\n", "\n    ") for problem in problems)
 
 
 def resolved(config: RunConfig) -> dict[str, Any]:
     """All fields as JSON has them, defaults included and the store's keys left out: what is kept with a run."""
     fields = config.model_dump(mode="json")
-    for name in _SECRET:
+    for name in SECRET:
         fields["store"].pop(name)
     return fields
 
 
 def result_fields(config: RunConfig) -> dict[str, Any]:
     """Dotted name and value (as JSON has it) of every field that decides what a run learns."""
-    fields = _flatten(resolved(config))
-    return {name: value for name, value in fields.items() if not _is_free(name)}
+    fields = flatten(resolved(config))
+    return {name: value for name, value in fields.items() if not is_free(name)}
 
 
 def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
@@ -322,11 +336,12 @@ def json_schema() -> dict[str, Any]:
     return RunConfig.model_json_schema()
 
 
-def _is_free(name: str) -> bool:
+def is_free(name: str) -> bool:
+    """Whether a field may change when a run goes on, because it does not decide the result."""
     return any(name == free or name.startswith(free + ".") for free in _FREE)
 
 
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     """Leaves by dotted name; a list of sections by index, any other list as one value."""
     if isinstance(value, dict):
         below = value.items()
@@ -336,7 +351,7 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
         return {prefix: value}
     flat: dict[str, Any] = {}
     for name, item in below:
-        flat |= _flatten(item, f"{prefix}.{name}" if prefix else name)
+        flat |= flatten(item, f"{prefix}.{name}" if prefix else name)
     return flat
 
 
@@ -370,34 +385,35 @@ def _valid_part(model: type[BaseModel], document: Mapping[str, Any]) -> SimpleNa
     return part
 
 
-def _field_problems(error: ValidationError) -> list[str]:
+def field_problems(error: ValidationError, model: type[BaseModel] = RunConfig) -> list[str]:
     """What pydantic found, without rules of the whole recipe, and without a list's complaint about its elements."""
     found = [e for e in error.errors(include_url=False) if e["loc"]]
     places = {e["loc"] for e in found}
-    return [_describe(e) for e in found if not any(p != e["loc"] and p[: len(e["loc"])] == e["loc"] for p in places)]
+    return [
+        _describe(e, model) for e in found if not any(p != e["loc"] and p[: len(e["loc"])] == e["loc"] for p in places)
+    ]
 
 
-def _describe(error: ErrorDetails) -> str:
+def _describe(error: ErrorDetails, model: type[BaseModel]) -> str:
     """One problem: dotted name, the value given, what is allowed, the nearest valid name for a typo."""
     name = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        near = nearest_name(RunConfig, name)
+        near = nearest_name(model, name)
         return f"{name}: there is no such field" + (f"; did you mean {near}?" if near else "; see manta schema")
     if error["type"] == "missing":
-        return f"{name}: missing. {_meaning(error['loc'])}"
+        return f"{name}: missing. {_meaning(error['loc'], model)}"
     if error["type"] == "value_error":  # from a section's own rules, which speak for themselves
         return f"{name}: " + str(error.get("ctx", {}).get("error", error["msg"]))
     allowed = error["msg"].removeprefix("Input ").replace("String should", "should")
     if error["type"] == "string_pattern_mismatch":
-        allowed = _meaning(error["loc"])
+        allowed = _meaning(error["loc"], model)
     if error["type"] == "string_type" and isinstance(error["input"], (int, float)):
         allowed += "; put it in quotes"
     return f"{name} = {_shown(name, error['input'])}: {allowed}"
 
 
-def _meaning(loc: tuple[int | str, ...]) -> str:
+def _meaning(loc: tuple[int | str, ...], model: type[BaseModel] | None) -> str:
     """The description of the field at `loc`."""
-    model: type[BaseModel] | None = RunConfig
     description = ""
     for part in loc:
         if model is None or str(part) not in model.model_fields:
@@ -409,7 +425,7 @@ def _meaning(loc: tuple[int | str, ...]) -> str:
 
 def _shown(name: str, value: Any) -> str:
     """`value` as a message may show it: short, and no keys."""
-    if name.rpartition(".")[2] in _SECRET:
+    if name.rpartition(".")[2] in SECRET:
         return "(not shown)"
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -24,6 +24,7 @@ class TrainJob:
         done_before: newest step an earlier attempt did; up to it, steps done again count as replay.
         facts: what every checkpoint says of the run: resolved config, digests.
         feeder, monitor: handles of the actors `data.feeder.Feeder` and `orchestrator.monitor.Monitor`.
+        tell_every_s: seconds between two words of rank 0 to the monitor; a call a step would cost short steps 1 %.
     """
 
     config: RunConfig
@@ -35,6 +36,7 @@ class TrainJob:
     facts: dict[str, Any]
     feeder: Any
     monitor: Any
+    tell_every_s: float = 1.0
 
 
 def prepare_worker(config: RunConfig) -> None:

@@ -28,6 +28,9 @@ from orchestrator.worker_pool import Wish
 DECISIONS = 200
 """Decisions that are remembered: a run of months has no end of them."""
 
+RECENT_STEPS = 1024
+"""Newest steps whose losses are kept for the driver."""
+
 SETTLING_S = 2.0
 """Seconds after a worker group's end within which the cluster may not have its resources back yet."""
 
@@ -41,6 +44,8 @@ class Progress:
         restored_step: step the attempt went on from; None until it knows.
         row: newest metrics row.
         goodput: seconds by cause since the first group's loop began.
+        losses: step and loss of the newest RECENT_STEPS steps, in the order done; a step done again is there again.
+        evaluations: step and held-out loss of evaluations on the way.
         notes: lines for the person watching, oldest first.
         disruptions: ends of worker groups before the run's, and what each cost.
         decisions: what was decided about workers, why, and at which step; the newest `DECISIONS`.
@@ -53,6 +58,8 @@ class Progress:
     world_size: int = 0
     row: dict[str, Any] = field(default_factory=dict)
     goodput: dict[str, float] = field(default_factory=dict)
+    losses: list[tuple[int, float | None]] = field(default_factory=list)
+    evaluations: list[tuple[int, float]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     disruptions: list[Disruption] = field(default_factory=list)
     decisions: list[dict[str, Any]] = field(default_factory=list)
@@ -148,9 +155,11 @@ class Monitor:
         return int(done)
 
     def report(self, **changes: Any) -> Wishes:
-        """Rank 0: fields of Progress that changed."""
+        """Rank 0: fields of Progress that changed; losses and evaluations are added to those before."""
         progress, now = self._progress, self._now()
         goodput = changes.pop("goodput", None)
+        progress.losses = [*progress.losses, *changes.pop("losses", [])][-RECENT_STEPS:]
+        progress.evaluations += changes.pop("evaluations", [])
         for name, value in changes.items():
             setattr(progress, name, value)
         if goodput is not None:

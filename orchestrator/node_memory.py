@@ -62,10 +62,7 @@ class NodeMemory:
         Where there are some already; else in shared memory where `COPIES` states of `state_bytes` fit there; else in
         the system's temporary folder.
         """
-        label = hashlib.blake2b(run_url.encode(), digest_size=8).hexdigest()
-        roots = [Path(tempfile.gettempdir()) / f"manta-state-{label}"]
-        if SHARED_MEMORY.is_dir():
-            roots.append(SHARED_MEMORY / f"manta-state-{label}")
+        roots = _roots(run_url)
         for root in roots:
             for folder in root.glob("a*"):
                 if folder.name != f"a{attempt}":
@@ -214,3 +211,19 @@ class SnapshotClock:
             # The slower of two: one that happened to be quick must not set the pace.
             self._cost_s = max(cost_s, 0.8 * self._cost_s)
         self._since_s = 0.0
+
+
+def forget(run_urls: Sequence[str]) -> None:
+    """Delete all that this node keeps of runs, none of which is being trained."""
+    for run_url in run_urls:
+        for root in _roots(run_url):
+            shutil.rmtree(root, ignore_errors=True)
+
+
+def _roots(run_url: str) -> list[Path]:
+    """Folders a run's snapshots may be in on a node, the best one last."""
+    label = hashlib.blake2b(run_url.encode(), digest_size=8).hexdigest()
+    roots = [Path(tempfile.gettempdir()) / f"manta-state-{label}"]
+    if SHARED_MEMORY.is_dir():
+        roots.append(SHARED_MEMORY / f"manta-state-{label}")
+    return roots

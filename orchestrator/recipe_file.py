@@ -75,7 +75,7 @@ def apply_overrides(document: dict[str, Any], overrides: Sequence[str]) -> list[
             problems.append(f"--set {override}: must be NAME=VALUE, such as --set train.lr=3e-4")
             continue
         try:
-            _assign(document, name.split("."), _load(text))
+            assign(document, name.split("."), _load(text))
         except yaml.YAMLError as error:
             what = getattr(error, "problem", None) or error
             problems.append(f"--set {override}: the value is not YAML ({what}); quote it")
@@ -88,7 +88,7 @@ def _load(text: str) -> Any:
     return yaml.load(text, Loader=_StrictLoader)
 
 
-def _assign(document: dict[str, Any], path: Sequence[str], value: Any) -> None:
+def assign(document: dict[str, Any], path: Sequence[str], value: Any) -> None:
     """Set the value at `path`, making sections on the way; a list takes an index, its length appends."""
     place: Any = document
     for depth, name in enumerate(path):

@@ -22,9 +22,6 @@ from orchestrator.save_policy import FIRST_SAVE_S, save_cost_s, save_interval_s
 from orchestrator.step_log import Orders
 from orchestrator.stragglers import StragglerWatch
 
-TELL_EVERY_S = 1.0
-"""Seconds between two words to the driver, which looks no more often; a call a step would cost short steps 1 %."""
-
 SAVE_TRIES = 3
 """Checkpoints in a row that may fail because the store does not answer, before the run ends."""
 
@@ -37,6 +34,7 @@ class Recorder:
         self._reply: ray.ObjectRef[Wishes] | None = None
         self._wishes = Wishes()
         self._row: StepRow | None = None
+        self._untold: list[tuple[int, float | None]] = []
         self._told_at = -math.inf
         self._saved_step = int(restored.saved["step"])
         self._saved_at = time.monotonic()
@@ -73,7 +71,8 @@ class Recorder:
     def tell(self, **progress: Any) -> None:
         """Fields of `Progress` for the driver, beside the newest step; does not wait."""
         if self._row is not None:
-            progress |= {"row": self._row.metrics(), "goodput": self._clock.seconds()}
+            progress |= {"row": self._row.metrics(), "goodput": self._clock.seconds(), "losses": self._untold}
+            self._untold = []
         self._reply = self._job.monitor.report.remote(**progress)
         self._told_at = time.monotonic()
 
@@ -88,8 +87,9 @@ class Recorder:
     def step_done(self, row: StepRow, seconds: Sequence[float]) -> None:
         """Book a step, of which a micro-batch took each rank `seconds`."""
         is_first, self._row = self._row is None, row
+        self._untold.append((row.step, row.loss))
         is_new = row.step == self._done + 1  # what a restart has cost ends here
-        if is_first or is_new or time.monotonic() - self._told_at >= TELL_EVERY_S:
+        if is_first or is_new or time.monotonic() - self._told_at >= self._job.tell_every_s:
             self.tell(phase="training")
         for rank, factor in self._stragglers.note(seconds):
             self.note(

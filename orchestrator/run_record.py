@@ -114,14 +114,14 @@ class RunRecord:
         return cls(**fields)
 
 
-def load_record(store: Store) -> RunRecord:
-    """The record of the run under `store`.
+def load_record(store: Store, key: str = RECORD) -> RunRecord:
+    """The record of the run under `store`; `key` where it has another name.
 
     Raises:
         UnknownRunError: there is none.
     """
     try:
-        return RunRecord.from_json(store.get(RECORD))
+        return RunRecord.from_json(store.get(key))
     except ObjectNotFoundError:
         raise UnknownRunError(f"There is no run at {store.url_of('')}; `manta train RECIPE` makes one.") from None
 
@@ -132,8 +132,8 @@ class Fence:
     Made by `claim`. Every change is a conditional put on what was read last, so two holders never both succeed.
     """
 
-    def __init__(self, store: Store, record: RunRecord, etag: str) -> None:
-        self._store, self._etag = store, etag
+    def __init__(self, store: Store, record: RunRecord, etag: str, key: str = RECORD) -> None:
+        self._store, self._etag, self._key = store, etag, key
         self.record = record
 
     @classmethod
@@ -146,6 +146,7 @@ class Fence:
         begun: bool,
         started_at: float | None = None,
         takeover: bool = False,
+        key: str = RECORD,
     ) -> Fence:
         """Add an attempt to the run, making the run if it is new.
 
@@ -153,12 +154,13 @@ class Fence:
             begun: the run has a checkpoint; before that, nothing is pinned that could not be chosen anew.
             started_at: when the command was given, seconds since the epoch; default now.
             takeover: fence off an attempt that seems alive.
+            key: of the record.
 
         Raises:
             RunInUseError: another attempt lives, and `takeover` does not say to fence it off.
         """
-        info = store.head(RECORD)
-        record = RunRecord.from_json(store.get(RECORD)) if info else RunRecord(run, time.time(), result_fields)
+        info = store.head(key)
+        record = RunRecord.from_json(store.get(key)) if info else RunRecord(run, time.time(), result_fields)
         if info and not takeover and (sign := sign_of_life(record.last)):
             other = record.last
             raise RunInUseError(
@@ -169,12 +171,12 @@ class Fence:
             record = replace(record, result_fields=result_fields, manifest=None, tokenizer=None)
         record = replace(record, attempts=(*record.attempts, _this_attempt(len(record.attempts) + 1, started_at)))
         try:
-            etag = _put(store, record, info.etag if info else None)
+            etag = _put(store, key, record, info.etag if info else None)
         except ConflictError:
             raise RunInUseError(
                 f"Run {run!r} was claimed by another command at this very moment. Wait for it or stop it."
             ) from None
-        return cls(store, record, etag)
+        return cls(store, record, etag, key)
 
     def sign_of_life(self) -> None:
         """Give one if the last is HEARTBEAT_S old.
@@ -194,7 +196,7 @@ class Fence:
         mine = replace(self.record.last, heartbeat_at=time.time(), **(attempt or {}))
         record = replace(self.record, attempts=(*self.record.attempts[:-1], mine), **run)
         try:
-            self._etag = _put(self._store, record, self._etag)
+            self._etag = _put(self._store, self._key, record, self._etag)
         except ConflictError:
             self._etag = self._put_after_lost_answer(record)
         self.record = record
@@ -206,14 +208,14 @@ class Fence:
             FencedError: it was somebody else's put that got in between.
         """
         # The etag is read before the record, lest it be that of a takeover in between.
-        info, found = self._store.head(RECORD), load_record(self._store)
+        info, found = self._store.head(self._key), load_record(self._store, self._key)
         if info is not None and found.last.identity == record.last.identity:
             with contextlib.suppress(ConflictError):
-                return _put(self._store, record, info.etag)
-        raise fenced(load_record(self._store), record.last.number)
+                return _put(self._store, self._key, record, info.etag)
+        raise fenced(load_record(self._store, self._key), record.last.number)
 
 
-def _put(store: Store, record: RunRecord, etag: str | None) -> str:
+def _put(store: Store, key: str, record: RunRecord, etag: str | None) -> str:
     """Write the record over version `etag` of it, or as the first where None; returns the new etag.
 
     Raises:
@@ -221,12 +223,12 @@ def _put(store: Store, record: RunRecord, etag: str | None) -> str:
     """
     content = record.to_json()
     try:
-        return store.put_if_match(RECORD, content, etag) if etag else store.put_if_absent(RECORD, content)
+        return store.put_if_match(key, content, etag) if etag else store.put_if_absent(key, content)
     except ConflictError:
         # After a lost answer, the second try is refused for what the first has written. No other process writes the
         # same bytes: they name this one. The etag is read before them, lest it be that of a takeover in between.
         with contextlib.suppress(ObjectNotFoundError):
-            if (info := store.head(RECORD)) and store.get(RECORD) == content:
+            if (info := store.head(key)) and store.get(key) == content:
                 return info.etag
         raise
 
@@ -252,13 +254,17 @@ def fenced(record: RunRecord, attempt: int) -> FencedError:
     )
 
 
-def sign_of_life(attempt: Attempt) -> str | None:
-    """Why `attempt` is taken for alive, or None: on this machine by its process, elsewhere by its last sign of life."""
+def sign_of_life(attempt: Attempt, *, mine: bool = False) -> str | None:
+    """Why `attempt` is taken for alive, or None: on this machine by its process, elsewhere by its last sign of life.
+
+    Args:
+        mine: whether one of this very process counts, too.
+    """
     if attempt.status not in LIVE:
         return None
     if attempt.boot_id == _boot_id():
         alive = _process_start(attempt.pid) == attempt.pid_started
-        return "is running on this machine" if alive and attempt.pid != os.getpid() else None
+        return "is running on this machine" if alive and (mine or attempt.pid != os.getpid()) else None
     silence_s = time.time() - attempt.heartbeat_at
     return f"gave a sign of life {silence_s:.0f} s ago" if silence_s < PRESUMED_DEAD_S else None
 

@@ -18,6 +18,7 @@ from data.manifest import Manifest
 from orchestrator.checkpoint import PROGRESS, fetch_newest, list_checkpoints
 from orchestrator.config import load_recipe
 from orchestrator.console import Console
+from orchestrator.errors import UnknownRunError
 from orchestrator.goodput import add_up
 from orchestrator.ledger import Audit, audit, metrics_lines, read_segments
 from orchestrator.recipe_file import find_recipe
@@ -29,11 +30,17 @@ LAST_RESTARTS, LAST_DECISIONS = 10, 6
 
 
 def show(run_or_recipe: str, as_json: bool = False, overrides: tuple[str, ...] = ()) -> None:
-    """Print the story of a run, as JSON or for a person.
+    """Print the story of a run or a sweep, as JSON or for a person.
 
     Raises:
         UnknownRunError: no recipe and no run has this name.
     """
+    sweep = _sweep_recipe(run_or_recipe)
+    if sweep is not None:
+        from orchestrator.sweep.show import show_sweep
+
+        show_sweep(sweep, as_json, overrides)
+        return
     config = load_recipe(find_recipe(run_or_recipe), overrides)
     with reaching_storage(config) as config:
         run = open_run(config)
@@ -41,6 +48,16 @@ def show(run_or_recipe: str, as_json: bool = False, overrides: tuple[str, ...] =
             print(json.dumps(describe(run), indent=2))
         else:
             print_run(run, Console())
+
+
+def _sweep_recipe(name: str) -> Path | None:
+    """The recipe of the sweep that is meant, or None: it is no sweep's name or recipe."""
+    from orchestrator.sweep.best import find_sweep
+
+    try:
+        return find_sweep(name)
+    except UnknownRunError:
+        return None
 
 
 def describe(run: Run) -> dict[str, Any]:

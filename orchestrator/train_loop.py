@@ -267,6 +267,7 @@ def evaluate_on_the_way(
     scores = evaluate_held_out(job, model, rank, world_size, device)
     if recorder is not None:
         loss, bits = scores["val_loss"], scores["val_bits_per_byte"]
+        recorder.tell(evaluations=[(step, loss)])
         recorder.note(f"step {step}: held-out loss {loss:.4f}, {bits:.4f} bits per byte")
 
 

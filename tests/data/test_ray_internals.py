@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from ray.data import DataContext
 
 from data.errors import BadShardError, MantaError
 from data.ray_internals import (
+    HEAD_NODE,
     NODE_ID_LABEL,
     address_and_port,
     driver_node_id,
@@ -40,6 +42,7 @@ ROOT = Path(__file__).parents[2]
 NAMES = [
     "ray._private.state.GlobalState.available_resources_per_node",
     "ray._private.state.GlobalState.get_draining_nodes",
+    "ray._private.state.GlobalState.get_max_resources_from_cluster_config",
     "ray._private.worker.listen_error_messages",
     "ray._private.worker.print_to_stdstream",
     "ray._raylet.RAY_NODE_ID_KEY",
@@ -194,3 +197,37 @@ class Failing:
 
     def node(self) -> str:
         return driver_node_id()
+
+
+def test_tune_has_what_population_based_training_and_the_median_rule_are_changed_in() -> None:
+    from ray.tune.schedulers import MedianStoppingRule, PopulationBasedTraining
+    from ray.tune.schedulers.pbt import _PBTTrialState
+
+    assert list(inspect.signature(PopulationBasedTraining._get_new_config).parameters) == [
+        "self",
+        "trial",
+        "trial_to_clone",
+    ]
+    assert list(inspect.signature(MedianStoppingRule._on_insufficient_samples).parameters) == [
+        "self",
+        "tune_controller",
+        "trial",
+        "time",
+    ]
+    state = _PBTTrialState(SimpleNamespace(experiment_tag=""))
+    for name in ("last_score", "last_train_time", "last_perturbation_time"):
+        assert hasattr(state, name)
+
+
+def test_the_head_node_has_a_resource_of_its_own() -> None:
+    from ray._common.constants import HEAD_NODE_RESOURCE_NAME
+
+    assert HEAD_NODE == HEAD_NODE_RESOURCE_NAME
+
+
+def test_the_actor_that_adds_up_requests_for_nodes_takes_them_by_name() -> None:
+    from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as module
+
+    assert callable(module.get_or_create_autoscaling_coordinator)
+    parameters = inspect.signature(module._AutoscalingCoordinatorActor.request_resources).parameters
+    assert {"requester_id", "resources", "expire_after_s"} <= parameters.keys()

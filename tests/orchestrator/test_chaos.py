@@ -15,7 +15,7 @@ from tests.orchestrator.manta_process import MantaProcess
 pytestmark = pytest.mark.chaos
 
 FAULTS = ("kill-worker", "kill-node", "drain-node", "add-node", "store-errors", "corrupt-checkpoint")
-STEPS, GLOBAL_BATCH_SIZE = 1500, 16
+STEPS, GLOBAL_BATCH_SIZE = 2500, 16
 RECIPE = {
     "run": "small",
     "data": {"tokenizer": {"kind": "bytes"}, "seq_len": 64, "validation_fraction": 0},

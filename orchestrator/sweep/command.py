@@ -1,0 +1,236 @@
+"""`manta tune`: a sweep from its recipe to the winner's; started again after any end, it goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cluster.local_ray import joins_cluster, ray_cluster
+from data.prepare import Pins, PreparedData
+from data.store import Store
+from orchestrator.config import RunConfig, differing_fields
+from orchestrator.console import Console
+from orchestrator.errors import ConfigChangedError, MantaError, RunInUseError, UnknownRunError
+from orchestrator.run import Run, prepared, reaching_storage, stores, train
+from orchestrator.run_record import Fence, load_record
+from orchestrator.sweep.best import remember_sweep, write_best
+from orchestrator.sweep.desk import Desk
+from orchestrator.sweep.places import Cluster, slots
+from orchestrator.sweep.records import RECORD, TrialBook
+from orchestrator.sweep.show import Watch, live, write_report
+from orchestrator.sweep.spec import Sweep, load_sweep
+from orchestrator.sweep.story import SweepStory, best_of, story_of
+from orchestrator.sweep.table import print_sweep
+
+
+def tune(
+    recipe: Path, overrides: list[str], *, resume_best: bool = False, takeover: bool = False, watch: Watch | None = None
+) -> SweepStory:
+    """Run the sweep, or go on with it; prints what it does. Returns its story.
+
+    Args:
+        resume_best: then train the winner to its full length.
+        takeover: fence off an attempt at the sweep that seems alive.
+
+    Raises:
+        ConfigChangedError: the sweep was begun with other settings, and they decide its result.
+        RunInUseError: a live attempt holds the sweep.
+        KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; everything done is saved.
+        MantaError: see `orchestrator.errors`.
+    """
+    sweep, console = load_sweep(recipe, overrides), Console()
+    remember_sweep(sweep)
+    with reaching_storage(sweep.base) as base:
+        sweep = replace(sweep, base=base)
+        root, _ = stores(base)
+        root.check()
+        store = root.child(f"sweeps/{sweep.name}")
+        book = TrialBook(store)
+        refuse_changed(sweep, store, book)
+        fence = claim(sweep, store, book, takeover)
+        try:
+            with live(console) as screen:
+                story = run_sweep(sweep, root, fence, book, console, watch or screen)
+        except BaseException as error:
+            close_sweep(fence, error)
+            if isinstance(error, KeyboardInterrupt):
+                console.line(f"the sweep is saved; `manta tune {recipe}` goes on with it.")
+            raise
+        print_sweep(story, console.rich)
+        console.line(f"report: {write_report(story, store)}")
+    if resume_best and story["best"] is not None:
+        from orchestrator.config import load_recipe
+
+        console.line(f"training the winner: {story['best']['recipe']}")
+        train(load_recipe(story["best"]["recipe"]))
+    return story
+
+
+def refuse_changed(sweep: Sweep, store: Store, book: TrialBook) -> None:
+    """Raises ConfigChangedError if the sweep has trials that were made from other settings."""
+    with suppress(UnknownRunError):
+        record = load_record(store, RECORD)
+        changes = differing_fields(record.result_fields, sweep.result_fields())
+        if len(book) and changes:
+            lines = "\n".join(f"  {name}: {old!r} in the sweep, {new!r} now" for name, old, new in changes)
+            raise ConfigChangedError(
+                f"Sweep {sweep.name!r} was begun with other settings, and these decide its result:\n{lines}\n"
+                f"Set them back to go on with it, or choose another `sweep:` name (--set sweep=NAME). "
+                f"searcher.trials, max_concurrent and scaling may change."
+            )
+
+
+def claim(sweep: Sweep, store: Store, book: TrialBook, takeover: bool) -> Fence:
+    """This process's hold on the sweep. Raises RunInUseError where another has it."""
+    try:
+        return Fence.claim(
+            store, sweep.name, sweep.result_fields(), begun=bool(len(book)), takeover=takeover, key=RECORD
+        )
+    except RunInUseError as error:
+        text = (
+            str(error).replace("Run ", "Sweep ", 1).replace("manta train", "manta tune").replace("`run:`", "`sweep:`")
+        )
+        raise RunInUseError(text) from None
+
+
+def run_sweep(
+    sweep: Sweep, root: Store, fence: Fence, book: TrialBook, console: Console, watch: Watch | None
+) -> SweepStory:
+    """Prepare the data, run what trials are left, and write down the winner."""
+    desk = Desk(sweep, book, _cluster(sweep))
+    if desk.left:
+        config = sweep.base
+        with _own_ray(config):
+            data = prepare_once(sweep, root, fence, console)
+            fence.update(attempt={"status": "running"})
+            begun = len(book) - len(desk.to_resume)
+            console.line(
+                f"sweep {sweep.name}: {sweep.trials} trials of {sweep.steps} steps, {sweep.spec.searcher.name} search, "
+                f"{sweep.spec.scheduler.name}" + (f"; {begun} have ended, {len(desk.to_resume)} go on" if begun else "")
+            )
+            run_trials(sweep, root, fence, desk, data, console, watch)
+    if desk.interrupted:
+        raise KeyboardInterrupt
+    best = best_of(book)
+    if best is not None:
+        path = write_best(sweep, best)
+        store = root.child(f"sweeps/{sweep.name}")
+        store.put("best.yaml", path.read_bytes())
+        fence.update(result={**fence.record.result, "recipe": str(path)})
+        console.line(f"best: trial {best.id}, loss {best.loss:.4f}; `manta train {path}` trains it")
+    fence.update(attempt={"status": "finished"})
+    story = story_of(sweep, fence.record, list(book))
+    cost = story["cost"]
+    console.line(
+        f"{cost['steps']:,} steps in all, {cost['share']:.0%} of what all trials to their ends would have taken; "
+        f"{cost['worker_s']:,.0f} worker-seconds"
+    )
+    return story
+
+
+def prepare_once(sweep: Sweep, root: Store, fence: Fence, console: Console) -> PreparedData:
+    """The data of all trials: each unit is tokenized here, once, however large the data are."""
+
+    def tell(line: str) -> None:
+        console.line(line)
+        fence.sign_of_life()
+
+    data_config = sweep.base.data.model_copy(update={"prepare": "ahead"})
+    config = sweep.base.model_copy(update={"data": data_config})
+    before = sum(1 for _ in root.list("tokens/"))
+    data = prepared(config, root, Pins(fence.record.manifest, fence.record.tokenizer), tell, lambda: None)
+    made = sum(1 for _ in root.list("tokens/")) - before
+    known = fence.record.result.get("tokenized", {})
+    units, tokenized = data.manifest.num_units, known.get("tokenized", 0) + made
+    counted = {"units": units, "tokenized": tokenized, "cached": units - tokenized}
+    fence.update(
+        manifest=data.manifest.digest,
+        tokenizer=data.tokenizer.digest,
+        result={**fence.record.result, "tokenized": counted},
+    )
+    console.line(f"data: {data.summary()}")
+    console.line(f"units tokenized: {units}, each once, for all trials ({units - tokenized} were there before)")
+    return data
+
+
+def run_trials(
+    sweep: Sweep, root: Store, fence: Fence, desk: Desk, data: PreparedData, console: Console, watch: Watch | None
+) -> None:
+    """Have Ray Tune run what trials are left, until they have ended or a signal asks for an end."""
+    from orchestrator.attempt import refuse_small_cluster
+    from orchestrator.sweep.cleanup import free_node_memory
+    from orchestrator.sweep.tuning import fit
+
+    refuse_small_cluster(Run(sweep.base, root, root, fence.record))
+    # An attempt that was killed has freed nothing.
+    runs = [stint.run for record in desk.book for stint in record.stints]
+    free_node_memory([root.child(f"runs/{run}").url_of("") for run in runs])
+    at_once = slots(desk.places, desk.left, sweep.base.scaling.fewest, sweep.spec.max_concurrent)
+    with stopping(desk, console):
+        fit(sweep, root, fence, desk, data, at_once, console, watch)
+    settle(desk, root)
+    left_behind = [record for record in desk.book if record.status == "failed"]
+    free_node_memory([root.child(f"runs/{record.stint.run}").url_of("") for record in left_behind])
+
+
+def settle(desk: Desk, root: Store) -> None:
+    """Take the steps that stopped trials did beyond their last word from their runs' own records."""
+    for record in desk.book:
+        if record.status not in ("stopped", "running"):
+            continue
+        with suppress(MantaError):
+            last = load_record(root.child(f"runs/{record.stint.run}")).last
+            if last.step > record.stint.step > 0:
+                record.worker_s *= last.step / record.stint.step
+                record.stint.step = last.step
+            record.workers = 0
+        desk.book.save(record)
+
+
+@contextmanager
+def stopping(desk: Desk, console: Console) -> Iterator[None]:
+    """Ctrl-C and SIGTERM inside the block stop the sweep in order; a second one leaves at once."""
+
+    def handle(_signal: int, _frame: Any) -> None:
+        if desk.interrupted:
+            raise KeyboardInterrupt
+        desk.interrupted = True
+        console.line("saving all trials, then stopping; Ctrl-C again leaves at once, without saving.")
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def close_sweep(fence: Fence, error: BaseException) -> None:
+    """Note in the record how the attempt ended, as far as it can still be reached."""
+    status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+    with suppress(Exception):
+        fence.update(attempt={"status": status, "message": "" if status == "stopped" else str(error)[:2000]})
+
+
+def _cluster(sweep: Sweep) -> Cluster:
+    scaling = sweep.base.scaling
+    per_worker = {"CPU": float(scaling.cpus_per_worker)} | (
+        {"GPU": float(scaling.gpus_per_worker)} if scaling.gpus_per_worker else {}
+    )
+    # A cluster of our own offers more CPUs than the machine has, see `_own_ray`.
+    at_most = None if joins_cluster() else max(scaling.fewest, (os.cpu_count() or 1) // scaling.cpus_per_worker)
+    return Cluster(sweep.name, per_worker, at_most)
+
+
+@contextmanager
+def _own_ray(config: RunConfig) -> Iterator[None]:
+    """Ray for the sweep: joined, or started with a CPU for every core and those that one trial needs."""
+    scaling, cores = config.scaling, os.cpu_count() or 1
+    gpus = len(list(Path("/dev").glob("nvidia[0-9]*"))) if scaling.gpus_per_worker else 0
+    with ray_cluster(max(cores, scaling.fewest * scaling.cpus_per_worker) + 1, gpus):
+        yield

@@ -1,0 +1,211 @@
+"""Ray Tune's schedulers and searcher interface, with the sweep's records in between.
+
+What Tune's scheduler is told is in object storage before it hears of it. A sweep that goes on makes a new scheduler and
+tells it everything again, in the order in which it came; its own state is never saved.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from ray.tune.schedulers import (
+    ASHAScheduler,
+    FIFOScheduler,
+    TrialScheduler,
+)
+from ray.tune.search import Searcher
+
+from data.ray_internals import median_rule, population
+from orchestrator.sweep.desk import Desk
+from orchestrator.sweep.marks import grace_steps
+from orchestrator.sweep.records import TrialRecord
+from orchestrator.sweep.space import perturbed
+
+if TYPE_CHECKING:
+    from ray.tune.experiment import Trial
+
+_ATTRIBUTES: dict[str, Any] = {"time_attr": "step", "metric": "loss", "mode": "min"}
+
+_STRUCTURE = ("model.", "train.optimizer.name", "train.global_batch_size", "train.micro_batch_size")
+"""Fields that stay the donor's when its state is taken over: its tensors and its place in the data fit no others."""
+
+
+class Suggestions(Searcher):
+    """Tune's searcher: the next trial of the desk."""
+
+    def __init__(self, desk: Desk) -> None:
+        super().__init__(metric="loss", mode="min")
+        self._desk = desk
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next trial's assignment; None: not now."""
+        if self._desk.interrupted or self._desk.left == 0:
+            return str(Searcher.FINISHED)
+        assignment = self._desk.next()
+        return None if assignment is None else {"trial": assignment.id, "assignment": assignment}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Nothing: the records know."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """An empty file, as Tune looks for one: there is no state."""
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: there is no state."""
+
+
+class _Known:
+    """A trial as a scheduler of Tune's sees it: it asks for nothing but who it is."""
+
+    def __init__(self, trial_id: str) -> None:
+        self.trial_id = trial_id
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Known) and other.trial_id == self.trial_id
+
+    def __hash__(self) -> int:
+        return hash(self.trial_id)
+
+
+class RecordedScheduler(FIFOScheduler):
+    """Stops trials by a rule of Tune's, told everything that an earlier attempt at the sweep has heard."""
+
+    def __init__(self, desk: Desk) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._desk = desk
+        self._rule: Any = _rule_of(desk)
+        self._known: set[str] = set()
+        reports = [(report, record) for record in desk.book for report in record.reports if report.loss is not None]
+        for record in desk.book:
+            self._add(record)
+        for report, record in sorted(reports, key=lambda each: each[0].number):
+            stop = self._ask(record, report.step, report.loss) == TrialScheduler.STOP
+            # The attempt that heard it may have died before it could act on it.
+            if stop and not record.has_ended and report is record.reports[-1] and report.step < desk.sweep.steps:
+                desk.decided(record, report.step, stop=True)
+        for record in desk.book:
+            if record.has_ended:
+                self._complete(record)
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """A trial is there."""
+        self._add(self._desk.book[trial.config["trial"]])
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Keep the report, then ask the rule about it."""
+        is_new = self._desk.heard(trial.config["trial"], result)
+        record, step = self._desk.book[trial.config["trial"]], result.get("step")
+        if not is_new or step is None or record.loss is None:
+            return str(TrialScheduler.CONTINUE)
+        decision = self._ask(record, step, record.loss)
+        if step >= self._desk.sweep.steps:  # it is at its end, and saves and evaluates
+            return str(TrialScheduler.CONTINUE)
+        self._desk.decided(record, step, decision == TrialScheduler.STOP)
+        return decision
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        """A trial has ended, or is being stopped."""
+        if "at_step" in result:
+            self._desk.heard(trial.config["trial"], result)
+        self._desk.ended(trial.config["trial"], result)
+        self._complete(self._desk.book[trial.config["trial"]])
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """A trial's process has died."""
+        self._desk.died(trial.config["trial"], f"the trial's process died: {_last_line(trial)}")
+
+    def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
+        """A trial that had not begun is not to be."""
+        self._desk.ended(trial.config["trial"], {"status": "stopped"})
+
+    def _add(self, record: TrialRecord) -> None:
+        if self._rule is not None and record.id not in self._known:
+            # A bracket is drawn from numpy's global generator: the same for this trial whenever it is asked for.
+            np.random.seed((self._desk.sweep.spec.searcher.seed * 1_000_003 + record.number) % 2**32)
+            self._rule.on_trial_add(None, _Known(record.id))
+        self._known.add(record.id)
+
+    def _ask(self, record: TrialRecord, step: int, loss: float | None) -> str:
+        if self._rule is None:
+            return str(TrialScheduler.CONTINUE)
+        return str(self._rule.on_trial_result(None, _Known(record.id), {"step": step, "loss": loss}))
+
+    def _complete(self, record: TrialRecord) -> None:
+        if self._rule is not None and record.loss is not None:
+            last = {"step": record.reports[-1].step, "loss": record.loss}
+            self._rule.on_trial_complete(None, _Known(record.id), last)
+
+
+class RecordedPopulation(RecordedScheduler):
+    """Tune's population-based training over our checkpoints: whoever goes on from another's state begins a new run."""
+
+    def __init__(self, desk: Desk) -> None:
+        super().__init__(desk)
+        self._movable = [name for name in desk.sweep.spec.space if not name.startswith(_STRUCTURE)]
+        random.seed(f"{desk.sweep.spec.searcher.seed}/{len(desk.book)}")  # Tune draws donors from the global generator
+        self._population = population(
+            self._moved,
+            **_ATTRIBUTES,
+            perturbation_interval=grace_steps(desk.sweep),
+            quantile_fraction=desk.sweep.spec.scheduler.quantile,
+        )
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """A trial is there."""
+        self._population.on_trial_add(tune_controller, trial)
+        record = self._desk.book[trial.config["trial"]]
+        if record.loss is not None:
+            self._population.know(trial, record.reports[-1].step, -record.loss)
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Keep the report, then let it be compared."""
+        is_new = self._desk.heard(trial.config["trial"], result)
+        record, step = self._desk.book[trial.config["trial"]], result.get("step")
+        if not is_new or step is None or record.loss is None or step >= self._desk.sweep.steps:
+            return str(TrialScheduler.CONTINUE)
+        self._desk.decided(record, step, stop=False)
+        return str(self._population.on_trial_result(tune_controller, trial, result))
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """Those that are furthest behind first."""
+        chosen: Trial | None = self._population.choose_trial_to_run(tune_controller)
+        return chosen
+
+    def _moved(self, trial: Trial, trial_to_clone: Trial) -> dict[str, Any]:
+        book, sweep = self._desk.book, self._desk.sweep
+        record, donor = book[trial.config["trial"]], book[trial_to_clone.config["trial"]]
+        rng = random.Random(f"{sweep.spec.searcher.seed}/{record.number}/{len(record.stints)}")
+        point = perturbed(sweep.spec.space, donor.point, self._movable, rng, sweep.spec.scheduler.resample)
+        return {"trial": record.id, "assignment": self._desk.moved(record, point, donor)}
+
+
+def scheduler_of(desk: Desk) -> TrialScheduler:
+    """The scheduler that the sweep's recipe asks for, knowing what is in the records."""
+    is_population = desk.sweep.spec.scheduler.name == "pbt"
+    return RecordedPopulation(desk) if is_population else RecordedScheduler(desk)
+
+
+def _rule_of(desk: Desk) -> Any:
+    spec, sweep = desk.sweep.spec.scheduler, desk.sweep
+    if spec.name in ("asha", "hyperband"):
+        return ASHAScheduler(
+            **_ATTRIBUTES,
+            max_t=sweep.steps,
+            grace_period=grace_steps(sweep),
+            reduction_factor=spec.factor,
+            brackets=spec.brackets if spec.name == "hyperband" else 1,
+            stop_last_trials=False,
+        )
+    if spec.name == "median":
+        return median_rule(**_ATTRIBUTES, grace_period=grace_steps(sweep), min_samples_required=spec.min_trials)
+    return None
+
+
+def _last_line(trial: Any) -> str:
+    error = trial.get_pickled_error() or trial.get_error()
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip()[-300:] if lines else "no word why"

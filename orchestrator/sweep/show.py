@@ -1,0 +1,68 @@
+"""A sweep for people: the live table while it runs, and afterwards `manta show SWEEP` and the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from rich.live import Live
+
+from data.store import Store
+from orchestrator.console import Console
+from orchestrator.run import reaching_storage, stores
+from orchestrator.sweep.best import FOLDER
+from orchestrator.sweep.report import html
+from orchestrator.sweep.spec import load_sweep
+from orchestrator.sweep.story import SweepStory, describe_sweep
+from orchestrator.sweep.table import live_table, print_sweep
+
+REPORT = "report.html"
+"""Name of the report, in the sweep's folder here and in its storage."""
+
+REFRESHES_PER_S = 2
+"""Times a second that the live table is drawn."""
+
+Watch = Callable[[SweepStory], None]
+"""Gets the sweep's story about once a second while it runs."""
+
+
+@contextmanager
+def live(console: Console) -> Iterator[Watch | None]:
+    """The table that moves, inside the block; None where the output is no terminal, and lines tell of trials."""
+    if not console.rich.is_terminal:
+        yield None
+        return
+    with Live(console=console.rich, refresh_per_second=REFRESHES_PER_S, transient=True) as screen:
+        yield lambda story: screen.update(live_table(story))
+
+
+def write_report(story: SweepStory, store: Store) -> Path:
+    """Write the report here and into the sweep's storage; returns where it is here."""
+    page = html(story)
+    path = FOLDER / story["sweep"] / REPORT
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, "utf-8")
+    store.put(REPORT, page.encode())
+    return path
+
+
+def show_sweep(recipe: Path, as_json: bool, overrides: Sequence[str]) -> None:
+    """Print the story of a sweep, as JSON or for a person, who also gets the report anew.
+
+    Raises:
+        UnknownRunError: it was never started.
+    """
+    sweep, console = load_sweep(recipe, overrides), Console()
+    with reaching_storage(sweep.base) as base:
+        sweep = replace(sweep, base=base)
+        root, _ = stores(base)
+        root.check()
+        story = describe_sweep(sweep, root)
+        if as_json:
+            print(json.dumps(story, indent=2))
+            return
+        print_sweep(story, console.rich)
+        console.line(f"report: {write_report(story, root.child(f'sweeps/{sweep.name}'))}")

@@ -1,0 +1,243 @@
+"""What a sweep searches over: a domain for every field, by its dotted name, and which fields count in a given trial.
+
+Everything random is drawn from a generator that is passed in, so that the same seed gives the same trials.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from data.config import Section
+
+Kind = Literal["choice", "grid", "uniform", "loguniform", "int"]
+
+Point = dict[str, Any]
+"""Values of a trial's fields by dotted name; those that do not count in it are left out."""
+
+GRID_STEPS = 5
+"""Values that a grid takes from a range."""
+
+PERTURB_FACTORS = (0.8, 1.25)
+"""What a number is multiplied with when a trial goes on from another's state."""
+
+
+class Domain(Section):
+    """The values of one field: exactly one of choice, grid, uniform, loguniform and int."""
+
+    choice: tuple[Any, ...] | None = Field(None, min_length=1, description="Values to choose from.")
+    grid: tuple[Any, ...] | None = Field(None, min_length=1, description="Values that a grid goes through, in order.")
+    uniform: tuple[float, float] | None = Field(None, description="Lowest and highest of a real number.")
+    loguniform: tuple[float, float] | None = Field(
+        None, description="Lowest and highest of a real number whose logarithm is drawn; above 0."
+    )
+    integer: tuple[int, int] | None = Field(
+        None, alias="int", description="Lowest and highest of a whole number, both included."
+    )
+    log: bool = Field(False, description="Whether int draws the logarithm.")
+    when: dict[str, Any] | None = Field(
+        None, description="Fields of the space, and the value (or list of values) each must have for this one to count."
+    )
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> Self:
+        given = self._given
+        if len(given) != 1:
+            raise ValueError(
+                f"{' and '.join(given) or 'nothing'} given. Give one of choice: [a, b], grid: [a, b], "
+                f"uniform: [low, high], loguniform: [low, high] or int: [low, high]."
+            )
+        if (bounds := self.bounds) is not None:
+            low, high = bounds
+            if not (math.isfinite(low) and math.isfinite(high)):
+                raise ValueError(f"{given[0]} = [{low}, {high}]: the bounds must be finite.")
+            if low > high:
+                raise ValueError(f"{given[0]} = [{low}, {high}]: the first is above the second; swap them.")
+            if self.is_log and low <= 0:
+                raise ValueError(f"{given[0]} = [{low}, {high}]: a logarithm needs a lowest value above 0.")
+        return self
+
+    @property
+    def kind(self) -> Kind:
+        """Which of the five it is."""
+        return self._given[0]
+
+    @property
+    def _given(self) -> list[Kind]:
+        values: dict[Kind, Any] = {
+            "choice": self.choice,
+            "grid": self.grid,
+            "uniform": self.uniform,
+            "loguniform": self.loguniform,
+            "int": self.integer,
+        }
+        return [kind for kind, value in values.items() if value is not None]
+
+    @property
+    def values(self) -> tuple[Any, ...] | None:
+        """The values of a choice or a grid; None for ranges."""
+        return self.choice if self.choice is not None else self.grid
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Lowest and highest value of a range; None for a choice and a grid."""
+        return self.uniform or self.loguniform or self.integer
+
+    @property
+    def is_log(self) -> bool:
+        """Whether the logarithm is drawn."""
+        return self.loguniform is not None or (self.integer is not None and self.log)
+
+    def draw(self, rng: random.Random) -> Any:
+        """A value at random."""
+        if self.values is not None:
+            return rng.choice(self.values)
+        assert self.bounds is not None
+        low, high = self.bounds
+        value = math.exp(rng.uniform(math.log(low), math.log(high))) if self.is_log else rng.uniform(low, high)
+        if self.integer is not None and not self.log:
+            return rng.randint(int(low), int(high))
+        return self.clipped(value)
+
+    def clipped(self, value: float) -> Any:
+        """The value of a range that is nearest to `value`."""
+        assert self.bounds is not None
+        low, high = self.bounds
+        value = min(max(value, low), high)
+        return round(value) if self.integer is not None else value
+
+    def holds(self, value: Any) -> bool:
+        """Whether `value` is one of the domain's."""
+        if self.values is not None:
+            return value in self.values
+        assert self.bounds is not None
+        number = isinstance(value, (float, int)) and not isinstance(value, bool)
+        return (
+            number and self.bounds[0] <= value <= self.bounds[1] and (self.integer is None or float(value).is_integer())
+        )
+
+    def grid_values(self) -> tuple[Any, ...]:
+        """The values a grid takes: all of a choice, GRID_STEPS of a range, ends included."""
+        if self.values is not None:
+            return self.values
+        assert self.bounds is not None
+        low, high = self.bounds
+        shares = [step / (GRID_STEPS - 1) for step in range(GRID_STEPS)]
+        if self.is_log:
+            return tuple(dict.fromkeys(self.clipped(low * (high / low) ** share) for share in shares))
+        return tuple(dict.fromkeys(self.clipped(low + (high - low) * share) for share in shares))
+
+    def extremes(self) -> tuple[Any, ...]:
+        """Every value of a choice, both ends of a range: what must be allowed for all of it to be."""
+        return self.values if self.values is not None else tuple(dict.fromkeys(self.bounds or ()))
+
+    def perturbed(self, value: Any, rng: random.Random) -> Any:
+        """A value near `value`: a number times one of PERTURB_FACTORS, the neighbour of a choice."""
+        if self.values is None:
+            return self.clipped(value * rng.choice(PERTURB_FACTORS))
+        place = self.values.index(value) + rng.choice((-1, 1)) if value in self.values else 0
+        return self.values[min(max(place, 0), len(self.values) - 1)]
+
+    def story(self) -> dict[str, Any]:
+        """The domain as `SweepStory` has it."""
+        when = {name: list(wanted) for name, wanted in self.conditions().items()} or None
+        if self.values is not None:
+            return {"kind": self.kind, "values": list(self.values), "when": when}
+        assert self.bounds is not None
+        return {"kind": self.kind, "low": self.bounds[0], "high": self.bounds[1], "log": self.is_log, "when": when}
+
+    def conditions(self) -> dict[str, tuple[Any, ...]]:
+        """For every field this one depends on, the values with which it counts."""
+        return {
+            name: tuple(wanted) if isinstance(wanted, (list, tuple)) else (wanted,)
+            for name, wanted in (self.when or {}).items()
+        }
+
+
+Space = Mapping[str, Domain]
+
+
+def counts(domain: Domain, point: Mapping[str, Any]) -> bool:
+    """Whether a field with this domain counts in a trial of these values so far."""
+    return all(name in point and point[name] in wanted for name, wanted in domain.conditions().items())
+
+
+def in_order(space: Space) -> list[str]:
+    """The fields, every one after those it depends on.
+
+    Raises:
+        ValueError: they depend on each other in a circle, or on one that is not there.
+    """
+    done: list[str] = []
+    left = list(space)
+    while left:
+        ready = [name for name in left if all(other in done for other in space[name].conditions())]
+        if not ready:
+            raise ValueError(f"when: {', '.join(left)} depend on each other, or on a field that is not in the space")
+        done += ready
+        left = [name for name in left if name not in ready]
+    return done
+
+
+def draw(space: Space, rng: random.Random, fixed: Mapping[str, Any] | None = None) -> Point:
+    """A point at random; fields of `fixed` have its values. Fields that do not count are drawn too, and dropped."""
+    point: Point = {}
+    for name in in_order(space):
+        value = space[name].draw(rng)  # always: what one field draws must not depend on another's value
+        if counts(space[name], point):
+            point[name] = (fixed or {}).get(name, value)
+    return point
+
+
+def grid(space: Space) -> list[Point]:
+    """Every point of the grid, the last field fastest, each once."""
+    return list(_points(space, {name: space[name].grid_values() for name in space}))
+
+
+def extreme_points(space: Space, at_most: int) -> list[Point]:
+    """Points at the ends of every domain: all combinations, or `at_most` drawn at random where there are more."""
+    ends = {name: space[name].extremes() for name in space}
+    if math.prod(len(values) for values in ends.values()) <= at_most:
+        return list(_points(space, ends))
+    rng = random.Random(0)
+    found = []
+    for name, values in ends.items():  # every value at least once
+        found += [_active(space, {n: v[0] for n, v in ends.items()} | {name: value}) for value in values]
+    while len(found) < at_most:
+        found.append(_active(space, {name: rng.choice(values) for name, values in ends.items()}))
+    return found
+
+
+def perturbed(space: Space, point: Mapping[str, Any], names: list[str], rng: random.Random, resample: float) -> Point:
+    """`point` with the fields of `names` moved: drawn afresh with probability `resample`, else to a value nearby."""
+    moved: Point = {}
+    for name in in_order(space):
+        if not counts(space[name], moved):
+            continue
+        value = point.get(name, space[name].draw(rng))
+        if name in names:
+            value = space[name].draw(rng) if rng.random() < resample else space[name].perturbed(value, rng)
+        moved[name] = value
+    return moved
+
+
+def _points(space: Space, values: Mapping[str, tuple[Any, ...]]) -> Iterator[Point]:
+    seen = []
+    for combination in itertools.product(*values.values()):
+        point = _active(space, dict(zip(values, combination, strict=True)))
+        if point not in seen:
+            seen.append(point)
+            yield point
+
+
+def _active(space: Space, values: Mapping[str, Any]) -> Point:
+    point: Point = {}
+    for name in in_order(space):
+        if counts(space[name], point):
+            point[name] = values[name]
+    return {name: point[name] for name in space if name in point}

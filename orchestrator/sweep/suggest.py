@@ -1,0 +1,99 @@
+"""Which points are tried: from the number of a trial and all that is known so far to its point. Without state.
+
+A searcher that is a function of the records needs no saving: a sweep that goes on knows all it knew.
+"""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from orchestrator.sweep.records import TrialRecord
+from orchestrator.sweep.space import Domain, Point, Space, counts, draw, grid, in_order
+from orchestrator.sweep.spec import Sweep
+
+STARTUP_TRIALS = 6
+"""Points that Optuna draws at random before it learns from them."""
+
+
+def suggest(sweep: Sweep, number: int, known: Sequence[TrialRecord]) -> Point:
+    """The point of trial `number`, from 1; `known` are the trials before it."""
+    searcher, space = sweep.spec.searcher, sweep.spec.space
+    rng = random.Random(f"{searcher.seed}/{number}")
+    if number <= len(searcher.points):
+        return draw(space, rng, searcher.points[number - 1])
+    if searcher.name == "grid":
+        return untried(grid(space), known)
+    if searcher.name == "random":
+        return draw(space, rng)
+    return suggest_by_optuna(space, rng.randrange(2**31), known)
+
+
+def untried(points: Sequence[Point], known: Sequence[TrialRecord]) -> Point:
+    """The first of `points` that no trial has had; the first of all where every one has."""
+    tried = [record.stints[0].point for record in known]
+    return next((point for point in points if point not in tried), points[0])
+
+
+def suggest_by_optuna(space: Space, seed: int, known: Sequence[TrialRecord]) -> Point:
+    """What Optuna's TPE makes of the trials so far, those that still run included.
+
+    A trial that was stopped counts by what it reported on the way, and a failed one as the worst there is: without a
+    report, it teaches to stay away from where it was.
+    """
+    import optuna
+    from optuna.trial import TrialState, create_trial
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it calls the constant liar an experiment, for years now
+        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS, constant_liar=True)
+    study = optuna.create_study(sampler=sampler)
+    states = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.PRUNED}
+    for record in known:
+        point = record.stints[0].point
+        state = states.get(record.status, TrialState.RUNNING)
+        reports = {} if record.status == "failed" else {each.step: each.loss for each in record.reports if each.loss}
+        if state == TrialState.COMPLETE and not reports:
+            continue
+        study.add_trial(
+            create_trial(
+                state=state,
+                value=list(reports.values())[-1] if state == TrialState.COMPLETE else None,
+                params={name: _to_optuna(space[name], value) for name, value in point.items()},
+                distributions={name: _distribution(space[name]) for name in point},
+                intermediate_values=reports,
+            )
+        )
+    trial = study.ask()
+    point = {}
+    for name in in_order(space):  # define-by-run: a field that does not count is not asked for
+        if counts(space[name], point):
+            point[name] = _ask(trial, name, space[name])
+    return point
+
+
+def _distribution(domain: Domain) -> Any:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if domain.values is not None:
+        return CategoricalDistribution(tuple(range(len(domain.values))))
+    assert domain.bounds is not None
+    make: Callable[..., Any] = IntDistribution if domain.integer is not None else FloatDistribution
+    return make(*domain.bounds, log=domain.is_log)
+
+
+def _to_optuna(domain: Domain, value: Any) -> Any:
+    """A value as Optuna knows it: of a choice its index, since values may be lists."""
+    return value if domain.values is None else [*map(_plain, domain.values)].index(_plain(value))
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _ask(trial: Any, name: str, domain: Domain) -> Any:
+    found = trial._suggest(name, _distribution(domain))
+    return found if domain.values is None else domain.values[found]

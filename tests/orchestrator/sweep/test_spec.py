@@ -1,0 +1,97 @@
+"""Recipes of sweeps: what is refused, before anything runs and all at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from orchestrator.errors import RecipeError
+from orchestrator.sweep.spec import Sweep, load_sweep
+
+ROOT = Path(__file__).parents[3]
+
+RUN = {
+    "run": "base",
+    "storage": "store/",
+    "data": {"sources": [{"path": "corpus/"}], "tokenizer": {"kind": "bytes"}, "validation_fraction": 0.1},
+    "model": {"n_layers": 1, "d_model": 64, "n_heads": 2},
+    "train": {"steps": 100, "global_batch_size": 8, "micro_batch_size": 4, "lr": 1e-3},
+}
+SWEEP = {"sweep": "s", "recipe": RUN, "space": {"train.lr": {"loguniform": [1e-4, 1e-2]}}}
+
+
+def load(folder: Path, *overrides: str, **changes: Any) -> Sweep:
+    path = folder / "sweep.yaml"
+    path.write_text(yaml.safe_dump({**SWEEP, **changes}))
+    return load_sweep(path, overrides)
+
+
+def test_the_recipe_that_comes_with_the_project_is_a_sweep() -> None:
+    sweep = load_sweep(ROOT / "recipes" / "sweep.yaml")
+    assert sweep.trials == 16
+    assert set(sweep.spec.space["train.optimizer.name"].values or ()) == {"sgd", "adam", "adamw"}
+
+
+def test_a_trial_is_the_base_run_with_its_point_in_place(tmp_path: Path) -> None:
+    sweep = load(tmp_path, "train.steps=50", "searcher.trials=3", set={"train.grad_clip": 0.5})
+    config = sweep.config_of({"train.lr": 5e-3}, "s-t001")
+    assert (config.run, config.train.lr, config.train.steps, config.train.grad_clip) == ("s-t001", 5e-3, 50, 0.5)
+    assert sweep.trials == 3
+
+
+def test_a_recipe_may_be_a_file_beside_the_sweep(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(RUN))
+    assert load(tmp_path, recipe="run.yaml").base.model.n_layers == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "problems"),
+    [
+        ({"space": {"train.learning": {"choice": [1]}}}, ["space.train.learning: there is no such field"]),
+        (
+            {"space": {"trian.lr": {"choice": [1]}, "train.lr": {"uniform": [2, 1]}}},
+            ["space.train.lr", "the first is above the second"],
+        ),
+        (
+            {"space": {"lr": {"choice": [1]}, "seed": {"choice": [1, 2]}, "data.seq_len": {"choice": [64]}}},
+            ["did you mean train.lr", "space.seed: not to be searched", "space.data.seq_len: not to be searched"],
+        ),
+        ({"space": {"checkpoint.keep": {"choice": [1]}}}, ["does not change what a run learns"]),
+        ({"space": {"train.lr": {"uniform": [-1, 1]}}}, ["a trial with train.lr=-1.0 would be refused: train.lr"]),
+        (
+            {"space": {"train.micro_batch_size": {"choice": [4, 3]}}},
+            ["a trial with train.micro_batch_size=3 would be refused", "not a multiple"],
+        ),
+        (
+            {"space": {"train.optimizer.nesterov": {"choice": [False, True]}}},
+            ["a trial with train.optimizer.nesterov=True would be refused", "needs name=sgd"],
+        ),
+        (
+            {"space": {"train.lr": {"uniform": [0.1, 1], "when": {"train.optimizer.name": "sgd"}}}},
+            ["train.optimizer.name is not in the space"],
+        ),
+        ({"searcher": {"points": [{"train.lr": 1.0, "x": 1}]}}, ["not in the space", "points.0.x: not a field"]),
+        ({"metric": "val_loss"}, ["eval.every_steps is null"]),
+        ({"scheduler": {"name": "asha", "grace_steps": 100}}, ["not less than a trial's steps"]),
+        ({"scheduler": {"name": "pbt"}, "searcher": {"name": "random", "trials": 1}}, ["at least 2"]),
+        ({"scheduler": {"name": "pbt"}}, ["searcher.name = optuna: pbt changes trials"]),
+        ({"searchr": {}}, ["searchr: there is no such field; did you mean searcher"]),
+    ],
+)
+def test_a_wrong_sweep_is_refused_with_all_its_problems(
+    tmp_path: Path, changes: dict[str, Any], problems: list[str]
+) -> None:
+    with pytest.raises(RecipeError) as refused:
+        load(tmp_path, **changes)
+    for problem in problems:
+        assert problem in str(refused.value)
+
+
+def test_what_decides_the_result_is_pinned_and_the_number_of_trials_is_not(tmp_path: Path) -> None:
+    fields = load(tmp_path).result_fields()
+    assert load(tmp_path, "searcher.trials=40", "max_concurrent=1", "scaling.max_workers=2").result_fields() == fields
+    assert load(tmp_path, "searcher.seed=4").result_fields() != fields
+    assert load(tmp_path, "train.grad_clip=2").result_fields() != fields

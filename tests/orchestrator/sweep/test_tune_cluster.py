@@ -1,0 +1,83 @@
+"""Sweeps on clusters that are too small for them, and fifty trials that are stopped: minutes."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from cluster.local_nodes import LocalNodes
+from cluster.local_ray import ray_cluster
+from orchestrator.sweep.command import tune
+from tests.orchestrator.manta_process import MantaProcess
+from tests.orchestrator.sweep.site import SweepSite
+from tests.orchestrator.sweep.test_tune import settled
+
+pytestmark = [
+    pytest.mark.chaos,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepSite:
+    monkeypatch.chdir(tmp_path)
+    return SweepSite(tmp_path)
+
+
+def test_more_trials_than_the_cluster_holds_do_not_wait_for_each_other(site: SweepSite) -> None:
+    """Three nodes of one CPU, four trials of two workers each: one and a half fit."""
+    scaling = {"scaling.num_workers": 2, "scaling.min_workers": 2, "scaling.max_workers": 2}
+    recipe = site.recipe(set={**scaling, "train.steps": 20}, scheduler={"name": "none"})
+    with LocalNodes(site.folder / "ray") as nodes:
+        nodes.add(3)
+        with MantaProcess("tune", str(recipe), folder=site.folder, environment=nodes.environment) as process:
+            assert process.wait(400) == 0, process.output
+    story = site.story(recipe)
+    assert [trial["status"] for trial in story["trials"]] == ["finished"] * 4
+    spans = sorted((trial["started_at"], trial["ended_at"]) for trial in story["trials"])
+    assert all(end <= begin for (_, end), (begin, _) in pairwise(spans))  # type: ignore[operator]
+
+
+def test_a_trial_that_loses_a_node_goes_on_smaller(site: SweepSite) -> None:
+    scaling = {"scaling.num_workers": 2, "scaling.min_workers": 1, "scaling.max_workers": 2}
+    recipe = site.recipe(
+        set={**scaling, "train.steps": 600, "model.d_model": 128},
+        scheduler={"name": "none"},
+        searcher={"name": "random", "trials": 1},
+    )
+    with LocalNodes(site.folder / "ray") as nodes:
+        nodes.add(2)
+        with MantaProcess("tune", str(recipe), folder=site.folder, environment=nodes.environment) as process:
+            process.wait_until(lambda: any(record.reports for record in site.book(recipe)), "a report")
+            nodes.living()[0].kill()
+            assert process.wait(400) == 0, process.output
+    story = site.story(recipe)
+    assert [trial["status"] for trial in story["trials"]] == ["finished"]
+
+
+def test_a_sweep_on_a_cluster_without_workers_brings_nodes_up(site: SweepSite) -> None:
+    """The head has no CPU, so nothing is tokenized or trained anywhere but on nodes that come."""
+    recipe = site.recipe(set={"train.steps": 20}, scheduler={"name": "none"})
+    with MantaProcess("tune", str(recipe), "--autoscale", "2", folder=site.folder, environment={}) as process:
+        assert process.wait(400) == 0, process.output
+        assert "Traceback" not in process.output
+    assert [trial["status"] for trial in site.story(recipe)["trials"]] == ["finished"] * 4
+
+
+def test_fifty_stopped_trials_leave_nothing_behind(site: SweepSite) -> None:
+    points = [{"train.optimizer.name": "adamw", "train.lr": 3e-3}]
+    recipe = site.recipe(
+        set={"train.steps": 30, "train.schedule.warmup_steps": 0},
+        space={"train.optimizer.name": {"choice": ["sgd", "adamw"]}, "train.lr": {"loguniform": [1e-7, 3e-3]}},
+        searcher={"name": "random", "trials": 51, "points": points},
+        scheduler={"name": "asha", "grace_steps": 10, "factor": 50},
+        max_concurrent=2,
+    )
+    with ray_cluster(4):
+        story = tune(recipe, [])
+        assert sum(trial["status"] == "stopped" for trial in story["trials"]) >= 48
+        assert settled() == {"actors": [], "groups": [], "processes": [], "snapshots": []}
