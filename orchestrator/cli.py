@@ -139,7 +139,7 @@ def tune(
             "--autoscale",
             min=1,
             metavar="NODES",
-            help="Try it on a local cluster without workers: Ray's autoscaler brings up to so many nodes of one CPU, and "
+            help="Try it on a local cluster without workers: Ray's autoscaler brings up so many one-CPU nodes at most, and "
             "lets them go.",
         ),
     ] = None,
