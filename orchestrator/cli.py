@@ -139,8 +139,8 @@ def tune(
             "--autoscale",
             min=1,
             metavar="NODES",
-            help="Try it on a local cluster without workers: Ray's autoscaler brings up so many one-CPU nodes at most, and "
-            "lets them go.",
+            help="Try it on a local cluster that begins without workers: Ray's autoscaler brings up so many nodes of "
+            "one CPU each, and lets them go.",
         ),
     ] = None,
 ) -> None:
