@@ -30,6 +30,7 @@ class FaultyProxy:
         target = urlsplit(endpoint_url)
         self._target = target.hostname or "127.0.0.1", target.port or 80
         self.failing, self.delay_s = 0.0, 0.0
+        self._serving: set[asyncio.Task[None] | None] = set()  # asyncio itself would let go of them
         self._draw = random.Random(seed)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="faulty-proxy", daemon=True)
@@ -58,6 +59,7 @@ class FaultyProxy:
         self._loop.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._serving.add(asyncio.current_task())
         ends, requests = [writer], None
         # Cancelled, it ends like one whose peer has left: asyncio reports a cancelled handler as an error.
         with suppress(OSError, asyncio.CancelledError):
@@ -69,6 +71,7 @@ class FaultyProxy:
             requests.cancel()
         for end in ends:
             end.close()  # not waited for: a transport whose peer is gone may never say that it is closed
+        self._serving.discard(asyncio.current_task())
 
     async def _requests(
         self, reader: asyncio.StreamReader, upstream: asyncio.StreamWriter, client: asyncio.StreamWriter

@@ -32,7 +32,7 @@ RECENT_STEPS = 1024
 """Newest steps whose losses are kept for the driver."""
 
 SETTLING_S = 2.0
-"""Seconds after a worker group's end within which the cluster may not have its resources back yet."""
+"""Seconds from the beginning within which the cluster may not have its resources back from tokenizing yet."""
 
 
 @dataclass
@@ -206,8 +206,9 @@ class Monitor:
         """
         now, progress = self._now(), self._progress
         decision = self._scaling.when_idle(Situation(now, 0, free, standing_by=ready))
-        # Room that is not there may be about to be: tokenizing has it for a moment yet.
-        if free < min(total, self._scaling.max_workers) and not ready and now - self._failed_at < SETTLING_S:
+        # Room that is not there may be about to be: at the beginning, tokenizing has it for a moment yet.
+        is_first = progress.restored_step is None
+        if is_first and free < min(total, self._scaling.max_workers) and now - self._failed_at < SETTLING_S:
             return None
         if isinstance(decision, Start):
             self._waiting_for, self._started_at = "", now

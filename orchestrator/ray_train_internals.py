@@ -37,6 +37,9 @@ IDLE_LOOK_S = 0.25
 START_TIMEOUT_S = 60.0
 """Seconds in which workers must be up on places that were seen to be free; after that, look again."""
 
+NODE_ID_SHOWN = 12
+"""Characters of a node's id that tell it from the others."""
+
 FREED_S = 3.0
 """Seconds after which the cluster knows that the places of workers that died are free."""
 
@@ -170,7 +173,7 @@ class AskedSize(FixedScalingPolicy):
         ready = sum(member.is_ready() for member in standing_by)
         wish = self.size.when_running(self.pool.in_group, sum(seats.values()), on_draining, ready)
         if wish.hung:
-            where = ", ".join(f"rank {rank} on node {node}" for rank, node in self.pool.kill_silent())
+            where = ", ".join(f"rank {rank} on node {node[:NODE_ID_SHOWN]}" for rank, node in self.pool.kill_silent())
             raise WorkersHung(f"{wish.hung}; killed: {where}")
         if wish.stand_by > len(standing_by):
             self.pool.fill(self.pool.in_group + wish.stand_by, seats)
