@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -52,12 +53,17 @@ def quiet_driver() -> None:
 
 
 def driver_node_id() -> str:
-    """Id of the node this process runs on, for `label_selector`."""
+    """Id of the node this process runs on, for `on_node`."""
     return str(ray.get_runtime_context().get_node_id())
 
 
-NODE_ID_LABEL = "ray.io/node-id"
-"""Label that every node carries with its own id; equals `ray._raylet.RAY_NODE_ID_KEY`."""
+def on_node(node_id: str) -> dict[str, Any]:
+    """Options of an actor or a task that belongs on this node and no other.
+
+    A label selector would say the same, but what is started from within a placement group, as a trial of Ray Tune's is,
+    would be taken into the group.
+    """
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False)}
 
 
 def address_and_port() -> tuple[str, int]:

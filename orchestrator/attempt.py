@@ -17,7 +17,7 @@ from cluster.local_ray import joins_cluster
 from data.errors import MantaError, TransientStoreError
 from data.feeder import Feeder
 from data.prepare import PreparedData
-from data.ray_internals import NODE_ID_LABEL, driver_node_id, most_resources, quiet_driver, root_cause
+from data.ray_internals import driver_node_id, most_resources, on_node, quiet_driver, root_cause
 from data.sample_order import UNKNOWN
 from data.shard_file import filesystem_for
 from orchestrator.config import resolved
@@ -161,7 +161,7 @@ def refuse_small_cluster(run: Run) -> None:
 
 def start_actors(run: Run, data: PreparedData) -> tuple[Any, Any]:
     """Feeder and monitor, on the driver's own node, which is the last to be reclaimed."""
-    here = {"num_cpus": 0, "label_selector": {NODE_ID_LABEL: driver_node_id()}}
+    here = {"num_cpus": 0, **on_node(driver_node_id())}
     # A feeder that dies is made anew from the same spec, and makes the same steps.
     restarts = {"max_restarts": FEEDER_RESTARTS, "max_task_retries": FEEDER_RESTARTS}
     feeder = ray.remote(Feeder).options(**here, **restarts).remote(feed_spec(run, data))
@@ -178,7 +178,7 @@ def start_actors(run: Run, data: PreparedData) -> tuple[Any, Any]:
 
 def start_keeper(node_id: str, job: TrainJob) -> Any:
     """Start the keeper of a node; called by the monitor, with which it ends."""
-    here = {"num_cpus": 0, "label_selector": {NODE_ID_LABEL: node_id}, "max_concurrency": KEEPER_THREADS}
+    here = {"num_cpus": 0, **on_node(node_id), "max_concurrency": KEEPER_THREADS}
     return ray.remote(NodeKeeper).options(**here).remote(job, node_id)
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 import ray
 
-from data.ray_internals import NODE_ID_LABEL
+from data.ray_internals import on_node
 from orchestrator.training_worker import TrainingWorker
 
 LEAVE_S = 5.0
@@ -113,9 +113,8 @@ class WorkerPool:
         """Start a worker on a node; it stands by."""
         cpus, gpus = self._resources.get("CPU", 0), self._resources.get("GPU", 0)
         others = {name: amount for name, amount in self._resources.items() if name not in ("CPU", "GPU")}
-        here = {"label_selector": {NODE_ID_LABEL: node_id}}
         worker: Any = ray.remote(TrainingWorker)
-        actor = worker.options(num_cpus=cpus, num_gpus=gpus, resources=others, **here).remote()
+        actor = worker.options(num_cpus=cpus, num_gpus=gpus, resources=others, **on_node(node_id)).remote()
         ready = actor.warm_up.remote(self._prepare)
         self._members.append(Member(actor, node_id, actor.get_metadata.remote(), ready))
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import ray
 
-from data.ray_internals import NODE_ID_LABEL
+from data.ray_internals import on_node
 from orchestrator.node_memory import forget
 
 TIMEOUT_S = 10.0
@@ -20,7 +20,7 @@ def free_node_memory(run_urls: Sequence[str]) -> None:
         return
     task = ray.remote(num_cpus=0)(forget)
     tasks = [
-        task.options(label_selector={NODE_ID_LABEL: node["NodeID"]}).remote(list(run_urls))
+        task.options(**on_node(node["NodeID"])).remote(list(run_urls))
         for node in ray.nodes()  # type: ignore[no-untyped-call]
         if node["Alive"]
     ]

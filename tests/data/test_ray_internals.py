@@ -23,9 +23,9 @@ from ray.data import DataContext
 from data.errors import BadShardError, MantaError
 from data.ray_internals import (
     HEAD_NODE,
-    NODE_ID_LABEL,
     address_and_port,
     driver_node_id,
+    on_node,
     ordered_block_refs,
     root_cause,
     use_ordered_quiet_data,
@@ -91,12 +91,6 @@ def test_ray_data_still_has_the_setting_for_order() -> None:
     assert "preserve_order" in inspect.signature(ray.data.ExecutionOptions).parameters
 
 
-def test_node_id_label_is_rays_own() -> None:
-    from ray._raylet import RAY_NODE_ID_KEY
-
-    assert NODE_ID_LABEL == RAY_NODE_ID_KEY
-
-
 def test_driver_and_controller_start_without_torch() -> None:
     code = "import sys, orchestrator.attempt; print([m for m in ('torch', 'ray.train.torch') if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -154,10 +148,9 @@ class TestWithACluster:
         assert ray.get(next(refs), timeout=60).num_rows == 1
         refs.close()
 
-    def test_this_node_has_its_id_as_a_label_that_actors_can_be_tied_to(self) -> None:
-        labels = [node["Labels"][NODE_ID_LABEL] for node in ray.nodes()]
-        assert labels == [driver_node_id()]
-        actor = ray.remote(Failing).options(num_cpus=0, label_selector={NODE_ID_LABEL: driver_node_id()}).remote()
+    def test_this_node_has_an_id_that_actors_can_be_tied_to(self) -> None:
+        assert [node["NodeID"] for node in ray.nodes()] == [driver_node_id()]
+        actor = ray.remote(Failing).options(num_cpus=0, **on_node(driver_node_id())).remote()
         assert ray.get(actor.node.remote(), timeout=60) == driver_node_id()
 
     def test_address_and_port_can_be_listened_on(self) -> None:
