@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test chaos test-fast lint type bench clean
+.PHONY: help quickstart test chaos sweeps test-fast lint type bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -27,11 +27,14 @@ $(READY): pyproject.toml constraints.txt
 quickstart: $(READY) ## from nothing to a trained, evaluated model on this machine
 	$(BIN)/manta quickstart
 
-test: $(READY) ## all tests but chaos, those that start Ray and the local S3 server included
-	$(BIN)/pytest -m 'not chaos'
+test: $(READY) ## all tests but chaos and sweeps, those that start Ray and the local S3 server included
+	$(BIN)/pytest -m 'not chaos and not sweep'
 
 chaos: $(READY) ## real faults done to a run on a local cluster of real nodes: it must end as the one left alone
 	$(BIN)/pytest -m chaos
+
+sweeps: $(READY) ## sweeps that really run, killed ones and ones on clusters too small for them among them
+	$(BIN)/pytest -m sweep
 
 test-fast: $(READY) ## the tests that need neither cluster nor server
 	$(BIN)/pytest

@@ -15,7 +15,7 @@ from tests.orchestrator.sweep.site import SweepSite
 from tests.orchestrator.sweep.test_tune import settled
 
 pytestmark = [
-    pytest.mark.chaos,
+    pytest.mark.sweep,
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
