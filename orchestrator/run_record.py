@@ -31,6 +31,9 @@ PRESUMED_DEAD_S = 10 * HEARTBEAT_S
 
 LIVE = ("preparing", "running")
 
+CLAIM_TRIES = 5
+"""Times a takeover may meet a sign of life of the attempt that it fences off, which comes every few seconds."""
+
 
 @dataclass(frozen=True)
 class Attempt:
@@ -147,6 +150,7 @@ class Fence:
         started_at: float | None = None,
         takeover: bool = False,
         key: str = RECORD,
+        tries: int = CLAIM_TRIES,
     ) -> Fence:
         """Add an attempt to the run, making the run if it is new.
 
@@ -155,6 +159,7 @@ class Fence:
             started_at: when the command was given, seconds since the epoch; default now.
             takeover: fence off an attempt that seems alive.
             key: of the record.
+            tries: times that a sign of life of the attempt to be fenced off may come in between.
 
         Raises:
             RunInUseError: another attempt lives, and `takeover` does not say to fence it off.
@@ -171,12 +176,15 @@ class Fence:
             record = replace(record, result_fields=result_fields, manifest=None, tokenizer=None)
         record = replace(record, attempts=(*record.attempts, _this_attempt(len(record.attempts) + 1, started_at)))
         try:
-            etag = _put(store, key, record, info.etag if info else None)
+            return cls(store, record, _put(store, key, record, info.etag if info else None), key)
         except ConflictError:
-            raise RunInUseError(
-                f"Run {run!r} was claimed by another command at this very moment. Wait for it or stop it."
-            ) from None
-        return cls(store, record, etag, key)
+            found = load_record(store, key).attempts if store.head(key) else ()
+        if takeover and tries > 1 and len(found) == len(record.attempts) - 1 > 0:
+            # Nobody else has claimed it: the one to be fenced off has given a sign of life in between.
+            return cls.claim(
+                store, run, result_fields, begun=begun, started_at=started_at, takeover=True, key=key, tries=tries - 1
+            )
+        raise RunInUseError(f"Run {run!r} was claimed by another command at this very moment. Wait for it or stop it.")
 
     def sign_of_life(self) -> None:
         """Give one if the last is HEARTBEAT_S old.

@@ -171,6 +171,28 @@ def test_of_two_that_claim_at_once_one_gets_the_run(store: LocalStore, monkeypat
         assert load_record(store) == rival[0].record
 
 
+@pytest.mark.parametrize(("signs", "held"), [(1, True), (run_record.CLAIM_TRIES, False)])
+def test_a_sign_of_life_in_between_does_not_keep_a_takeover_off(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, signs: int, held: bool
+) -> None:
+    older, left, real = claim(store), [None] * signs, run_record._this_attempt
+
+    def interrupted(*args: object) -> Attempt:
+        if left:
+            left.pop()
+            older.update(attempt={"step": len(left)})
+        return real(*args)
+
+    monkeypatch.setattr(run_record, "_this_attempt", interrupted)
+    if held:
+        assert claim(store, takeover=True).record.last.number == 2
+        with pytest.raises(FencedError):
+            older.update()
+    else:
+        with pytest.raises(RunInUseError, match="at this very moment"):
+            claim(store, takeover=True)
+
+
 class Unanswered(LocalStore):
     """A store whose conditional puts are done, and whose answers get lost `lost` times."""
 
