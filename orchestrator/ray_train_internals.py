@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import ray
@@ -229,6 +230,28 @@ class PooledGroup(WorkerGroup):
         ray.get([worker.actor.run_train_fn.remote(context.train_fn_ref) for worker in workers])
         for callback in self._callbacks:
             callback.after_worker_group_training_start(self)
+
+    def _init_train_context_on_workers(self, workers: Any, sync_actor: Any, train_context_args: Any) -> None:
+        """As the original, without the controller's handle and the settings of data sets.
+
+        Nobody asks for them, and reading them takes pandas and Ray Data, see `training_worker.without_ray_data`.
+        """
+        run = copy(self._train_run_context)
+        object.__setattr__(run, "dataset_config", None)  # it is frozen, and a replaced one would have another id
+        same = {
+            "train_run_context": run,
+            "synchronization_actor": sync_actor,
+            "storage_context": self._storage_context,
+            "worker_callbacks": self._worker_callbacks_to_propagate,
+            "controller_actor": None,
+        }
+        initializing = []
+        for rank, worker in enumerate(workers):
+            its = {name: values[rank] for name, values in train_context_args.items()}
+            place = worker.distributed_context
+            initializing.append(worker.actor.init_train_context.remote(distributed_context=place, **same, **its))
+        ray.get(initializing)
+        self._decorate_worker_log_file_paths(workers)
 
     def _enlisted(self, context: Any) -> list[Worker]:
         pool = _size_here().pool

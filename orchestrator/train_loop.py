@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 
 import numpy as np
 import ray
-import ray.train
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -51,8 +50,7 @@ def train_loop(job: TrainJob) -> None:
     """
     clock = GoodputClock("startup")
     config, train = job.config, job.config.train
-    context = ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
+    rank, world_size = dist.get_rank(), dist.get_world_size()  # Ray Train's context would import Ray Tune to tell
     torch.set_num_threads(config.scaling.threads)
     device = worker_device(config)
 

@@ -21,7 +21,7 @@ from cluster.faulty_proxy import FaultyProxy
 from cluster.local_nodes import LocalNodes
 from data.errors import MantaError
 from orchestrator.chaos.cost import costs, gaps_after, largest_difference
-from orchestrator.chaos.faults import Injected, Injector
+from orchestrator.chaos.faults import STOCK_WORKER, Injected, Injector
 from orchestrator.chaos.plan import draw_faults, refuse_unknown
 from orchestrator.config import RunConfig, load_recipe, resolved
 from orchestrator.console import Console
@@ -157,7 +157,8 @@ class _Setting:
         program = [sys.executable, "-m", "orchestrator.chaos.stock_ray"]
         command = [*program, str(config), str(log), "1", str(self.plan.nodes)]
         with self.cluster("stock", stock=True) as nodes, self.program(command, nodes, "stock Ray") as process:
-            injector = Injector(nodes, None, stores(self.config)[1], random.Random(self.plan.seed))
+            store, draw = stores(self.config)[1], random.Random(self.plan.seed)
+            injector = Injector(nodes, None, store, draw, title=STOCK_WORKER)
             faults = self.disturb(process, injector, newest, kinds, count=self.plan.count or len(kinds))
             after, _ = newest()
             _await(process, lambda: newest()[0] > after, RECOVERY_S)

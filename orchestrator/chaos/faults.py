@@ -16,8 +16,8 @@ from cluster.local_nodes import LocalNode, LocalNodes
 from data.store import Store
 from orchestrator.checkpoint import MODEL, list_checkpoints
 
-WORKER = "ray::TrainingWorker"
-"""Title that Ray gives the processes of training workers."""
+WORKER, STOCK_WORKER = "ray::TrainingWorker", "ray::RayTrainWorker"
+"""Titles that Ray gives the processes of training workers, ours and Ray Train's own."""
 
 GRACE_S = 10
 """Seconds from a drain's notice to the node's end."""
