@@ -102,7 +102,7 @@ class TestKeeper:
         assert of_session(session) == []
 
 
-@pytest.mark.ray
+@pytest.mark.sweep
 def test_nodes_come_with_demand_and_go_when_idle_and_nothing_is_left() -> None:
     with AutoscaledCluster(max_workers=3, idle_timeout_s=IDLE_TIMEOUT_S) as cluster:
         done = subprocess.run(
@@ -129,7 +129,7 @@ def test_nodes_come_with_demand_and_go_when_idle_and_nothing_is_left() -> None:
     assert not folder.exists()
 
 
-@pytest.mark.ray
+@pytest.mark.sweep
 def test_a_head_that_does_not_start_says_why() -> None:
     with tempfile.TemporaryDirectory(prefix="manta-", dir="/tmp") as folder:
         cluster = AutoscaledCluster(idle_timeout_s=-60, folder=Path(folder))
