@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.local_s3 import LocalS3
+from cluster.processes import of_session
 from data.errors import MantaError
 from orchestrator.config import RunConfig, load_recipe
 from orchestrator.ledger import metrics_lines
@@ -128,7 +129,7 @@ class Command:
 
     def processes(self) -> dict[int, str]:
         """Title of every living process of the session by its pid (Linux)."""
-        return {pid: _title(pid) for pid in _living_in_session(self.pid)}
+        return {pid: _title(pid) for pid in of_session(self.pid)}
 
     def __enter__(self) -> Self:
         return self
@@ -137,7 +138,7 @@ class Command:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         # Ray's processes make groups of their own and outlive their parents, but never leave the session.
-        while pids := _living_in_session(self.pid):
+        while pids := of_session(self.pid):
             for pid in pids:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -153,17 +154,6 @@ class Command:
     def _fail(self, what: str) -> None:
         output = "\n".join(line for _, line in self.lines[-40:])
         raise SystemExit(f"{' '.join(self._arguments)} {what}:\n{output}")
-
-
-def _living_in_session(session: int) -> list[int]:
-    living = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            with suppress(OSError):  # ended while being looked at
-                state, _, _, its_session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
-                if int(its_session) == session and state not in "ZX":
-                    living.append(int(entry.name))
-    return sorted(living)
 
 
 def _title(pid: int) -> str:

@@ -205,11 +205,11 @@ class Monitor:
             workers to start, and seconds after which their start is taken to hang; None: none for now.
         """
         now, progress = self._now(), self._progress
-        decision = self._scaling.when_idle(Situation(now, 0, free, standing_by=ready))
         # Room that is not there may be about to be: at the beginning, tokenizing has it for a moment yet.
         is_first = progress.restored_step is None
         if is_first and free < min(total, self._scaling.max_workers) and now - self._failed_at < SETTLING_S:
             return None
+        decision = self._scaling.when_idle(Situation(now, 0, free, standing_by=ready))
         if isinstance(decision, Start):
             self._waiting_for, self._started_at = "", now
             self._decide(f"starting {decision.workers} workers: {decision.why}")

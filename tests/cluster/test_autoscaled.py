@@ -8,7 +8,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from cluster.autoscaled import HEAD_NODE_ID, PROVIDER, WORKER_TYPE, AutoscaledCl
 from cluster.errors import ClusterError
 from cluster.processes import of_session
 from cluster.session_keeper import START
+from tests.waiting import wait_until
 
 DRIVER = Path(__file__).parent / "autoscaled_driver.py"
 IDLE_TIMEOUT_S = 4.0
@@ -70,10 +70,7 @@ class TestKeeper:
 
     def test_ends_grandchildren_when_its_input_ends(self) -> None:
         keeper, session = self._start("(sleep 300 &) ; sleep 300")
-        deadline = time.monotonic() + 10
-        while len(of_session(session)) < 3 and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert len(of_session(session)) >= 2
+        wait_until(lambda: len(of_session(session)) >= 2, "the command's own processes")
         with keeper:
             assert keeper.stdin is not None
             keeper.stdin.close()
@@ -96,10 +93,7 @@ class TestKeeper:
             session = int(owner.stdout.readline())
             assert of_session(session)
             owner.kill()
-            deadline = time.monotonic() + 10
-            while of_session(session) and time.monotonic() < deadline:
-                time.sleep(0.02)
-        assert of_session(session) == []
+            wait_until(lambda: not of_session(session), "the session's end")
 
 
 @pytest.mark.sweep

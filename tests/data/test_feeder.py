@@ -5,7 +5,6 @@ import itertools
 import json
 import random
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +29,7 @@ from data.tokenized_unit import TokenizeJob
 from data.tokenizer import Tokenizer
 from orchestrator.step_reader import StepReader
 from tests.data.order_reference import Case
+from tests.waiting import WAIT_S, wait_until
 
 pytestmark = [
     pytest.mark.ray,
@@ -42,7 +42,6 @@ SEED, SEQ_LEN, MICRO_BATCH, MICRO_BATCHES = 11, 16, 2, 4
 BATCH = MICRO_BATCH * MICRO_BATCHES
 END_OF_TEXT = 256
 FRACTION = 0.15
-WAIT_S = 60.0
 
 
 class Sample(NamedTuple):
@@ -196,13 +195,6 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> RawData:
 def feed(raw: RawData) -> Feed:
     """A feeder from step 0, on a cache that is empty at first."""
     return Feed(raw.spec())
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not true():
-        assert time.monotonic() < deadline, "timed out"
-        threading.Event().wait(0.02)
 
 
 def test_steps_are_those_of_the_reference_at_any_world_size(raw: RawData, feed: Feed) -> None:
@@ -473,7 +465,7 @@ def test_only_the_units_needed_soon_are_read(many: ManyShards, first_step: int) 
     line = many.case().line(first_step * BATCH, BATCH)
     got = frugal.step(first_step, 2)
     assert [(sample.epoch, sample.unit, sample.index) for sample in got] == [row[1:] for row in line]
-    wait_until(lambda: frugal.call(frugal.actor.at_rest.remote()))
+    wait_until(lambda: frugal.call(frugal.actor.at_rest.remote()), "the feeder is at rest")
 
     smallest_shard = min(path.stat().st_size for path in (many.folder / "shards").iterdir())
     windows = (

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from cluster.processes import command_line, of_session
+
 ROOT = Path(__file__).parents[2]
 COMMAND_TIMEOUT_S = 180.0
 LOOK_EVERY_S = 0.02
@@ -78,18 +80,13 @@ class MantaProcess:
         os.killpg(self.pid, signal.SIGINT)
 
     def pids_of(self, title: str) -> list[int]:
-        """Its living processes whose command line contains `title`."""
-        found = []
-        for pid in _living_in_session(self.pid):
-            with suppress(OSError):  # ended while being looked at
-                if title in Path(f"/proc/{pid}/cmdline").read_text():
-                    found.append(pid)
-        return found
+        """Its living processes whose command line contains `title`, the oldest first."""
+        return [pid for pid in sorted(of_session(self.pid)) if title in command_line(pid)]
 
     def kill_everything(self) -> None:
         """SIGKILL to the command and all that it started, its descendants' descendants included."""
         deadline = time.monotonic() + COMMAND_TIMEOUT_S
-        while pids := _living_in_session(self.pid):
+        while pids := of_session(self.pid):
             for pid in pids:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -105,15 +102,3 @@ class MantaProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.kill_everything()
-
-
-def _living_in_session(session: int) -> list[int]:
-    """Processes of a session that have not ended, the command's own first (Linux)."""
-    living = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            with suppress(OSError):  # ended while being looked at
-                state, _, _, its_session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
-                if int(its_session) == session and state not in "ZX":
-                    living.append(int(entry.name))
-    return sorted(living)

@@ -7,9 +7,17 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from orchestrator.sweep.records import TrialBook
 from orchestrator.sweep.spec import load_sweep
 from orchestrator.sweep.story import SweepStory, describe_sweep
+
+QUIET = [
+    pytest.mark.filterwarnings(f"ignore::{kind}")
+    for kind in ("DeprecationWarning", "ResourceWarning", "pytest.PytestUnraisableExceptionWarning")
+]
+"""Ray Data and Ray Tune warn of their own defaults and leave sockets to the garbage collector."""
 
 STEPS = 60
 BASE: dict[str, Any] = {

@@ -8,6 +8,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +24,12 @@ from orchestrator.run import open_run
 from orchestrator.show import describe
 from orchestrator.sweep.command import tune
 from tests.orchestrator.manta_process import MantaProcess
-from tests.orchestrator.sweep.site import STEPS, SweepSite
+from tests.orchestrator.sweep.site import QUIET, STEPS, SweepSite
+from tests.waiting import wait_until
 
-pytestmark = [
-    pytest.mark.sweep,
-    # Ray Data and Ray Tune warn of their own defaults.
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = [pytest.mark.sweep, *QUIET]
 
-
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepSite:
-    monkeypatch.chdir(tmp_path)
-    return SweepSite(tmp_path)
+SETTLED_WITHIN_S = 15.0
 
 
 @pytest.fixture
@@ -90,12 +82,9 @@ def snapshots() -> list[str]:
 
 def settled() -> dict[str, Any]:
     """What is left behind once everything has had some seconds to end."""
-    deadline = time.monotonic() + 15
-    while True:
-        found = left_behind()
-        if not any(found.values()) or time.monotonic() > deadline:
-            return found
-        time.sleep(0.5)
+    with suppress(AssertionError):  # the test tells what is left
+        wait_until(lambda: not any(left_behind().values()), "nothing left", SETTLED_WITHIN_S)
+    return left_behind()
 
 
 def test_a_sweep_finds_its_best_and_leaves_nothing_behind(site: SweepSite, ray_here: None) -> None:

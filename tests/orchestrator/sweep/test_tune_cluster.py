@@ -14,25 +14,14 @@ from cluster.local_nodes import LocalNodes
 from cluster.local_ray import ray_cluster
 from orchestrator.sweep.command import tune
 from tests.orchestrator.manta_process import MantaProcess
-from tests.orchestrator.sweep.site import SweepSite
+from tests.orchestrator.sweep.site import QUIET, SweepSite
 from tests.orchestrator.sweep.test_tune import settled
 
-pytestmark = [
-    pytest.mark.sweep,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = [pytest.mark.sweep, *QUIET]
 
 
 STOPPED_TRIALS = int(os.environ.get("STOPPED_TRIALS", "10"))
 """Five seconds each; `STOPPED_TRIALS=50 pytest -m sweep -k stopped_trials` is a good measure."""
-
-
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepSite:
-    monkeypatch.chdir(tmp_path)
-    return SweepSite(tmp_path)
 
 
 @pytest.fixture

@@ -1,0 +1,14 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.orchestrator.sweep.site import SweepSite
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepSite:
+    """A folder to tune in; the test works in it."""
+    monkeypatch.chdir(tmp_path)
+    return SweepSite(tmp_path)
