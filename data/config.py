@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
@@ -39,12 +40,49 @@ class SourceConfig(Section):
         "auto", description="Format of the shards; auto goes by the file's ending, .gz and .zst included."
     )
     text_column: str = Field("text", description="Column or JSON key that holds the text.")
+    input_column: str | None = Field(
+        None,
+        description="Column or JSON key that holds what an encoder reads; a document is a pair then, and the model "
+        "learns to write its text from its input.",
+    )
+    input_path: str | None = Field(
+        None,
+        description="Files of lines that an encoder reads, as many as path has and in the same order; line n is the "
+        "input of line n.",
+    )
+    split_column: str | None = Field(
+        None,
+        description="Column or JSON key by whose value documents are held out, so that equal ones stay together; "
+        "default a pair's input, else the text.",
+    )
+    header: bool = Field(
+        True, description="Whether the first row of csv and tsv names the columns; else they are called 1, 2, 3, …"
+    )
+    quotes: bool = Field(
+        True, description="Whether a field of csv and tsv may be quoted; else a quote is a character like any other."
+    )
     document: Literal["file", "paragraph", "line"] = Field(
         "file", description="What one document is in a txt shard: the file, a block between blank lines, or a line."
     )
     weight: float = Field(
         1.0, gt=0, description="Share of this source in the mixture, relative to the others' weights."
     )
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether its documents are pairs of an input and a text."""
+        return self.input_column is not None or self.input_path is not None
+
+    @property
+    def known_format(self) -> str:
+        """What format its shards are taken to have, "auto" where their endings tell."""
+        return "txt" if self.input_path is not None else self.format
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Columns to read, by the field that names them."""
+        named = {"text_column": self.text_column, "input_column": self.input_column, "split_column": self.split_column}
+        return {field: name for field, name in named.items() if name is not None}
 
 
 class TokenizerConfig(Section):
@@ -69,7 +107,21 @@ class DataConfig(Section):
 
     sources: tuple[SourceConfig, ...] = Field(min_length=1, description="One or more bodies of text.")
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig, description="How text becomes token ids.")
-    seq_len: int = Field(512, ge=2, le=1_048_576, description="Tokens in one training sequence.")
+    input_tokenizer: TokenizerConfig | None = Field(
+        None, description="How the inputs of pairs become token ids, where they have a vocabulary of their own."
+    )
+    seq_len: int = Field(
+        512, ge=2, le=1_048_576, description="Tokens in one training sequence; of a pair, in its text."
+    )
+    input_len: int | None = Field(
+        None, ge=2, le=1_048_576, description="Most tokens in the input of a pair (null means seq_len)."
+    )
+    bucket_steps: int = Field(
+        16, ge=1, description="Steps whose pairs are sorted by length together, so that little of a batch is padding."
+    )
+    length_multiple: int = Field(
+        8, ge=1, description="Pairs are padded to the longest of their micro-batch, rounded up to a multiple of this."
+    )
     shuffle_units: int = Field(
         16, ge=1, description="Units (shards or row groups) whose sequences are shuffled together as one window."
     )
@@ -93,3 +145,37 @@ class DataConfig(Section):
     max_document_bytes: int = Field(
         64_000_000, gt=0, description="A longer document makes its shard bad: one document must fit in memory."
     )
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether documents are pairs of an input and a text."""
+        return any(source.has_pairs for source in self.sources)
+
+    @property
+    def most_input_tokens(self) -> int:
+        """Tokens an encoder reads at most, the one that ends them included."""
+        return self.seq_len if self.input_len is None else self.input_len
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> Self:
+        problems = [problem for index, source in enumerate(self.sources) for problem in _contradictions(index, source)]
+        if self.has_pairs and not all(source.has_pairs for source in self.sources):
+            alone = next(index for index, source in enumerate(self.sources) if not source.has_pairs)
+            problems.append(
+                f"sources.{alone}: its documents have no input, and those of others have. "
+                f"Set input_column or input_path for all sources, or for none."
+            )
+        if not self.has_pairs and (self.input_tokenizer is not None or self.input_len is not None):
+            problems.append("input_tokenizer and input_len need sources of pairs. Set input_column or input_path.")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+def _contradictions(index: int, source: SourceConfig) -> Iterator[str]:
+    if source.input_path is None:
+        return
+    if source.input_column is not None:
+        yield f"sources.{index}: input_column and input_path both say where the input is. Leave one out."
+    if source.format not in ("auto", "txt") or source.split_column is not None:
+        yield f"sources.{index}: input_path goes with files of lines. Leave format and split_column out."

@@ -18,10 +18,11 @@ import ray
 from data.config import DataConfig
 from data.errors import BadShardError
 from data.manifest import Manifest
-from data.packing import MicroBatch, Tokens, count_sequences, pack
+from data.packing import Batching, MicroBatch, PackedBatching, UnitStream
+from data.pairs import PairBatching
 from data.sample_order import CountsUnknownError, Ints, SampleOrder, Samples
 from data.token_pipeline import ReadAhead, tokenized_units_in_chunks
-from data.tokenized_unit import TokenizeJob, stream_of
+from data.tokenized_unit import TokenizeJob, stream_columns, unit_stream
 
 AHEAD_STEPS = 8
 """Steps made before they are asked for."""
@@ -63,12 +64,28 @@ class FeedSpec:
     def steps_per_block(self) -> int:
         """Consecutive steps that are made and handed out together; see BLOCK_STEPS."""
         data = self.job.data
-        micro_batch_bytes = self.micro_batch_size * (data.seq_len + 1) * self.job.tokenizer.dtype.itemsize
+        longest = data.seq_len + 1 + (data.most_input_tokens if data.has_pairs else 0)
+        micro_batch_bytes = self.micro_batch_size * longest * self.job.dtype.itemsize
         return max(1, min(BLOCK_STEPS, BLOCK_BYTES // micro_batch_bytes))
 
     def order(self) -> SampleOrder:
         """The run's order of samples."""
         return self.order_of(self.manifest, self.job.data, self.seed)
+
+    def batching(self) -> Batching:
+        """How the run's tokens become micro-batches."""
+        data, job = self.job.data, self.job
+        if not data.has_pairs:
+            return PackedBatching(data.seq_len, self.micro_batch_size)
+        return PairBatching(
+            self.seed,
+            self.micro_batch_size,
+            self.global_batch_size // self.micro_batch_size,
+            data.bucket_steps,
+            data.length_multiple,
+            job.tokenizer.end_of_text,
+            job.reads_with.end_of_text,
+        )
 
     @staticmethod
     def order_of(manifest: Manifest, data: DataConfig, seed: int) -> SampleOrder:
@@ -123,7 +140,8 @@ class Feeder:
     """
 
     def __init__(self, spec: FeedSpec) -> None:
-        self._spec, self._order = spec, spec.order()
+        self._spec, self._order, self._batching = spec, spec.order(), spec.batching()
+        self._together: tuple[int, list[list[MicroBatch]]] = -1, []
         self._counts = spec.counts.copy()
         self._skipped = dict(spec.skipped)
         self._read_ahead = ReadAhead(spec.manifest, spec.job)
@@ -222,18 +240,20 @@ class Feeder:
         )
 
     def _micro_batches(self, step: int) -> list[MicroBatch]:
-        spec = self._spec
-        samples = self._samples(step)
-        streams = {int(unit): self._read_ahead.stream(int(unit)).tokens for unit in np.unique(samples.unit)}
-        return pack_micro_batches(samples, streams, spec.job.data.seq_len, spec.micro_batch_size)
+        first_step = step - step % self._batching.steps_together
+        if self._together[0] != first_step:
+            samples = self._samples(first_step, self._batching.steps_together)
+            streams = {int(unit): self._read_ahead.stream(int(unit)) for unit in np.unique(samples.unit)}
+            self._together = first_step, self._batching.steps(samples, streams, first_step)
+        return self._together[1][step - first_step]
 
-    def _samples(self, step: int) -> Samples:
-        """The samples of a step; tokenizes what must be known to tell."""
+    def _samples(self, step: int, steps: int) -> Samples:
+        """The samples of `steps` steps from `step` on; tokenizes what must be known to tell."""
         size = self._spec.global_batch_size
         while True:
             self._plan_ahead(step * size)
             try:
-                return self._order.samples(step * size, size, self._counts)
+                return self._order.samples(step * size, steps * size, self._counts)
             except CountsUnknownError as unknown:
                 for unit in unknown.units:
                     self._learn(int(unit))
@@ -244,7 +264,7 @@ class Feeder:
             if self._spec.job.data.on_bad_shard == "refuse":
                 raise BadShardError(stream.problem)
             self._skipped[unit] = stream.problem
-        self._counts[unit] = count_sequences(len(stream.tokens), self._spec.job.data.seq_len)
+        self._counts[unit] = self._batching.count(stream)
 
     def _plan_ahead(self, sample: int) -> None:
         """Have the next AHEAD_BYTES of shards tokenized; planned anew only when a source enters another window."""
@@ -279,48 +299,33 @@ def micro_batches_of_rank(micro_batches_per_step: int, rank: int, world_size: in
     return range(rank, micro_batches_per_step, world_size)
 
 
-def pack_micro_batches(
-    samples: Samples, streams: dict[int, Tokens], seq_len: int, micro_batch_size: int
-) -> list[MicroBatch]:
-    """The micro-batches that hold `samples` in order; `streams` has the train stream of every unit among them."""
-    tokens, target_counts = pack([streams[int(unit)] for unit in samples.unit], samples.sequence.tolist(), seq_len)
-    ids = samples.ids()
-    return [
-        MicroBatch(
-            tokens[start : start + micro_batch_size],
-            target_counts[start : start + micro_batch_size],
-            ids[start : start + micro_batch_size],
-        )
-        for start in range(0, len(ids), micro_batch_size)
-    ]
-
-
 def held_out_batches(spec: FeedSpec, start_ray: Callable[[], None] = lambda: None) -> list[MicroBatch]:
-    """The held-out set, packed unit by unit in the manifest's order, up to `data.validation_sequences`.
+    """The held-out set, made unit by unit in the manifest's order, up to `data.validation_sequences`.
 
     Reads units only until the set is full. Sample ids are (unit, sequence) as in training.
 
     Args:
         start_ray: called if a unit must be tokenized; Ray runs when it returns.
     """
-    data = spec.job.data
-    streams: dict[int, Tokens] = {}
+    data, batching = spec.job.data, spec.batching()
+    streams: dict[int, UnitStream] = {}
     limit = data.validation_sequences
     units: list[int] = []
     indices: list[int] = []
-    for table in tokenized_units_in_chunks(spec.manifest, spec.job, ["validation", "problem"], start_ray):
+    columns = stream_columns("validation", spec.job)
+    for table in tokenized_units_in_chunks(spec.manifest, spec.job, columns, start_ray):
         if len(units) >= limit:
             break
-        ordinal, problem = table["ordinal"][0].as_py(), table["problem"][0].as_py()
-        if problem is not None and data.on_bad_shard == "refuse":
-            raise BadShardError(problem)
-        streams[ordinal] = stream_of(table, "validation", spec.job.tokenizer.dtype)
-        count = count_sequences(len(streams[ordinal]), data.seq_len)
+        ordinal, stream = table["ordinal"][0].as_py(), unit_stream(table, "validation", spec.job)
+        if stream.problem is not None and data.on_bad_shard == "refuse":
+            raise BadShardError(stream.problem)
+        streams[ordinal] = stream
+        count = batching.count(stream)
         units += [ordinal] * count
         indices += range(count)
     unit, index = np.array(units[:limit], np.int64), np.array(indices[:limit], np.int64)
     samples = Samples(np.zeros_like(unit), np.zeros_like(unit), unit, index)
-    return pack_micro_batches(samples, streams, data.seq_len, spec.micro_batch_size)
+    return batching.held_out(samples, streams)
 
 
 def measure_held_out(batches: list[MicroBatch], token_bytes: Ints) -> tuple[int, int]:

@@ -59,6 +59,8 @@ class Unit:
 
     `source` and `shard` are indices into the config's sources and the manifest's rows. `size` is the shard's, in bytes;
     `unit_bytes` is this unit's part of it, taking row groups as equal. `row_group` is None unless the shard is Parquet.
+    `input_path`, `input_size` and `input_etag` are of the file whose lines are the inputs of the shard's; "" and 0
+    where there is none.
     """
 
     ordinal: int
@@ -69,15 +71,32 @@ class Unit:
     etag: str
     unit_bytes: int
     row_group: int | None
+    input_path: str = ""
+    input_size: int = 0
+    input_etag: str = ""
+
+    @property
+    def pinned(self) -> list[FoundShard]:
+        """The files it is read from, as they were pinned."""
+        inputs = [FoundShard(self.input_path, self.input_size, self.input_etag)] if self.input_path else []
+        return [FoundShard(self.path, self.size, self.etag), *inputs]
 
 
 class Manifest:
-    """The pinned shards of all sources, by column: a hundred thousand of them are tens of megabytes, not objects."""
+    """The pinned shards of all sources, by column: a hundred thousand of them are tens of megabytes, not objects.
 
-    def __init__(self, table: pa.Table, source_paths: Sequence[str]) -> None:
-        """`table` has the columns of `_schema()`, ordered by source and then path; `source_paths` is one a source."""
+    Files of inputs whose lines belong to those of shards come after the shards of their source, in the same order, as
+    shards without a unit of their own.
+    """
+
+    def __init__(self, table: pa.Table, source_paths: Sequence[str], input_paths: Sequence[str | None] = ()) -> None:
+        """`table` has the columns of `_schema()`, ordered by source and then path.
+
+        `source_paths` is one a source, and so is `input_paths`, None where a source has no files of inputs.
+        """
         self._table = table.combine_chunks()
         self.source_paths = tuple(source_paths)
+        self.input_paths = tuple(input_paths) or (None,) * len(self.source_paths)
         self._source = self._table["source"].to_numpy()
         self._units = self._table["units"].to_numpy()
         # ends[i]: the first ordinal after shard i. searchsorted steps over shards without a unit (no row group).
@@ -113,15 +132,22 @@ class Manifest:
         path, size, etag = self.shard(shard)
         units = int(self._units[shard])
         row_group = ordinal - int(self._ends[shard]) + units
+        source = int(self._source[shard])
+        inputs = FoundShard("", 0, "")
+        if self.input_paths[source] is not None:
+            inputs = self.shard(shard + len(self.shards_of_source(source)) // 2)
         return Unit(
             ordinal=ordinal,
             shard=shard,
-            source=int(self._source[shard]),
+            source=source,
             path=path,
             size=size,
             etag=etag,
             unit_bytes=-(-size // units),
             row_group=row_group if bool(self._table["parquet"][shard].as_py()) else None,
+            input_path=inputs.path,
+            input_size=inputs.size,
+            input_etag=inputs.etag,
         )
 
     def units_of_source(self, source: int) -> range:
@@ -145,7 +171,8 @@ class Manifest:
         import pyarrow.parquet as pq
 
         sink = pa.BufferOutputStream()
-        table = self._table.replace_schema_metadata({"manta.source_paths": json.dumps(self.source_paths)})
+        paths = {"manta.source_paths": json.dumps(self.source_paths), "manta.input_paths": json.dumps(self.input_paths)}
+        table = self._table.replace_schema_metadata(paths)
         pq.write_table(table, sink, compression="zstd")
         data: bytes = sink.getvalue().to_pybytes()
         return data
@@ -159,7 +186,8 @@ class Manifest:
         try:
             table = pq.read_table(pa.BufferReader(data))
             source_paths = json.loads(table.schema.metadata[b"manta.source_paths"])
-            return cls(table.select(_schema().names).cast(_schema()), source_paths)
+            input_paths = json.loads(table.schema.metadata.get(b"manta.input_paths", b"[]"))
+            return cls(table.select(_schema().names).cast(_schema()), source_paths, input_paths)
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"This is no manifest that can be read ({error}). Start a new run to make one.") from error
 
@@ -208,7 +236,13 @@ def build_manifest(
     problems: list[str] = []
     found: list[tuple[int, FoundShard]] = []
     for index, source in enumerate(sources):
-        shards, refused = _shards_of(source, store)
+        shards, refused = _shards_of(source.path, source.known_format, store)
+        if source.input_path is not None:
+            inputs, refused_inputs = _shards_of(source.input_path, "txt", store)
+            if not refused and not refused_inputs and len(shards) != len(inputs):
+                counts = f"path has {len(shards)} files and input_path {len(inputs)}"
+                refused.append(f"{counts}, and each needs its counterpart: {source.path}, {source.input_path}.")
+            shards, refused = [*shards, *inputs], [*refused, *refused_inputs]
         found += [(index, shard) for shard in shards]
         problems += [f"sources[{index}]: {problem}" for problem in refused]
     units: list[int] = []
@@ -232,6 +266,12 @@ def build_manifest(
 def _assemble(sources: Sequence[SourceConfig], found: list[tuple[int, FoundShard]], units: list[int]) -> Manifest:
     import pyarrow as pa
 
+    for index, source in enumerate(sources):
+        if source.input_path is not None:
+            mine = [row for row, (of_source, _) in enumerate(found) if of_source == index]
+            for row in mine[len(mine) // 2 :]:
+                units[row] = 0
+
     table = pa.table(
         {
             "source": [index for index, _ in found],
@@ -239,21 +279,22 @@ def _assemble(sources: Sequence[SourceConfig], found: list[tuple[int, FoundShard
             "size": [shard.size for _, shard in found],
             "etag": [shard.etag for _, shard in found],
             "units": units,
-            "parquet": [shard_format(shard.path, sources[index].format)[0] == "parquet" for index, shard in found],
+            "parquet": [_is_parquet(shard.path, sources[index]) for index, shard in found],
         },
         schema=_schema(),
     )
-    return Manifest(table, [absolute(source.path) for source in sources])
+    inputs = [absolute(source.input_path) if source.input_path is not None else None for source in sources]
+    return Manifest(table, [absolute(source.path) for source in sources], inputs)
 
 
-def _shards_of(source: SourceConfig, store: StoreConfig) -> tuple[list[FoundShard], list[str]]:
-    """A source's shards, and the problems with them that their names and sizes tell."""
+def _shards_of(path: str, configured: str, store: StoreConfig) -> tuple[list[FoundShard], list[str]]:
+    """The shards below a source's path, and the problems with them that their names and sizes tell."""
     try:
-        shards = list_shards(source.path, store)
+        shards = list_shards(path, store)
     except InputError as error:  # a storage that cannot be used; the next source may be elsewhere
         return [], [str(error)]
     if not shards:
-        return [], [f"nothing found under {source.path}. Check the path; names that start with . or _ are not read."]
+        return [], [f"nothing found under {path}. Check the path; names that start with . or _ are not read."]
     problems = []
     if empty := [shard.path for shard in shards if shard.size == 0]:
         remedy = "An upload may have failed: write them again or remove them."
@@ -262,7 +303,7 @@ def _shards_of(source: SourceConfig, store: StoreConfig) -> tuple[list[FoundShar
     unknown: dict[str, list[str]] = {}
     for shard in shards:
         try:
-            shard_format(shard.path, source.format)
+            shard_format(shard.path, configured)
         except InputError as error:
             unknown.setdefault(str(error), []).append(shard.path)
         else:
@@ -298,17 +339,22 @@ def shard_format(path: str, configured: str) -> tuple[str, str | None]:
     return known, compression
 
 
+def _is_parquet(path: str, source: SourceConfig) -> bool:
+    return shard_format(path, source.known_format)[0] == "parquet"
+
+
 def _look_into(shard: FoundShard, source: SourceConfig, store: StoreConfig) -> tuple[int, str | None]:
     """How many units the shard has, and what is wrong with it as far as its footer or first bytes tell."""
-    form, compression = shard_format(shard.path, source.format)
+    form, compression = shard_format(shard.path, source.known_format)
     if form != "parquet" and compression is None:
         return 1, None
     try:
         with ShardFile(shard.path, store) as file:
             if form == "parquet":
                 parquet = open_parquet(file)
-                problem = text_column_problem(parquet.schema_arrow, source.text_column)
-                return parquet.metadata.num_row_groups, f"{shard.path} {problem}" if problem else None
+                found = (column_problem(parquet.schema_arrow, *column) for column in source.columns.items())
+                problems = [problem for problem in found if problem]
+                return parquet.metadata.num_row_groups, f"{shard.path} {problems[0]}" if problems else None
             if compression is not None and not file.read(4).startswith(_MAGIC[compression]):
                 return 1, f"{shard.path} is not {compression}, whatever its name says"
             return 1, None
@@ -331,18 +377,27 @@ def open_parquet(file: ShardFile) -> Any:
         raise BadShardError(f"{file.url} is truncated or no Parquet: its footer cannot be read ({reason}).") from error
 
 
-def text_column_problem(schema: pa.Schema, column: str) -> str | None:
-    """What is wrong with the text column, or None. `schema` is the shard's."""
+def column_problem(schema: pa.Schema, field: str, column: str) -> str | None:
+    """What is wrong with the column that a source's `field` names, or None. `schema` is the shard's."""
     import pyarrow as pa
 
     if column not in schema.names:
-        return f"has no column '{column}'. {near_names(column, schema.names)} Set text_column"
+        return f"has no column '{column}'. {near_names(column, schema.names)} Set {field}"
     kind = schema.field(column).type
+    if field == "split_column" and not pa.types.is_nested(kind):  # whatever can be compared
+        return None
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.string_view()):
-        return f"has {kind} in column '{column}', not strings. Set text_column to the column that holds the text"
+    if not is_text(kind):
+        return f"has {kind} in column '{column}', not strings. Set {field} to the column that holds the text"
     return None
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds strings."""
+    import pyarrow as pa
+
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.string_view())
 
 
 def near_names(wanted: str, names: Iterable[str]) -> str:
@@ -514,7 +569,9 @@ def check_unchanged(manifest: Manifest, config: StoreConfig) -> int:
     changes: list[str] = []
     new = 0
     for source, path in enumerate(manifest.source_paths):
-        now = {shard.path: shard for shard in list_shards(path, config)}
+        inputs = manifest.input_paths[source]
+        listed = [path] if inputs is None else [path, inputs]
+        now = {shard.path: shard for below in listed for shard in list_shards(below, config)}
         for row in manifest.shards_of_source(source):
             pinned = manifest.shard(row)
             change = change_of(pinned, now.pop(pinned.path, None))

@@ -8,15 +8,31 @@ Neighbours share one token, so every token of the stream but the first is a targ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data.sample_order import Samples
+
 Tokens = NDArray[Any]
 """(n,) uint16 or uint32 token ids."""
+
+
+class UnitStream(NamedTuple):
+    """A unit's tokens.
+
+    Attributes:
+        tokens: one stream; none where the shard could not be read.
+        problem: the reason why it could not be read, or None.
+        lengths: (pairs, 2) int32, tokens of each pair's input and text; None where documents are no pairs.
+    """
+
+    tokens: Tokens
+    problem: str | None = None
+    lengths: NDArray[np.int32] | None = None
 
 
 @dataclass(frozen=True)
@@ -24,14 +40,67 @@ class MicroBatch:
     """What one forward pass reads; the same whoever computes it.
 
     Attributes:
-        tokens: (B, seq_len + 1) uint16 or uint32; inputs are [:, :-1], targets [:, 1:].
+        tokens: (B, T + 1) uint16 or uint32; a decoder reads [:, :-1], its targets are [:, 1:].
         target_counts: (B,) int64; in row b only the first `target_counts[b]` targets count, the rest is padding.
         sample_ids: (B,) int64, see `Samples.ids`.
+        inputs: (B, S) uint16 or uint32, what an encoder reads; None where documents are no pairs.
+        input_counts: (B,) int64; in row b only the first `input_counts[b]` inputs count, the rest is padding.
     """
 
     tokens: Tokens
     target_counts: NDArray[np.int64]
     sample_ids: NDArray[np.int64]
+    inputs: Tokens | None = None
+    input_counts: NDArray[np.int64] | None = None
+
+
+class Batching(Protocol):
+    """How the tokens of units become micro-batches: a function of samples and tokens alone.
+
+    Attributes:
+        steps_together: steps that are made of their samples together.
+    """
+
+    steps_together: int
+
+    def count(self, unit: UnitStream) -> int:
+        """Samples in a unit."""
+
+    def steps(self, samples: Samples, units: Mapping[int, UnitStream], first_step: int) -> list[list[MicroBatch]]:
+        """The micro-batches of each of `steps_together` steps from `first_step` on.
+
+        Args:
+            samples: those of all these steps, in order.
+            units: the stream of every unit among them.
+        """
+
+    def held_out(self, samples: Samples, units: Mapping[int, UnitStream]) -> list[MicroBatch]:
+        """Micro-batches of held-out samples; the last may be smaller."""
+
+
+class PackedBatching:
+    """Documents packed into sequences of `seq_len` targets; a step's samples as they come."""
+
+    steps_together = 1
+
+    def __init__(self, seq_len: int, micro_batch_size: int) -> None:
+        self._seq_len, self._size = seq_len, micro_batch_size
+
+    def count(self, unit: UnitStream) -> int:
+        """Sequences in a unit."""
+        return count_sequences(len(unit.tokens), self._seq_len)
+
+    def steps(self, samples: Samples, units: Mapping[int, UnitStream], first_step: int) -> list[list[MicroBatch]]:
+        """The micro-batches of one step."""
+        return [self.held_out(samples, units)]
+
+    def held_out(self, samples: Samples, units: Mapping[int, UnitStream]) -> list[MicroBatch]:
+        """Micro-batches that hold `samples` in order."""
+        streams = [units[int(unit)].tokens for unit in samples.unit]
+        tokens, target_counts = pack(streams, samples.sequence.tolist(), self._seq_len)
+        ids = samples.ids()
+        cuts = [slice(start, start + self._size) for start in range(0, len(ids), self._size)]
+        return [MicroBatch(tokens[cut], target_counts[cut], ids[cut]) for cut in cuts]
 
 
 def token_stream(documents: Sequence[Tokens], end_of_text: int, dtype: np.dtype[Any]) -> Tokens:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data.config import DataConfig, StoreConfig
+from data.config import DataConfig, SourceConfig, StoreConfig, TokenizerConfig
 from data.errors import BadShardError, InputError, ObjectNotFoundError
 from data.manifest import Manifest, build_manifest, check_unchanged
 from data.open_store import open_store
@@ -45,6 +45,8 @@ UNIT_COLUMNS = (
     "invalid_utf8",
     "problem",
 )
+
+_NO_SUMS = ("ordinal", "problem")
 
 TELL_EVERY_S = 2.0
 """Seconds between two lines of progress."""
@@ -74,9 +76,11 @@ class PreparedData:
         return self.job.tokenizer
 
     def counts(self) -> Ints:
-        """(units,) int64: training sequences in each unit, UNKNOWN where it has not been tokenized."""
+        """(units,) int64: training samples in each unit, UNKNOWN where it has not been tokenized."""
         if self.unit_table is None:
             return np.full(self.manifest.num_units, UNKNOWN, np.int64)
+        if self.job.data.has_pairs:
+            return np.array(self.unit_table["documents"].to_pylist(), np.int64)
         seq_len = self.job.data.seq_len
         return np.array(
             [count_sequences(tokens, seq_len) for tokens in self.unit_table["train_tokens"].to_pylist()], np.int64
@@ -93,11 +97,14 @@ class PreparedData:
         shards = f"{manifest.num_shards:,} shards, {manifest.total_bytes / 1e6:,.1f} MB; vocabulary of {vocab_size:,}"
         if self.unit_table is None:
             return f"{shards}; tokenized as training needs them"
-        total = {name: pc.sum(self.unit_table[name]).as_py() or 0 for name in UNIT_COLUMNS[:-1]}
+        table = self.unit_table
+        total = {name: pc.sum(table[name]).as_py() or 0 for name in table.column_names if name not in _NO_SUMS}
+        what = "pairs" if self.job.data.has_pairs else "documents"
         skipped = len(self.skipped())
         return (
-            f"{shards}; {total['documents']:,} documents, {total['train_tokens']:,} tokens to train on; "
-            f"{total['validation_documents']:,} documents held out"
+            f"{shards}; {total['documents']:,} {what}, {total['train_tokens']:,} tokens to train on; "
+            f"{total['validation_documents']:,} {what} held out"
+            + (f"; {total['too_long']:,} pairs too long and left out" if total.get("too_long") else "")
             + (f"; {skipped} bad units skipped" if skipped else "")
             + (f"; {total['invalid_utf8']} invalid UTF-8 sequences replaced" if total["invalid_utf8"] else "")
         )
@@ -109,6 +116,7 @@ class Pins:
 
     manifest: str | None = None
     tokenizer: str | None = None
+    input_tokenizer: str | None = None
 
 
 def prepare_data(
@@ -133,9 +141,13 @@ def prepare_data(
         TransientStoreError: the store failed in a way that may pass.
     """
     manifest = _manifest(config, store_config, store, pins.manifest, tell)
-    tokenizer = _tokenizer(config, store_config, store, manifest, pins.tokenizer, tell)
+    vocabularies = _Vocabularies(config, store_config, store, manifest, tell)
+    tokenizer = vocabularies.find(config.tokenizer, pins.tokenizer, ("text",) if config.input_tokenizer else _SIDES)
     check_tokenizer(tokenizer)
-    job = TokenizeJob(config, store_config, tokenizer, store.child("tokens"))
+    reads_with = None
+    if config.input_tokenizer is not None:
+        reads_with = vocabularies.find(config.input_tokenizer, pins.input_tokenizer, ("input",))
+    job = TokenizeJob(config, store_config, tokenizer, store.child("tokens"), reads_with)
     ahead = config.prepare == "ahead" or (config.prepare == "auto" and manifest.total_bytes <= AHEAD_LIMIT_BYTES)
     table = _unit_table(job, store, manifest, make=ahead, tell=tell, start_ray=start_ray)
     if table is not None:
@@ -162,39 +174,70 @@ def _manifest(config: DataConfig, store_config: StoreConfig, store: Store, pinne
     return manifest
 
 
-def _tokenizer(
-    config: DataConfig, store_config: StoreConfig, store: Store, manifest: Manifest, pinned: str | None, tell: Tell
-) -> Tokenizer:
-    if pinned is not None:
-        return Tokenizer.from_bytes(store.get(f"tokenizers/{pinned}.json"))
-    if config.tokenizer.path is not None:
-        folder, _, name = config.tokenizer.path.rpartition("/")
-        tokenizer = Tokenizer.from_bytes(open_store(folder or ".", store_config).get(name))
-        store.put(f"tokenizers/{tokenizer.digest}.json", tokenizer.to_bytes())
+_SIDES = ("input", "text")
+"""Of a pair; a document that is none has only a text."""
+
+
+@dataclass(frozen=True)
+class _Vocabularies:
+    """Finds or learns the tokenizers of a manifest's data."""
+
+    data: DataConfig
+    store_config: StoreConfig
+    store: Store
+    manifest: Manifest
+    tell: Tell
+
+    def find(self, config: TokenizerConfig, pinned: str | None, sides: Sequence[str]) -> Tokenizer:
+        """The pinned one, the one of a file, or one learned from these sides of documents."""
+        store, name = self.store, "input tokenizer" if "text" not in sides else "tokenizer"
+        if pinned is not None:
+            return Tokenizer.from_bytes(store.get(f"tokenizers/{pinned}.json"))
+        if config.path is not None:
+            folder, _, file = config.path.rpartition("/")
+            tokenizer = Tokenizer.from_bytes(open_store(folder or ".", self.store_config).get(file))
+            store.put(f"tokenizers/{tokenizer.digest}.json", tokenizer.to_bytes())
+            return tokenizer
+        pointer = f"tokenizers/for/{_digest(self._learned_from(config, sides))}"
+        try:
+            digest = store.get(pointer).decode()
+            tokenizer = Tokenizer.from_bytes(store.get(f"tokenizers/{digest}.json"))
+            self.tell(f"{name}: there already, {tokenizer.vocab_size:,} entries")
+        except ObjectNotFoundError:
+            self.tell(f"{name}: learning a {config.kind} vocabulary")
+            texts = _training_texts(self.data, self.store_config, self.manifest, config.train_bytes, sides)
+            tokenizer = train_tokenizer(config, texts)
+            store.put(f"tokenizers/{tokenizer.digest}.json", tokenizer.to_bytes())
+            store.put(pointer, tokenizer.digest.encode())
+            self.tell(f"{name}: learned, {tokenizer.vocab_size:,} entries")
         return tokenizer
-    learned_from = {
-        "manifest": manifest.digest,
-        "tokenizer": config.tokenizer.model_dump(),
-        "read": [source.model_dump(exclude={"weight"}) for source in config.sources],
-        "clean": [config.invalid_utf8, config.max_document_bytes, config.validation_fraction],
+
+    def _learned_from(self, config: TokenizerConfig, sides: Sequence[str]) -> dict[str, object]:
+        data = self.data
+        learned_from: dict[str, object] = {
+            "manifest": self.manifest.digest,
+            "tokenizer": config.model_dump(),
+            "read": [_reading_of(source) for source in data.sources],
+            "clean": [data.invalid_utf8, data.max_document_bytes, data.validation_fraction],
+        }
+        return learned_from | ({"sides": list(sides)} if data.has_pairs else {})
+
+
+def _reading_of(source: SourceConfig) -> dict[str, object]:
+    """The fields that decide how a source is read; of those that most sources leave out, the ones that are set."""
+    always = {"path", "format", "text_column", "document"}
+    return {
+        name: value
+        for name, value in source.model_dump(exclude={"weight"}).items()
+        if name in always or value != SourceConfig.model_fields[name].default
     }
-    pointer = f"tokenizers/for/{_digest(learned_from)}"
-    try:
-        digest = store.get(pointer).decode()
-        tokenizer = Tokenizer.from_bytes(store.get(f"tokenizers/{digest}.json"))
-        tell(f"tokenizer: there already, {tokenizer.vocab_size:,} entries")
-    except ObjectNotFoundError:
-        tell(f"tokenizer: learning a {config.tokenizer.kind} vocabulary")
-        tokenizer = train_tokenizer(config.tokenizer, _training_texts(config, store_config, manifest))
-        store.put(f"tokenizers/{tokenizer.digest}.json", tokenizer.to_bytes())
-        store.put(pointer, tokenizer.digest.encode())
-        tell(f"tokenizer: learned, {tokenizer.vocab_size:,} entries")
-    return tokenizer
 
 
-def _training_texts(config: DataConfig, store_config: StoreConfig, manifest: Manifest) -> Iterator[str]:
-    """Documents to learn a vocabulary from, held-out ones left out; sources take turns, unit by unit."""
-    left = config.tokenizer.train_bytes
+def _training_texts(
+    config: DataConfig, store_config: StoreConfig, manifest: Manifest, train_bytes: int, sides: Sequence[str]
+) -> Iterator[str]:
+    """Texts to learn a vocabulary from, held-out ones left out; sources take turns, unit by unit."""
+    left = train_bytes
     longest = max(len(manifest.units_of_source(source)) for source in range(len(config.sources)))
     for turn in range(longest):
         for source in range(len(config.sources)):
@@ -205,10 +248,12 @@ def _training_texts(config: DataConfig, store_config: StoreConfig, manifest: Man
                 for document in read_documents(
                     manifest.unit(units[turn]), config.sources[source], config, store_config, ReadReport()
                 ):
-                    if is_held_out(document.text, config.validation_fraction):
+                    if is_held_out(document.split_key, config.validation_fraction):
                         continue
-                    yield document.text
-                    left -= len(document.text.encode())
+                    for text in (getattr(document, side) for side in sides):
+                        if text is not None:
+                            yield text
+                            left -= len(text.encode())
                     if left <= 0:
                         return
             except BadShardError:
@@ -241,7 +286,8 @@ def _unit_table(
 
     rows, told_at = [], time.monotonic()
     tell(f"tokens: tokenizing {manifest.num_units:,} units")
-    for row in tokenized_units_in_chunks(manifest, job, UNIT_COLUMNS):
+    columns = (*UNIT_COLUMNS, "too_long") if job.data.has_pairs else UNIT_COLUMNS
+    for row in tokenized_units_in_chunks(manifest, job, columns):
         rows.append(row)
         if time.monotonic() - told_at >= TELL_EVERY_S or len(rows) == manifest.num_units:
             told_at = time.monotonic()

@@ -11,21 +11,22 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import chain, zip_longest
 from typing import Any, NamedTuple
 
 from data.config import DataConfig, SourceConfig, StoreConfig
 from data.errors import BadShardError, ObjectNotFoundError, ShardChangedError
 from data.manifest import (
-    FoundShard,
     Unit,
     change_of,
+    column_problem,
     near_names,
     open_parquet,
     shard_format,
     stat_shard,
-    text_column_problem,
 )
 from data.shard_file import ShardFile
 
@@ -43,10 +44,23 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One raw text. `index` is its place in the unit, from 0, counting the empty ones that are skipped."""
+    """One raw text, and the input it is to be written from, where documents are pairs.
+
+    `index` is its place in the unit, from 0, counting the empty ones that are skipped. `group` is the value of the
+    source's `split_column`, None where it has none.
+    """
 
     text: str
     index: int
+    input: str | None = None
+    group: str | None = None
+
+    @property
+    def split_key(self) -> str:
+        """What decides whether it is held out: equal ones stay together."""
+        if self.group is not None:
+            return self.group
+        return self.text if self.input is None else self.input
 
 
 @dataclass
@@ -54,8 +68,8 @@ class ReadReport:
     """What came out of the units read with it, as a running sum."""
 
     documents: int = 0
-    empty: int = 0  # skipped: nothing but white space, or null
-    bytes: int = 0  # of the documents' text, as UTF-8
+    empty: int = 0  # skipped: nothing but white space, or null, in the text or in a pair's input
+    bytes: int = 0  # of the documents' text and input, as UTF-8
     invalid_utf8: int = 0  # replacements made
 
 
@@ -77,26 +91,41 @@ def read_documents(
         TransientStoreError: the storage failed through the bounded attempts.
     """
     reading = _Reading(unit.path, config, ReadReport() if report is None else report)
-    pinned = FoundShard(unit.path, unit.size, unit.etag)
-    _check_pinned(pinned, store)
+    _check_pinned(unit, store)
     try:
-        with ShardFile(unit.path, store) as file:
-            for index, (place, data) in enumerate(_raw_documents(file, unit, source, reading)):
-                text = reading.document(data, place)
-                if text:
-                    yield Document(text, index)
+        with ExitStack() as stack:
+            files = [stack.enter_context(ShardFile(pinned.path, store)) for pinned in unit.pinned]
+            for index, (place, values) in enumerate(_raw_documents(files, unit, source, reading)):
+                document = _document(index, values, place, source, reading)
+                if document is not None:
+                    yield document
     except ObjectNotFoundError:
         raise ShardChangedError(f"{unit.path} was removed while it was read. Restore it, or start a new run.") from None
     except BadShardError:
-        _check_pinned(pinned, store)  # replaced while being read is the better explanation where it is true
+        _check_pinned(unit, store)  # replaced while being read is the better explanation where it is true
         raise
-    _check_pinned(pinned, store)
+    _check_pinned(unit, store)
 
 
-def _check_pinned(pinned: FoundShard, store: StoreConfig) -> None:
-    change = change_of(pinned, stat_shard(pinned.path, store))
-    if change:
-        raise ShardChangedError(f"{change}. Restore the shard, or start a new run to train on what is there now.")
+def _check_pinned(unit: Unit, store: StoreConfig) -> None:
+    for pinned in unit.pinned:
+        if change := change_of(pinned, stat_shard(pinned.path, store)):
+            raise ShardChangedError(f"{change}. Restore the shard, or start a new run to train on what is there now.")
+
+
+def _document(index: int, values: _Values, place: _Place, source: SourceConfig, reading: _Reading) -> Document | None:
+    """The document that a row holds, or None where it holds none; counted in the report."""
+    text = reading.document(values[0], place)
+    read = reading.document(values[1], place) if source.has_pairs and text else None
+    if not text or read == "":
+        reading.report.empty += 1
+        return None
+    reading.report.documents += 1
+    reading.report.bytes += len(text.encode()) + len((read or "").encode())
+    group = None
+    if source.split_column is not None:
+        group = "" if values[-1] is None else reading.text(values[-1], place)
+    return Document(text, index, read, group)
 
 
 class _Place(NamedTuple):
@@ -106,7 +135,11 @@ class _Place(NamedTuple):
     offset: int | None = None
 
 
-_Raw = tuple[_Place, bytes | str | None]
+_Values = Sequence[bytes | str | None]
+"""Of a row: text, then input and value to split by, as far as the source has them."""
+
+_Raw = tuple[_Place, _Values]
+_Text = tuple[_Place, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,16 +167,13 @@ class _Reading:
         return self.bad(place, f"a document of more than data.max_document_bytes={self.limit:,} bytes. {remedy}")
 
     def document(self, data: bytes | str | None, place: _Place) -> str:
-        """The document's text, or "" where there is nothing in it; counted in the report."""
+        """A document's text, or "" where there is nothing in it."""
         text = "" if data is None else self.text(data, place)
         if not text or text.isspace():
-            self.report.empty += 1
             return ""
         size = len(text.encode())
         if size > self.limit:
             raise self.too_long(place, _SPLIT)
-        self.report.documents += 1
-        self.report.bytes += size
         return text
 
     def text(self, data: bytes | str, place: _Place) -> str:
@@ -182,16 +212,19 @@ def _reason(error: Exception) -> str:
     return str(error).partition("\n")[0].rstrip(".")
 
 
-def _raw_documents(file: ShardFile, unit: Unit, source: SourceConfig, reading: _Reading) -> Iterator[_Raw]:
-    form, compression = shard_format(unit.path, source.format)
+def _raw_documents(files: Sequence[ShardFile], unit: Unit, source: SourceConfig, reading: _Reading) -> Iterator[_Raw]:
+    form, compression = shard_format(unit.path, source.known_format)
     if form == "parquet":
-        return _parquet_values(file, unit, source.text_column, reading)
-    stream = _Unpacked(file, compression, reading)
+        return _parquet_values(files[0], unit, source, reading)
+    stream = _Unpacked(files[0], compression, reading)
+    if unit.input_path:
+        inputs = _Unpacked(files[1], shard_format(unit.input_path, "txt")[1], replace(reading, path=unit.input_path))
+        return _aligned_lines(stream, inputs, reading)
     if form == "txt":
-        return _TXT[source.document](stream, reading)
+        return ((place, (data,)) for place, data in _TXT[source.document](stream, reading))
     if form == "jsonl":
-        return _json_values(stream, source.text_column, reading)
-    return _csv_values(stream, source.text_column, "," if form == "csv" else "\t", reading)
+        return _json_values(stream, source, reading)
+    return _csv_values(stream, source, "," if form == "csv" else "\t", reading)
 
 
 class _Unpacked:
@@ -199,7 +232,7 @@ class _Unpacked:
 
     def __init__(self, file: ShardFile, compression: str | None, reading: _Reading) -> None:
         self._compression = compression
-        self._reading = reading
+        self.reading = reading
         self._stream: Any = io.BufferedReader(file, FETCH_BYTES)
         if compression:
             import pyarrow as pa
@@ -214,7 +247,7 @@ class _Unpacked:
             data: bytes = self._stream.read(CHUNK_BYTES)
         except OSError as error:  # not the storage: ShardFile has turned its failures into our own
             what = f"truncated or damaged {self._compression} ({_reason(error)})"
-            raise self._reading.bad(None, f"{what}. Upload the shard again from a sound copy.") from error
+            raise self.reading.bad(None, f"{what}. Upload the shard again from a sound copy.") from error
         first, self.position = self.position == 0, self.position + len(data)
         return data.removeprefix(_BOM) if first else data
 
@@ -232,7 +265,7 @@ class _Unpacked:
                 parts.append(line)
                 size += len(line)
                 if size > limit + 2:  # the line's own end does not count
-                    raise self._reading.too_long(_Place(f"line {number}"), remedy)
+                    raise self.reading.too_long(_Place(f"line {number}"), remedy)
                 if line.endswith(b"\n"):
                     yield _Place(f"line {number}", offset), b"".join(parts)
                     number, offset, size, parts = number + 1, offset + size, 0, []
@@ -248,7 +281,7 @@ def _split_at_newline(chunk: bytes) -> list[bytes]:
     return [line + b"\n" for line in lines] + ([rest] if rest else [])
 
 
-def _whole_file(stream: _Unpacked, reading: _Reading) -> Iterator[_Raw]:
+def _whole_file(stream: _Unpacked, reading: _Reading) -> Iterator[_Text]:
     chunks, size = [], 0
     while chunk := stream.chunk():
         chunks.append(chunk)
@@ -258,7 +291,7 @@ def _whole_file(stream: _Unpacked, reading: _Reading) -> Iterator[_Raw]:
     yield _Place("the whole file", stream.position - size), b"".join(chunks)
 
 
-def _paragraphs(stream: _Unpacked, reading: _Reading) -> Iterator[_Raw]:
+def _paragraphs(stream: _Unpacked, reading: _Reading) -> Iterator[_Text]:
     remedy = "Blank lines separate paragraphs here. Set document: line for this source, or raise the limit."
     first, size = _Place(""), 0
     parts: list[bytes] = []
@@ -276,26 +309,44 @@ def _paragraphs(stream: _Unpacked, reading: _Reading) -> Iterator[_Raw]:
         yield first, b"".join(parts).rstrip(b"\r\n")
 
 
-def _text_lines(stream: _Unpacked, reading: _Reading) -> Iterator[_Raw]:
+def _text_lines(stream: _Unpacked, reading: _Reading) -> Iterator[_Text]:
     for place, line in stream.lines(reading.limit, _SPLIT):
         yield place, line.rstrip(b"\r\n")
+
+
+def _aligned_lines(stream: _Unpacked, inputs: _Unpacked, reading: _Reading) -> Iterator[_Raw]:
+    """Lines of two files side by side. Raises BadShardError where one ends before the other."""
+    lines = zip_longest(_text_lines(stream, reading), _text_lines(inputs, inputs.reading))
+    for line, line_read in lines:
+        if line is None or line_read is None:
+            longer, shorter = (inputs, stream) if line is None else (stream, inputs)
+            ended = f"{shorter.reading.path} has fewer lines than {longer.reading.path}"
+            raise reading.bad(None, f"{ended}. Line n of one is the input of line n of the other: write both again.")
+        yield line[0], (line[1], line_read[1])
 
 
 _TXT = {"file": _whole_file, "paragraph": _paragraphs, "line": _text_lines}
 
 
-def _json_values(stream: _Unpacked, key: str, reading: _Reading) -> Iterator[_Raw]:
+def _json_values(stream: _Unpacked, source: SourceConfig, reading: _Reading) -> Iterator[_Raw]:
     for place, line in stream.lines(reading.record_limit, f"{_SPLIT} Is it one JSON object a line?"):
         if not line.strip():
             continue
         record = _json_object(reading.text(line, place), place, reading)
-        if key not in record:
-            raise reading.bad(place, f"no key '{key}'. {near_names(key, record)} Set text_column.")
-        value = record[key]
-        if value is not None and not isinstance(value, str):
-            remedy = "Set text_column to the key that holds the text."
-            raise reading.bad(place, f"'{key}' is {_shortened(value)}, not a string. {remedy}")
-        yield place, value
+        yield place, [_json_value(record, field, key, place, reading) for field, key in source.columns.items()]
+
+
+def _json_value(record: dict[str, Any], field: str, key: str, place: _Place, reading: _Reading) -> str | None:
+    if key not in record:
+        raise reading.bad(place, f"no key '{key}'. {near_names(key, record)} Set {field}.")
+    value = record[key]
+    if value is None or isinstance(value, str):
+        return value
+    if field == "split_column":  # whatever can be compared
+        return json.dumps(value, sort_keys=True)
+    raise reading.bad(
+        place, f"'{key}' is {_shortened(value)}, not a string. Set {field} to the key that holds the text."
+    )
 
 
 def _json_object(text: str, place: _Place, reading: _Reading) -> dict[str, Any]:
@@ -329,19 +380,25 @@ class _CsvLines:
             yield self._reading.text(line, place)
 
 
-def _csv_values(stream: _Unpacked, column: str, delimiter: str, reading: _Reading) -> Iterator[_Raw]:
+def _csv_values(stream: _Unpacked, source: SourceConfig, delimiter: str, reading: _Reading) -> Iterator[_Raw]:
     csv.field_size_limit(sys.maxsize)  # the 128 KiB of the standard library are too few; _CsvLines has the limit
     lines = _CsvLines(stream, reading)
-    rows = _csv_rows(csv.reader(lines, delimiter=delimiter, strict=True), lines, reading)
-    place, header = next(rows, (_Place("line 1"), []))
-    if column not in header:
-        raise reading.bad(place, f"the header has no column '{column}'. {near_names(column, header)} Set text_column.")
-    at = header.index(column)
-    for place, row in rows:
+    quoted = csv.reader(lines, delimiter=delimiter, strict=True)
+    plain = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+    rows = _csv_rows(quoted if source.quotes else plain, lines, reading)
+    top, first = next(rows, (_Place("line 1"), []))
+    header = first if source.header else [str(number) for number in range(1, len(first) + 1)]
+    for field, column in source.columns.items():
+        if column not in header:
+            what = "the header has no column" if source.header else "the first row has no column"
+            raise reading.bad(top, f"{what} '{column}'. {near_names(column, header)} Set {field}.")
+    at = [header.index(column) for column in source.columns.values()]
+    for place, row in rows if source.header else chain([(top, first)] if first else [], rows):
         if len(row) != len(header):
-            found = f"{len(row)} fields where the header has {len(header)}: {_shortened(row)}"
-            raise reading.bad(place, f"{found}. Quote fields that hold the delimiter, a quote or a line break.")
-        yield place, row[at]
+            found = f"{len(row)} fields where the {'header' if source.header else 'first row'} has {len(header)}"
+            remedy = "Quote fields that hold the delimiter, a quote or a line break."
+            raise reading.bad(place, f"{found}: {_shortened(row)}. {remedy}")
+        yield place, [row[index] for index in at]
 
 
 def _csv_rows(rows: Iterable[list[str]], lines: _CsvLines, reading: _Reading) -> Iterator[tuple[_Place, list[str]]]:
@@ -355,31 +412,43 @@ def _csv_rows(rows: Iterable[list[str]], lines: _CsvLines, reading: _Reading) ->
         raise reading.bad(lines.row, f"not a well-formed row ({_reason(error)}). {remedy}") from None
 
 
-def _parquet_values(file: ShardFile, unit: Unit, column: str, reading: _Reading) -> Iterator[_Raw]:
+def _parquet_values(file: ShardFile, unit: Unit, source: SourceConfig, reading: _Reading) -> Iterator[_Raw]:
     import pyarrow as pa
 
     assert unit.row_group is not None
     parquet = open_parquet(file)
-    if problem := text_column_problem(parquet.schema_arrow, column):
-        raise reading.bad(None, f"it {problem}.")
+    for field, column in source.columns.items():
+        if problem := column_problem(parquet.schema_arrow, field, column):
+            raise reading.bad(None, f"it {problem}.")
+    wanted_columns = list(dict.fromkeys(source.columns.values()))
     group = parquet.metadata.row_group(unit.row_group)
     columns = [group.column(i) for i in range(group.num_columns)]
-    stored = sum(each.total_uncompressed_size for each in columns if each.path_in_schema == column)
+    stored = sum(each.total_uncompressed_size for each in columns if each.path_in_schema in wanted_columns)
     wanted = {
         "batch_size": min(BATCH_ROWS, max(1, BATCH_BYTES * group.num_rows // max(1, stored))),
         "row_groups": [unit.row_group],
-        "columns": [column],
+        "columns": wanted_columns,
     }
     row = 0
     try:
         for batch in parquet.iter_batches(**wanted, use_threads=False):
-            values = batch.column(0)
-            if pa.types.is_dictionary(values.type):
-                values = values.dictionary_decode()
-            # As bytes, because Arrow takes a writer's word for it that strings are UTF-8.
-            for value in values.cast(pa.large_binary()):
-                yield _Place(f"row group {unit.row_group}, row {row}"), value.as_py()
+            values = [_as_bytes(batch.column(name)) for name in source.columns.values()]
+            for of_row in zip(*values, strict=True):
+                yield _Place(f"row group {unit.row_group}, row {row}"), [value.as_py() for value in of_row]
                 row += 1
     except (pa.ArrowException, OSError) as error:
         place = _Place(f"row group {unit.row_group}, after row {row}")
         raise reading.bad(place, f"truncated or damaged Parquet ({_reason(error)}). Write the shard again.") from error
+
+
+def _as_bytes(values: Any) -> Any:
+    """A column as bytes, because Arrow takes a writer's word for it that strings are UTF-8."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    if not (
+        pa.types.is_string(values.type) or pa.types.is_large_string(values.type) or values.type == pa.string_view()
+    ):
+        values = values.cast(pa.string())
+    return values.cast(pa.large_binary())

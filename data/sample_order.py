@@ -32,7 +32,7 @@ UNKNOWN = -1
 """In an array of counts: this unit has not been tokenized yet."""
 
 # First part of every hash key, so that mixture, epochs and windows never share a permutation.
-_MIXTURE, _EPOCH, _WINDOW = range(3)
+_MIXTURE, _EPOCH, _WINDOW, BUCKET = range(4)
 
 # A sample id packs (epoch, unit, sequence) into a positive int64.
 _SEQUENCE_BITS, _UNIT_BITS, _EPOCH_BITS = 24, 25, 14

@@ -8,23 +8,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from typing import NamedTuple
 
 import pyarrow as pa
 
 from data.errors import MantaError
 from data.manifest import Manifest, Unit
-from data.packing import Tokens
+from data.packing import UnitStream
 from data.ray_internals import ordered_block_refs, use_ordered_quiet_data
-from data.tokenized_unit import TokenizeJob, load_cached, load_or_tokenize, stream_of
-
-
-class UnitStream(NamedTuple):
-    """A unit's tokens and, where its shard could not be read, the reason; then there are no tokens."""
-
-    tokens: Tokens
-    problem: str | None
-
+from data.tokenized_unit import TokenizeJob, load_cached, load_or_tokenize, stream_columns, unit_stream
 
 READERS = 8
 """Cached units fetched at once; they wait for the store, not for a core."""
@@ -156,7 +147,7 @@ class ReadAhead:
                     if self._closed:
                         return
                     segment = self._next_segment()
-                for table in tokenized_units(segment, self._job, ["train", "problem"]):
+                for table in tokenized_units(segment, self._job, stream_columns("train", self._job)):
                     self._arrived(table)
         except BaseException as error:  # handed to whoever waits for a stream
             with self._changed:
@@ -176,7 +167,7 @@ class ReadAhead:
 
     def _arrived(self, table: pa.Table) -> None:
         ordinal = table["ordinal"][0].as_py()
-        stream = UnitStream(stream_of(table, "train", self._job.tokenizer.dtype), table["problem"][0].as_py())
+        stream = unit_stream(table, "train", self._job)
         with self._changed:
             self._streams[ordinal] = stream
             self._changed.notify_all()

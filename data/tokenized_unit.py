@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from data.config import DataConfig, StoreConfig
+from data.config import DataConfig, SourceConfig, StoreConfig
 from data.errors import BadShardError, ObjectNotFoundError
 from data.manifest import Unit
-from data.packing import Tokens, token_stream
-from data.readers import ReadReport, read_documents
+from data.packing import Tokens, UnitStream, token_stream
+from data.pairs import joined
+from data.readers import Document, ReadReport, read_documents
 from data.store import Store
 from data.tokenizer import Tokenizer
 
@@ -41,14 +42,46 @@ SCHEMA = pa.schema(
 )
 
 
+PAIR_SCHEMA = pa.schema(
+    [
+        *SCHEMA,
+        ("train_lengths", pa.large_binary()),
+        ("validation_lengths", pa.large_binary()),
+        ("validation_pairs", pa.large_string()),
+        ("too_long", pa.int64()),
+    ]
+)
+"""Of a unit of pairs. `validation_pairs` is JSON, a list of [input, text]: what a translation is held against."""
+
+
 @dataclass(frozen=True)
 class TokenizeJob:
-    """Everything a task needs to turn any unit of a manifest into tokens; picklable."""
+    """Everything a task needs to turn any unit of a manifest into tokens; picklable.
+
+    Attributes:
+        input_tokenizer: of the inputs of pairs, where they have a vocabulary of their own.
+    """
 
     data: DataConfig
     store_config: StoreConfig
     tokenizer: Tokenizer
     cache: Store
+    input_tokenizer: Tokenizer | None = None
+
+    @property
+    def reads_with(self) -> Tokenizer:
+        """The tokenizer of the inputs of pairs."""
+        return self.tokenizer if self.input_tokenizer is None else self.input_tokenizer
+
+    @property
+    def dtype(self) -> np.dtype[np.uint16] | np.dtype[np.uint32]:
+        """The smallest of uint16 and uint32 that holds every id of both vocabularies."""
+        return max(self.tokenizer.dtype, self.reads_with.dtype, key=lambda dtype: dtype.itemsize)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of a unit's row."""
+        return PAIR_SCHEMA if self.data.has_pairs else SCHEMA
 
     def cache_key(self, unit: Unit) -> str:
         """Key under which the unit's tokens are cached: a hash of all they depend on."""
@@ -65,9 +98,19 @@ class TokenizeJob:
             ],
             "validation_fraction": self.data.validation_fraction,
             "tokenizer": self.tokenizer.digest,
-        }
+        } | self._of_source(unit)
         digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
         return f"{digest[:2]}/{digest}.arrow"
+
+    def _of_source(self, unit: Unit) -> dict[str, object]:
+        """What the tokens depend on that most sources do not have."""
+        source, fresh = self.data.sources[unit.source], SourceConfig(path="")
+        fields = ("input_column", "split_column", "header", "quotes")
+        depends_on = {name: getattr(source, name) for name in fields if getattr(source, name) != getattr(fresh, name)}
+        if self.data.has_pairs:
+            depends_on["input"] = [unit.input_path, unit.input_size, unit.input_etag, self.reads_with.digest]
+            depends_on["longest"] = [self.data.seq_len, self.data.most_input_tokens]
+        return depends_on
 
 
 def is_held_out(text: str, validation_fraction: float) -> bool:
@@ -96,43 +139,87 @@ def load_or_tokenize(unit: Unit, job: TokenizeJob) -> pa.Table:
 def load_cached(unit: Unit, job: TokenizeJob) -> pa.Table | None:
     """The unit's row from the cache; None where it is not there, or not whole."""
     try:
-        return _deserialize(job.cache.get(job.cache_key(unit)))
+        return _deserialize(job.cache.get(job.cache_key(unit)), job.schema)
     except ObjectNotFoundError:
         return None
 
 
 def tokenize(unit: Unit, job: TokenizeJob) -> pa.Table:
     """The unit's row, made from its shard; see `load_or_tokenize`."""
-    tokenizer = job.tokenizer
     report = ReadReport()
-    parts: tuple[list[Tokens], list[Tokens]] = ([], [])
-    text_bytes = [0, 0]
+    parts = (_Part(job), _Part(job))
     problem = None
     try:
         for document in read_documents(unit, job.data.sources[unit.source], job.data, job.store_config, report):
-            held_out = is_held_out(document.text, job.data.validation_fraction)
-            parts[held_out].append(tokenizer.encode(document.text))
-            text_bytes[held_out] += len(document.text.encode("utf-8"))
+            parts[is_held_out(document.split_key, job.data.validation_fraction)].add(document)
     except BadShardError as error:
-        problem, parts, text_bytes = str(error), ([], []), [0, 0]
-    train, validation = (token_stream(documents, tokenizer.end_of_text, tokenizer.dtype) for documents in parts)
-    return pa.Table.from_pylist(
-        [
-            {
-                "train": train.tobytes(),
-                "validation": validation.tobytes(),
-                "train_tokens": len(train),
-                "validation_tokens": len(validation),
-                "documents": len(parts[0]),
-                "validation_documents": len(parts[1]),
-                "text_bytes": text_bytes[0],
-                "validation_bytes": text_bytes[1],
-                "invalid_utf8": report.invalid_utf8,
-                "problem": problem,
-            }
-        ],
-        schema=SCHEMA,
-    )
+        problem, parts = str(error), (_Part(job), _Part(job))
+    train, validation = parts
+    row = train.columns("train") | validation.columns("validation")
+    row |= {"documents": train.documents, "validation_documents": validation.documents}
+    row |= {"text_bytes": train.text_bytes, "validation_bytes": validation.text_bytes}
+    row |= {"invalid_utf8": report.invalid_utf8, "problem": problem}
+    if job.data.has_pairs:
+        row |= {"validation_pairs": json.dumps(validation.raw), "too_long": train.too_long + validation.too_long}
+    return pa.Table.from_pylist([row], schema=job.schema)
+
+
+class _Part:
+    """The documents of a unit that are trained on, or those held out.
+
+    A pair too long for the model is counted and left out; as one of the `raw` ones it is still translated.
+    """
+
+    def __init__(self, job: TokenizeJob) -> None:
+        self._job = job
+        self._tokens: list[Tokens] = []
+        self._pairs: list[tuple[Tokens, Tokens]] = []
+        self.raw: list[tuple[str, str]] = []
+        self.documents = self.text_bytes = self.too_long = 0
+
+    def add(self, document: Document) -> None:
+        """Take one more document."""
+        tokens = self._job.tokenizer.encode(document.text)
+        if document.input is None:
+            self._tokens.append(tokens)
+        else:
+            read = self._job.reads_with.encode(document.input)
+            self.raw.append((document.input, document.text))
+            # Either needs room for an end-of-text.
+            if len(read) >= self._job.data.most_input_tokens or len(tokens) >= self._job.data.seq_len:
+                self.too_long += 1
+                return
+            self._pairs.append((read, tokens))
+        self.documents += 1
+        self.text_bytes += len(document.text.encode("utf-8"))
+
+    def columns(self, name: str) -> dict[str, object]:
+        """What the unit's row has of this part: tokens, their number and, of pairs, their lengths."""
+        job = self._job
+        if not job.data.has_pairs:
+            tokens = token_stream(self._tokens, job.tokenizer.end_of_text, job.dtype)
+            return {name: tokens.tobytes(), f"{name}_tokens": len(tokens)}
+        unit = joined(self._pairs, job.dtype)
+        assert unit.lengths is not None
+        return {
+            name: unit.tokens.tobytes(),
+            f"{name}_tokens": len(unit.tokens),
+            f"{name}_lengths": unit.lengths.tobytes(),
+        }
+
+
+def stream_columns(part: str, job: TokenizeJob) -> list[str]:
+    """Columns of a unit's row that `unit_stream` reads for its `train` or `validation` part."""
+    return [part, "problem", *([f"{part}_lengths"] if job.data.has_pairs else [])]
+
+
+def unit_stream(table: pa.Table, part: str, job: TokenizeJob) -> UnitStream:
+    """A unit's `train` or `validation` stream over its row's own memory."""
+    tokens, problem = stream_of(table, part, job.dtype), table["problem"][0].as_py()
+    if not job.data.has_pairs:
+        return UnitStream(tokens, problem)
+    lengths = np.frombuffer(table[f"{part}_lengths"][0].as_py(), np.int32)
+    return UnitStream(tokens, problem, lengths.reshape(-1, 2))
 
 
 def stream_of(table: pa.Table, column: str, dtype: np.dtype[np.uint16] | np.dtype[np.uint32]) -> Tokens:
@@ -153,10 +240,10 @@ def _serialize(table: pa.Table) -> bytes:
     return hashlib.sha256(content).digest() + content
 
 
-def _deserialize(data: bytes) -> pa.Table | None:
+def _deserialize(data: bytes, schema: pa.Schema) -> pa.Table | None:
     """What `_serialize` wrote; None where it is damaged."""
     sha256, content = data[:32], memoryview(data)[32:]
     if hashlib.sha256(content).digest() != sha256:
         return None
     with pa.ipc.open_stream(pa.py_buffer(content)) as reader:
-        return reader.read_all().cast(SCHEMA)
+        return reader.read_all().cast(schema)
