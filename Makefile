@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test chaos sweeps test-fast lint type bench clean
+.PHONY: help quickstart docstrings test chaos sweeps test-fast lint type bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -26,6 +26,9 @@ $(READY): pyproject.toml constraints.txt
 
 quickstart: $(READY) ## from nothing to a trained, evaluated model on this machine
 	$(BIN)/manta quickstart
+
+docstrings: $(READY) ## a second quickstart: an encoder-decoder that reads functions and writes their summaries
+	$(BIN)/manta quickstart docstrings
 
 test: $(READY) ## all tests but chaos and sweeps, those that start Ray and the local S3 server included
 	$(BIN)/pytest -m 'not chaos and not sweep'

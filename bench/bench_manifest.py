@@ -44,7 +44,7 @@ from data.config import DataConfig, SourceConfig
 from data.feeder import AHEAD_BYTES, FeedSpec
 from data.manifest import Manifest
 from data.sample_order import UNKNOWN, SampleOrder
-from orchestrator.quickstart import standard_library
+from orchestrator.corpora import standard_library
 
 ORDER_MS = 10.0
 MEMORY_GB = 1.0

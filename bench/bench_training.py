@@ -139,7 +139,7 @@ def plain_settings(folder: Path, recipe: list[str], steps: int) -> dict[str, Any
     """What plain_loop.py is told: the recipe's own values, and its tokens as one array."""
     with reaching_storage(load_recipe(harness.RECIPE, recipe)) as config:
         data = prepare_data(
-            config.data, config.store, stores(config)[0], Pins(), lambda _: None, lambda _: None, lambda: None
+            config.data, config.store, stores(config)[0], Pins(), lambda _: None, lambda *_: None, lambda: None
         )
         tables = [load_cached(data.manifest.unit(unit), data.job) for unit in range(data.manifest.num_units)]
         streams = [stream_of(table, "train", data.tokenizer.dtype) for table in tables if table is not None]

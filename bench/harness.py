@@ -34,7 +34,7 @@ from cluster.processes import of_session
 from data.errors import MantaError
 from orchestrator.config import RunConfig, load_recipe
 from orchestrator.ledger import metrics_lines
-from orchestrator.quickstart import RECIPE, make_corpus
+from orchestrator.quickstart import QUICKSTARTS, RECIPE, make_corpus
 from orchestrator.run import open_run, reaching_storage, stores
 from orchestrator.run_record import Attempt, load_record
 from orchestrator.show import describe
@@ -236,7 +236,7 @@ def as_options(overrides: Sequence[str]) -> list[str]:
 def prepare_quickstart(folder: Path) -> None:
     """Corpus, vocabulary and tokens of the quickstart recipe, in a store of their own."""
     with reaching_storage(load_recipe(RECIPE, quickstart_overrides(folder))) as config:
-        make_corpus(config, _QuietConsole())
+        make_corpus(config, _QuietConsole(), QUICKSTARTS["modules"])
     with Command(*manta("prepare", str(RECIPE), *as_options(quickstart_overrides(folder))), folder=folder) as command:
         command.wait()
 

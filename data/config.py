@@ -50,6 +50,11 @@ class SourceConfig(Section):
         description="Files of lines that an encoder reads, as many as path has and in the same order; line n is the "
         "input of line n.",
     )
+    split: Literal["hash", "train", "validation", "test"] = Field(
+        "hash",
+        description="What its documents are for; hash holds validation_fraction of them out, train and validation take "
+        "all, and those of test are only looked at by `manta eval --split test`.",
+    )
     split_column: str | None = Field(
         None,
         description="Column or JSON key by whose value documents are held out, so that equal ones stay together; "
@@ -136,6 +141,11 @@ class DataConfig(Section):
         description="Tokenize and check every shard before the first step (ahead), as training needs them (streaming), "
         "or ahead up to 1 GiB of shards (auto).",
     )
+    rotate_units: bool = Field(
+        False,
+        description="Whether every epoch cuts a unit into sequences from another place on, so that their boundaries "
+        "move; for small corpora that are read many times.",
+    )
     on_bad_shard: Literal["refuse", "skip"] = Field(
         "refuse", description="Stop at a shard that cannot be read, or skip and count it."
     )
@@ -150,6 +160,17 @@ class DataConfig(Section):
     def has_pairs(self) -> bool:
         """Whether documents are pairs of an input and a text."""
         return any(source.has_pairs for source in self.sources)
+
+    @property
+    def has_held_out(self) -> bool:
+        """Whether there is anything to evaluate on."""
+        splits = {source.split for source in self.sources}
+        return "validation" in splits or ("hash" in splits and self.validation_fraction > 0)
+
+    def sources_of(self, split: str) -> list[int]:
+        """Indices of the sources that have documents for "train", "validation" or "test"."""
+        also = ("hash",) if split != "test" else ()
+        return [index for index, source in enumerate(self.sources) if source.split in (split, *also)]
 
     @property
     def most_input_tokens(self) -> int:
@@ -167,6 +188,10 @@ class DataConfig(Section):
             )
         if not self.has_pairs and (self.input_tokenizer is not None or self.input_len is not None):
             problems.append("input_tokenizer and input_len need sources of pairs. Set input_column or input_path.")
+        if not self.sources_of("train"):
+            problems.append("all sources are held out. Set split to train or hash for one of them.")
+        if self.rotate_units and self.has_pairs:
+            problems.append("rotate_units is for packed text; a pair is one sequence as it is. Leave it false.")
         if problems:
             raise ValueError("\n".join(problems))
         return self

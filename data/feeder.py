@@ -7,8 +7,9 @@ A step asked for again, after a restart, is handed out again or made again, and 
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -19,10 +20,12 @@ from data.config import DataConfig
 from data.errors import BadShardError
 from data.manifest import Manifest
 from data.packing import Batching, MicroBatch, PackedBatching, UnitStream
-from data.pairs import PairBatching
+from data.pairs import InputBatch, PairBatching, input_batches
+from data.readers import read_documents
 from data.sample_order import CountsUnknownError, Ints, SampleOrder, Samples
 from data.token_pipeline import ReadAhead, tokenized_units_in_chunks
-from data.tokenized_unit import TokenizeJob, stream_columns, unit_stream
+from data.tokenized_unit import TokenizeJob, is_for_training, stream_columns, unit_stream
+from data.tokenizer import Tokenizer
 
 AHEAD_STEPS = 8
 """Steps made before they are asked for."""
@@ -76,7 +79,7 @@ class FeedSpec:
         """How the run's tokens become micro-batches."""
         data, job = self.job.data, self.job
         if not data.has_pairs:
-            return PackedBatching(data.seq_len, self.micro_batch_size)
+            return PackedBatching(data.seq_len, self.micro_batch_size, self.seed if data.rotate_units else None)
         return PairBatching(
             self.seed,
             self.micro_batch_size,
@@ -90,8 +93,9 @@ class FeedSpec:
     @staticmethod
     def order_of(manifest: Manifest, data: DataConfig, seed: int) -> SampleOrder:
         """The order of samples of a run with this data and seed."""
-        source_units = [manifest.units_of_source(source) for source in range(len(data.sources))]
-        return SampleOrder(seed, source_units, [source.weight for source in data.sources], data.shuffle_units)
+        sources = data.sources_of("train")
+        source_units = [manifest.units_of_source(source) for source in sources]
+        return SampleOrder(seed, source_units, [data.sources[source].weight for source in sources], data.shuffle_units)
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,20 @@ class HeldOut:
     refs: list[ray.ObjectRef[MicroBatch]]
     target_tokens: int
     text_bytes: int
+
+
+@dataclass(frozen=True)
+class ToTranslate:
+    """Pairs whose texts a model is to write from their inputs, and what it is held against.
+
+    Attributes:
+        batches: the inputs; their `places` are those of `references`.
+        tokenizer: of the texts.
+    """
+
+    batches: list[InputBatch]
+    references: list[str]
+    tokenizer: Tokenizer
 
 
 @dataclass(frozen=True)
@@ -187,8 +205,12 @@ class Feeder:
                 self._held_out = await asyncio.to_thread(self._make_held_out)
         return self._held_out
 
+    async def to_translate(self, count: int) -> ToTranslate:
+        """The first `count` held-out pairs."""
+        return await asyncio.to_thread(pairs_to_translate, self._spec, "validation", count)
+
     def _make_held_out(self) -> HeldOut:
-        batches = held_out_batches(self._spec)
+        batches = fixed_batches(self._spec, "validation")
         token_bytes = self._spec.job.tokenizer.token_bytes
         return HeldOut([ray.put(batch) for batch in batches], *measure_held_out(batches, token_bytes))
 
@@ -299,12 +321,13 @@ def micro_batches_of_rank(micro_batches_per_step: int, rank: int, world_size: in
     return range(rank, micro_batches_per_step, world_size)
 
 
-def held_out_batches(spec: FeedSpec, start_ray: Callable[[], None] = lambda: None) -> list[MicroBatch]:
-    """The held-out set, made unit by unit in the manifest's order, up to `data.validation_sequences`.
+def fixed_batches(spec: FeedSpec, split: str, start_ray: Callable[[], None] = lambda: None) -> list[MicroBatch]:
+    """The samples of a split in the manifest's order, up to `data.validation_sequences`; the same whoever asks.
 
-    Reads units only until the set is full. Sample ids are (unit, sequence) as in training.
+    Reads units only until there are so many. Sample ids are (unit, sequence) as in training.
 
     Args:
+        split: "train", "validation" or "test".
         start_ray: called if a unit must be tokenized; Ray runs when it returns.
     """
     data, batching = spec.job.data, spec.batching()
@@ -312,11 +335,13 @@ def held_out_batches(spec: FeedSpec, start_ray: Callable[[], None] = lambda: Non
     limit = data.validation_sequences
     units: list[int] = []
     indices: list[int] = []
-    columns = stream_columns("validation", spec.job)
-    for table in tokenized_units_in_chunks(spec.manifest, spec.job, columns, start_ray):
+    part = "train" if split == "train" else "validation"  # of a unit's row: a source of test has no other
+    ordinals = [unit for source in data.sources_of(split) for unit in spec.manifest.units_of_source(source)]
+    columns = stream_columns(part, spec.job)
+    for table in tokenized_units_in_chunks(spec.manifest, spec.job, columns, start_ray, ordinals):
         if len(units) >= limit:
             break
-        ordinal, stream = table["ordinal"][0].as_py(), unit_stream(table, "validation", spec.job)
+        ordinal, stream = table["ordinal"][0].as_py(), unit_stream(table, part, spec.job)
         if stream.problem is not None and data.on_bad_shard == "refuse":
             raise BadShardError(stream.problem)
         streams[ordinal] = stream
@@ -326,6 +351,41 @@ def held_out_batches(spec: FeedSpec, start_ray: Callable[[], None] = lambda: Non
     unit, index = np.array(units[:limit], np.int64), np.array(indices[:limit], np.int64)
     samples = Samples(np.zeros_like(unit), np.zeros_like(unit), unit, index)
     return batching.held_out(samples, streams)
+
+
+def pairs_to_translate(
+    spec: FeedSpec, split: str, count: int, start_ray: Callable[[], None] = lambda: None
+) -> ToTranslate:
+    """The first `count` pairs of a split in the manifest's order, those too long to be trained on among them.
+
+    Args:
+        split: "train", "validation" or "test".
+        start_ray: called if a unit must be tokenized; Ray runs when it returns.
+    """
+    job, data = spec.job, spec.job.data
+    ordinals = [unit for source in data.sources_of(split) for unit in spec.manifest.units_of_source(source)]
+    found = _raw_pairs(spec, ordinals) if split == "train" else _held_out_pairs(spec, ordinals, start_ray)
+    pairs = list(islice(found, count))
+    inputs = [read for read, _ in pairs]
+    batches = input_batches(inputs, job.reads_with, data.most_input_tokens, spec.micro_batch_size)
+    return ToTranslate(batches, [text for _, text in pairs], job.tokenizer)
+
+
+def _held_out_pairs(
+    spec: FeedSpec, ordinals: Sequence[int], start_ray: Callable[[], None]
+) -> Iterator[tuple[str, str]]:
+    columns = ["validation_pairs"]
+    for table in tokenized_units_in_chunks(spec.manifest, spec.job, columns, start_ray, ordinals):
+        yield from json.loads(table["validation_pairs"][0].as_py())
+
+
+def _raw_pairs(spec: FeedSpec, ordinals: Sequence[int]) -> Iterator[tuple[str, str]]:
+    data = spec.job.data
+    for unit in map(spec.manifest.unit, ordinals):
+        source = data.sources[unit.source]
+        for document in read_documents(unit, source, data, spec.job.store_config):
+            if document.input is not None and is_for_training(document, source, data):
+                yield document.input, document.text
 
 
 def measure_held_out(batches: list[MicroBatch], token_bytes: Ints) -> tuple[int, int]:

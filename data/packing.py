@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from data.sample_order import Samples
+from data.sample_order import Samples, place_in
 
 Tokens = NDArray[Any]
 """(n,) uint16 or uint32 token ids."""
@@ -79,12 +79,16 @@ class Batching(Protocol):
 
 
 class PackedBatching:
-    """Documents packed into sequences of `seq_len` targets; a step's samples as they come."""
+    """Documents packed into sequences of `seq_len` targets; a step's samples as they come.
+
+    Args:
+        rotation_seed: decides from which place on each epoch cuts a unit's stream; None: from its beginning.
+    """
 
     steps_together = 1
 
-    def __init__(self, seq_len: int, micro_batch_size: int) -> None:
-        self._seq_len, self._size = seq_len, micro_batch_size
+    def __init__(self, seq_len: int, micro_batch_size: int, rotation_seed: int | None = None) -> None:
+        self._seq_len, self._size, self._seed = seq_len, micro_batch_size, rotation_seed
 
     def count(self, unit: UnitStream) -> int:
         """Sequences in a unit."""
@@ -92,12 +96,23 @@ class PackedBatching:
 
     def steps(self, samples: Samples, units: Mapping[int, UnitStream], first_step: int) -> list[list[MicroBatch]]:
         """The micro-batches of one step."""
-        return [self.held_out(samples, units)]
+        if self._seed is None:
+            return [self.held_out(samples, units)]
+        offsets = [
+            place_in(len(units[unit].tokens) - 1, self._seed, epoch, unit)
+            for epoch, unit in zip(samples.epoch.tolist(), samples.unit.tolist(), strict=True)
+        ]
+        return [self._cut(samples, units, offsets)]
 
     def held_out(self, samples: Samples, units: Mapping[int, UnitStream]) -> list[MicroBatch]:
         """Micro-batches that hold `samples` in order."""
+        return self._cut(samples, units)
+
+    def _cut(
+        self, samples: Samples, units: Mapping[int, UnitStream], offsets: Sequence[int] | None = None
+    ) -> list[MicroBatch]:
         streams = [units[int(unit)].tokens for unit in samples.unit]
-        tokens, target_counts = pack(streams, samples.sequence.tolist(), self._seq_len)
+        tokens, target_counts = pack(streams, samples.sequence.tolist(), self._seq_len, offsets)
         ids = samples.ids()
         cuts = [slice(start, start + self._size) for start in range(0, len(ids), self._size)]
         return [MicroBatch(tokens[cut], target_counts[cut], ids[cut]) for cut in cuts]
@@ -118,16 +133,29 @@ def count_sequences(num_tokens: int, seq_len: int) -> int:
     return max(0, -(-(num_tokens - 1) // seq_len))
 
 
-def pack(streams: Sequence[Tokens], indices: Sequence[int], seq_len: int) -> tuple[Tokens, NDArray[np.int64]]:
+def pack(
+    streams: Sequence[Tokens], indices: Sequence[int], seq_len: int, offsets: Sequence[int] | None = None
+) -> tuple[Tokens, NDArray[np.int64]]:
     """Sequence `indices[b]` of `streams[b]` for every row b.
+
+    A stream begins and ends with the same token, so it is a ring of one token less; it may be cut from any place of
+    the ring on, and still every token is a target exactly once.
+
+    Args:
+        offsets: for every row, the place its stream is cut from, in [0, tokens - 1); None: all from their beginnings.
 
     Returns:
         tokens (B, seq_len + 1) and target_counts (B,) int64, as in MicroBatch. Padding is token 0.
     """
     tokens = np.zeros((len(streams), seq_len + 1), streams[0].dtype if streams else np.uint16)
     target_counts = np.empty(len(streams), np.int64)
-    for row, (stream, index) in enumerate(zip(streams, indices, strict=True)):
-        sequence = stream[index * seq_len : index * seq_len + seq_len + 1]
+    offsets = [0] * len(streams) if offsets is None else offsets
+    for row, (stream, index, offset) in enumerate(zip(streams, indices, offsets, strict=True)):
+        first, last = index * seq_len, min((index + 1) * seq_len, len(stream) - 1)
+        if offset:
+            sequence = stream[np.arange(first + offset, last + offset + 1) % (len(stream) - 1)]
+        else:
+            sequence = stream[first : last + 1]
         tokens[row, : len(sequence)] = sequence
         target_counts[row] = len(sequence) - 1
     return tokens, target_counts

@@ -12,13 +12,14 @@ micro-batch, on however many ranks, its content and shape are the same.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.packing import MicroBatch, UnitStream
 from data.sample_order import BUCKET, Ints, Samples, shuffled
-from data.tokenizer import Ids
+from data.tokenizer import Ids, Tokenizer
 
 
 class PairBatching:
@@ -114,3 +115,23 @@ def pair_of(unit: UnitStream, begin: int, index: int) -> tuple[Ids, Ids]:
 def _lengths(unit: UnitStream) -> NDArray[np.int32]:
     assert unit.lengths is not None
     return unit.lengths
+
+
+class InputBatch(NamedTuple):
+    """Inputs for a model to write texts from.
+
+    Attributes:
+        inputs: token ids of each, end-of-text included.
+        places: each one's place among the inputs asked for.
+    """
+
+    inputs: list[list[int]]
+    places: list[int]
+
+
+def input_batches(inputs: Sequence[str], tokenizer: Tokenizer, longest: int, batch_size: int) -> list[InputBatch]:
+    """Inputs as batches of like lengths, the longest first; what is beyond `longest` tokens is cut off."""
+    ids = [[*tokenizer.encode(text)[: longest - 1].tolist(), tokenizer.end_of_text] for text in inputs]
+    order = sorted(range(len(ids)), key=lambda place: -len(ids[place]))
+    cuts = (order[start : start + batch_size] for start in range(0, len(order), batch_size))
+    return [InputBatch([ids[place] for place in places], places) for places in cuts]

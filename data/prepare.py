@@ -15,6 +15,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +30,7 @@ from data.packing import count_sequences
 from data.readers import ReadReport, read_documents
 from data.sample_order import UNKNOWN, Ints
 from data.store import Store
-from data.tokenized_unit import TokenizeJob, is_held_out
+from data.tokenized_unit import TokenizeJob, is_for_training
 from data.tokenizer import Tokenizer, train_tokenizer
 
 AHEAD_LIMIT_BYTES = 1 << 30
@@ -75,16 +76,25 @@ class PreparedData:
         """The run's tokenizer."""
         return self.job.tokenizer
 
+    @property
+    def digests(self) -> dict[str, Any]:
+        """What pins a run to these data, by the names of `Pins`."""
+        job = self.job
+        inputs = None if job.input_tokenizer is None else job.input_tokenizer.digest
+        return {"manifest": self.manifest.digest, "tokenizer": job.tokenizer.digest, "input_tokenizer": inputs}
+
     def counts(self) -> Ints:
         """(units,) int64: training samples in each unit, UNKNOWN where it has not been tokenized."""
+        data, manifest = self.job.data, self.manifest
         if self.unit_table is None:
-            return np.full(self.manifest.num_units, UNKNOWN, np.int64)
-        if self.job.data.has_pairs:
+            counts = np.zeros(manifest.num_units, np.int64)
+            for source in data.sources_of("train"):
+                counts[manifest.units_of_source(source)] = UNKNOWN
+            return counts
+        if data.has_pairs:
             return np.array(self.unit_table["documents"].to_pylist(), np.int64)
-        seq_len = self.job.data.seq_len
-        return np.array(
-            [count_sequences(tokens, seq_len) for tokens in self.unit_table["train_tokens"].to_pylist()], np.int64
-        )
+        tokens = self.unit_table["train_tokens"].to_pylist()
+        return np.array([count_sequences(each, data.seq_len) for each in tokens], np.int64)
 
     def skipped(self) -> dict[int, str]:
         """Units known to be left out because their shard cannot be read, and why."""
@@ -125,7 +135,7 @@ def prepare_data(
     store: Store,
     pins: Pins,
     tell: Tell,
-    check_tokenizer: Callable[[Tokenizer], object],
+    check_tokenizers: Callable[[Tokenizer, Tokenizer | None], object],
     start_ray: Callable[[], None],
 ) -> PreparedData:
     """Find or make everything; `tokenized_units` in Ray Data only where something is missing.
@@ -133,7 +143,8 @@ def prepare_data(
     Args:
         store: where the artifacts are kept.
         tell: gets a line for every part, said to be there already or made.
-        check_tokenizer: called once the tokenizer is known; raises to refuse it before anything is tokenized.
+        check_tokenizers: called once the tokenizer, and one for inputs alone, are known; raises to refuse them before
+            anything is tokenized.
         start_ray: called if Ray is needed; it runs when this returns.
 
     Raises:
@@ -143,10 +154,10 @@ def prepare_data(
     manifest = _manifest(config, store_config, store, pins.manifest, tell)
     vocabularies = _Vocabularies(config, store_config, store, manifest, tell)
     tokenizer = vocabularies.find(config.tokenizer, pins.tokenizer, ("text",) if config.input_tokenizer else _SIDES)
-    check_tokenizer(tokenizer)
     reads_with = None
     if config.input_tokenizer is not None:
         reads_with = vocabularies.find(config.input_tokenizer, pins.input_tokenizer, ("input",))
+    check_tokenizers(tokenizer, reads_with)
     job = TokenizeJob(config, store_config, tokenizer, store.child("tokens"), reads_with)
     ahead = config.prepare == "ahead" or (config.prepare == "auto" and manifest.total_bytes <= AHEAD_LIMIT_BYTES)
     table = _unit_table(job, store, manifest, make=ahead, tell=tell, start_ray=start_ray)
@@ -238,9 +249,10 @@ def _training_texts(
 ) -> Iterator[str]:
     """Texts to learn a vocabulary from, held-out ones left out; sources take turns, unit by unit."""
     left = train_bytes
-    longest = max(len(manifest.units_of_source(source)) for source in range(len(config.sources)))
+    sources = config.sources_of("train")
+    longest = max(len(manifest.units_of_source(source)) for source in sources)
     for turn in range(longest):
-        for source in range(len(config.sources)):
+        for source in sources:
             units = manifest.units_of_source(source)
             if turn >= len(units):
                 continue
@@ -248,7 +260,7 @@ def _training_texts(
                 for document in read_documents(
                     manifest.unit(units[turn]), config.sources[source], config, store_config, ReadReport()
                 ):
-                    if is_held_out(document.split_key, config.validation_fraction):
+                    if not is_for_training(document, config.sources[source], config):
                         continue
                     for text in (getattr(document, side) for side in sides):
                         if text is not None:
@@ -310,7 +322,8 @@ def _refuse_unusable(config: DataConfig, manifest: Manifest, table: pa.Table) ->
             + "\nMend them, or set data.on_bad_shard: skip to train without them."
         )
     tokens = table["train_tokens"].to_numpy()
-    for index, source in enumerate(config.sources):
+    for index in config.sources_of("train"):
+        source = config.sources[index]
         units = manifest.units_of_source(index)
         if tokens[units.start : units.stop].sum() == 0:
             raise InputError(

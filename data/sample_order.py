@@ -32,7 +32,7 @@ UNKNOWN = -1
 """In an array of counts: this unit has not been tokenized yet."""
 
 # First part of every hash key, so that mixture, epochs and windows never share a permutation.
-_MIXTURE, _EPOCH, _WINDOW, BUCKET = range(4)
+_MIXTURE, _EPOCH, _WINDOW, BUCKET, _PLACE = range(5)
 
 # A sample id packs (epoch, unit, sequence) into a positive int64.
 _SEQUENCE_BITS, _UNIT_BITS, _EPOCH_BITS = 24, 25, 14
@@ -236,9 +236,7 @@ def shuffled(count: int, *key: int) -> Ints:
     Indices are sorted by SplitMix64 hashes of key and index (Steele, Lea & Flood 2014): stable across versions of
     every library, where a generator's `permutation` promises no such thing.
     """
-    state = np.zeros(1, np.uint64)
-    for part in key:
-        state = _mix(state + _GOLDEN * np.uint64(part % (1 << 64)) + _GOLDEN)
+    state = _hashed(*key)
     indices = np.arange(count, dtype=np.uint64)
     hashes = _mix(state + _GOLDEN * (indices + np.uint64(1)))
     # The index replaces the lowest bits of its hash: no ties, and a plain sort does for the far slower argsort.
@@ -247,7 +245,20 @@ def shuffled(count: int, *key: int) -> Ints:
     return (ordered & np.uint64(index_bits)).astype(np.int64)
 
 
+def place_in(count: int, *key: int) -> int:
+    """A place in range(count), decided by `key` alone; all are about equally likely."""
+    return int(_hashed(_PLACE, *key)[0] % np.uint64(count))
+
+
 _GOLDEN = np.full(1, 0x9E3779B97F4A7C15, np.uint64)  # arrays, not scalars: only they wrap around without a warning
+
+
+def _hashed(*key: int) -> NDArray[np.uint64]:
+    """(1,) uint64: a hash of a key, number by number."""
+    state = np.zeros(1, np.uint64)
+    for part in key:
+        state = _mix(state + _GOLDEN * np.uint64(part % (1 << 64)) + _GOLDEN)
+    return state
 
 
 def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:

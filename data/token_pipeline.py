@@ -78,15 +78,24 @@ def _made_in_ray_data(units: Sequence[Unit], job: TokenizeJob) -> Iterator[pa.Ta
 
 
 def tokenized_units_in_chunks(
-    manifest: Manifest, job: TokenizeJob, columns: Sequence[str], start_ray: Callable[[], None] = lambda: None
+    manifest: Manifest,
+    job: TokenizeJob,
+    columns: Sequence[str],
+    start_ray: Callable[[], None] = lambda: None,
+    ordinals: Sequence[int] | None = None,
 ) -> Iterator[pa.Table]:
-    """`tokenized_units` of a whole manifest, some segments at a time: a reader that stops early costs little."""
+    """`tokenized_units` of a manifest, some segments at a time: a reader that stops early costs little.
+
+    Args:
+        ordinals: units to read; None: all.
+    """
+    ordinals = range(manifest.num_units) if ordinals is None else ordinals
     chunk: list[Unit] = []
     chunk_bytes = 0
-    for ordinal in range(manifest.num_units):
+    for done, ordinal in enumerate(ordinals, start=1):
         chunk.append(manifest.unit(ordinal))
         chunk_bytes += chunk[-1].unit_bytes
-        if chunk_bytes >= 4 * SEGMENT_BYTES or len(chunk) == 16 * SEGMENT_UNITS or ordinal == manifest.num_units - 1:
+        if chunk_bytes >= 4 * SEGMENT_BYTES or len(chunk) == 16 * SEGMENT_UNITS or done == len(ordinals):
             yield from tokenized_units(chunk, job, columns, start_ray)
             chunk, chunk_bytes = [], 0
 

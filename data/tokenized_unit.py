@@ -105,7 +105,7 @@ class TokenizeJob:
     def _of_source(self, unit: Unit) -> dict[str, object]:
         """What the tokens depend on that most sources do not have."""
         source, fresh = self.data.sources[unit.source], SourceConfig(path="")
-        fields = ("input_column", "split_column", "header", "quotes")
+        fields = ("input_column", "split", "split_column", "header", "quotes")
         depends_on = {name: getattr(source, name) for name in fields if getattr(source, name) != getattr(fresh, name)}
         if self.data.has_pairs:
             depends_on["input"] = [unit.input_path, unit.input_size, unit.input_etag, self.reads_with.digest]
@@ -117,6 +117,13 @@ def is_held_out(text: str, validation_fraction: float) -> bool:
     """Whether a document belongs to the held-out set: decided by its text alone, so adding shards moves nothing."""
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little") < validation_fraction * 2.0**64
+
+
+def is_for_training(document: Document, source: SourceConfig, data: DataConfig) -> bool:
+    """Whether a document is trained on: as its source says, or by its hash."""
+    if source.split == "hash":
+        return not is_held_out(document.split_key, data.validation_fraction)
+    return source.split == "train"
 
 
 def load_or_tokenize(unit: Unit, job: TokenizeJob) -> pa.Table:
@@ -151,7 +158,7 @@ def tokenize(unit: Unit, job: TokenizeJob) -> pa.Table:
     problem = None
     try:
         for document in read_documents(unit, job.data.sources[unit.source], job.data, job.store_config, report):
-            parts[is_held_out(document.split_key, job.data.validation_fraction)].add(document)
+            parts[not is_for_training(document, job.data.sources[unit.source], job.data)].add(document)
     except BadShardError as error:
         problem, parts = str(error), (_Part(job), _Part(job))
     train, validation = parts

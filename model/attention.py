@@ -1,16 +1,18 @@
-"""Causal self-attention with rotary positions and shared key heads.
+"""Attention with rotary positions and shared key heads: over a sequence's own tokens, or over another sequence.
 
-Shape suffixes: B batch, T tokens, D d_model, H query heads, G key and value heads, K head size, P = K / 2 pairs.
+Shape suffixes: B batch, T tokens, L tokens attended to, S source tokens, D d_model, H query heads, G key and value
+heads, K head size, P = K / 2 pairs.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.cache import LayerCache
 from model.config import ModelConfig
 
 Rotation = tuple[Tensor, Tensor]
-"""Cosine and sine of every position's angles, (T, P) float32 each."""
+"""Cosine and sine of every position's angles, (T, P) float32 each; (B, 1, T, P) where each row has its own places."""
 
 
 class Attention(nn.Module):
@@ -21,45 +23,113 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        bias = config.preset == "gpt2"
         self.head_size = config.head_size
-        self.head_counts = (config.n_heads, config.kv_heads, config.kv_heads)
-        self.queries_per_key = config.n_heads // config.kv_heads
+        self.head_counts = [config.n_heads, config.kv_heads, config.kv_heads]
         self.dropout = config.dropout
         # One matrix for queries, keys and values: one large product is faster than three small ones.
-        self.qkv = nn.Linear(config.d_model, sum(self.head_counts) * self.head_size, bias=bias)
-        self.out = nn.Linear(config.d_model, config.d_model, bias=bias)
+        self.qkv = nn.Linear(config.d_model, sum(self.head_counts) * self.head_size, bias=config.has_biases)
+        self.out = nn.Linear(config.d_model, config.d_model, bias=config.has_biases)
 
-    def forward(self, x_BTD: Tensor, rotation: Rotation | None, mask_B1TT: Tensor | None) -> Tensor:
-        """Mix tokens with those before them.
+    def forward(
+        self, x_BTD: Tensor, rotation: Rotation | None, mask_B1TL: Tensor | None, cache: LayerCache | None = None
+    ) -> Tensor:
+        """Mix tokens with those of their own sequence.
 
         Args:
             x_BTD: (B, T, D).
             rotation: angles of the T positions, or None if positions were added to the embeddings.
-            mask_B1TT: (B, 1, T, T) bool, True where row attends to column; None means plain causal.
+            mask_B1TL: bool, True where row attends to column, of a shape that broadcasts to (B, 1, T, L); None means
+                plain causal. L = T without a cache.
+            cache: keys and values of earlier tokens, to which those of these tokens are added.
 
         Returns:
             (B, T, D), dtype of the projections.
         """
-        heads = self.qkv(x_BTD).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
-        q_BHTK, k_BGTK, v_BGTK = heads.split(self.head_counts, dim=1)
+        q_BHTK, k_BGLK, v_BGLK = torch.split(_heads(self.qkv(x_BTD), self.head_size), self.head_counts, dim=1)
         if rotation is not None:
-            q_BHTK, k_BGTK = rotate(q_BHTK, rotation), rotate(k_BGTK, rotation)
-        # Not enable_gqa: on CUDA, shared heads with a mask or in float32 silently fall back to a kernel that writes the
-        # whole T x T matrix. Repeated heads fit every fused kernel, and on a CPU they take the same time.
-        if self.queries_per_key > 1:
-            k_BGTK = k_BGTK.repeat_interleave(self.queries_per_key, dim=1)
-            v_BGTK = v_BGTK.repeat_interleave(self.queries_per_key, dim=1)
-        mixed_BHTK = F.scaled_dot_product_attention(
-            q_BHTK,
-            k_BGTK,
-            v_BGTK,
-            attn_mask=mask_B1TT,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=mask_B1TT is None,
-        )
-        projected: Tensor = self.out(mixed_BHTK.transpose(1, 2).flatten(2))
+            q_BHTK, k_BGLK = rotate(q_BHTK, rotation), rotate(k_BGLK, rotation)
+        if cache is not None:
+            k_BGLK, v_BGLK = cache.extend(k_BGLK, v_BGLK)
+        dropout = self.dropout if self.training else 0.0
+        projected: Tensor = self.out(_attend(q_BHTK, k_BGLK, v_BGLK, mask_B1TL, dropout))
         return projected
+
+
+class CrossAttention(nn.Module):
+    """Attention whose keys and values come from the encoder (Vaswani et al. 2017, section 3.2.3).
+
+    Queries and keys are not rotated: the distance between a target's token and a source's says nothing.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.head_size = config.head_size
+        self.dropout = config.dropout
+        self.q = nn.Linear(config.d_model, config.d_model, bias=config.has_biases)
+        self.kv = nn.Linear(config.d_model, 2 * config.kv_heads * config.head_size, bias=config.has_biases)
+        self.out = nn.Linear(config.d_model, config.d_model, bias=config.has_biases)
+
+    def forward(self, x_BTD: Tensor, memory_BSD: Tensor, mask_B11S: Tensor, cache: LayerCache | None = None) -> Tensor:
+        """Mix tokens with those of another sequence.
+
+        Args:
+            x_BTD: (B, T, D).
+            memory_BSD: (B, S, D) output of the encoder. With a cache, B may be a multiple of its rows: that many
+                neighbouring rows share one source.
+            mask_B11S: (B, 1, 1, S) bool, False for padding of the source; as many rows as `memory_BSD`.
+            cache: keeps the memory's keys and values from the first call to the next.
+
+        Returns:
+            (B, T, D), dtype of the projections.
+        """
+        q_BHTK = _heads(self.q(x_BTD), self.head_size)
+        if cache is None:
+            k_BGSK, v_BGSK = self._keys_and_values(memory_BSD)
+        else:
+            if cache.memory is None:
+                cache.memory = self._keys_and_values(memory_BSD)
+            k_BGSK, v_BGSK = cache.memory
+        dropout = self.dropout if self.training else 0.0
+        # Rows that share a source are queries of one row, so that keys and values need not be there for each.
+        q_BHTK, rows_per_source = _fold_rows(q_BHTK, len(k_BGSK))
+        mixed_BTD = _attend(q_BHTK, k_BGSK, v_BGSK, mask_B11S, dropout)
+        projected: Tensor = self.out(mixed_BTD.reshape(-1, mixed_BTD.shape[1] // rows_per_source, mixed_BTD.shape[2]))
+        return projected
+
+    def _keys_and_values(self, memory_BSD: Tensor) -> tuple[Tensor, Tensor]:
+        k_BGSK, v_BGSK = _heads(self.kv(memory_BSD), self.head_size).chunk(2, dim=1)
+        return k_BGSK, v_BGSK
+
+
+def _heads(x_BTD: Tensor, head_size: int) -> Tensor:
+    """(B, T, H K) to (B, H, T, K)."""
+    return torch.unflatten(x_BTD, -1, (-1, head_size)).transpose(1, 2)
+
+
+def _fold_rows(q_BHTK: Tensor, n_rows: int) -> tuple[Tensor, int]:
+    """(R n, H, T, K) to (n, H, R T, K), and R."""
+    rows_per_source = len(q_BHTK) // n_rows
+    if rows_per_source == 1:
+        return q_BHTK, 1
+    return torch.unflatten(q_BHTK, 0, (n_rows, rows_per_source)).transpose(1, 2).flatten(2, 3), rows_per_source
+
+
+def _attend(q_BHTK: Tensor, k_BGLK: Tensor, v_BGLK: Tensor, mask_B1TL: Tensor | None, dropout: float) -> Tensor:
+    """(B, T, D) weighted values of all heads side by side; a mask of None means plain causal."""
+    n_heads, n_tokens = q_BHTK.shape[1], q_BHTK.shape[2]
+    queries_per_key = n_heads // k_BGLK.shape[1]
+    if queries_per_key > 1 and n_tokens == 1 and mask_B1TL is not None:
+        # One token a row: heads that share keys are queries of one head, and the cache is read once, not copied.
+        q_BHTK = q_BHTK.view(len(q_BHTK), -1, queries_per_key, q_BHTK.shape[-1])
+    elif queries_per_key > 1:
+        # Not enable_gqa: on CUDA, shared heads with a mask or in float32 silently fall back to a kernel that writes
+        # the whole T x T matrix. Repeated heads fit every fused kernel, and on a CPU they take the same time.
+        k_BGLK = k_BGLK.repeat_interleave(queries_per_key, dim=1)
+        v_BGLK = v_BGLK.repeat_interleave(queries_per_key, dim=1)
+    mixed_BHTK = F.scaled_dot_product_attention(
+        q_BHTK, k_BGLK, v_BGLK, attn_mask=mask_B1TL, dropout_p=dropout, is_causal=mask_B1TL is None
+    )
+    return mixed_BHTK.reshape(len(q_BHTK), n_heads, n_tokens, -1).transpose(1, 2).flatten(2)
 
 
 def rotary_angles(seq_len: int, head_size: int, theta: float) -> Rotation:
@@ -80,6 +150,16 @@ def rotate(x_BHTK: Tensor, rotation: Rotation) -> Tensor:
     first, second = x_BHTK.chunk(2, dim=-1)
     rotated = torch.cat((first * cos_TP - second * sin_TP, first * sin_TP + second * cos_TP), dim=-1)
     return rotated.to(x_BHTK.dtype)
+
+
+def padding_mask(counts_B: Tensor, length: int) -> Tensor:
+    """Which columns of padded rows are no padding: (B, 1, 1, length) bool, True for the first `counts_B` of each row.
+
+    A row of padding alone keeps its first column: attention over nothing is not a number, and what a row without
+    tokens computes is counted nowhere.
+    """
+    columns = torch.arange(length, device=counts_B.device)
+    return (columns < counts_B.clamp(min=1).unsqueeze(1)).unsqueeze(1).unsqueeze(1)
 
 
 def document_mask(tokens_BT: Tensor, end_of_text: int) -> Tensor:

@@ -16,10 +16,17 @@ IGNORED_TARGET = -100
 # A graph break on purpose: the compiler would trace the chunk loop unrolled, once per chunk, and its memory planner
 # could keep several chunks' logits alive. Nearly all time here goes to matrix products it would not speed up.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def chunked_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk_tokens: int) -> Tensor:
-    """Sum over tokens of -log softmax(hidden weight^T)[target].
+def chunked_cross_entropy(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk_tokens: int, label_smoothing: float = 0.0
+) -> Tensor:
+    """Sum over tokens of -log softmax(hidden weight^T)[target], its labels smoothed if asked for.
 
-    The gradient of a summed cross-entropy is known as soon as a chunk's logits are: (softmax - onehot), times weight
+    With label_smoothing = e and p = softmax(hidden weight^T), a token's loss is
+    (1 - e) (-log p[target]) + e mean_v(-log p[v]): the cross-entropy to a distribution of which 1 - e is on the target
+    and e is spread evenly over all V words, the target among them (Szegedy et al. 2016, section 7, with uniform u;
+    `torch.nn.functional.cross_entropy` has the same form). It is not 0 for a perfect model.
+
+    The gradient of a summed cross-entropy is known as soon as a chunk's logits are: (softmax - labels), times weight
     or hidden. So both gradients are accumulated during the forward pass and the backward pass only scales them.
     Matrix products run in autocast's dtype where autocast is on; softmax and sums run in float32 or wider.
 
@@ -28,30 +35,38 @@ def chunked_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tenso
         weight_VD: (V, D) floating point, output layer; may be the token embedding.
         targets_N: (N,) int64, ids in [0, V) or `IGNORED_TARGET`.
         chunk_tokens: tokens whose logits are held at once, >= 1.
+        label_smoothing: in [0, 1).
 
     Returns:
         () float32 (float64 for float64 inputs), 0 if every target is ignored.
     """
     if torch.is_grad_enabled() and (hidden_ND.requires_grad or weight_VD.requires_grad):
         loss: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            hidden_ND, weight_VD, targets_N, chunk_tokens
+            hidden_ND, weight_VD, targets_N, chunk_tokens, label_smoothing
         )
         return loss
-    return _loss_and_gradients(hidden_ND, weight_VD, targets_N, chunk_tokens, with_gradients=False)[0]
+    return _loss_and_gradients(hidden_ND, weight_VD, targets_N, chunk_tokens, label_smoothing, with_gradients=False)[0]
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk_tokens: int) -> Tensor:
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        targets_N: Tensor,
+        chunk_tokens: int,
+        label_smoothing: float,
+    ) -> Tensor:
         loss, grad_hidden_ND, grad_weight_VD = _loss_and_gradients(
-            hidden_ND, weight_VD, targets_N, chunk_tokens, with_gradients=True
+            hidden_ND, weight_VD, targets_N, chunk_tokens, label_smoothing, with_gradients=True
         )
         ctx.save_for_backward(grad_hidden_ND, grad_weight_VD)
         return loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         grad_hidden_ND, grad_weight_VD = ctx.saved_tensors
         # Not in place: a second backward through a retained graph must find the gradients unscaled.
         return (
@@ -59,17 +74,25 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grad_weight_VD * grad_loss.to(grad_weight_VD.dtype),
             None,
             None,
+            None,
         )
 
 
 def _loss_and_gradients(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk_tokens: int, *, with_gradients: bool
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    chunk_tokens: int,
+    label_smoothing: float,
+    *,
+    with_gradients: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Summed loss and, if asked for, its gradients with the shapes and dtypes of `hidden_ND` and `weight_VD`."""
     dtype = _matmul_dtype(hidden_ND)
     softmax_dtype = torch.promote_types(dtype, torch.float32)
     n_tokens, vocab_size = hidden_ND.shape[0], weight_VD.shape[0]
     weight_cast_VD = weight_VD.to(dtype)
+    on_target, on_each_word = 1.0 - label_smoothing, label_smoothing / vocab_size
 
     # One pair of buffers serves every chunk: on a CPU, fresh pages for each would cost as much as the softmax.
     chunk_tokens = min(chunk_tokens, n_tokens)
@@ -90,12 +113,17 @@ def _loss_and_gradients(
             logits_CV = torch.mm(hidden_CD, weight_cast_VD.t(), out=logits_buffer_CV[: len(hidden_CD)])
             log_probs_CV = log_probs_buffer_CV[: len(hidden_CD)]
             torch.log_softmax(logits_CV, dim=1, dtype=softmax_dtype, out=log_probs_CV)
-            loss -= log_probs_CV.gather(1, index_C1).where(counted_C1, 0.0).sum()
+            log_likelihood_C1 = on_target * log_probs_CV.gather(1, index_C1)
+            if label_smoothing:
+                log_likelihood_C1 += on_each_word * log_probs_CV.sum(dim=1, keepdim=True)
+            loss -= log_likelihood_C1.where(counted_C1, 0.0).sum()
             if grad_hidden_ND is None or grad_weight_VD is None:
                 continue
 
             grad_logits_CV = log_probs_CV.exp_()
-            grad_logits_CV.scatter_add_(1, index_C1, grad_logits_CV.new_full((1, 1), -1.0).expand_as(index_C1))
+            grad_logits_CV.scatter_add_(1, index_C1, grad_logits_CV.new_full((1, 1), -on_target).expand_as(index_C1))
+            if label_smoothing:
+                grad_logits_CV.sub_(on_each_word)
             grad_logits_CV.mul_(counted_C1)
             if dtype != softmax_dtype:
                 grad_logits_CV = logits_CV.copy_(grad_logits_CV)

@@ -29,9 +29,10 @@ from orchestrator.monitor import Monitor, Progress
 from orchestrator.node_keeper import NodeKeeper
 from orchestrator.process_group import ProcessGroupConfig
 from orchestrator.ray_train_internals import WorkerGroupTrainer
-from orchestrator.run import Run, embedding_rows, feed_spec
+from orchestrator.run import Run, feed_spec
 from orchestrator.run_record import HEARTBEAT_S, PRESUMED_DEAD_S, Fence
 from orchestrator.scaling_policy import ScalingPolicy
+from orchestrator.vocabulary import vocabulary_of
 
 POLL_S, STARTING_POLL_S = 1.0, 0.25
 """Seconds between two looks at the loop: on two cores, looking takes time from what is looked at."""
@@ -184,15 +185,13 @@ def start_keeper(node_id: str, job: TrainJob) -> Any:
 
 def train_job(run: Run, fence: Fence, data: PreparedData, feeder: Any, monitor: Any, tell_every_s: float) -> TrainJob:
     """What the workers are told."""
-    tokenizer = data.tokenizer
-    facts = {"config": resolved(run.config), "manifest": data.manifest.digest, "tokenizer": tokenizer.digest}
+    facts = {"config": resolved(run.config), **data.digests}
     done_before = max((attempt.step for attempt in fence.record.attempts[:-1]), default=0)
     return TrainJob(
         config=run.config,
         store=run.store,
         attempt=fence.record.last.number,
-        vocab_size=embedding_rows(run.config, tokenizer),
-        end_of_text=tokenizer.end_of_text,
+        vocabulary=vocabulary_of(run.config, data.tokenizer, data.job.input_tokenizer),
         done_before=done_before,
         facts=facts,
         feeder=feeder,

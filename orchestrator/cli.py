@@ -84,12 +84,25 @@ def _options(
     pass
 
 
-@app.command(epilog="Example: [bold]manta quickstart[/]")
-def quickstart() -> None:
+@app.command(epilog="Example: [bold]manta quickstart[/], then [bold]manta quickstart docstrings[/]")
+def quickstart(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="[modules|docstrings]",
+            help="A language model of Python's standard library, or an encoder-decoder that reads its functions and "
+            "writes their docstrings' summaries.",
+        ),
+    ] = "modules",
+    overrides: Overrides = None,
+) -> None:
     """From nothing to a trained, evaluated model on this machine, in a few minutes."""
-    from orchestrator.quickstart import quickstart
+    from orchestrator.errors import InputError
+    from orchestrator.quickstart import QUICKSTARTS, quickstart
 
-    quickstart()
+    if name not in QUICKSTARTS:
+        raise InputError(f"There is no quickstart {name!r}. There are: {', '.join(QUICKSTARTS)}.")
+    quickstart(name, tuple(overrides or ()))
 
 
 @app.command(epilog="Example: [bold]manta prepare recipes/quickstart.yaml[/]")
@@ -158,17 +171,27 @@ def tune(
 @app.command("eval", epilog="Example: [bold]manta eval recipes/quickstart.yaml --json[/]")
 def evaluate(
     run: RecipeOrRun,
+    split: Annotated[
+        str, typer.Option(metavar="train|validation|test", help="Which split of the run's data.")
+    ] = "validation",
+    step: Annotated[
+        int | None, typer.Option(metavar="N", help="Checkpoint of this step instead of the newest.")
+    ] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate a run's newest checkpoint on the text it never saw."""
+    """Evaluate a run's newest checkpoint on the text it never saw: perplexity, bits per byte, and BLEU for pairs."""
+    from orchestrator.errors import InputError
+
+    if split not in (splits := ("train", "validation", "test")):
+        raise InputError(f"--split {split}: there are {', '.join(splits)}.")
     config = _load_run(run, overrides)
     from model.eager import skip_compiler
 
     skip_compiler()
     from orchestrator.evaluate import evaluate
 
-    result = evaluate(config)
+    result = evaluate(config, split, step)
     typer.echo(json.dumps(result, indent=2) if as_json else "\n".join(f"{k:<24}{v}" for k, v in result.items()))
 
 

@@ -57,6 +57,12 @@ class TrainConfig(Section):
         description="A loss so many times the median of the 64 steps before has gone astray, like one that is no "
         "number: that step's data is left out, once in a run. null: only what is no number.",
     )
+    label_smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of each target's probability that is spread over the whole vocabulary while training.",
+    )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="Number format of forward and backward passes; weights and optimizer stay fp32."
     )
@@ -121,6 +127,20 @@ class EvalConfig(Section):
 
     every_steps: int | None = Field(
         None, ge=1, description="Steps from one evaluation to the next; null evaluates only at the end."
+    )
+    translate: int = Field(
+        200, ge=0, description="Held-out pairs translated at the end of a run and scored by BLEU and chrF; 0: none."
+    )
+    language: str | None = Field(
+        None, description="Language of the texts, as zh: what counts as a word for BLEU; null: words between spaces."
+    )
+    beam_size: int = Field(4, ge=1, le=64, description="Translations kept at once by beam search; 1 is greedy.")
+    length_penalty: float = Field(
+        0.6,
+        ge=0,
+        allow_inf_nan=False,
+        description="How much beam search favours long translations: their log-probability is divided by "
+        "((5 + length) / 6) to this power.",
     )
 
 
@@ -188,6 +208,7 @@ def contradictions(config: RunConfig) -> Iterator[str]:
         _workers_have_work,
         _schedule_fits,
         _vocabulary_fits,
+        _shape_fits_data,
         _evaluation_has_text,
     ):
         try:
@@ -265,9 +286,24 @@ def _vocabulary_fits(config: RunConfig) -> str | None:
     )
 
 
+def _shape_fits_data(config: RunConfig) -> str | None:
+    has_encoder, has_pairs = config.model.architecture == "encoder_decoder", config.data.has_pairs
+    if has_encoder == has_pairs:
+        return None
+    if has_encoder:
+        return (
+            "model.architecture = encoder_decoder: its encoder has nothing to read. "
+            "Set input_column or input_path for data.sources, or leave model.architecture at decoder."
+        )
+    return (
+        "model.architecture = decoder: the inputs of data.sources would not be read. "
+        "Set model.architecture to encoder_decoder, or leave input_column and input_path out."
+    )
+
+
 def _evaluation_has_text(config: RunConfig) -> str | None:
-    every, fraction = config.eval.every_steps, config.data.validation_fraction
-    if every is None or fraction > 0:
+    every = config.eval.every_steps
+    if every is None or config.data.has_held_out:
         return None
     return (
         f"eval.every_steps = {every}: nothing is held out to evaluate on, data.validation_fraction = 0. "

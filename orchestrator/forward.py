@@ -10,22 +10,35 @@ from torch import Tensor
 
 from data.packing import MicroBatch
 from model.loss import IGNORED_TARGET
+from model.seq2seq import Seq2Seq
 from model.transformer import Transformer
 from orchestrator.config import RunConfig
+from orchestrator.vocabulary import Vocabulary
 
 
-def build_model(config: RunConfig, vocab_size: int, end_of_text: int) -> Transformer:
+def build_model(config: RunConfig, vocabulary: Vocabulary) -> Transformer | Seq2Seq:
     """The run's model as it is before step 0: a function of config and seed."""
     torch.manual_seed(config.seed)
-    return Transformer(config.model, vocab_size, config.data.seq_len, end_of_text)
+    rows, end_of_text, input_rows = vocabulary
+    data = config.data
+    if config.model.architecture == "decoder":
+        return Transformer(config.model, rows, data.seq_len, end_of_text)
+    return Seq2Seq(config.model, rows, input_rows, data.seq_len, data.most_input_tokens, end_of_text)
 
 
-def inputs_and_targets(batch: MicroBatch, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(B, T) int64 inputs, and (B, T) int64 targets with padding marked IGNORED_TARGET."""
+def model_inputs(batch: MicroBatch, device: torch.device) -> tuple[Tensor, ...]:
+    """What the model's forward pass takes: (B, T) int64 tokens, and (B, T) int64 targets, padding as IGNORED_TARGET.
+
+    Of pairs, (B, S) int64 inputs and their (B,) int64 counts come before these.
+    """
     tokens = torch.from_numpy(batch.tokens.astype(np.int64))
-    inputs, targets = tokens[:, :-1], tokens[:, 1:].clone()
+    read, targets = tokens[:, :-1], tokens[:, 1:].clone()
     targets[torch.arange(targets.shape[1]) >= torch.from_numpy(batch.target_counts)[:, None]] = IGNORED_TARGET
-    return inputs.to(device), targets.to(device)
+    decoder_side = read.to(device), targets.to(device)
+    if batch.inputs is None or batch.input_counts is None:
+        return decoder_side
+    inputs, counts = torch.from_numpy(batch.inputs.astype(np.int64)), torch.from_numpy(batch.input_counts)
+    return inputs.to(device), counts.to(device), *decoder_side
 
 
 def autocast(config: RunConfig, device: torch.device) -> torch.autocast:

@@ -8,6 +8,7 @@ from typing import Any
 from data.store import Store
 from orchestrator.config import RunConfig
 from orchestrator.errors import BadLossError
+from orchestrator.vocabulary import Vocabulary
 
 
 class PlannedRestart(Exception):
@@ -20,7 +21,6 @@ class TrainJob:
 
     Attributes:
         store: where the run lives.
-        vocab_size: rows of the embedding.
         done_before: newest step an earlier attempt did; up to it, steps done again count as replay.
         facts: what every checkpoint says of the run: resolved config, digests.
         feeder, monitor: handles of the actors `data.feeder.Feeder` and `orchestrator.monitor.Monitor`.
@@ -30,8 +30,7 @@ class TrainJob:
     config: RunConfig
     store: Store
     attempt: int
-    vocab_size: int
-    end_of_text: int
+    vocabulary: Vocabulary
     done_before: int
     facts: dict[str, Any]
     feeder: Any

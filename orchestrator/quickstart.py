@@ -3,106 +3,89 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
-import json
 import lzma
-import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import zstandard
 from rich.table import Table
 
 from data.manifest import Manifest
 from data.open_store import open_store
-from data.readers import read_documents
-from data.tokenized_unit import is_held_out
+from data.pairs import input_batches
+from data.readers import Document, read_documents
+from data.tokenized_unit import is_for_training
 from orchestrator.config import RunConfig, load_recipe
 from orchestrator.console import Console
+from orchestrator.corpora import SHARDS, documented_functions, modules, write_shards
+from orchestrator.nearest import NearestPair
 from orchestrator.run import Run, open_run, reaching_storage, train
+from orchestrator.translation_scores import translation_scores
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "quickstart.yaml"
+RECIPES = Path(__file__).parent.parent / "recipes"
+RECIPE = RECIPES / "quickstart.yaml"
 
-SHARDS = 24
-"""Shards of the corpus: enough to be shuffled and read side by side, few enough to be listed at a glance."""
-
-# Tests and generated tables are much of the library, little like the rest, and not installed everywhere.
-LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data", "encodings"}
+SHOWN = 4
+"""Summaries of functions that are printed."""
 
 
-def quickstart(overrides: tuple[str, ...] = ()) -> None:
-    """Make a corpus of Python's standard library, train the recipe's model on it and hold it against compressors.
+class Quickstart(NamedTuple):
+    """A corpus, the recipe that trains on it, and what the outcome is held against."""
+
+    recipe: Path
+    documents: Callable[[], Iterator[tuple[str, dict[str, Any]]]]
+    what: str
+    judge: Callable[[Run, Console], None]
+
+
+def quickstart(name: str = "modules", overrides: tuple[str, ...] = ()) -> None:
+    """Make a corpus of Python's standard library, train a model on it and hold it against something simpler.
+
+    Args:
+        name: of QUICKSTARTS.
 
     Raises:
         MantaError: see `orchestrator.errors`.
     """
-    console = Console()
-    config = load_recipe(RECIPE, overrides)
+    chosen, console = QUICKSTARTS[name], Console()
+    config = load_recipe(chosen.recipe, overrides)
     console.line("starting the local object store" if config.store.serve else f"object store: {config.storage}")
     with reaching_storage(config) as config:
-        make_corpus(config, console)
+        make_corpus(config, console, chosen)
         train(config)
         run = open_run(config)
-        compare_with_compressors(run, console)
-        from model.eager import skip_compiler
-
-        skip_compiler()
-        from orchestrator.sample import print_samples
-        from orchestrator.trained_model import load_trained
-
-        print_samples(load_trained(config, run), config, console)
+        chosen.judge(run, console)
         console.line(f"kept in {run.store.url_of('')}; see it again with `manta show {config.run}`")
 
 
-def make_corpus(config: RunConfig, console: Console) -> None:
-    """Write the standard library's source as SHARDS shards of jsonl.zst, one file a document; once."""
+def make_corpus(config: RunConfig, console: Console, chosen: Quickstart) -> None:
+    """Write the corpus where the recipe has it; once."""
     store = open_store(config.data.sources[0].path, config.store)
     there = [info for info in store.list("") if info.key.endswith(".jsonl.zst")]
     if len(there) == SHARDS:
         console.line(f"corpus: there already, {len(there)} shards at {config.data.sources[0].path}")
         return
-    shards: list[list[bytes]] = [[] for _ in range(SHARDS)]
-    for name, text in standard_library():
-        shard = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") % SHARDS
-        shards[shard].append(json.dumps({"path": name, "text": text}, ensure_ascii=False).encode())
-    compressor = zstandard.ZstdCompressor()
-    for number, lines in enumerate(shards):
-        store.put(f"part-{number:03d}.jsonl.zst", compressor.compress(b"\n".join(lines) + b"\n"))
-    size = sum(len(line) for lines in shards for line in lines)
-    files = sum(map(len, shards))
-    console.line(f"corpus: {files:,} files of Python's standard library, {size / 1e6:.1f} MB, in {SHARDS} shards")
+    count, size = write_shards(store, chosen.documents())
+    console.line(f"corpus: {count:,} {chosen.what}, {size / 1e6:.1f} MB, in {SHARDS} shards")
 
 
-def standard_library() -> Iterator[tuple[str, str]]:
-    """Name and text of every module of the running interpreter's standard library, in a fixed order."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    for path in sorted(root.rglob("*.py")):
-        name = path.relative_to(root)
-        if LEFT_OUT.isdisjoint(name.parts):
-            try:
-                text = path.read_text("utf-8")
-            except UnicodeDecodeError:
-                continue
-            if text.strip():
-                yield name.as_posix(), text
-
-
-def corpus_documents(run: Run) -> Iterator[str]:
-    """The text of every document the run is pinned to."""
+def corpus_documents(run: Run, *, for_training: bool) -> Iterator[Document]:
+    """The documents the run is pinned to: those it was trained on, or those held out."""
     assert run.record.manifest is not None, "a finished run is pinned"
     manifest = Manifest.from_bytes(run.root.get(f"manifests/{run.record.manifest}.parquet"))
     for ordinal in range(manifest.num_units):
         unit = manifest.unit(ordinal)
         source = run.config.data.sources[unit.source]
         for document in read_documents(unit, source, run.config.data, run.config.store):
-            yield document.text
+            if is_for_training(document, source, run.config.data) == for_training:
+                yield document
 
 
 def compare_with_compressors(run: Run, console: Console) -> None:
-    """Print the model's bits per byte on the held-out files beside those of gzip and xz, each file by itself."""
+    """Print the model's bits per byte on the held-out files beside those of gzip and xz, and samples of it."""
     config = run.config
-    held_out = [text for text in corpus_documents(run) if is_held_out(text, config.data.validation_fraction)]
-    contents = [text.encode() for text in held_out]
+    contents = [each.text.encode() for each in corpus_documents(run, for_training=False)]
     size = sum(map(len, contents))
     compressors = {
         "gzip -9, each file by itself": sum(len(gzip.compress(content, 9)) for content in contents),
@@ -116,3 +99,62 @@ def compare_with_compressors(run: Run, console: Console) -> None:
     for name, bits in sorted(rows.items(), key=lambda row: -row[1]):
         table.add_row(name, f"{bits:.3f}")
     console.rich.print(table)
+    from model.eager import skip_compiler
+
+    skip_compiler()
+    from orchestrator.sample import print_samples
+    from orchestrator.trained_model import load_trained
+
+    print_samples(load_trained(config, run), config, console)
+
+
+def compare_with_nearest(run: Run, console: Console) -> None:
+    """Print BLEU and chrF of the model's summaries beside those of retrieval, and some summaries."""
+    config, result = run.config, run.record.result
+    held_out = list(islice(corpus_documents(run, for_training=False), config.eval.translate))
+    known = [(each.input or "", each.text) for each in corpus_documents(run, for_training=True)]
+    retrieved = NearestPair(known).texts([each.input or "" for each in held_out])
+    nearest = translation_scores(retrieved, [each.text for each in held_out], config.eval.language)
+    title = f"{len(held_out)} held-out functions, of modules none of which was trained on"
+    table = Table(title=title, title_justify="left")
+    for column in ("", "BLEU", "chrF"):
+        table.add_column(column, justify="right" if column else "left")
+    table.add_row("summary of the nearest known function", f"{nearest['bleu']:.2f}", f"{nearest['chrf']:.2f}")
+    model = f"run {config.run}, {run.record.last.step:,} steps"
+    table.add_row(model, f"{result['val_bleu']:.2f}", f"{result['val_chrf']:.2f}")
+    console.rich.print(table)
+    console.line(f"BLEU is {nearest['bleu_signature']}")
+    shown = held_out[:: max(1, len(held_out) // SHOWN)][:SHOWN]
+    for each, written in zip(shown, summaries(run, [each.input or "" for each in shown]), strict=True):
+        source = (each.input or "").splitlines()
+        more = f" … and {len(source) - 1} lines more" if len(source) > 1 else ""
+        console.rich.print(source[0] + more, style="bold", markup=False, highlight=False)
+        console.rich.print(f"  model: {written}\n  truth: {each.text}", markup=False, highlight=False)
+
+
+def summaries(run: Run, sources: list[str]) -> list[str]:
+    """What the run's newest model writes for functions."""
+    from model.eager import skip_compiler
+
+    skip_compiler()
+    from model.seq2seq import Seq2Seq
+    from orchestrator.trained_model import load_trained
+    from orchestrator.translate import translate
+
+    trained = load_trained(run.config, run)
+    assert isinstance(trained.model, Seq2Seq)
+    job, longest = trained.data.job, run.config.data.most_input_tokens
+    batches = input_batches(sources, job.reads_with, longest, len(sources))
+    texts = translate(trained.model, batches, job.tokenizer, run.config)
+    return [texts[place] for place in range(len(sources))]
+
+
+QUICKSTARTS = {
+    "modules": Quickstart(RECIPE, modules, "files of Python's standard library", compare_with_compressors),
+    "docstrings": Quickstart(
+        RECIPES / "docstrings.yaml",
+        documented_functions,
+        "documented functions of Python's standard library",
+        compare_with_nearest,
+    ),
+}

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
@@ -24,13 +25,13 @@ from data.open_store import open_store
 from data.prepare import Pins, PreparedData, prepare_data
 from data.sample_order import UNKNOWN
 from data.store import Store
-from data.tokenizer import Tokenizer
 from orchestrator.checkpoint import PROGRESS, fetch_newest, list_checkpoints
 from orchestrator.config import RunConfig, differing_fields, resolved, result_fields
 from orchestrator.console import Console
-from orchestrator.errors import ConfigChangedError, InputError
+from orchestrator.errors import ConfigChangedError
 from orchestrator.recipe_file import remember_recipe
 from orchestrator.run_record import Fence, RunRecord, load_record
+from orchestrator.vocabulary import vocabulary_of
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Run:
 
     def prepare(self, tell: Callable[[str], None], start_ray: Callable[[], None] = lambda: None) -> PreparedData:
         """The data this run is pinned to, see `prepared`."""
-        return prepared(self.config, self.root, Pins(self.record.manifest, self.record.tokenizer), tell, start_ray)
+        return prepared(self.config, self.root, self.record.pins, tell, start_ray)
 
 
 def open_run(config: RunConfig) -> Run:
@@ -77,7 +78,8 @@ def reaching_storage(config: RunConfig) -> Iterator[RunConfig]:
         yield config
         return
     with LocalS3(Path(config.store.serve)) as server:
-        urls = [config.storage, *(source.path for source in config.data.sources)]
+        paths = (path for source in config.data.sources for path in (source.path, source.input_path) if path)
+        urls = [config.storage, *paths]
         for bucket in {urlsplit(url).netloc for url in urls if url.startswith("s3://")}:
             server.ensure_bucket(bucket)
         reach = {
@@ -143,10 +145,7 @@ def prepared(
 ) -> PreparedData:
     """`prepare_data` for the recipe; a vocabulary that the model has no room for is refused before it is used."""
 
-    def check_tokenizer(tokenizer: Tokenizer) -> None:
-        embedding_rows(config, tokenizer)
-
-    return prepare_data(config.data, config.store, root, pins, tell, check_tokenizer, start_ray)
+    return prepare_data(config.data, config.store, root, pins, tell, partial(vocabulary_of, config), start_ray)
 
 
 def train(config: RunConfig, *, takeover: bool = False, started_at: float | None = None) -> None:
@@ -201,7 +200,7 @@ def begin_attempt(run: Run, fence: Fence, start_ray: Callable[[], None], console
 
     data = run.prepare(tell, start_ray)
     console.line(f"data: {data.summary()}")
-    fence.update(manifest=data.manifest.digest, tokenizer=data.tokenizer.digest)
+    fence.update(**data.digests)
     start_ray()
     from orchestrator.attempt import run_attempt
 
@@ -223,18 +222,6 @@ def refuse_changed_config(record: RunRecord, config: RunConfig) -> None:
             f"Run {config.run!r} was begun with other settings, and these decide its result:\n{changes}\n"
             f"Set them back to continue it, or choose another `run:` name (--set run=NAME) to begin a new one."
         )
-
-
-def embedding_rows(config: RunConfig, tokenizer: Tokenizer) -> int:
-    """Rows of the model's embedding.
-
-    Raises:
-        InputError: the tokenizer has ids beyond them.
-    """
-    try:
-        return config.model.resolve_vocab_size(tokenizer.vocab_size)
-    except ValueError as error:
-        raise InputError(f"model.{error}") from None
 
 
 def feed_spec(run: Run, data: PreparedData) -> FeedSpec:

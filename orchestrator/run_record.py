@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import ConflictError, ObjectNotFoundError
+from data.prepare import Pins
 from data.store import Store
 from orchestrator.errors import FencedError, RunInUseError, UnknownRunError
 
@@ -79,6 +80,7 @@ class RunRecord:
     Attributes:
         result_fields: config fields that decide the result, by dotted name; pinned when the run is made.
         manifest, tokenizer: digests of the data and the vocabulary the run is pinned to; None until prepared.
+        input_tokenizer: digest of a vocabulary for inputs alone; None where there is none.
         result: final evaluation of a finished run.
     """
 
@@ -87,6 +89,7 @@ class RunRecord:
     result_fields: dict[str, Any]
     manifest: str | None = None
     tokenizer: str | None = None
+    input_tokenizer: str | None = None
     attempts: tuple[Attempt, ...] = ()
     result: dict[str, Any] = field(default_factory=dict)
 
@@ -94,6 +97,11 @@ class RunRecord:
     def last(self) -> Attempt:
         """The attempt that may write."""
         return self.attempts[-1]
+
+    @property
+    def pins(self) -> Pins:
+        """Digests of what the run is pinned to."""
+        return Pins(self.manifest, self.tokenizer, self.input_tokenizer)
 
     def continues(self, attempt: int, step: int) -> bool:
         """Whether what `attempt` wrote at `step` belongs to the run: no later attempt went on from before it."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from data.pairs import input_batches
 from model.generate import generate as generate_ids
+from model.seq2seq import Seq2Seq
 from orchestrator.config import RunConfig
 from orchestrator.console import Console
 from orchestrator.run import open_run, reaching_storage
@@ -23,7 +25,7 @@ def generate(config: RunConfig) -> None:
 
 
 def print_samples(trained: TrainedModel, config: RunConfig, console: Console) -> None:
-    """A continuation of every prompt; without prompts, of nothing."""
+    """A continuation of every prompt; without prompts, of nothing. Of an encoder-decoder, what it makes of them."""
     for prompt, text in zip(config.sample.prompts or ("",), continuations(trained, config), strict=True):
         console.rich.print(f"[bold]{'step ' + str(trained.step)}[/]", highlight=False)
         console.rich.print(prompt, style="bold", end="", markup=False, highlight=False)
@@ -33,19 +35,24 @@ def print_samples(trained: TrainedModel, config: RunConfig, console: Console) ->
 def continuations(trained: TrainedModel, config: RunConfig) -> Sequence[str]:
     """The text generated after each of the recipe's prompts."""
     sample, tokenizer = config.sample, trained.data.tokenizer
-    texts = []
-    for prompt in sample.prompts or ("",):
-        prompt_ids = [tokenizer.end_of_text, *tokenizer.encode(prompt).tolist()]
-        ids = generate_ids(
-            trained.model,
-            prompt_ids,
-            sample.max_new_tokens,
-            temperature=sample.temperature,
-            top_k=sample.top_k,
-            top_p=sample.top_p,
-            seed=sample.seed,
-            end_of_text=tokenizer.end_of_text,
-            vocab_limit=tokenizer.vocab_size,
-        )
-        texts.append(tokenizer.decode(ids))
-    return texts
+    written = generate_ids(
+        trained.model,
+        [_ids_of(prompt, trained, config) for prompt in sample.prompts or ("",)],
+        sample.max_new_tokens,
+        temperature=sample.temperature,
+        top_k=sample.top_k,
+        top_p=sample.top_p,
+        seed=sample.seed,
+        end_of_text=tokenizer.end_of_text,
+        vocab_limit=tokenizer.vocab_size,
+    )
+    return [tokenizer.decode(ids) for ids in written]
+
+
+def _ids_of(prompt: str, trained: TrainedModel, config: RunConfig) -> list[int]:
+    """A prompt as the model reads it: the beginning of a document, or an encoder's whole input."""
+    job = trained.data.job
+    if isinstance(trained.model, Seq2Seq):
+        [batch] = input_batches([prompt], job.reads_with, config.data.most_input_tokens, 1)
+        return batch.inputs[0]
+    return [job.tokenizer.end_of_text, *job.tokenizer.encode(prompt).tolist()]

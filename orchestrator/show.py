@@ -25,6 +25,8 @@ from orchestrator.recipe_file import find_recipe
 from orchestrator.run import Run, open_run, reaching_storage
 from orchestrator.run_record import Attempt, sign_of_life
 
+_OF_TRANSLATIONS = ("bleu", "bleu_signature", "chrf", "chrf_signature", "translated")
+
 LAST_RESTARTS, LAST_DECISIONS = 10, 6
 """Restarts of the workers, and decisions about them, that are told of in the table; the JSON has all."""
 
@@ -90,6 +92,9 @@ def describe(run: Run) -> dict[str, Any]:
         "loss": {"train": losses[-1] if losses else None, "val": record.result.get("val_loss")},
         "val_perplexity": record.result.get("val_perplexity"),
         "val_bits_per_byte": record.result.get("val_bits_per_byte"),
+        "translations": {
+            name: record.result[f"val_{name}"] for name in _OF_TRANSLATIONS if f"val_{name}" in record.result
+        },
         "world_sizes": world_sizes(rows),
         "goodput": {f"{cause}_s": round(seconds, 3) for cause, seconds in goodput.items()},
         "tokens_per_s": round(state["tokens"] / trained_s, 1) if trained_s else None,
@@ -109,7 +114,12 @@ def audit_samples(run: Run, state: dict[str, Any], counts: np.ndarray[Any, np.dt
     manifest = Manifest.from_bytes(run.root.get(f"manifests/{run.record.manifest}.parquet"))
     order = FeedSpec.order_of(manifest, config.data, config.seed)
     return audit(
-        order, counts, config.train.global_batch_size, state["step"], read_segments(run.store, state["ledger"])
+        order,
+        counts,
+        config.train.global_batch_size,
+        state["step"],
+        read_segments(run.store, state["ledger"]),
+        config.data.bucket_steps if config.data.has_pairs else 1,
     )
 
 
@@ -168,6 +178,13 @@ def print_run(run: Run, console: Console) -> None:
         perplexity, bits = story["val_perplexity"], story["val_bits_per_byte"]
         table.add_row(
             "held out", f"loss {story['loss']['val']:.4f}, perplexity {perplexity:.2f}, {bits:.4f} bits per byte"
+        )
+    if story["translations"]:
+        told = story["translations"]
+        table.add_row(
+            "translations",
+            f"BLEU {told['bleu']:.2f}, chrF {told['chrf']:.2f} over {told['translated']} held-out pairs; "
+            f"{told['bleu_signature']}",
         )
     if story["tokens_per_s"]:
         table.add_row("speed", f"{story['tokens_per_s']:,.0f} tokens/s; first step after {story['first_step_s']:.1f} s")

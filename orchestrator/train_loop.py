@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from data.errors import DiskFullError
+from data.feeder import ToTranslate
 from model.optimizer import build_optimizer, clip_gradients
 from model.schedule import learning_rate
+from model.seq2seq import Seq2Seq
 from orchestrator.config import RunConfig
 from orchestrator.errors import BadLossError
 from orchestrator.evaluate import held_out_scores, loss_sums
-from orchestrator.forward import autocast, build_model, inputs_and_targets, seed_dropout
+from orchestrator.forward import autocast, build_model, model_inputs, seed_dropout
 from orchestrator.goodput import GoodputClock
 from orchestrator.job import PlannedRestart, TrainJob
 from orchestrator.ledger import StepRow
@@ -34,6 +36,7 @@ from orchestrator.restore import Node, join_node, restore
 from orchestrator.step_log import StepLog
 from orchestrator.step_reader import FetchedShare, StepReader
 from orchestrator.survivor import Survivor
+from orchestrator.translate import scores_of, translate
 
 FORWARD_SHARE = 1 / 3
 """Part of a micro-batch's time that its forward pass takes: backward computes twice as much."""
@@ -54,7 +57,7 @@ def train_loop(job: TrainJob) -> None:
     torch.set_num_threads(config.scaling.threads)
     device = worker_device(config)
 
-    model = build_model(config, job.vocab_size, job.end_of_text).to(device)
+    model = build_model(config, job.vocabulary).to(device)
     optimizer = build_optimizer(model, train.optimizer, train.lr)
     node = join_node(job, ray.get_runtime_context().get_node_id(), model)
     restored = restore(job, node, model, optimizer)
@@ -131,7 +134,7 @@ def compute(
         last = micro_step == share.micro_steps[-1]
         with nullcontext() if last else ddp.no_sync():
             with autocast(config, device):
-                loss_sum = ddp(*inputs_and_targets(batch, device))
+                loss_sum = ddp(*model_inputs(batch, device), config.train.label_smoothing)
             took = (time.monotonic() - began) / (done + FORWARD_SHARE)
             (loss_sum / share.target_tokens).backward()
         log.note(micro_step, loss_sum, batch.sample_ids)
@@ -180,9 +183,10 @@ def finish(
         with clock.during("checkpoint"):
             recorder.save_and_wait(step)
         recorder.tell(phase="evaluating")
-    if step == job.config.train.steps and job.config.data.validation_fraction > 0:
+    if step == job.config.train.steps and job.config.data.has_held_out:
         with clock.during("evaluation"):
             result |= evaluate_held_out(job, model, rank, world_size, device)
+            result |= evaluate_translations(job, model, rank, world_size)
     dist.barrier()  # until the last checkpoint is there, another node's memory may be needed
     if recorder is not None:
         ray.get(job.monitor.report.remote(phase="done", result=result, goodput=clock.seconds()))
@@ -283,3 +287,17 @@ def evaluate_held_out(
         log.note(slot, loss_sum, np.empty(0, np.int64))
     log.combine()
     return held_out_scores(log.loss_sum(), held_out.target_tokens, held_out.text_bytes)
+
+
+def evaluate_translations(job: TrainJob, model: nn.Module, rank: int, world_size: int) -> dict[str, Any]:
+    """BLEU and chrF of held-out pairs, batches shared out among ranks; the same at any world size. Rank 0 has them."""
+    count = job.config.eval.translate
+    if not isinstance(model, Seq2Seq) or not count:
+        return {}
+    asked: ToTranslate = ray.get(job.feeder.to_translate.remote(count))
+    texts = translate(model, asked.batches[rank::world_size], asked.tokenizer, job.config)
+    gathered: list[dict[int, str]] = [{}] * world_size
+    dist.all_gather_object(gathered, texts)
+    if rank > 0 or not asked.references:
+        return {}
+    return scores_of({place: text for part in gathered for place, text in part.items()}, asked, job.config)

@@ -28,12 +28,13 @@ def loop(settings: dict[str, Any]) -> None:
     from model.optimizer import build_optimizer
     from orchestrator.config import RunConfig
     from orchestrator.forward import build_model
+    from orchestrator.vocabulary import Vocabulary
 
     config = RunConfig.model_validate(settings["config"])
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config.scaling.threads)
-    model = build_model(config, VOCAB_SIZE, 0)
+    model = build_model(config, Vocabulary(VOCAB_SIZE, 0))
     optimizer = build_optimizer(model, config.train.optimizer, config.train.lr)
     step, saved_at = 0, time.monotonic()
     if (checkpoint := ray.train.get_checkpoint()) is not None:

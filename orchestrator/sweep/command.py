@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.local_ray import joins_cluster, ray_cluster
-from data.prepare import Pins, PreparedData
+from data.prepare import PreparedData
 from data.store import Store
 from orchestrator.config import RunConfig, differing_fields
 from orchestrator.console import Console
@@ -143,14 +143,13 @@ def prepare_once(sweep: Sweep, root: Store, fence: Fence, console: Console) -> P
     data_config = sweep.base.data.model_copy(update={"prepare": "ahead"})
     config = sweep.base.model_copy(update={"data": data_config})
     before = sum(1 for _ in root.list("tokens/"))
-    data = prepared(config, root, Pins(fence.record.manifest, fence.record.tokenizer), tell, lambda: None)
+    data = prepared(config, root, fence.record.pins, tell, lambda: None)
     made = sum(1 for _ in root.list("tokens/")) - before
     known = fence.record.result.get("tokenized", {})
     units, tokenized = data.manifest.num_units, known.get("tokenized", 0) + made
     counted = {"units": units, "tokenized": tokenized, "cached": units - tokenized}
     fence.update(
-        manifest=data.manifest.digest,
-        tokenizer=data.tokenizer.digest,
+        **data.digests,
         result={**fence.record.result, "tokenized": counted},
     )
     console.line(f"data: {data.summary()}")

@@ -221,7 +221,7 @@ def _point_problems(spec: SweepSpec) -> Iterator[str]:
 def _sweep_problems(sweep: Sweep) -> Iterator[str]:
     spec, steps = sweep.spec, sweep.steps
     every, scheduler = sweep.base.eval.every_steps, spec.scheduler
-    if spec.metric == "val_loss" and sweep.base.data.validation_fraction == 0:
+    if spec.metric == "val_loss" and not sweep.base.data.has_held_out:
         yield "metric = val_loss: nothing is held out, data.validation_fraction = 0. Take train_loss, or hold some out."
     elif spec.metric == "val_loss" and every is None and scheduler.name != "none":
         yield (

@@ -258,7 +258,7 @@ class Trial:
             takeover=True,  # the sweep's own fence is above this one
         )
         try:
-            fence.update(manifest=data.manifest.digest, tokenizer=data.tokenizer.digest)
+            fence.update(**data.digests)
             run = Run(config, root, self._store, fence.record)
             self._polled_at = time.monotonic()
             self._setup_s = time.time() - assignment.started_at

@@ -362,7 +362,7 @@ def test_units_known_from_before_are_those_of_this_very_way_of_reading_every_sou
         )
         store = LocalStore(str(tmp_path / "store"))
         counts.append(
-            prepare_data(config, StoreConfig(), store, Pins(), lambda _: None, lambda _: None, lambda: None)
+            prepare_data(config, StoreConfig(), store, Pins(), lambda _: None, lambda *_: None, lambda: None)
             .counts()
             .tolist()
         )

@@ -1,11 +1,14 @@
 """Packing: nothing of a unit's stream is lost, doubled or moved on its way into sequences."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.packing import count_sequences, pack, token_stream
+from data.packing import PackedBatching, UnitStream, count_sequences, pack, token_stream
+from data.sample_order import Samples
 
 END_OF_TEXT = 99
 documents_of_tokens = st.lists(st.lists(st.integers(0, 98), max_size=30), max_size=8)
@@ -107,3 +110,34 @@ def test_packing_leaves_the_stream_alone() -> None:
     tokens, _ = pack([stream], [0], 4)
     tokens[:] = 7
     assert stream.tolist() == list(range(10))
+
+
+@quick
+@given(documents=documents_of_tokens, seq_len=st.integers(1, 9), epoch=st.integers(0, 5), seed=st.integers(0, 3))
+def test_a_rotated_unit_has_every_token_as_a_target_once(
+    documents: list[list[int]], seq_len: int, epoch: int, seed: int
+) -> None:
+    stream = stream_of_documents(documents)
+    batching = PackedBatching(seq_len, 2, seed)
+    count = batching.count(UnitStream(stream))
+    places = np.arange(count)
+    samples = Samples(0 * places, 0 * places + epoch, 0 * places, places)
+    (batches,) = batching.steps(samples, {0: UnitStream(stream)}, 0) if count else ([],)
+    read = [row[: n + 1].tolist() for b in batches for row, n in zip(b.tokens, b.target_counts, strict=True)]
+    for before, after in itertools.pairwise(read):
+        assert before[-1] == after[0], "neighbours share a token"
+    targets = [token for row in read for token in row[1:]]
+    ring = stream[1:].tolist()
+    assert any(ring[start:] + ring[:start] == targets for start in range(max(1, len(ring))))
+    if count:
+        assert all(len(row) == seq_len + 1 for row in read[:-1])
+
+
+def test_epochs_are_cut_from_different_places() -> None:
+    stream = stream_of_documents([list(range(1, 40))])
+    batching = PackedBatching(5, 1, 7)
+    firsts = {
+        int(batching.steps(Samples(*np.array([[0], [epoch], [0], [0]])), {0: UnitStream(stream)}, 0)[0][0].tokens[0, 0])
+        for epoch in range(30)
+    }
+    assert len(firsts) > 15

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from data.config import DataConfig, StoreConfig
 from data.errors import BadShardError, InputError, ShardChangedError
-from data.feeder import FeedSpec, held_out_batches, micro_batches_of_rank
+from data.feeder import FeedSpec, fixed_batches, micro_batches_of_rank
 from data.local_store import LocalStore
 from data.manifest import Manifest, build_manifest, check_unchanged
 from data.packing import MicroBatch
@@ -280,7 +280,7 @@ class TestPrepared:
             again = self._step(late, step, world_size)
             for one, other in zip(again, steps[step], strict=True):
                 assert all(np.array_equal(getattr(one, name), getattr(other, name)) for name in one.__dict__)
-        held_out = held_out_batches(spec)
+        held_out = fixed_batches(spec, "validation")
         assert sum(len(batch.sample_ids) for batch in held_out) > 10
 
     @pytest.mark.ray
@@ -308,7 +308,7 @@ class TestPrepared:
         )
         told: list[str] = []
         prepared = prepare_data(
-            data, StoreConfig(), LocalStore(str(folder / "store")), Pins(), told.append, lambda _: None, lambda: None
+            data, StoreConfig(), LocalStore(str(folder / "store")), Pins(), told.append, lambda *_: None, lambda: None
         )
         if separate:
             assert prepared.job.reads_with.unknown and b"y" not in prepared.job.reads_with.tokens

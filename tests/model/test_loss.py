@@ -22,20 +22,24 @@ def example(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]
     return hidden_ND, weight_VD, targets_N
 
 
-def plain_loss(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    return F.cross_entropy(F.linear(hidden_ND, weight_VD), targets_N, ignore_index=-100, reduction="sum")
+def plain_loss(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    logits_NV = F.linear(hidden_ND, weight_VD)
+    return F.cross_entropy(logits_NV, targets_N, ignore_index=-100, reduction="sum", label_smoothing=label_smoothing)
 
 
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("chunk_tokens", CHUNK_SIZES)
-def test_loss_is_its_formula(chunk_tokens: int) -> None:
+def test_loss_is_its_formula(chunk_tokens: int, label_smoothing: float) -> None:
     hidden_ND, weight_VD, targets_N = example()
     expected = 0.0
     for hidden, target in zip(hidden_ND.tolist(), targets_N.tolist(), strict=True):
         if target == -100:
             continue
         scores = [sum(h * w for h, w in zip(hidden, row, strict=True)) for row in weight_VD.tolist()]
-        expected -= math.log(math.exp(scores[target]) / sum(math.exp(score) for score in scores))
-    assert chunked_cross_entropy(hidden_ND, weight_VD, targets_N, chunk_tokens).item() == pytest.approx(expected)
+        log_probs = [math.log(math.exp(score) / sum(math.exp(each) for each in scores)) for score in scores]
+        expected -= (1 - label_smoothing) * log_probs[target] + label_smoothing * sum(log_probs) / len(log_probs)
+    loss = chunked_cross_entropy(hidden_ND, weight_VD, targets_N, chunk_tokens, label_smoothing)
+    assert loss.item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -46,6 +50,33 @@ def test_gradients_are_those_of_plain_cross_entropy(chunk_tokens: int, dtype: to
     loss = chunked_cross_entropy(hidden_ND, weight_VD, targets_N, chunk_tokens)
     torch.testing.assert_close(torch.autograd.grad(loss * 0.3, (hidden_ND, weight_VD)), expected)
     assert loss.dtype == dtype and loss.shape == ()
+
+
+@pytest.mark.parametrize("label_smoothing", [0.1, 0.9])
+@pytest.mark.parametrize("chunk_tokens", CHUNK_SIZES)
+def test_smoothed_labels_are_those_of_torch(chunk_tokens: int, label_smoothing: float) -> None:
+    hidden_ND, weight_VD, targets_N = example()
+    expected = plain_loss(hidden_ND, weight_VD, targets_N, label_smoothing)
+    loss = chunked_cross_entropy(hidden_ND, weight_VD, targets_N, chunk_tokens, label_smoothing)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(loss * 0.3, (hidden_ND, weight_VD)),
+        torch.autograd.grad(expected * 0.3, (hidden_ND, weight_VD)),
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(
+            chunked_cross_entropy(hidden_ND, weight_VD, targets_N, chunk_tokens, label_smoothing), expected
+        )
+
+
+def test_smoothed_labels_survive_bf16_autocast() -> None:
+    hidden_ND, weight_VD, targets_N = example(torch.float32)
+    exact = torch.autograd.grad(plain_loss(hidden_ND, weight_VD, targets_N, 0.1), (hidden_ND, weight_VD))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = chunked_cross_entropy(hidden_ND, weight_VD, targets_N, 5, label_smoothing=0.1)
+    for gradient, expected in zip(torch.autograd.grad(loss, (hidden_ND, weight_VD)), exact, strict=True):
+        assert gradient.dtype == torch.float32
+        assert (gradient - expected).norm() < 0.02 * expected.norm()
 
 
 def test_gradients_are_those_of_finite_differences() -> None:

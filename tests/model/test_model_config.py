@@ -16,6 +16,27 @@ def test_defaults_are_filled_in() -> None:
     assert ModelConfig(d_ff=100).ff_width == 100
 
 
+def test_presets_say_where_positions_and_norms_are_and_fields_override_them() -> None:
+    kinds = {preset: ModelConfig(preset=preset).position_kind for preset in ("gpt2", "llama", "original")}
+    assert kinds == {"gpt2": "learned", "llama": "rotary", "original": "sinusoidal"}
+    assert [ModelConfig(preset=preset).pre_norm for preset in ("gpt2", "llama", "original")] == [True, True, False]
+    assert ModelConfig(preset="original", positions="learned", norm="pre").position_kind == "learned"
+    assert ModelConfig(preset="original", norm="pre").pre_norm and not ModelConfig(norm="post").pre_norm
+    # Embeddings are scaled in the original form, and wherever they meet sinusoids.
+    scales = [
+        ModelConfig(d_model=64, preset=preset, positions=positions).embedding_scale
+        for preset, positions in (("original", None), ("original", "learned"), ("gpt2", "sinusoidal"), ("gpt2", None))
+    ]
+    assert scales == [8.0, 8.0, 8.0, 1.0]
+    assert ModelConfig(preset="original", d_model=64).ff_width == 256
+
+
+def test_an_encoder_is_as_deep_as_the_decoder_unless_told() -> None:
+    assert ModelConfig(n_layers=3).encoder_layers == 0
+    assert ModelConfig(architecture="encoder_decoder", n_layers=3).encoder_layers == 3
+    assert ModelConfig(architecture="encoder_decoder", n_layers=3, n_encoder_layers=5).encoder_layers == 5
+
+
 def test_swiglu_width_is_rounded_up_only_where_needed() -> None:
     # 8/3 of 4096 is 10922.67; 8/3 of 768 is 2048 exactly, a multiple of 64 already.
     assert ModelConfig(d_model=4096, n_heads=32).ff_width == 10944
@@ -28,6 +49,10 @@ def test_vocabulary_follows_the_tokenizer() -> None:
     assert ModelConfig(vocab_size=300).resolve_vocab_size(257) == 300
     with pytest.raises(ValueError, match=r"vocab_size=256 is smaller than the tokenizer's 257 tokens.*null takes 320"):
         ModelConfig(vocab_size=256).resolve_vocab_size(257)
+    pair = ModelConfig(architecture="encoder_decoder", input_vocab_size=300, vocab_size=400)
+    assert (pair.resolve_input_vocab_size(257), pair.resolve_vocab_size(257)) == (300, 400)
+    with pytest.raises(ValueError, match=r"input_vocab_size=300 is smaller than the tokenizer's 301 tokens"):
+        pair.resolve_input_vocab_size(301)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +64,18 @@ def test_vocabulary_follows_the_tokenizer() -> None:
         ({"n_heads": 8, "n_kv_heads": 3}, r"n_heads=8 is not a multiple of n_kv_heads=3\. Nearest n_kv_heads: 4"),
         ({"n_heads": 4, "n_kv_heads": 9}, r"n_heads=4 is not a multiple of n_kv_heads=9\. Nearest n_kv_heads: 4"),
         ({"preset": "gpt2", "n_kv_heads": 2}, r"n_kv_heads=2 needs preset=llama.*set it to n_heads=4"),
+        ({"preset": "original", "n_kv_heads": 2}, r"preset=original has as many key heads as query heads"),
+        ({"preset": "gpt2", "positions": "rotary", "d_model": 36}, r"heads of odd size 9.*Nearest d_model: 32, 40"),
+        (
+            {"preset": "original", "d_model": 9, "n_heads": 3},
+            r"d_model=9 is odd, .*Nearest d_model: 6, 12",
+        ),
+        ({"n_encoder_layers": 2}, r"n_encoder_layers=2 needs architecture=encoder_decoder.*Set it to null"),
+        ({"input_vocab_size": 99}, r"input_vocab_size=99 needs architecture=encoder_decoder"),
+        (
+            {"architecture": "encoder_decoder", "cross_document_attention": False},
+            r"cross_document_attention=False needs architecture=decoder.*Set it to true",
+        ),
     ],
 )
 def test_contradictory_shapes_are_refused(fields: dict[str, object], message: str) -> None:
@@ -47,8 +84,8 @@ def test_contradictory_shapes_are_refused(fields: dict[str, object], message: st
 
 
 def test_all_contradictions_are_told_at_once() -> None:
-    with pytest.raises(ValueError, match=r"(?s)d_model=10 .*n_kv_heads=3"):
-        ModelConfig(d_model=10, n_heads=4, n_kv_heads=3)
+    with pytest.raises(ValueError, match=r"(?s)d_model=10 .*n_kv_heads=3.*n_encoder_layers=2"):
+        ModelConfig(d_model=10, n_heads=4, n_kv_heads=3, n_encoder_layers=2)
 
 
 def test_odd_heads_are_fine_without_rope() -> None:

@@ -1,5 +1,8 @@
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +21,13 @@ PRESETS = [
     {"preset": "llama"},
     {"preset": "llama", "n_kv_heads": 2, "tie_embeddings": False},
     {"preset": "llama", "cross_document_attention": False},
+    {"preset": "original"},
+    {"preset": "original", "norm": "pre", "tie_embeddings": False},
+    {"preset": "gpt2", "positions": "rotary", "norm": "post"},
 ]
+BEFORE_ENCODERS = json.loads(Path(__file__).with_name("initial_weights.json").read_text())
+"""Models as they were drawn before there were encoder-decoders: shape, first value and sum of absolute values of each
+weight for seed 7, in their order, and the loss of a batch. Runs that began then go on from these."""
 
 
 def micro_batch() -> tuple[Tensor, Tensor]:
@@ -119,6 +128,27 @@ def test_weights_depend_on_the_seed_alone(build: Callable[..., Transformer]) -> 
     torch.manual_seed(1)
     other = Transformer(build().config, vocab_size=50, seq_len=16, end_of_text=0).state_dict()
     assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize("recorded", BEFORE_ENCODERS, ids=lambda recorded: recorded["case"])
+def test_weights_are_drawn_as_they_always_were(recorded: dict[str, Any]) -> None:
+    torch.manual_seed(7)
+    model = Transformer(ModelConfig.model_validate(recorded["fields"]), vocab_size=50, seq_len=16, end_of_text=0)
+    drawn = {name: (list(p.shape), p.flatten()[0].item(), p.abs().sum().item()) for name, p in model.named_parameters()}
+    assert list(drawn) == list(recorded["weights"])
+    for name, (shape, first, total) in recorded["weights"].items():
+        assert drawn[name] == (shape, pytest.approx(first, abs=1e-6), pytest.approx(total, abs=1e-3)), name
+    tokens = torch.arange(32).view(2, 16)
+    assert model(tokens, tokens + 1).item() == pytest.approx(recorded["loss"], abs=1e-3)
+
+
+def test_labels_can_be_smoothed(build: Callable[..., Transformer]) -> None:
+    model = build()
+    tokens, targets = micro_batch()
+    expected = F.cross_entropy(
+        model.logits(tokens).flatten(0, 1), targets.flatten(), reduction="sum", label_smoothing=0.1
+    )
+    torch.testing.assert_close(model(tokens, targets, label_smoothing=0.1), expected)
 
 
 def test_initial_weights_have_their_scale() -> None:

@@ -19,6 +19,7 @@ from orchestrator.forward import build_model
 from orchestrator.model_state import load_state, save_state
 from orchestrator.step_reader import FetchedShare
 from orchestrator.train_loop import apply_update, compute, data_parallel
+from orchestrator.vocabulary import Vocabulary
 
 MICRO_BATCHES, MICRO_BATCH, SEQ_LEN, VOCAB, STEPS, LR, CLIP = 8, 2, 12, 40, 4, 0.01, 0.5
 
@@ -86,7 +87,7 @@ def train_part(
     rank: int, world_size: int, steps: range, saved: Path, resumed: bool, told: dict[str, Any]
 ) -> dict[str, torch.Tensor]:
     """What `orchestrator.train_loop` does, with batches made on the spot. Rank 0 saves, and the next part loads it."""
-    model = build_model(config(), VOCAB, end_of_text=0)
+    model = build_model(config(), Vocabulary(VOCAB, 0))
     optimizer = build_optimizer(model, config().train.optimizer, LR)
     if resumed:
         load_state(saved, model, optimizer)
@@ -108,7 +109,7 @@ def train_part(
 
 def train_plainly() -> dict[str, Any]:
     """One process, one batch after the other, losses from the logits, clipping and averaging by hand."""
-    model = build_model(config(), VOCAB, end_of_text=0)
+    model = build_model(config(), Vocabulary(VOCAB, 0))
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=LR, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, foreach=False)
     losses, norms = [], []
@@ -171,7 +172,7 @@ def test_the_losses_are_worth_comparing(results: dict[str, dict[str, Any]]) -> N
     losses = results["1"]["losses"]
     assert min(abs(a - b) / a for a, b in itertools.pairwise(losses)) > 1e-4
     without = config().model_copy(update={"model": config().model.model_copy(update={"dropout": 0.0})})
-    model = build_model(without, VOCAB, end_of_text=0)
+    model = build_model(without, Vocabulary(VOCAB, 0))
     first = 0.0
     for slot in range(MICRO_BATCHES):
         batch = batch_of(0, slot)

@@ -1,0 +1,133 @@
+"""Runs on pairs from one command to translations: the same at any number of workers, whatever becomes of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from orchestrator.cli import app
+from orchestrator.config import load_recipe
+from orchestrator.ledger import metrics_lines
+from orchestrator.run import open_run
+from tests.orchestrator.manta_process import MantaProcess
+
+pytestmark = pytest.mark.ray
+
+STEPS = 60
+WORDS = {"red": "rot", "green": "grün", "blue": "blau", "black": "schwarz", "white": "weiß", "grey": "grau"}
+RECIPE: dict[str, Any] = {
+    "seed": 3,
+    "data": {
+        "tokenizer": {"kind": "bpe", "vocab_size": 300},
+        "seq_len": 40,
+        "bucket_steps": 4,
+        "validation_fraction": 0.1,
+    },
+    "model": {"architecture": "encoder_decoder", "preset": "original", "n_layers": 1, "d_model": 32, "n_heads": 2},
+    "train": {
+        "steps": STEPS,
+        "global_batch_size": 32,
+        "micro_batch_size": 8,
+        "lr": 3e-3,
+        "label_smoothing": 0.1,
+        "schedule": {"name": "inverse_sqrt", "warmup_steps": 10},
+    },
+    "eval": {"every_steps": 30, "translate": 20, "beam_size": 2, "language": "de"},
+}
+
+
+def sentences(count: int) -> list[tuple[str, str]]:
+    """Colours and their names in German, in the same order."""
+    names = list(WORDS)
+    chosen = [[names[(n * 7 + k * k) % len(names)] for k in range(1 + n % 5)] for n in range(count)]
+    return [(f"{n}: {' '.join(words)}", " ".join(WORDS[word] for word in words)) for n, words in enumerate(chosen)]
+
+
+def written(folder: Path, run: str, pairs: list[tuple[str, str]], **changes: dict[str, Any]) -> str:
+    """Path of the recipe of a run on these pairs."""
+    for side, place in (("en", 0), ("de", 1)):
+        (folder / f"{run}.{side}").write_text("".join(pair[place] + "\n" for pair in pairs))
+    sections = {name: {**RECIPE[name], **changes.get(name, {})} for name in ("data", "model", "train", "eval")}
+    sections["data"]["sources"] = [{"path": f"{folder}/{run}.de", "input_path": f"{folder}/{run}.en"}]
+    path = folder / f"{run}.yaml"
+    fields = {**RECIPE, **sections, "run": run, "storage": str(folder / "store")}
+    path.write_text(json.dumps(fields | {"scaling": changes.get("scaling", {})}))
+    return str(path)
+
+
+def trained(folder: Path, recipe: str, kill_after: int | None = None) -> dict[str, Any]:
+    """Train to the end, a worker killed on the way if asked for; what `manta show --json` says then."""
+    run = load_recipe(recipe)
+    with MantaProcess("train", recipe, folder=folder, environment={}) as process:
+        if kill_after is not None:
+            process.wait_until(lambda: _steps(run) >= kill_after, f"step {kill_after}")
+            os.kill(process.pids_of("ray::TrainingWorker")[-1], signal.SIGKILL)
+        assert process.wait() == 0, process.output
+    told: dict[str, Any] = json.loads(command("show", recipe, "--json"))
+    return told
+
+
+def _steps(run: Any) -> int:
+    try:
+        return int(open_run(run).record.last.step)
+    except Exception:
+        return -1
+
+
+def command(*arguments: str) -> str:
+    """What a command prints that needs no Ray."""
+    done = CliRunner().invoke(app, list(arguments))
+    assert done.exit_code == 0, done.output
+    return str(done.output)
+
+
+def losses(recipe: str) -> list[float]:
+    return [json.loads(line)["loss"] for line in metrics_lines(open_run(load_recipe(recipe)).store)]
+
+
+def test_one_worker_and_two_of_which_one_is_killed_end_in_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pairs = sentences(400)
+    alone = written(tmp_path, "alone", pairs)
+    two = {"scaling": {"num_workers": 2, "min_workers": 1, "max_workers": 2}}
+    disturbed = written(tmp_path, "disturbed", pairs, **two)
+    (tmp_path / "disturbed.yaml").write_text((tmp_path / "disturbed.yaml").read_text().replace("disturbed.", "alone."))
+    stories = [trained(tmp_path, alone), trained(tmp_path, disturbed, kill_after=20)]
+    assert [story["restarts"] for story in stories] == [0, 1]
+    for story in stories:
+        samples = story["samples"]
+        assert (samples["missing"], samples["duplicated"], samples["in_order"]) == (0, 0, True)
+        assert story["translations"]["translated"] == 20 and "tok:13a" in story["translations"]["bleu_signature"]
+    assert stories[0]["samples"]["digest"] == stories[1]["samples"]["digest"]
+    assert losses(disturbed) == pytest.approx(losses(alone), rel=1e-5)
+    assert stories[1]["loss"]["val"] == pytest.approx(stories[0]["loss"]["val"], rel=1e-5)
+    assert stories[1]["translations"] == stories[0]["translations"]
+    again = json.loads(command("eval", alone, "--json"))
+    assert again["val_loss"] == pytest.approx(stories[0]["loss"]["val"], rel=1e-6)
+    assert again["val_bleu"] == stories[0]["translations"]["bleu"]
+
+
+def test_ten_pairs_are_learned_by_heart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = written(
+        tmp_path,
+        "heart",
+        sentences(50)[4::5],  # of five words: BLEU counts four in a row
+        data={"validation_fraction": 0.0},
+        train={"steps": 150, "global_batch_size": 10, "micro_batch_size": 5, "label_smoothing": 0.0},
+        eval={"every_steps": None},
+    )
+    story = trained(tmp_path, recipe)
+    assert story["translations"] == {} and story["loss"]["train"] < 0.05
+    scores = json.loads(command("eval", recipe, "--split", "train", "--json"))
+    assert scores["train_bleu"] == pytest.approx(100) and scores["train_translated"] == 10
+    [source, target] = sentences(50)[4]
+    assert target in command("generate", recipe, "--prompt", source, "--temperature", "0")
