@@ -16,7 +16,9 @@ def learning_rate(config: ScheduleConfig, peak_lr: float, step: int, total_steps
     - cosine: f + (1 - f) (1 + cos(pi (s - W) / (S - W))) / 2 (Loshchilov & Hutter 2017, eq. 5, without restarts).
     - wsd: 1 until S - D, then linear down to f at S. The three phases are those of Hu et al. 2024 (MiniCPM,
       section 4.2); they decay exponentially, but a linear decay has a rate to end on, which f can state.
-    - inverse_sqrt: sqrt((W + 1) / (s + 1)) (Vaswani et al. 2017, eq. 3, scaled to reach the peak at s = W).
+    - inverse_sqrt: sqrt((W + 1) / (s + 1)) (Vaswani et al. 2017, eq. 3, scaled to reach the peak at s = W). It is
+      theirs exactly, steps counted from 1 and warmup_steps of theirs being W + 1, where the peak is
+      1 / sqrt(d_model (W + 1)).
 
     The formulas agree where phases meet. Steps at or beyond S keep the rate of S, so a run that is extended a little
     goes on gently; its last update, after S - 1 others, comes one notch above.

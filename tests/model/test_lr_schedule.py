@@ -107,6 +107,16 @@ def test_inverse_square_root_written_out() -> None:
     assert {step: learning_rate(config, 1.0, step, 100) for step in expected} == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(("d_model", "warmup"), [(512, 4000), (1024, 1), (64, 7)])
+def test_the_schedule_of_the_transformers_paper(d_model: int, warmup: int) -> None:
+    """Vaswani et al. 2017, eq. 3, at its step numbers, which count from 1."""
+    config = ScheduleConfig(name="inverse_sqrt", warmup_steps=warmup - 1)
+    for number in (1, 2, warmup - 1, warmup, warmup + 1, 50_000):
+        paper = d_model**-0.5 * min(max(number, 1) ** -0.5, max(number, 1) * warmup**-1.5)
+        ours = learning_rate(config, (d_model * warmup) ** -0.5, max(number, 1) - 1, 100_000)
+        assert ours == pytest.approx(paper, rel=1e-12)
+
+
 def test_constant_written_out() -> None:
     config = ScheduleConfig(name="constant", warmup_steps=1)
     assert [learning_rate(config, 2.0, step, 3) for step in range(6)] == [1.0, 2.0, 2.0, 2.0, 2.0, 2.0]
