@@ -61,7 +61,8 @@ class SourceConfig(Section):
         "default a pair's input, else the text.",
     )
     header: bool = Field(
-        True, description="Whether the first row of csv and tsv names the columns; else they are called 1, 2, 3, …"
+        True,
+        description="Whether the first row of csv and tsv names the columns; else they are called 1, 2, 3 and so on.",
     )
     quotes: bool = Field(
         True, description="Whether a field of csv and tsv may be quoted; else a quote is a character like any other."

@@ -30,6 +30,11 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.d_model, sum(self.head_counts) * self.head_size, bias=config.has_biases)
         self.out = nn.Linear(config.d_model, config.d_model, bias=config.has_biases)
 
+    @property
+    def stacked_rows(self) -> dict[str, tuple[int, ...]]:
+        """Rows of the matrices that a layer's weight is made of, by the layer's name; see `model.parameter_groups`."""
+        return {"qkv": tuple(heads * self.head_size for heads in self.head_counts)}
+
     def forward(
         self, x_BTD: Tensor, rotation: Rotation | None, mask_B1TL: Tensor | None, cache: LayerCache | None = None
     ) -> Tensor:
@@ -68,6 +73,8 @@ class CrossAttention(nn.Module):
         self.q = nn.Linear(config.d_model, config.d_model, bias=config.has_biases)
         self.kv = nn.Linear(config.d_model, 2 * config.kv_heads * config.head_size, bias=config.has_biases)
         self.out = nn.Linear(config.d_model, config.d_model, bias=config.has_biases)
+        rows = config.kv_heads * config.head_size
+        self.stacked_rows = {"kv": (rows, rows)}  # see `model.parameter_groups`
 
     def forward(self, x_BTD: Tensor, memory_BSD: Tensor, mask_B11S: Tensor, cache: LayerCache | None = None) -> Tensor:
         """Mix tokens with those of another sequence.

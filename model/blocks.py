@@ -214,6 +214,7 @@ class SwigluFeedForward(nn.Module):
         # Gate and up side by side in one matrix: one large product is faster than two.
         self.gate_up = nn.Linear(config.d_model, 2 * config.ff_width, bias=False)
         self.down = nn.Linear(config.ff_width, config.d_model, bias=False)
+        self.stacked_rows = {"gate_up": (config.ff_width, config.ff_width)}  # see `model.parameter_groups`
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D)."""

@@ -1,40 +1,60 @@
-"""Optimizers from their config, with weight decay only where it belongs, and gradient clipping."""
+"""Optimizers from their config, learning rates by group, and gradient clipping."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from model.config import OptimizerConfig
+from model.lion import Lion
+from model.muon import Muon
+from model.parameter_groups import parameter_groups
 
 _FUSED_DEVICES = {"cpu", "cuda"}
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, lr: float) -> torch.optim.Optimizer:
-    """An optimizer over the model's trainable parameters, in two groups: decayed, then not decayed.
+    """An optimizer over the model's trainable parameters, in the groups that `parameter_groups` makes of them.
+
+    With learning rate lr, gradient g, weight x and decay d:
 
     - sgd: Sutskever et al. 2013, in torch's form v = momentum v + g, x = x - lr v; Nesterov steps by g + momentum v.
-    - adam: Kingma & Ba 2015, Algorithm 1; weight decay is added to the gradient.
-    - adamw: Loshchilov & Hutter 2019, Algorithm 2; decay is x = x - lr weight_decay x, apart from the gradient.
+    - adam: Kingma & Ba 2015, Algorithm 1.
+    - adamw: Loshchilov & Hutter 2019, Algorithm 2.
+    - adafactor: Shazeer & Stern 2018, Algorithms 4 and 5 with the constants of their section 9: without momentum, and
+      with the learning rate max(1e-3, RMS(x)) min(lr, 1 / sqrt(t)), so that `lr` is relative to the weights (1e-2 is
+      theirs). torch's class guards against zeros at another place, as its documentation says.
+    - lion: Chen et al. 2023, Algorithm 2.
+    - muon: Jordan et al. 2024 for matrices of linear layers, but not the one that makes logits; adamw for the rest.
+    - rmsprop: Tieleman & Hinton 2012, s = alpha s + (1 - alpha) g^2, x = x - lr g / (sqrt(s) + eps); with momentum
+      v = momentum v + g / (sqrt(s) + eps), x = x - lr v.
+    - adagrad: Duchi et al. 2011, s = s + g^2, x = x - lr g / (sqrt(s) + eps).
 
-    Both groups are always there, even if empty, so a saved state fits whatever the model has.
+    sgd, adam, rmsprop and adagrad decay by adding d x to g, the others by x = x - lr d x.
 
     Args:
         model: a module or a wrapper around it (DDP, torch.compile).
-        config: update rule and constants.
-        lr: first learning rate; the training loop sets each group's `lr` from the schedule.
+        config: update rule, constants and groups.
+        lr: first learning rate; `set_learning_rate` sets the next ones.
+
+    Raises:
+        ValueError: a group's pattern matches no parameter.
     """
-    decayed, not_decayed = _split_by_decay(model)
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": not_decayed, "weight_decay": 0.0},
-    ]
+    groups = parameter_groups(model, config)
+    everything = [parameter for group in groups for parameter in group["params"]]
     # One kernel for all parameters instead of several for each. None leaves torch to choose where there is no such one.
-    fused = all(p.device.type in _FUSED_DEVICES and p.is_floating_point() for p in decayed + not_decayed) or None
-    if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
-    adam = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
-    return adam(groups, lr=lr, betas=config.betas, eps=config.eps, fused=fused)
+    fused = all(p.device.type in _FUSED_DEVICES and p.is_floating_point() for p in everything) or None
+    optimizer = _class_of(config, fused)(groups, lr=lr)
+    set_learning_rate(optimizer, lr)
+    return optimizer
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of the next update: `lr` times what each group has of it."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
@@ -55,13 +75,24 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     return nn.utils.clip_grad_norm_(parameters, max_norm).float()
 
 
-def _split_by_decay(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Trainable parameters that are decayed (matrices of linear layers) and those that are not.
-
-    Decay keeps matrix products from growing. A norm's gain or a bias has no such growth to restrain, and decaying an
-    embedding would shrink rare tokens, which get decay at every step and a gradient at few. A tied embedding is one.
-    """
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    matrices = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)} - embeddings
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    return [p for p in trainable if id(p) in matrices], [p for p in trainable if id(p) not in matrices]
+def _class_of(config: OptimizerConfig, fused: bool | None) -> Callable[..., torch.optim.Optimizer]:
+    """The optimizer that `config` names, with its constants in place."""
+    adam: dict[str, Any] = {"betas": config.betas, "eps": config.eps, "fused": fused}
+    match config.name:
+        case "sgd":
+            return partial(torch.optim.SGD, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
+        case "adam":
+            return partial(torch.optim.Adam, **adam)
+        case "adamw":
+            return partial(torch.optim.AdamW, **adam)
+        case "adafactor":
+            return torch.optim.Adafactor
+        case "lion":
+            return partial(Lion, betas=config.betas)
+        case "muon":
+            velocity: dict[str, Any] = {"momentum": config.momentum, "nesterov": config.nesterov}
+            return partial(Muon, **velocity, adjust_lr=config.adjust_lr, **adam)
+        case "rmsprop":
+            return partial(torch.optim.RMSprop, alpha=config.alpha, eps=config.eps, momentum=config.momentum)
+        case "adagrad":
+            return partial(torch.optim.Adagrad, eps=config.eps, fused=fused)

@@ -2,6 +2,7 @@
 
     checkpoints/step-00000200-a1/model.safetensors       weights by name
                                  optimizer.safetensors   optimizer state by weight name
+                                 average.safetensors     moving average of the weights, where the run keeps one
                                  progress.safetensors    sequences known to be in each unit
                                  state.json              step, seed, digests, resolved config, ledger segments
                                  manifest.json           size and sha256 of the others; written last
@@ -30,7 +31,8 @@ from orchestrator.run_record import RunRecord
 logger = logging.getLogger(__name__)
 
 MANIFEST, DAMAGED = "manifest.json", "manifest.damaged.json"
-MODEL, OPTIMIZER, PROGRESS, STATE = "model.safetensors", "optimizer.safetensors", "progress.safetensors", "state.json"
+MODEL, OPTIMIZER, AVERAGE = "model.safetensors", "optimizer.safetensors", "average.safetensors"
+PROGRESS, STATE = "progress.safetensors", "state.json"
 
 _T = TypeVar("_T")
 
@@ -46,6 +48,11 @@ class CheckpointName:
 
     def __str__(self) -> str:
         return f"step-{self.step:08d}-a{self.attempt}"
+
+
+def tensor_files(*, averaged: bool) -> tuple[str, ...]:
+    """Files of a worker's tensors; `averaged`: the run keeps an average of its weights."""
+    return (MODEL, OPTIMIZER, AVERAGE) if averaged else (MODEL, OPTIMIZER)
 
 
 def list_checkpoints(store: Store, record: RunRecord | None = None) -> list[CheckpointName]:
@@ -104,8 +111,8 @@ def newest_undamaged(
     return None
 
 
-def fetch_checkpoint(store: Store, name: CheckpointName, files: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Fetch `files` of a checkpoint into `folder` and verify them; returns its state.
+def fetch_checkpoint(store: Store, name: CheckpointName, files: Sequence[str] | None, folder: Path) -> dict[str, Any]:
+    """Fetch `files` of a checkpoint, or all there are, into `folder` and verify them; returns its state.
 
     Raises:
         CheckpointDamagedError: a file is missing or does not match its sum; the message names it.
@@ -113,7 +120,7 @@ def fetch_checkpoint(store: Store, name: CheckpointName, files: Sequence[str], f
     prefix = f"checkpoints/{name}"
     try:
         listed = json.loads(store.get(f"{prefix}/{MANIFEST}"))["files"]
-        for file in (STATE, *files):
+        for file in dict.fromkeys((STATE, *(listed if files is None else files))):
             content = store.get(f"{prefix}/{file}")
             found, expected = hashlib.sha256(content).hexdigest(), listed[file]["sha256"]
             if found != expected:

@@ -19,7 +19,7 @@ from data.config import DataConfig, Section, StoreConfig
 from model.config import ModelConfig, OptimizerConfig, ScheduleConfig
 from orchestrator.errors import RecipeError
 from orchestrator.recipe_file import apply_overrides, read_recipe
-from orchestrator.schema import nearest_name, section_of
+from orchestrator.schema import default_of, nearest_name, section_of
 
 # What decides how and where a run is computed and kept, but not what it computes: free to change when a run goes on.
 _FREE = ("run", "storage", "store", "scaling", "checkpoint", "sample", "data.prepare")
@@ -49,6 +49,14 @@ class TrainConfig(Section):
         gt=0,
         allow_inf_nan=False,
         description="Largest norm of a step's gradient; a longer one is scaled to it.",
+    )
+    ema_decay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        allow_inf_nan=False,
+        description="Decay of an exponential moving average of the weights (0.999 is usual), which is evaluated in "
+        "their place; d = min(ema_decay, (1 + step) / (10 + step)). null: none is kept.",
     )
     max_loss_jump: float | None = Field(
         3.0,
@@ -287,7 +295,8 @@ def _vocabulary_fits(config: RunConfig) -> str | None:
 
 
 def _shape_fits_data(config: RunConfig) -> str | None:
-    has_encoder, has_pairs = config.model.architecture == "encoder_decoder", config.data.has_pairs
+    has_encoder = config.model.architecture == "encoder_decoder"
+    has_pairs = any(source.has_pairs for source in config.data.sources)
     if has_encoder == has_pairs:
         return None
     if has_encoder:
@@ -302,8 +311,9 @@ def _shape_fits_data(config: RunConfig) -> str | None:
 
 
 def _evaluation_has_text(config: RunConfig) -> str | None:
-    every = config.eval.every_steps
-    if every is None or config.data.has_held_out:
+    every, splits = config.eval.every_steps, {source.split for source in config.data.sources}
+    has_held_out = "validation" in splits or ("hash" in splits and config.data.validation_fraction > 0)
+    if every is None or has_held_out:
         return None
     return (
         f"eval.every_steps = {every}: nothing is held out to evaluate on, data.validation_fraction = 0. "
@@ -360,10 +370,14 @@ def result_fields(config: RunConfig) -> dict[str, Any]:
 
 
 def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Name, old and new value of the `result_fields` that differ; None where one side has no such field."""
+    """Name, old and new value of the `result_fields` that differ; None where one side has no such field.
+
+    A field that is younger than the old ones had what is now its default. A sweep's begin with `run.`.
+    """
+    since = {name: default_of(RunConfig, name.removeprefix("run.")) for name in new if name not in old}
+    names = [*old, *since]
     # Through JSON, because the old ones were read from a file: there are no tuples in it.
-    old, new = json.loads(json.dumps([dict(old), dict(new)]))
-    names = [*old, *(name for name in new if name not in old)]
+    old, new = json.loads(json.dumps([{**since, **old}, dict(new)]))
     return [(name, old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)]
 
 

@@ -88,4 +88,5 @@ def evaluate(config: RunConfig, split: str = "validation", step: int | None = No
         scores |= scores_of(translate(model, asked.batches, asked.tokenizer, config), asked, config)
     prefix = {"validation": "val"}.get(split, split)
     named = {f"{prefix}_{name.removeprefix('val_')}": value for name, value in scores.items()}
-    return {"run": config.run, "step": trained.step, **named}
+    weights = "averaged" if trained.averaged else "as trained"
+    return {"run": config.run, "step": trained.step, "weights": weights, **named}

@@ -11,33 +11,49 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from orchestrator.checkpoint import MODEL, OPTIMIZER
+from model.weight_average import WeightAverage
+from orchestrator.checkpoint import AVERAGE, MODEL, OPTIMIZER
 
 
-def save_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Write weights and optimizer state into a folder; files of the same tensors that are there are written over."""
-    for tensors, path in (
-        (model.state_dict(), folder / MODEL),
-        (optimizer_tensors(model, optimizer), folder / OPTIMIZER),
-    ):
+def save_state(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None
+) -> None:
+    """Write weights, optimizer state and the weights' average, where one is kept, into a folder.
+
+    Files of the same tensors that are there are written over.
+    """
+    states = {folder / MODEL: model.state_dict(), folder / OPTIMIZER: optimizer_tensors(model, optimizer)}
+    if average is not None:
+        states[folder / AVERAGE] = average.state_dict()
+    for path, tensors in states.items():
         if not _written_over(tensors, path):
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
 
 
-def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def load_state(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None
+) -> None:
     """Inverse of `save_state`; tensors go to each weight's device."""
     load_weights(folder, model)
     load_optimizer(folder, model, optimizer)
+    if average is not None:
+        average.load_state_dict(load_file(folder / AVERAGE))
 
 
-def state_bytes(model: nn.Module) -> int:
-    """Most that weights and optimizer state take, before the optimizer has made its own: two moments a weight."""
-    return 3 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+def state_bytes(model: nn.Module, *, averaged: bool = False) -> int:
+    """Most that weights and optimizer state take, before the optimizer has made its own: two moments a weight.
+
+    Args:
+        averaged: an average of the weights is kept as well.
+    """
+    return (4 if averaged else 3) * sum(
+        parameter.numel() * parameter.element_size() for parameter in model.parameters()
+    )
 
 
-def load_weights(folder: Path, model: nn.Module) -> None:
-    """Read weights from a fetched checkpoint into the model."""
-    model.load_state_dict(load_file(folder / MODEL))
+def load_weights(folder: Path, model: nn.Module, *, averaged: bool = False) -> None:
+    """Read weights from a fetched checkpoint into the model; `averaged`: their average instead."""
+    model.load_state_dict(load_file(folder / (AVERAGE if averaged else MODEL)))
 
 
 def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -20,8 +20,6 @@ from safetensors.numpy import save_file
 
 from data.errors import MantaError
 from orchestrator.checkpoint import (
-    MODEL,
-    OPTIMIZER,
     PROGRESS,
     CheckpointName,
     fetch_checkpoint,
@@ -29,6 +27,7 @@ from orchestrator.checkpoint import (
     newest_undamaged,
     prune,
     set_aside,
+    tensor_files,
     write_checkpoint,
 )
 from orchestrator.job import TrainJob
@@ -36,8 +35,6 @@ from orchestrator.ledger import StepLedger
 from orchestrator.node_memory import NodeMemory
 from orchestrator.run_record import check_fence, load_record
 from orchestrator.run_state import START, RunState
-
-_FILES = (MODEL, OPTIMIZER)
 
 ANSWER_S = 2.0
 """Seconds that nodes without workers have to say what they hold."""
@@ -108,8 +105,9 @@ class NodeKeeper:
         Raises:
             CheckpointDamagedError: it is damaged.
         """
+        files = tensor_files(averaged=self._job.config.train.ema_decay is not None)
         with self._memory_here().writing(name.step, ()) as folder:
-            fetch_checkpoint(self._store, name, _FILES, folder)
+            fetch_checkpoint(self._store, name, files, folder)
 
     def newest(self) -> tuple[int, int]:
         """See `NodeMemory.newest`; (-1, -1) too where no worker has come here yet."""

@@ -2,6 +2,7 @@
 
     /dev/shm/manta-state-<run>/a<attempt>/<node>/step-00000140/model.safetensors       weights by name
                                                                optimizer.safetensors   optimizer state by weight name
+                                                               average.safetensors     moving average of the weights
                                                                rows.pickle             ledger rows after the checkpoint
 
 State is the same on every rank, so one rank of each node writes it, every few steps, and a worker group that starts

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from model.weight_average import WeightAverage
 from orchestrator.job import TrainJob
 from orchestrator.model_state import load_state, state_bytes
 from orchestrator.node_keeper import Origin
@@ -40,12 +41,18 @@ def join_node(job: TrainJob, node_id: str, model: nn.Module) -> Node:
     keeper = ray.get(job.monitor.keeper_of.remote(node_id, job))
     # Ray Train's local rank goes by address, and a machine may hold several nodes.
     nodes = _gathered(node_id)
-    memory = ray.get(keeper.open_memory.remote(state_bytes(model)))
+    memory = ray.get(keeper.open_memory.remote(state_bytes(model, averaged=job.config.train.ema_decay is not None)))
     return Node(node_id, memory, keeper, nodes.index(node_id) == dist.get_rank(), nodes)
 
 
-def restore(job: TrainJob, node: Node, model: nn.Module, optimizer: torch.optim.Optimizer) -> RunState:
-    """Load the newest state there is into model and optimizer, the same one on every rank; rank 0 chooses it for all.
+def restore(
+    job: TrainJob,
+    node: Node,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage | None = None,
+) -> RunState:
+    """Load the newest state there is into model, optimizer and average, the same on every rank; rank 0 chooses it.
 
     Raises:
         CheckpointDamagedError: there are checkpoints, and every one is damaged.
@@ -66,7 +73,7 @@ def restore(job: TrainJob, node: Node, model: nn.Module, optimizer: torch.optim.
     else:
         return RunState(origin.saved)
     dist.barrier()  # the other ranks of a node read what its first has brought there
-    load_state(node.memory.path(step), model, optimizer)
+    load_state(node.memory.path(step), model, optimizer, average)
     return RunState(origin.saved, [row for row in node.memory.rows(step) if row.step > origin.saved["step"]])
 
 

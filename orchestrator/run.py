@@ -143,7 +143,15 @@ def prepare(config: RunConfig) -> None:
 def prepared(
     config: RunConfig, root: Store, pins: Pins, tell: Callable[[str], None], start_ray: Callable[[], None]
 ) -> PreparedData:
-    """`prepare_data` for the recipe; a vocabulary that the model has no room for is refused before it is used."""
+    """`prepare_data` for the recipe; what the model cannot be or be trained with is refused before anything is done.
+
+    Raises:
+        InputError: a pattern of train.optimizer.groups matches none of the model's parameters.
+    """
+    if config.train.optimizer.groups:  # else torch is not needed here
+        from orchestrator.parameter_names import refuse_unmatched_groups
+
+        refuse_unmatched_groups(config)
 
     return prepare_data(config.data, config.store, root, pins, tell, partial(vocabulary_of, config), start_ray)
 

@@ -103,6 +103,11 @@ class RunRecord:
         """Digests of what the run is pinned to."""
         return Pins(self.manifest, self.tokenizer, self.input_tokenizer)
 
+    @property
+    def averages_weights(self) -> bool:
+        """Whether the run keeps a moving average of its weights, which is what evaluations are of."""
+        return self.result_fields.get("train.ema_decay") is not None
+
     def continues(self, attempt: int, step: int) -> bool:
         """Whether what `attempt` wrote at `step` belongs to the run: no later attempt went on from before it."""
         return all(

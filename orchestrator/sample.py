@@ -26,8 +26,9 @@ def generate(config: RunConfig) -> None:
 
 def print_samples(trained: TrainedModel, config: RunConfig, console: Console) -> None:
     """A continuation of every prompt; without prompts, of nothing. Of an encoder-decoder, what it makes of them."""
+    origin = f"step {trained.step}" + (", averaged weights" if trained.averaged else "")
     for prompt, text in zip(config.sample.prompts or ("",), continuations(trained, config), strict=True):
-        console.rich.print(f"[bold]{'step ' + str(trained.step)}[/]", highlight=False)
+        console.rich.print(f"[bold]{origin}[/]", highlight=False)
         console.rich.print(prompt, style="bold", end="", markup=False, highlight=False)
         console.rich.print(text, markup=False, highlight=False)
 

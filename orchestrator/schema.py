@@ -51,6 +51,20 @@ def element_of(annotation: Any) -> type[BaseModel] | None:
     return section_of(get_args(annotation)[0]) if get_origin(annotation) is tuple else None
 
 
+def default_of(model: type[BaseModel], name: str) -> Any:
+    """Default of the field of this dotted name; None where it has none, or there is no such field."""
+    first, _, rest = name.partition(".")
+    info = model.model_fields.get(first)
+    if info is None:
+        return None
+    below = section_of(info.annotation)
+    if element := element_of(info.annotation):
+        below, rest = element, rest.partition(".")[2]
+    if rest:
+        return default_of(below, rest) if below else None
+    return None if info.is_required() else info.get_default(call_default_factory=True)
+
+
 def nearest_name(model: type[BaseModel], name: str) -> str | None:
     """The field that someone who wrote the unknown `name` most probably meant.
 

@@ -90,6 +90,7 @@ def describe(run: Run) -> dict[str, Any]:
         "bad_steps": state.get("bad_steps", []),
         "skipped_units": {"count": len(state["skipped"]), "reasons": list(state["skipped"].values())[:10]},
         "loss": {"train": losses[-1] if losses else None, "val": record.result.get("val_loss")},
+        "val_weights": "averaged" if record.averages_weights else "as trained",
         "val_perplexity": record.result.get("val_perplexity"),
         "val_bits_per_byte": record.result.get("val_bits_per_byte"),
         "translations": {
@@ -176,8 +177,9 @@ def print_run(run: Run, console: Console) -> None:
         table.add_row("training loss", f"{story['loss']['train']:.4f}")
     if story["loss"]["val"] is not None:
         perplexity, bits = story["val_perplexity"], story["val_bits_per_byte"]
+        whose = "; averaged weights" if story["val_weights"] == "averaged" else ""
         table.add_row(
-            "held out", f"loss {story['loss']['val']:.4f}, perplexity {perplexity:.2f}, {bits:.4f} bits per byte"
+            "held out", f"loss {story['loss']['val']:.4f}, perplexity {perplexity:.2f}, {bits:.4f} bits per byte{whose}"
         )
     if story["translations"]:
         told = story["translations"]

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from data.errors import DiskFullError
+from model.weight_average import WeightAverage
 from orchestrator.ledger import StepRow
 from orchestrator.model_state import save_state
 from orchestrator.process_group import is_torn_connection, leave_group
@@ -23,13 +24,15 @@ class Survivor:
     """A rank of which a peer may die.
 
     Attributes:
-        step: updates that weights and optimizer state hold; no collective fails between one and the next.
+        step: updates that the state holds; no collective fails between one and the next.
         unsaved: rows of the ledger that are not in object storage.
         cost_s: seconds that the newest snapshot took.
     """
 
-    def __init__(self, node: Node, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self._node, self._model, self._optimizer = node, model, optimizer
+    def __init__(
+        self, node: Node, model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None
+    ) -> None:
+        self._node, self._model, self._optimizer, self._average = node, model, optimizer, average
         self.step: int | None = None
         self.unsaved: list[StepRow] = []
         self.cost_s = 0.0
@@ -52,4 +55,4 @@ class Survivor:
         with suppress(DiskFullError), memory.alone():  # of several ranks on a node, one does
             if memory.newest()[0] < self.step:
                 with memory.writing_alone(self.step, self.unsaved) as folder:
-                    save_state(folder, self._model, self._optimizer)
+                    save_state(folder, self._model, self._optimizer, self._average)

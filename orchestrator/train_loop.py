@@ -7,7 +7,7 @@ whole step, and DDP's one all-reduce adds gradients up, so the update is the sam
 # No `from __future__ import annotations` here: DDP looks at the real annotations of its communication hook.
 import math
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
 import numpy as np
@@ -19,9 +19,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data.errors import DiskFullError
 from data.feeder import ToTranslate
-from model.optimizer import build_optimizer, clip_gradients
+from model.optimizer import build_optimizer, clip_gradients, set_learning_rate
 from model.schedule import learning_rate
 from model.seq2seq import Seq2Seq
+from model.weight_average import WeightAverage
 from orchestrator.config import RunConfig
 from orchestrator.errors import BadLossError
 from orchestrator.evaluate import held_out_scores, loss_sums
@@ -59,8 +60,9 @@ def train_loop(job: TrainJob) -> None:
 
     model = build_model(config, job.vocabulary).to(device)
     optimizer = build_optimizer(model, train.optimizer, train.lr)
+    average = WeightAverage(model, train.ema_decay) if train.ema_decay is not None else None
     node = join_node(job, ray.get_runtime_context().get_node_id(), model)
-    restored = restore(job, node, model, optimizer)
+    restored = restore(job, node, model, optimizer, average)
     first_step, step, tokens = restored.step, restored.step, restored.tokens
     unsaved = list(restored.rows)  # on every rank: whose node survives must not depend on luck
     left_out = restored.bad_steps | ray.get(job.monitor.bad_steps.remote())
@@ -70,7 +72,7 @@ def train_loop(job: TrainJob) -> None:
     ddp = data_parallel(model, compiled=train.compile)
 
     stop = False
-    survivor = Survivor(node, model, optimizer)
+    survivor = Survivor(node, model, optimizer, average)
     with StepReader(job.feeder, rank, world_size, step, train.steps) as reader, survivor.keeping_its_state():
         while step < train.steps and not stop:
             began = time.monotonic()
@@ -91,6 +93,8 @@ def train_loop(job: TrainJob) -> None:
                 grad_norm = apply_update(model, optimizer, lr, train.grad_clip) if problem is None else None
                 if grad_norm is None or not math.isfinite(grad_norm):
                     leave_out(job, step + 1, problem or f"grad_norm={grad_norm}", lr, left_out, recorder)
+                if average is not None:
+                    average.update(step + 1)
                 tokens += share.target_tokens
             step, stop = step + 1, log.orders.stop
 
@@ -102,20 +106,20 @@ def train_loop(job: TrainJob) -> None:
             survivor.step, survivor.unsaved = step, unsaved
             if log.orders.snapshot:
                 with clock.during("snapshot"):
-                    cost_s, full = keep_in_memory(node, step, model, optimizer, unsaved)
+                    cost_s, full = keep_in_memory(node, step, model, optimizer, average, unsaved)
                 survivor.cost_s = cost_s
                 if recorder is not None:
                     recorder.snapshot_taken(step, cost_s, full)
             if config.eval.every_steps and step % config.eval.every_steps == 0 and step < train.steps and not stop:
                 with clock.during("evaluation"):
-                    evaluate_on_the_way(job, model, step, rank, world_size, device, recorder)
+                    evaluate_on_the_way(job, model, average, step, rank, world_size, device, recorder)
             if log.orders.pause and not stop and step < train.steps:
                 if recorder is not None:
                     recorder.before_pause(step)
                 dist.barrier()  # the first to leave ends the group, and with it whoever still writes its snapshot
                 raise PlannedRestart(f"after step {step}")
 
-    finish(job, model, step, rank, world_size, device, clock, recorder)
+    finish(job, model, average, step, rank, world_size, device, clock, recorder)
 
 
 def compute(
@@ -169,6 +173,7 @@ def leave_out(
 def finish(
     job: TrainJob,
     model: nn.Module,
+    average: WeightAverage | None,
     step: int,
     rank: int,
     world_size: int,
@@ -184,7 +189,7 @@ def finish(
             recorder.save_and_wait(step)
         recorder.tell(phase="evaluating")
     if step == job.config.train.steps and job.config.data.has_held_out:
-        with clock.during("evaluation"):
+        with clock.during("evaluation"), evaluated_weights(average):
             result |= evaluate_held_out(job, model, rank, world_size, device)
             result |= evaluate_translations(job, model, rank, world_size)
     dist.barrier()  # until the last checkpoint is there, another node's memory may be needed
@@ -204,7 +209,12 @@ def worker_device(config: RunConfig) -> torch.device:
 
 
 def keep_in_memory(
-    node: Node, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, unsaved: list[StepRow]
+    node: Node,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage | None,
+    unsaved: list[StepRow],
 ) -> tuple[float, DiskFullError | None]:
     """Keep the state in this node's memory; its first rank does.
 
@@ -218,7 +228,7 @@ def keep_in_memory(
         return 0.0, None
     try:
         with node.memory.writing(step, unsaved) as folder:
-            save_state(folder, model, optimizer)
+            save_state(folder, model, optimizer, average)
     except DiskFullError as error:
         return time.monotonic() - began, error
     return time.monotonic() - began, None
@@ -244,8 +254,7 @@ def _sum_gradients(_state: None, bucket: dist.GradBucket) -> torch.futures.Futur
 
 def apply_update(model: nn.Module, optimizer: torch.optim.Optimizer, lr: float, grad_clip: float | None) -> float:
     """Clip, update and clear the gradients; returns their norm before clipping."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+    set_learning_rate(optimizer, lr)
     grad_norm = float(clip_gradients(model.parameters(), grad_clip or math.inf))
     if math.isfinite(grad_norm):
         optimizer.step()
@@ -254,9 +263,15 @@ def apply_update(model: nn.Module, optimizer: torch.optim.Optimizer, lr: float, 
     return grad_norm
 
 
+def evaluated_weights(average: WeightAverage | None) -> AbstractContextManager[None]:
+    """Inside the block the model has the weights that are evaluated: the average, where one is kept."""
+    return nullcontext() if average is None else average.in_place()
+
+
 def evaluate_on_the_way(
     job: TrainJob,
     model: nn.Module,
+    average: WeightAverage | None,
     step: int,
     rank: int,
     world_size: int,
@@ -266,11 +281,13 @@ def evaluate_on_the_way(
     """Evaluate, and say what came of it."""
     if recorder is not None:
         recorder.tell(phase="evaluating")
-    scores = evaluate_held_out(job, model, rank, world_size, device)
+    with evaluated_weights(average):
+        scores = evaluate_held_out(job, model, rank, world_size, device)
     if recorder is not None:
         loss, bits = scores["val_loss"], scores["val_bits_per_byte"]
         recorder.tell(evaluations=[(step, loss)])
-        recorder.note(f"step {step}: held-out loss {loss:.4f}, {bits:.4f} bits per byte")
+        whose = "" if average is None else " (averaged weights)"
+        recorder.note(f"step {step}: held-out loss {loss:.4f}, {bits:.4f} bits per byte{whose}")
 
 
 def evaluate_held_out(

@@ -9,7 +9,7 @@ from pathlib import Path
 from data.prepare import PreparedData
 from model.seq2seq import Seq2Seq
 from model.transformer import Transformer
-from orchestrator.checkpoint import MODEL, CheckpointName, fetch_checkpoint, fetch_newest, list_checkpoints
+from orchestrator.checkpoint import AVERAGE, MODEL, CheckpointName, fetch_checkpoint, fetch_newest, list_checkpoints
 from orchestrator.config import RunConfig
 from orchestrator.errors import UnknownRunError
 from orchestrator.forward import build_model
@@ -20,34 +20,41 @@ from orchestrator.vocabulary import vocabulary_of
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """Weights of one checkpoint in place, and the data the run is pinned to."""
+    """Weights of one checkpoint in place, and the data the run is pinned to.
+
+    Attributes:
+        averaged: whether they are the moving average that the run keeps.
+    """
 
     model: Transformer | Seq2Seq
     step: int
     data: PreparedData
+    averaged: bool
 
 
 def load_trained(config: RunConfig, run: Run, step: int | None = None) -> TrainedModel:
-    """The model of the run's newest checkpoint, or of the one after `step`.
+    """The model of the run's newest checkpoint, or of the one after `step`; averaged weights where it keeps them.
 
     Raises:
         UnknownRunError: the run has no checkpoint yet, or none after that step.
         CheckpointDamagedError: that one, or every one, is damaged.
     """
+    averaged = run.record.averages_weights
     with tempfile.TemporaryDirectory(prefix="manta-model-") as scratch:
+        files = (AVERAGE if averaged else MODEL,)
         if step is None:
-            fetched = fetch_newest(run.store, run.record, (MODEL,), Path(scratch))
+            fetched = fetch_newest(run.store, run.record, files, Path(scratch))
         else:
             name = _checkpoint_after(step, config, run)
-            fetched = name, fetch_checkpoint(run.store, name, (MODEL,), Path(scratch))
+            fetched = name, fetch_checkpoint(run.store, name, files, Path(scratch))
         if fetched is None:
             raise UnknownRunError(
                 f"Run {config.run!r} has no checkpoint yet; the first comes within a minute of training."
             )
         data = run.prepare(lambda line: None)
         model = build_model(config, vocabulary_of(config, data.tokenizer, data.job.input_tokenizer))
-        load_weights(Path(scratch), model)
-    return TrainedModel(model.eval(), fetched[0].step, data)
+        load_weights(Path(scratch), model, averaged=averaged)
+    return TrainedModel(model.eval(), fetched[0].step, data, averaged)
 
 
 def _checkpoint_after(step: int, config: RunConfig, run: Run) -> CheckpointName:

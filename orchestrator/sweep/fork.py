@@ -8,9 +8,6 @@ from pathlib import Path
 
 from data.store import Store
 from orchestrator.checkpoint import (
-    MODEL,
-    OPTIMIZER,
-    PROGRESS,
     STATE,
     CheckpointName,
     fetch_checkpoint,
@@ -34,7 +31,7 @@ def fork(donor: Store, name: CheckpointName, heir: Store) -> None:
     own = CheckpointName(name.step, 0)  # the heir's attempts count from 1
     with tempfile.TemporaryDirectory(prefix="manta-fork-") as scratch:
         folder = Path(scratch)
-        state = fetch_checkpoint(donor, name, (MODEL, OPTIMIZER, PROGRESS), folder)
+        state = fetch_checkpoint(donor, name, None, folder)
         for segment in state["ledger"]:
             heir.put(f"ledger/{segment}", donor.get(f"ledger/{segment}"))
         heir.put(METRICS, b"".join(line + b"\n" for line in metrics_lines(donor, name.step)))

@@ -29,7 +29,13 @@ if TYPE_CHECKING:
 
 _ATTRIBUTES: dict[str, Any] = {"time_attr": "step", "metric": "loss", "mode": "min"}
 
-_STRUCTURE = ("model.", "train.optimizer.name", "train.global_batch_size", "train.micro_batch_size")
+_STRUCTURE = (
+    "model.",
+    "train.optimizer.name",
+    "train.ema_decay",
+    "train.global_batch_size",
+    "train.micro_batch_size",
+)
 """Fields that stay the donor's when its state is taken over: its tensors and its place in the data fit no others."""
 
 

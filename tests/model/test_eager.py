@@ -47,6 +47,30 @@ dist.destroy_process_group()
 print(json.dumps([losses, "torch._dynamo.utils" in sys.modules]))
 """
 
+EVERY_OPTIMIZER = """
+import json, sys
+from typing import get_args
+from model.eager import skip_compiler
+skip_compiler()
+import torch
+from model.config import OptimizerConfig
+from model.optimizer import build_optimizer
+from model.weight_average import WeightAverage
+
+names = get_args(OptimizerConfig.model_fields["name"].annotation)
+for name in names:
+    layer = torch.nn.Linear(4, 3)
+    optimizer = build_optimizer(layer, OptimizerConfig(name=name), 1e-2)
+    average = WeightAverage(layer, 0.9)
+    for step in range(2):
+        layer(torch.ones(1, 4)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+        average.update(step + 1)
+        optimizer.load_state_dict(optimizer.state_dict())
+print(json.dumps([len(names), "torch._dynamo.utils" in sys.modules]))
+"""
+
 THEN_COMPILE = """
 import sys
 from model.eager import skip_compiler
@@ -84,6 +108,11 @@ def test_training_is_the_same_without_the_compiler_and_never_asks_for_it(fields:
     losses, imported = python(TRAIN, "skip", json.dumps(fields))
     assert not imported
     assert losses == python(TRAIN, "keep", json.dumps(fields))[0]
+
+
+def test_no_optimizer_asks_for_the_compiler() -> None:
+    count, imported = python(EVERY_OPTIMIZER)
+    assert count == 8 and not imported
 
 
 def test_asked_for_what_the_stub_does_not_know_the_compiler_comes() -> None:

@@ -1,10 +1,11 @@
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from model.config import ModelConfig, OptimizerConfig, ScheduleConfig
+from model.config import ModelConfig, OptimizerConfig, ParameterGroup, ScheduleConfig
 
 
 def test_defaults_are_filled_in() -> None:
@@ -96,7 +97,7 @@ def test_odd_heads_are_fine_without_rope() -> None:
     ("fields", "message"),
     [
         ({"name": "sgd", "nesterov": True, "momentum": 0.0}, r"nesterov=True needs a velocity, but momentum=0\.0"),
-        ({"name": "adam", "nesterov": True}, r"nesterov=True needs name=sgd, but name=adam"),
+        ({"name": "adam", "nesterov": True}, r"nesterov=True needs name=sgd or muon, but name=adam"),
         ({"betas": (0.9, 1.0)}, r"betas\[1\]=1\.0 is outside \[0, 1\)"),
         ({"betas": (-0.1, 0.9)}, r"betas\[0\]=-0\.1 is outside \[0, 1\).*0\.0"),
     ],
@@ -106,19 +107,38 @@ def test_contradictory_optimizers_are_refused(fields: dict[str, object], message
         OptimizerConfig.model_validate(fields)
 
 
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, {"name": "adamw", "betas": (0.9, 0.95), "eps": 1e-8, "momentum": 0.9, "nesterov": False}),
+        ({"name": "lion"}, {"betas": (0.9, 0.99)}),
+        ({"name": "lion", "betas": [0.95, 0.98]}, {"betas": (0.95, 0.98)}),
+        ({"name": "muon"}, {"momentum": 0.95, "nesterov": True, "betas": (0.9, 0.95), "adamw_lr": 1.0}),
+        ({"name": "muon", "nesterov": False}, {"nesterov": False}),
+        ({"name": "rmsprop"}, {"momentum": 0.0, "alpha": 0.99}),
+        ({"name": "adagrad"}, {"eps": 1e-10}),
+    ],
+)
+def test_constants_left_out_have_the_rules_usual_values(fields: dict[str, Any], expected: dict[str, Any]) -> None:
+    config = OptimizerConfig.model_validate(fields)
+    assert {name: getattr(config, name) for name in expected} == expected
+    assert config.weight_decay == 0.1
+    assert OptimizerConfig.model_validate(config.model_dump(mode="json")) == config
+
+
 def test_decay_length_belongs_to_wsd() -> None:
     assert ScheduleConfig(name="wsd", decay_steps=10).decay_steps == 10
     with pytest.raises(ValueError, match=r"decay_steps=10 needs name=wsd, but name=cosine"):
         ScheduleConfig(name="cosine", decay_steps=10)
 
 
-@pytest.mark.parametrize("settings", [ModelConfig, OptimizerConfig, ScheduleConfig])
+@pytest.mark.parametrize("settings", [ModelConfig, OptimizerConfig, ParameterGroup, ScheduleConfig])
 def test_settings_are_frozen_closed_and_described(settings: type[BaseModel]) -> None:
     with pytest.raises(ValidationError, match="extra_forbidden"):
         settings.model_validate({"learning_rat": 1})
     field = next(iter(settings.model_fields))
     with pytest.raises(ValidationError, match="frozen"):
-        setattr(settings(), field, None)
+        setattr(settings.model_construct(), field, None)
     assert all(info.description for info in settings.model_fields.values())
 
 

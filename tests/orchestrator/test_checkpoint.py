@@ -71,6 +71,14 @@ def test_nothing_was_ever_saved(saver: Saver) -> None:
     assert list_checkpoints(saver.store) == [] and saver.newest() is None
 
 
+def test_all_files_are_fetched_where_none_is_named(saver: Saver, tmp_path: Path) -> None:
+    saver.save(200)
+    folder = tmp_path / "whole"
+    folder.mkdir()
+    assert fetch_checkpoint(saver.store, CheckpointName(200, 1), None, folder) == {"step": 200}
+    assert {path.name for path in folder.iterdir()} == {*FILES, "state.json"}
+
+
 def test_what_was_saved_is_what_is_fetched(saver: Saver) -> None:
     size = saver.save(200)
     assert saver.newest() == 200

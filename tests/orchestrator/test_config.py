@@ -242,6 +242,7 @@ class TestContinuing:
         ("data.sources.0.weight=2", ("data.sources.0.weight", 1.0, 2.0)),
         ("data.sources.0.path=/x", ("data.sources.0.path", "s3://bucket/text", "/x")),
         ("model.dropout=0.5", ("model.dropout", 0.0, 0.5)),
+        ("train.ema_decay=0.99", ("train.ema_decay", None, 0.99)),
         ("eval.every_steps=5", ("eval.every_steps", None, 5)),
     )
 
@@ -260,6 +261,23 @@ class TestContinuing:
     def test_a_source_more_differs(self, recipe: Path) -> None:
         old, new = result_fields(load_recipe(recipe)), result_fields(load_recipe(recipe, ["data.sources.1.path=/y"]))
         assert ("data.sources.1.path", None, "/y") in differing_fields(old, new)
+
+    def test_a_group_of_parameters_more_differs(self, recipe: Path) -> None:
+        changed = load_recipe(recipe, ["train.optimizer.groups=[{match: b*}]"])
+        old, new = result_fields(load_recipe(recipe)), result_fields(changed)
+        assert ("train.optimizer.groups.0.match", None, "b*") in differing_fields(old, new)
+
+    def test_a_field_younger_than_the_run_had_its_default(self, recipe: Path) -> None:
+        new = result_fields(load_recipe(recipe, ["train.optimizer.momentum=0.8", "data.sources.1.path=/y"]))
+        young = ["train.optimizer.alpha", "train.optimizer.groups", "train.ema_decay", "train.optimizer.momentum"]
+        old = {name: value for name, value in new.items() if name not in young and "sources.1." not in name}
+        found = differing_fields(old, new)
+        assert ("train.optimizer.momentum", 0.9, 0.8) in found and ("data.sources.1.path", None, "/y") in found
+        assert {name for name, _, _ in found} == {"train.optimizer.momentum", "data.sources.1.path"}
+        in_sweep = {f"run.{name}": value for name, value in new.items()}
+        assert (
+            differing_fields({k: v for k, v in in_sweep.items() if k != "run.train.optimizer.groups"}, in_sweep) == []
+        )
 
     def test_keys_are_not_kept_with_a_run(self, recipe: Path) -> None:
         config = load_recipe(recipe, ["store.secret_access_key=hush", "store.access_key_id=who"])

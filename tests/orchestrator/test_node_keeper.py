@@ -11,7 +11,7 @@ import pytest
 from data.errors import TransientStoreError
 from data.local_store import LocalStore
 from orchestrator import node_keeper
-from orchestrator.checkpoint import MODEL, OPTIMIZER, CheckpointName, list_checkpoints
+from orchestrator.checkpoint import MODEL, OPTIMIZER, CheckpointName, list_checkpoints, tensor_files
 from orchestrator.errors import CheckpointDamagedError, FencedError
 from orchestrator.ledger import StepRow, metrics_lines
 from orchestrator.node_keeper import NodeKeeper
@@ -50,13 +50,15 @@ def fence(store: LocalStore) -> Fence:
     return fence
 
 
-def job_of(store: LocalStore, attempt: int = 1) -> Any:
+def job_of(store: LocalStore, attempt: int = 1, ema_decay: float | None = None) -> Any:
     return SimpleNamespace(
         store=store,
         attempt=attempt,
         facts={"config": {}},
         config=SimpleNamespace(
-            seed=1, train=SimpleNamespace(global_batch_size=BATCH), checkpoint=SimpleNamespace(keep=3)
+            seed=1,
+            train=SimpleNamespace(global_batch_size=BATCH, ema_decay=ema_decay),
+            checkpoint=SimpleNamespace(keep=3),
         ),
         feeder=SimpleNamespace(counts=Remote(np.arange(3)), skipped=Remote({})),
         monitor=SimpleNamespace(note=Remote(None), keepers=Remote({})),
@@ -69,6 +71,19 @@ def keeper(store: LocalStore, fence: Fence) -> Iterator[NodeKeeper]:
     keeper.open_memory(0)
     yield keeper
     keeper.discard()
+
+
+def test_a_run_that_averages_its_weights_finds_the_average_too(keeper: NodeKeeper, store: LocalStore) -> None:
+    with keeper.open_memory(0).writing(4, rows(1, 4)) as folder:
+        for name in tensor_files(averaged=True):
+            (folder / name).write_bytes(name.encode())
+    keeper.save(4)
+    keeper.discard()
+    later = NodeKeeper(job_of(store, ema_decay=0.9), "another node")
+    memory = later.open_memory(0)
+    assert later.choose({"another node": (-1, -1)}).name == CheckpointName(4, 1)
+    assert all((memory.path(4) / name).read_bytes() == name.encode() for name in tensor_files(averaged=True))
+    later.discard()
 
 
 def rows(first: int, last: int) -> list[StepRow]:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from model.weight_average import WeightAverage
 from orchestrator import survivor
 from orchestrator.model_state import load_state
 from orchestrator.node_memory import NodeMemory
@@ -55,6 +56,18 @@ def test_the_state_after_the_last_whole_step_is_there_for_the_next_group(memory:
     load_state(memory.path(7), model, optimizer)
     expected: Any = rank._model.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+
+
+def test_the_average_is_kept_with_it(memory: NodeMemory) -> None:
+    model, optimizer = trained()
+    average = WeightAverage(model, 0.9)
+    average.update(7)
+    rank = Survivor(SimpleNamespace(memory=memory), model, optimizer, average)  # type: ignore[arg-type]
+    rank.step = 7
+    fail(rank, TORN)
+    other = WeightAverage(trained()[0], 0.9)
+    load_state(memory.path(7), *trained(), other)
+    assert all(torch.equal(value, average.state_dict()[name]) for name, value in other.state_dict().items())
 
 
 def test_one_of_several_ranks_on_a_node_does_it(memory: NodeMemory) -> None:

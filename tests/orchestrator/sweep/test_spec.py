@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
+from model.config import OptimizerConfig
 from orchestrator.errors import RecipeError
 from orchestrator.sweep.spec import Sweep, load_sweep
 
@@ -40,6 +41,20 @@ def test_a_trial_is_the_base_run_with_its_point_in_place(tmp_path: Path) -> None
     config = sweep.config_of({"train.lr": 5e-3}, "s-t001")
     assert (config.run, config.train.lr, config.train.steps, config.train.grad_clip) == ("s-t001", 5e-3, 50, 0.5)
     assert sweep.trials == 3
+
+
+def test_every_optimizer_can_be_searched_over(tmp_path: Path) -> None:
+    names = list(get_args(OptimizerConfig.model_fields["name"].annotation))
+    space: dict[str, Any] = {
+        "train.optimizer.name": {"choice": names},
+        "train.optimizer.alpha": {"uniform": [0.9, 0.99], "when": {"train.optimizer.name": "rmsprop"}},
+        "train.optimizer.momentum": {"choice": [0.0, 0.9], "when": {"train.optimizer.name": ["sgd", "muon"]}},
+        "train.optimizer.adamw_lr": {"loguniform": [0.1, 1.0], "when": {"train.optimizer.name": "muon"}},
+        "train.ema_decay": {"choice": [None, 0.99]},
+    }
+    sweep = load(tmp_path, space=space)
+    betas = {name: sweep.config_of({"train.optimizer.name": name}, "t").train.optimizer.betas for name in names}
+    assert betas.pop("lion") == (0.9, 0.99) and set(betas.values()) == {(0.9, 0.95)}
 
 
 def test_a_recipe_may_be_a_file_beside_the_sweep(tmp_path: Path) -> None:
