@@ -55,6 +55,11 @@ def tensor_files(*, averaged: bool) -> tuple[str, ...]:
     return (MODEL, OPTIMIZER, AVERAGE) if averaged else (MODEL, OPTIMIZER)
 
 
+def weights_file(*, averaged: bool) -> str:
+    """File of the weights that are evaluated."""
+    return AVERAGE if averaged else MODEL
+
+
 def list_checkpoints(store: Store, record: RunRecord | None = None) -> list[CheckpointName]:
     """Complete checkpoints of the run under `store`, oldest first; those of a fenced-off attempt are left out."""
     names = []

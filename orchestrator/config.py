@@ -22,7 +22,7 @@ from orchestrator.recipe_file import apply_overrides, read_recipe
 from orchestrator.schema import default_of, nearest_name, section_of
 
 # What decides how and where a run is computed and kept, but not what it computes: free to change when a run goes on.
-_FREE = ("run", "storage", "store", "scaling", "checkpoint", "sample", "data.prepare")
+_FREE = ("run", "storage", "store", "scaling", "checkpoint", "sample", "data.prepare", "eval.beside")
 
 # Entries of the "bytes" vocabulary: every byte, and end-of-text.
 BYTES_VOCAB_SIZE = 257
@@ -136,6 +136,11 @@ class EvalConfig(Section):
     every_steps: int | None = Field(
         None, ge=1, description="Steps from one evaluation to the next; null evaluates only at the end."
     )
+    beside: bool = Field(
+        True,
+        description="Whether evaluations on the way run beside training where there is a place that no worker can "
+        "use; else the workers do them, and do not train meanwhile.",
+    )
     translate: int = Field(
         200, ge=0, description="Held-out pairs translated at the end of a run and scored by BLEU and chrF; 0: none."
     )
@@ -195,6 +200,11 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="Saving.")
     eval: EvalConfig = Field(default_factory=EvalConfig, description="Evaluation.")
     sample: SampleConfig = Field(default_factory=SampleConfig, description="Generated text.")
+
+    def evaluates_after(self, step: int) -> bool:
+        """Whether the held-out set is evaluated after `step`, on the way."""
+        every = self.eval.every_steps
+        return every is not None and step % every == 0 and step < self.train.steps
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> Self:

@@ -46,6 +46,17 @@ def autocast(config: RunConfig, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16")
 
 
+def worker_device(config: RunConfig) -> torch.device:
+    """The GPU Ray gave this worker, or the CPU."""
+    if not config.scaling.gpus_per_worker:
+        return torch.device("cpu")
+    from ray.train.torch import get_device  # takes a while to import
+
+    device: torch.device = get_device()
+    torch.cuda.set_device(device)
+    return device
+
+
 def seed_dropout(config: RunConfig, step: int, micro_step: int) -> None:
     """Make dropout a function of (seed, step, micro-batch), whoever computes it."""
     if config.model.dropout > 0:

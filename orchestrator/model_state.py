@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from model.weight_average import WeightAverage
-from orchestrator.checkpoint import AVERAGE, MODEL, OPTIMIZER
+from orchestrator.checkpoint import AVERAGE, MODEL, OPTIMIZER, weights_file
 
 
 def save_state(
@@ -53,7 +53,7 @@ def state_bytes(model: nn.Module, *, averaged: bool = False) -> int:
 
 def load_weights(folder: Path, model: nn.Module, *, averaged: bool = False) -> None:
     """Read weights from a fetched checkpoint into the model; `averaged`: their average instead."""
-    model.load_state_dict(load_file(folder / (AVERAGE if averaged else MODEL)))
+    model.load_state_dict(load_file(folder / weights_file(averaged=averaged)))
 
 
 def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

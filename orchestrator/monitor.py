@@ -6,9 +6,9 @@ It outlives worker groups. Each group keeps its own goodput clock; the monitor a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from orchestrator.disruption import Disruption
 from orchestrator.failure_policy import (
@@ -80,12 +80,21 @@ class Wishes(NamedTuple):
         pause: keep the state in memory and end, to be started again in another size.
         saves: times that a checkpoint has been asked for.
         mtbf_s: seconds from one failure to the next, as far as is known.
+        beside: there is a place to evaluate in that no worker can use.
     """
 
     stop: bool = False
     pause: bool = False
     saves: int = 0
     mtbf_s: float = PRIOR_MTBF_S
+    beside: bool = False
+
+
+class Evaluation(Protocol):
+    """One that runs in a process of its own."""
+
+    def scores(self) -> dict[str, float] | None:
+        """What came of it; None while it runs. Raises where it failed."""
 
 
 class Monitor:
@@ -95,6 +104,8 @@ class Monitor:
         scaling: decides on the number of workers.
         steps: length of the run.
         make_keeper: starts the `NodeKeeper` of a node, given the node's id and the job; returns its handle.
+        evaluate: starts an evaluation beside training, given the job and what `NodeKeeper.weights` returns; None: the
+            workers are always to evaluate themselves.
         now: monotonic clock, seconds.
     """
 
@@ -103,6 +114,7 @@ class Monitor:
         scaling: ScalingPolicy,
         steps: int,
         make_keeper: Callable[[str, TrainJob], Any],
+        evaluate: Callable[[TrainJob, Any], Evaluation] | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._now, self._scaling, self._steps, self._make_keeper = now, scaling, steps, make_keeper
@@ -117,6 +129,8 @@ class Monitor:
         self._saved_because = self._waiting_for = self._preparing_for = ""
         self._astray = (0, "")
         self._keepers: dict[str, Any] = {}
+        self._evaluate = evaluate
+        self._evaluating: tuple[int, Evaluation] | None = None
 
     def keeper_of(self, node_id: str, job: TrainJob, *, anew: bool = False) -> Any:
         """The keeper of a node, started now where there is none; `anew`: the one there was has died."""
@@ -155,11 +169,11 @@ class Monitor:
         return int(done)
 
     def report(self, **changes: Any) -> Wishes:
-        """Rank 0: fields of Progress that changed; losses and evaluations are added to those before."""
+        """Rank 0: fields of Progress that changed; losses are added to those before."""
         progress, now = self._progress, self._now()
         goodput = changes.pop("goodput", None)
         progress.losses = [*progress.losses, *changes.pop("losses", [])][-RECENT_STEPS:]
-        progress.evaluations += changes.pop("evaluations", [])
+        self.is_evaluating()
         for name, value in changes.items():
             setattr(progress, name, value)
         if goodput is not None:
@@ -171,6 +185,34 @@ class Monitor:
             causes = self._past.keys() | goodput.keys()
             progress.goodput = {cause: self._past.get(cause, 0.0) + goodput.get(cause, 0.0) for cause in sorted(causes)}
         return self._wishes
+
+    def evaluated(self, step: int, scores: Mapping[str, float]) -> None:
+        """Rank 0: what an evaluation on the way has found."""
+        self._progress.evaluations.append((step, scores["val_loss"]))
+        loss, bits = scores["val_loss"], scores["val_bits_per_byte"]
+        self.note(f"step {step}: held-out loss {loss:.4f}, {bits:.4f} bits per byte")
+
+    def evaluate_beside(self, job: TrainJob, step: int, weights: Sequence[Any]) -> None:
+        """Rank 0: have the one element of `weights`, a reference to those after `step`, evaluated beside training."""
+        assert self._evaluate is not None, "workers are told to only where it can be done"
+        self._evaluating = step, self._evaluate(job, weights[0])
+        self._wishes = self._wishes._replace(beside=False)
+
+    def is_evaluating(self) -> bool:
+        """Rank 0: whether an evaluation beside training has not ended yet; one that has is told of."""
+        if self._evaluating is None:
+            return False
+        step, evaluation = self._evaluating
+        try:
+            scores = evaluation.scores()
+        except Exception as error:  # the node it ran on may be gone; training is not to end with it
+            self.note(f"step {step}: the evaluation beside training failed: {' '.join(str(error).split())[-200:]}")
+            self._evaluating = None
+            return False
+        if scores is not None:
+            self._evaluating = None
+            self.evaluated(step, scores)
+        return scores is None
 
     def failed(self, cause: Cause, reason: str) -> bool:
         """Controller: the worker group failed. Returns whether it is to be started again."""
@@ -241,6 +283,9 @@ class Monitor:
         left = self._steps - row["step"]
         seen = Situation(now, workers, slots, on_draining, standing_by, row["step_s"], left)
         decision = self._scaling.when_running(seen)
+        is_room = workers >= self._scaling.max_workers and slots > workers + standing_by
+        beside = self._evaluate is not None and self._evaluating is None and is_room
+        self._wishes = self._wishes._replace(beside=beside)
         if isinstance(decision, Save) and decision.why != self._saved_because:
             self._saved_because = decision.why
             self._wishes = self._wishes._replace(saves=self._wishes.saves + 1)

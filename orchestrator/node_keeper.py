@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import ray
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
@@ -28,6 +29,7 @@ from orchestrator.checkpoint import (
     prune,
     set_aside,
     tensor_files,
+    weights_file,
     write_checkpoint,
 )
 from orchestrator.job import TrainJob
@@ -116,6 +118,12 @@ class NodeKeeper:
     def files(self, step: int) -> dict[str, NDArray[Any]]:
         """A snapshot, for a node that lacks it."""
         return self._memory_here().files(step)
+
+    def weights(self, step: int) -> dict[str, NDArray[Any]]:
+        """The weights of a snapshot that are evaluated, as the file they are in, for whoever evaluates them."""
+        name = weights_file(averaged=self._job.config.train.ema_decay is not None)
+        with self._memory_here().pinned(step) as folder:
+            return {name: np.fromfile(folder / name, np.uint8)}
 
     def save(self, step: int) -> int:
         """Have the snapshot of `step` in object storage, as a checkpoint, when this returns; returns `step`.

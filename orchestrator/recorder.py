@@ -26,6 +26,10 @@ SAVE_TRIES = 3
 """Checkpoints in a row that may fail because the store does not answer, before the run ends."""
 
 
+EVALUATION_S, LOOK_EVERY_S = 600.0, 0.2
+"""Seconds to wait for an evaluation beside training at the end of the run, and from one look to the next."""
+
+
 class Recorder:
     """Rank 0's books. Checkpoints are uploaded by the node's keeper, one at a time, while the loop goes on."""
 
@@ -41,7 +45,7 @@ class Recorder:
         self._stall_s = 0.0
         self._upload_s: float | None = None
         self._saves_done = 0
-        self._save_now = False
+        self._save_now = self._beside = False
         self._saving: ray.ObjectRef[int] | None = None
         self._failures, self._done = 0, 0
         self._snapshots, self._stragglers = SnapshotClock(), StragglerWatch()
@@ -66,7 +70,8 @@ class Recorder:
         step_s = self._row.step_s if self._row is not None else 0.0
         # What is to be saved or gone on from is kept in memory first, whatever that costs.
         snapshot = self._snapshots.is_due(step_s) or self._save_now or pause or is_last
-        return Orders(stop, snapshot, pause, self._saved_step)
+        self._beside = self._wishes.beside and not stop and not pause and self._job.config.evaluates_after(step)
+        return Orders(stop, snapshot or self._beside, pause, self._beside, self._saved_step)
 
     def tell(self, **progress: Any) -> None:
         """Fields of `Progress` for the driver, beside the newest step; does not wait."""
@@ -109,6 +114,19 @@ class Recorder:
             if problem is not None:
                 raise problem
             self._start_saving(step)
+        if self._beside and problem is not None:
+            self.note(f"step {step}: not evaluated. {problem}")
+        elif self._beside:
+            self._job.monitor.evaluate_beside.remote(self._job, step, [self._keeper.weights.remote(step)])
+
+    def wait_for_evaluation(self) -> None:
+        """Wait for one beside training that has not ended, at most EVALUATION_S."""
+        deadline = time.monotonic() + EVALUATION_S
+        while ray.get(self._job.monitor.is_evaluating.remote()):
+            if time.monotonic() > deadline:
+                self.note(f"an evaluation beside training has not ended within {EVALUATION_S:.0f} s of its end")
+                return
+            time.sleep(LOOK_EVERY_S)
 
     def before_pause(self, step: int) -> None:
         """The group is about to end; its state is in memory, and where all that memory is about to go, saved too."""

@@ -18,12 +18,14 @@ class Orders(NamedTuple):
         stop: no step after this one.
         snapshot: keep the state after this step in the memory of every node.
         pause: end the worker group after this step, to be started again in another size.
+        beside: the state after this step is evaluated elsewhere, and not by the ranks.
         saved_step: step of the newest checkpoint in object storage.
     """
 
     stop: bool = False
     snapshot: bool = False
     pause: bool = False
+    beside: bool = False
     saved_step: int = 0
 
 
@@ -67,8 +69,8 @@ class StepLog:
         self._losses = losses.view(torch.float64)
         self._ids = ids.numpy().reshape(self._ids.shape)
         self.seconds = [micro / 1e6 for micro in micros.tolist()]
-        stop, snapshot, pause, saved_step = told_all.tolist()
-        self.orders = Orders(bool(stop), bool(snapshot), bool(pause), saved_step)
+        stop, snapshot, pause, beside, saved_step = told_all.tolist()
+        self.orders = Orders(bool(stop), bool(snapshot), bool(pause), bool(beside), saved_step)
 
     def loss_sum(self) -> float:
         """Sum of all token losses in slot order."""

@@ -10,7 +10,6 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
-import numpy as np
 import ray
 import torch
 import torch.distributed as dist
@@ -18,16 +17,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from data.errors import DiskFullError
-from data.feeder import ToTranslate
 from model.optimizer import build_optimizer, clip_gradients, set_learning_rate
 from model.schedule import learning_rate
-from model.seq2seq import Seq2Seq
 from model.weight_average import WeightAverage
 from orchestrator.config import RunConfig
 from orchestrator.errors import BadLossError
-from orchestrator.evaluate import held_out_scores, loss_sums
-from orchestrator.forward import autocast, build_model, model_inputs, seed_dropout
+from orchestrator.forward import autocast, build_model, model_inputs, seed_dropout, worker_device
 from orchestrator.goodput import GoodputClock
+from orchestrator.held_out import evaluate_held_out, evaluate_translations
 from orchestrator.job import PlannedRestart, TrainJob
 from orchestrator.ledger import StepRow
 from orchestrator.loss_watch import LossWatch
@@ -37,7 +34,6 @@ from orchestrator.restore import Node, join_node, restore
 from orchestrator.step_log import StepLog
 from orchestrator.step_reader import FetchedShare, StepReader
 from orchestrator.survivor import Survivor
-from orchestrator.translate import scores_of, translate
 
 FORWARD_SHARE = 1 / 3
 """Part of a micro-batch's time that its forward pass takes: backward computes twice as much."""
@@ -110,7 +106,7 @@ def train_loop(job: TrainJob) -> None:
                 survivor.cost_s = cost_s
                 if recorder is not None:
                     recorder.snapshot_taken(step, cost_s, full)
-            if config.eval.every_steps and step % config.eval.every_steps == 0 and step < train.steps and not stop:
+            if config.evaluates_after(step) and not stop and not log.orders.beside:
                 with clock.during("evaluation"):
                     evaluate_on_the_way(job, model, average, step, rank, world_size, device, recorder)
             if log.orders.pause and not stop and step < train.steps:
@@ -188,6 +184,8 @@ def finish(
         with clock.during("checkpoint"):
             recorder.save_and_wait(step)
         recorder.tell(phase="evaluating")
+        with clock.during("evaluation"):
+            recorder.wait_for_evaluation()
     if step == job.config.train.steps and job.config.data.has_held_out:
         with clock.during("evaluation"), evaluated_weights(average):
             result |= evaluate_held_out(job, model, rank, world_size, device)
@@ -195,17 +193,6 @@ def finish(
     dist.barrier()  # until the last checkpoint is there, another node's memory may be needed
     if recorder is not None:
         ray.get(job.monitor.report.remote(phase="done", result=result, goodput=clock.seconds()))
-
-
-def worker_device(config: RunConfig) -> torch.device:
-    """The GPU Ray gave this worker, or the CPU."""
-    if not config.scaling.gpus_per_worker:
-        return torch.device("cpu")
-    from ray.train.torch import get_device  # takes a while to import
-
-    device: torch.device = get_device()
-    torch.cuda.set_device(device)
-    return device
 
 
 def keep_in_memory(
@@ -284,37 +271,4 @@ def evaluate_on_the_way(
     with evaluated_weights(average):
         scores = evaluate_held_out(job, model, rank, world_size, device)
     if recorder is not None:
-        loss, bits = scores["val_loss"], scores["val_bits_per_byte"]
-        recorder.tell(evaluations=[(step, loss)])
-        whose = "" if average is None else " (averaged weights)"
-        recorder.note(f"step {step}: held-out loss {loss:.4f}, {bits:.4f} bits per byte{whose}")
-
-
-def evaluate_held_out(
-    job: TrainJob, model: nn.Module, rank: int, world_size: int, device: torch.device
-) -> dict[str, float]:
-    """Scores over the held-out set, shared out among ranks and summed by slot: the same at any world size."""
-    held_out = ray.get(job.feeder.held_out.remote())
-    if not held_out.refs:
-        return {}
-    log = StepLog(len(held_out.refs), 0, device)
-    slots = range(rank, len(held_out.refs), world_size)
-    batches = (ray.get(held_out.refs[slot]) for slot in slots)
-    for slot, loss_sum in zip(slots, loss_sums(model, batches, job.config, device), strict=True):
-        log.note(slot, loss_sum, np.empty(0, np.int64))
-    log.combine()
-    return held_out_scores(log.loss_sum(), held_out.target_tokens, held_out.text_bytes)
-
-
-def evaluate_translations(job: TrainJob, model: nn.Module, rank: int, world_size: int) -> dict[str, Any]:
-    """BLEU and chrF of held-out pairs, batches shared out among ranks; the same at any world size. Rank 0 has them."""
-    count = job.config.eval.translate
-    if not isinstance(model, Seq2Seq) or not count:
-        return {}
-    asked: ToTranslate = ray.get(job.feeder.to_translate.remote(count))
-    texts = translate(model, asked.batches[rank::world_size], asked.tokenizer, job.config)
-    gathered: list[dict[int, str]] = [{}] * world_size
-    dist.all_gather_object(gathered, texts)
-    if rank > 0 or not asked.references:
-        return {}
-    return scores_of({place: text for part in gathered for place, text in part.items()}, asked, job.config)
+        job.monitor.evaluated.remote(step, scores)

@@ -9,7 +9,7 @@ from pathlib import Path
 from data.prepare import PreparedData
 from model.seq2seq import Seq2Seq
 from model.transformer import Transformer
-from orchestrator.checkpoint import AVERAGE, MODEL, CheckpointName, fetch_checkpoint, fetch_newest, list_checkpoints
+from orchestrator.checkpoint import CheckpointName, fetch_checkpoint, fetch_newest, list_checkpoints, weights_file
 from orchestrator.config import RunConfig
 from orchestrator.errors import UnknownRunError
 from orchestrator.forward import build_model
@@ -41,7 +41,7 @@ def load_trained(config: RunConfig, run: Run, step: int | None = None) -> Traine
     """
     averaged = run.record.averages_weights
     with tempfile.TemporaryDirectory(prefix="manta-model-") as scratch:
-        files = (AVERAGE if averaged else MODEL,)
+        files = (weights_file(averaged=averaged),)
         if step is None:
             fetched = fetch_newest(run.store, run.record, files, Path(scratch))
         else:

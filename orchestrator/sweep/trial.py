@@ -236,6 +236,8 @@ class Trial:
         if assignment.most:
             scaling = config.scaling.model_copy(update={"max_workers": assignment.most})
             config = config.model_copy(update={"scaling": scaling})
+        # A place that is free is another trial's.
+        config = config.model_copy(update={"eval": config.eval.model_copy(update={"beside": False})})
         if self._saved_marks:
             saving = {"every_steps": min(self._saved_marks), "keep": max(config.checkpoint.keep, 4)}
             config = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update=saving)})

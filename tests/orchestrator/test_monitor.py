@@ -328,3 +328,60 @@ def test_a_second_end_before_the_first_was_got_over_costs_both_their_time(clock:
     clock.now += 5
     trained(monitor, 2, step=51)
     assert [each.lost_s for each in monitor.progress().disruptions] == [15.0, 10.0]
+
+
+class Beside:
+    """An evaluation that ends when it is told to."""
+
+    def __init__(self, job: object, weights: object) -> None:
+        self.weights = weights
+        self.outcome: dict[str, float] | Exception | None = None
+
+    def scores(self) -> dict[str, float] | None:
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+
+class TestEvaluationBesideTraining:
+    def _monitor(self, clock: Clock) -> tuple[Monitor, list[Beside]]:
+        begun: list[Beside] = []
+
+        def evaluate(job: object, weights: object) -> Beside:
+            begun.append(Beside(job, weights))
+            return begun[-1]
+
+        scaling = ScalingPolicy(1, 2, micro_batches=8, restart_s=5.0)
+        monitor = Monitor(scaling, 1000, lambda node_id, job: Keeper(node_id), evaluate, now=clock)
+        monitor.begin_group(step=0, nodes=["n"] * 2, clock_s=1.0)
+        trained(monitor, 2)
+        return monitor, begun
+
+    def test_it_is_offered_where_a_place_is_left_that_no_worker_can_use(self, clock: Clock) -> None:
+        monitor, _ = self._monitor(clock)
+        assert not trained(monitor, 2).beside
+        for slots, is_room in ((2, False), (3, True), (2, False)):
+            monitor.seen_running(2, slots, 0, standing_by=0)
+            assert trained(monitor, 2).beside is is_room
+        assert not trained(monitor_of(clock), 2).beside, "nobody is there to do it"
+
+    def test_one_at_a_time_and_its_scores_are_told_when_they_are_there(self, clock: Clock) -> None:
+        monitor, begun = self._monitor(clock)
+        monitor.seen_running(2, 3, 0, standing_by=0)
+        monitor.evaluate_beside(None, 100, ["weights"])  # type: ignore[arg-type]
+        assert begun[0].weights == "weights" and monitor.is_evaluating()
+        monitor.seen_running(2, 3, 0, standing_by=0)
+        assert not trained(monitor, 2).beside
+        begun[0].outcome = {"val_loss": 2.0, "val_bits_per_byte": 1.5}
+        trained(monitor, 2, step=150)
+        assert monitor.progress().evaluations == [(100, 2.0)] and not monitor.is_evaluating()
+        assert monitor.progress().notes[-1] == "step 100: held-out loss 2.0000, 1.5000 bits per byte"
+        monitor.seen_running(2, 3, 0, standing_by=0)
+        assert trained(monitor, 2).beside
+
+    def test_one_that_fails_is_told_of_and_training_goes_on(self, clock: Clock) -> None:
+        monitor, begun = self._monitor(clock)
+        monitor.evaluate_beside(None, 100, ["weights"])  # type: ignore[arg-type]
+        begun[0].outcome = RuntimeError("its node\nis gone")
+        assert not monitor.is_evaluating() and monitor.progress().evaluations == []
+        assert monitor.progress().notes[-1].endswith("the evaluation beside training failed: its node is gone")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from orchestrator.ledger import metrics_lines
 from orchestrator.run import open_run
 from tests.orchestrator.manta_process import MantaProcess
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.chaos, pytest.mark.ray]
 
-STEPS = 60
+STEPS = 200
 WORDS = {"red": "rot", "green": "grün", "blue": "blau", "black": "schwarz", "white": "weiß", "grey": "grau"}
 RECIPE: dict[str, Any] = {
     "seed": 3,
@@ -34,11 +35,11 @@ RECIPE: dict[str, Any] = {
         "steps": STEPS,
         "global_batch_size": 32,
         "micro_batch_size": 8,
-        "lr": 3e-3,
+        "lr": 1e-3,
         "label_smoothing": 0.1,
         "schedule": {"name": "inverse_sqrt", "warmup_steps": 10},
     },
-    "eval": {"every_steps": 30, "translate": 20, "beam_size": 2, "language": "de"},
+    "eval": {"every_steps": 100, "translate": 20, "beam_size": 2, "language": "de"},
 }
 
 
@@ -61,16 +62,20 @@ def written(folder: Path, run: str, pairs: list[tuple[str, str]], **changes: dic
     return str(path)
 
 
-def trained(folder: Path, recipe: str, kill_after: int | None = None) -> dict[str, Any]:
-    """Train to the end, a worker killed on the way if asked for; what `manta show --json` says then."""
+def trained(folder: Path, recipe: str, kill_after: int | None = None) -> tuple[dict[str, Any], list[str]]:
+    """Train to the end, a worker killed on the way if asked for.
+
+    Returns:
+        what `manta show --json` says then, and what was said of evaluations on the way.
+    """
     run = load_recipe(recipe)
     with MantaProcess("train", recipe, folder=folder, environment={}) as process:
         if kill_after is not None:
             process.wait_until(lambda: _steps(run) >= kill_after, f"step {kill_after}")
             os.kill(process.pids_of("ray::TrainingWorker")[-1], signal.SIGKILL)
         assert process.wait() == 0, process.output
-    told: dict[str, Any] = json.loads(command("show", recipe, "--json"))
-    return told
+        evaluations = re.findall(r"step \d+: held-out loss [\d.]+", process.output)
+    return json.loads(command("show", recipe, "--json")), evaluations
 
 
 def _steps(run: Any) -> int:
@@ -100,15 +105,18 @@ def test_one_worker_and_two_of_which_one_is_killed_end_in_the_same(
     two = {"scaling": {"num_workers": 2, "min_workers": 1, "max_workers": 2}}
     disturbed = written(tmp_path, "disturbed", pairs, **two)
     (tmp_path / "disturbed.yaml").write_text((tmp_path / "disturbed.yaml").read_text().replace("disturbed.", "alone."))
-    stories = [trained(tmp_path, alone), trained(tmp_path, disturbed, kill_after=20)]
+    # One worker leaves a core of two free: it does not wait for its evaluation, which two workers do themselves.
+    (story, evaluations), (other, others) = trained(tmp_path, alone), trained(tmp_path, disturbed, kill_after=1)
+    stories = [story, other]
+    assert len(evaluations) == 1 and evaluations == others
     assert [story["restarts"] for story in stories] == [0, 1]
     for story in stories:
         samples = story["samples"]
         assert (samples["missing"], samples["duplicated"], samples["in_order"]) == (0, 0, True)
         assert story["translations"]["translated"] == 20 and "tok:13a" in story["translations"]["bleu_signature"]
     assert stories[0]["samples"]["digest"] == stories[1]["samples"]["digest"]
-    assert losses(disturbed) == pytest.approx(losses(alone), rel=1e-5)
-    assert stories[1]["loss"]["val"] == pytest.approx(stories[0]["loss"]["val"], rel=1e-5)
+    assert losses(disturbed) == pytest.approx(losses(alone), rel=1e-4)
+    assert stories[1]["loss"]["val"] == pytest.approx(stories[0]["loss"]["val"], rel=1e-4)
     assert stories[1]["translations"] == stories[0]["translations"]
     again = json.loads(command("eval", alone, "--json"))
     assert again["val_loss"] == pytest.approx(stories[0]["loss"]["val"], rel=1e-6)
@@ -122,10 +130,10 @@ def test_ten_pairs_are_learned_by_heart(tmp_path: Path, monkeypatch: pytest.Monk
         "heart",
         sentences(50)[4::5],  # of five words: BLEU counts four in a row
         data={"validation_fraction": 0.0},
-        train={"steps": 150, "global_batch_size": 10, "micro_batch_size": 5, "label_smoothing": 0.0},
+        train={"steps": 150, "lr": 3e-3, "global_batch_size": 10, "micro_batch_size": 5, "label_smoothing": 0.0},
         eval={"every_steps": None},
     )
-    story = trained(tmp_path, recipe)
+    story, _ = trained(tmp_path, recipe)
     assert story["translations"] == {} and story["loss"]["train"] < 0.05
     scores = json.loads(command("eval", recipe, "--split", "train", "--json"))
     assert scores["train_bleu"] == pytest.approx(100) and scores["train_translated"] == 10

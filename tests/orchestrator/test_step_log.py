@@ -66,7 +66,7 @@ class TestAlone:
         log.note(0, torch.tensor(loss), np.array([7]))
         log.combine(Orders(stop=True, saved_step=2**40))
         np.testing.assert_equal(log.loss_sum(), loss)
-        assert log.orders == Orders(True, False, False, 2**40) and log.sample_ids().tolist() == [7]
+        assert log.orders == Orders(stop=True, saved_step=2**40) and log.sample_ids().tolist() == [7]
 
 
 def tell_each_other(rank: int, folder: str) -> None:
