@@ -125,9 +125,9 @@ def _attend(q_BHTK: Tensor, k_BGLK: Tensor, v_BGLK: Tensor, mask_B1TL: Tensor | 
     """(B, T, D) weighted values of all heads side by side; a mask of None means plain causal."""
     n_heads, n_tokens = q_BHTK.shape[1], q_BHTK.shape[2]
     queries_per_key = n_heads // k_BGLK.shape[1]
-    if queries_per_key > 1 and n_tokens == 1 and mask_B1TL is not None:
-        # One token a row: heads that share keys are queries of one head, and the cache is read once, not copied.
-        q_BHTK = q_BHTK.view(len(q_BHTK), -1, queries_per_key, q_BHTK.shape[-1])
+    if queries_per_key > 1 and mask_B1TL is not None and mask_B1TL.shape[2] == 1:
+        # All queries see the same: those of heads that share keys can be queries of one head, and nothing is copied.
+        q_BHTK = q_BHTK.reshape(len(q_BHTK), -1, queries_per_key * n_tokens, q_BHTK.shape[-1])
     elif queries_per_key > 1:
         # Not enable_gqa: on CUDA, shared heads with a mask or in float32 silently fall back to a kernel that writes
         # the whole T x T matrix. Repeated heads fit every fused kernel, and on a CPU they take the same time.
