@@ -231,7 +231,7 @@ class ParameterGroup(BaseModel):
     )
 
 
-# What is usual where it is not what the fields say. Sources: Chen et al. 2023, section 4.1 (lion); Jordan et al. 2024
+# What is usual where it is not what the fields say. Sources: Chen et al. 2023, section 5 (lion); Jordan et al. 2024
 # (muon); torch.optim for the others.
 _USUAL: dict[str, dict[str, Any]] = {
     "lion": {"betas": (0.9, 0.99)},
