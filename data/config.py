@@ -100,7 +100,11 @@ class TokenizerConfig(Section):
     vocab_size: int = Field(
         8192, ge=257, le=1_000_000, description="Entries of a BPE vocabulary, end-of-text included."
     )
-    path: str | None = Field(None, description="Tokenizer file to use as it is (URL or path), instead of learning one.")
+    path: str | None = Field(
+        None,
+        description="Tokenizer file to use as it is (URL or path), instead of learning one: manta's own, or a "
+        "tokenizer.json that `manta export` wrote or that is GPT-2's.",
+    )
     train_bytes: int = Field(
         64_000_000,
         gt=0,

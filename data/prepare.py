@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from data.config import DataConfig, SourceConfig, StoreConfig, TokenizerConfig
 from data.errors import BadShardError, InputError, ObjectNotFoundError
+from data.hf_tokenizer import read_tokenizer
 from data.manifest import Manifest, build_manifest, check_unchanged
 from data.open_store import open_store
 from data.packing import count_sequences
@@ -206,7 +207,7 @@ class _Vocabularies:
             return Tokenizer.from_bytes(store.get(f"tokenizers/{pinned}.json"))
         if config.path is not None:
             folder, _, file = config.path.rpartition("/")
-            tokenizer = Tokenizer.from_bytes(open_store(folder or ".", self.store_config).get(file))
+            tokenizer = read_tokenizer(open_store(folder or ".", self.store_config).get(file))
             store.put(f"tokenizers/{tokenizer.digest}.json", tokenizer.to_bytes())
             return tokenizer
         pointer = f"tokenizers/for/{_digest(self._learned_from(config, sides))}"

@@ -263,12 +263,12 @@ def _learn_bpe(texts: Iterator[str], config: TokenizerConfig) -> list[bytes]:
     if first is None:
         raise TokenizerError("There is no text to learn a tokenizer from: all documents are empty.")
     learner.train_from_iterator(chain([first], texts), trainer)
-    byte_of = _bytes_of_signs()
+    byte_of = bytes_of_signs()
     by_id = sorted(learner.get_vocab().items(), key=lambda item: item[1])
     return [bytes(byte_of[sign] for sign in token) for token, _ in by_id]
 
 
-def _bytes_of_signs() -> dict[str, int]:
+def bytes_of_signs() -> dict[str, int]:
     """The byte behind each printable sign of GPT-2's byte alphabet, in which `tokenizers` spells tokens.
 
     Bytes that are printable in Latin-1 stand for themselves; the others, in order, for U+0100 and on.

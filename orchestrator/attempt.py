@@ -216,6 +216,8 @@ def start_keeper(node_id: str, job: TrainJob) -> Any:
 def train_job(run: Run, fence: Fence, data: PreparedData, feeder: Any, monitor: Any, tell_every_s: float) -> TrainJob:
     """What the workers are told."""
     facts = {"config": resolved(run.config), **data.digests}
+    if fence.record.init is not None:
+        facts["init"] = fence.record.init
     done_before = max((attempt.step for attempt in fence.record.attempts[:-1]), default=0)
     return TrainJob(
         config=run.config,
@@ -227,6 +229,7 @@ def train_job(run: Run, fence: Fence, data: PreparedData, feeder: Any, monitor: 
         feeder=feeder,
         monitor=monitor,
         tell_every_s=tell_every_s,
+        init=fence.record.init,
     )
 
 

@@ -122,9 +122,19 @@ def train(
         bool,
         typer.Option("--takeover", help="Take the run from an attempt that seems alive; it will stop."),
     ] = False,
+    init_from: Annotated[
+        str | None,
+        typer.Option(
+            "--init-from",
+            metavar="FOLDER",
+            help="Begin with the weights of a folder that [bold]manta export[/] or transformers has written; stands "
+            "for --set train.init_from=FOLDER.",
+        ),
+    ] = None,
 ) -> None:
     """Train, or continue where the run of this name stopped. Ctrl-C saves, then stops."""
-    config = _load(recipe, overrides)
+    given = [] if init_from is None else [f"train.init_from={json.dumps(init_from)}"]
+    config = _load(recipe, [*(overrides or []), *given])
     from orchestrator.run import train
     from orchestrator.run_record import process_started_at
 
@@ -195,9 +205,49 @@ def evaluate(
     typer.echo(json.dumps(result, indent=2) if as_json else "\n".join(f"{k:<24}{v}" for k, v in result.items()))
 
 
+@app.command(epilog="Example: [bold]manta export recipes/quickstart.yaml --to exported/quickstart[/]")
+def export(
+    run: RecipeOrRun,
+    to: Annotated[str, typer.Option("--to", metavar="FOLDER", help="New folder (path or URL) to write to.")],
+    format: Annotated[
+        str, typer.Option("--format", metavar="hf", help="Form of the folder: hf, as transformers loads it.")
+    ] = "hf",
+    step: Annotated[
+        int | None, typer.Option("--step", metavar="N", help="Checkpoint of this step, not the newest.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Write a run's model, tokenizer included, as a folder that other programs load.
+
+    A decoder of preset llama becomes a LlamaForCausalLM, one of preset gpt2 a GPT2LMHeadModel, an encoder-decoder of
+    preset original a MarianMTModel, with the same logits; any other is refused.
+    [bold]manta generate --from FOLDER[/] reads it without the run, and [bold]manta train --init-from FOLDER[/] begins
+    another run with it.
+    """
+    from orchestrator.errors import InputError
+
+    if format != "hf":
+        raise InputError(f"--format {format}: there is one, `hf`.")
+    config = _load_run(run, overrides)
+    from model.eager import skip_compiler
+
+    skip_compiler()
+    from orchestrator.export import export
+
+    export(config, to, step)
+
+
 @app.command(epilog="Example: [bold]manta generate recipes/quickstart.yaml --prompt 'def main(' --temperature 0.7[/]")
 def generate(
-    run: RecipeOrRun,
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RECIPE|RUN]", help="A recipe, or the run of one in recipes/.")
+    ] = None,
+    folder: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="FOLDER", help="An exported folder (path or URL) instead of a run; sampled as it says."
+        ),
+    ] = None,
     prompts: Annotated[
         list[str] | None,
         typer.Option("--prompt", help="Beginning to continue, in place of the recipe's; may be repeated."),
@@ -209,7 +259,10 @@ def generate(
     seed: Annotated[str | None, typer.Option(metavar="N", help="Seed of the draw.")] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Continue prompts with a run's newest checkpoint. The options stand for --set sample.temperature=… and so on."""
+    """Continue prompts with a run's newest checkpoint, or with the model of an exported folder.
+
+    The options stand for --set sample.temperature=… and so on.
+    """
     # As overrides, they are checked where the recipe's own values are, and reported together with them.
     given = {
         "max_new_tokens": max_new_tokens,
@@ -219,14 +272,27 @@ def generate(
         "seed": seed,
         "prompts": json.dumps(prompts) if prompts else None,
     }
-    sample_overrides = [f"sample.{name}={value}" for name, value in given.items() if value is not None]
-    config = _load_run(run, [*(overrides or []), *sample_overrides])
+    all_overrides = [
+        *(overrides or []),
+        *(f"sample.{name}={value}" for name, value in given.items() if value is not None),
+    ]
     from model.eager import skip_compiler
 
-    skip_compiler()
-    from orchestrator.sample import generate
+    if run is not None and folder is None:
+        config = _load_run(run, all_overrides)
+        skip_compiler()
+        from orchestrator.sample import generate
 
-    generate(config)
+        generate(config)
+    elif folder is not None and run is None:
+        skip_compiler()
+        from orchestrator.sample import generate_from
+
+        generate_from(folder, all_overrides)
+    else:
+        from orchestrator.errors import InputError
+
+        raise InputError("Give one of the two: a recipe or run, or --from FOLDER.")
 
 
 @app.command(epilog="Example: [bold]manta show quickstart --json[/]")

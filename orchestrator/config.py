@@ -75,6 +75,12 @@ class TrainConfig(Section):
         "fp32", description="Number format of forward and backward passes; weights and optimizer stay fp32."
     )
     compile: bool = Field(False, description="Whether torch.compile compiles the model, once, before the first step.")
+    init_from: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder (URL or path) of a Llama, GPT-2 or Marian as transformers has them, such as `manta export` "
+        "writes: the run begins with its weights. null draws them by seed.",
+    )
 
     @property
     def micro_batches_per_step(self) -> int:

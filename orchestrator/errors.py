@@ -6,6 +6,7 @@
     │   ├── UnknownRunError             no recipe and no run has this name
     │   ├── ConfigChangedError          a run is continued with fields that would change its result
     │   ├── RunInUseError               a live attempt holds the run
+    │   ├── InitialWeightsError         what a run is to begin with does not fit it, or has changed since
     │   ├── ClusterTooSmallError        the cluster cannot hold what the recipe asks for
     │   ├── StoreAccessError            (data) bucket missing, credentials refused, endpoint not reachable
     │   ├── BadShardError               (data) a shard cannot be read as its format says
@@ -51,6 +52,7 @@ __all__ = [
     "ConflictError",
     "DiskFullError",
     "FencedError",
+    "InitialWeightsError",
     "InputError",
     "MantaError",
     "ObjectNotFoundError",
@@ -75,6 +77,10 @@ class UnknownRunError(InputError):
 
 class ConfigChangedError(InputError):
     """A run was started with other values of fields that decide its result; the message names them."""
+
+
+class InitialWeightsError(InputError):
+    """The weights a run is to begin with are not of its model, or not those that it was begun with."""
 
 
 class RunInUseError(InputError):

@@ -24,6 +24,7 @@ class TrainJob:
         done_before: newest step an earlier attempt did; up to it, steps done again count as replay.
         facts: what every checkpoint says of the run: resolved config, digests.
         feeder, monitor: handles of the actors `data.feeder.Feeder` and `orchestrator.monitor.Monitor`.
+        init: sha256 of the weights that the run begins with, see `orchestrator.initial_weights`; None: drawn by seed.
         tell_every_s: seconds between two words of rank 0 to the monitor; a call a step would cost short steps 1 %.
     """
 
@@ -36,6 +37,12 @@ class TrainJob:
     feeder: Any
     monitor: Any
     tell_every_s: float = 1.0
+    init: str | None = None
+
+
+def initial_weights_key(digest: str) -> str:
+    """Where the run's store keeps the weights that the run began with, given their sha256."""
+    return f"init/{digest}.safetensors"
 
 
 def prepare_worker(config: RunConfig) -> None:

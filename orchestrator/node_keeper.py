@@ -6,6 +6,7 @@ keeper uploads it as a checkpoint, hands it to other nodes, and fetches a checkp
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 import threading
 import time
@@ -19,8 +20,9 @@ import ray
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from data.errors import MantaError
+from data.errors import MantaError, ObjectNotFoundError
 from orchestrator.checkpoint import (
+    MODEL,
     PROGRESS,
     CheckpointName,
     fetch_checkpoint,
@@ -32,7 +34,8 @@ from orchestrator.checkpoint import (
     weights_file,
     write_checkpoint,
 )
-from orchestrator.job import TrainJob
+from orchestrator.errors import CheckpointDamagedError
+from orchestrator.job import TrainJob, initial_weights_key
 from orchestrator.ledger import StepLedger
 from orchestrator.node_memory import NodeMemory
 from orchestrator.run_record import check_fence, load_record
@@ -110,6 +113,26 @@ class NodeKeeper:
         files = tensor_files(averaged=self._job.config.train.ema_decay is not None)
         with self._memory_here().writing(name.step, ()) as folder:
             fetch_checkpoint(self._store, name, files, folder)
+
+    def fetch_initial(self) -> None:
+        """Put the weights that the run begins with into this node's memory, as all there is of the state of step 0.
+
+        Raises:
+            CheckpointDamagedError: they are not those that were kept.
+        """
+        assert self._job.init is not None
+        key = initial_weights_key(self._job.init)
+        try:
+            content = self._store.get(key)
+        except ObjectNotFoundError:
+            content = b""
+        if hashlib.sha256(content).hexdigest() != self._job.init:
+            raise CheckpointDamagedError(
+                f"{self._store.url_of(key)}, which the run begins with, is not what was written there. Delete it, and "
+                "start the run again: it is made anew from train.init_from."
+            )
+        with self._memory_here().writing(0, ()) as folder:
+            (folder / MODEL).write_bytes(content)
 
     def newest(self) -> tuple[int, int]:
         """See `NodeMemory.newest`; (-1, -1) too where no worker has come here yet."""

@@ -12,7 +12,7 @@ from torch import nn
 
 from model.weight_average import WeightAverage
 from orchestrator.job import TrainJob
-from orchestrator.model_state import load_state, state_bytes
+from orchestrator.model_state import load_state, load_weights, state_bytes
 from orchestrator.node_keeper import Origin
 from orchestrator.node_memory import NodeMemory
 from orchestrator.run_state import RunState
@@ -71,10 +71,26 @@ def restore(
         if node.is_first and dist.get_rank() != 0:
             ray.get(node.keeper.fetch.remote(origin.name))
     else:
+        if job.init is not None:
+            begin_with_initial_weights(node, model, average)
         return RunState(origin.saved)
     dist.barrier()  # the other ranks of a node read what its first has brought there
     load_state(node.memory.path(step), model, optimizer, average)
     return RunState(origin.saved, [row for row in node.memory.rows(step) if row.step > origin.saved["step"]])
+
+
+def begin_with_initial_weights(node: Node, model: nn.Module, average: WeightAverage | None) -> None:
+    """Load the weights that the run begins with, and begin their average with them; the optimizer stays as new.
+
+    Raises:
+        CheckpointDamagedError: they are not those that were kept.
+    """
+    if node.is_first:
+        ray.get(node.keeper.fetch_initial.remote())
+    dist.barrier()  # nothing is written over them before all ranks have come through a step
+    load_weights(node.memory.path(0), model)
+    if average is not None:
+        average.load_state_dict(model.state_dict())
 
 
 def _gathered(mine: Any) -> list[Any]:

@@ -10,9 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -25,6 +24,7 @@ from data.open_store import open_store
 from data.prepare import Pins, PreparedData, prepare_data
 from data.sample_order import UNKNOWN
 from data.store import Store
+from data.tokenizer import Tokenizer
 from orchestrator.checkpoint import PROGRESS, fetch_newest, list_checkpoints
 from orchestrator.config import RunConfig, differing_fields, resolved, result_fields
 from orchestrator.console import Console
@@ -147,13 +147,35 @@ def prepared(
 
     Raises:
         InputError: a pattern of train.optimizer.groups matches none of the model's parameters.
+        InitialWeightsError: `train.init_from` is not of the recipe's model.
     """
     if config.train.optimizer.groups:  # else torch is not needed here
         from orchestrator.parameter_names import refuse_unmatched_groups
 
         refuse_unmatched_groups(config)
 
-    return prepare_data(config.data, config.store, root, pins, tell, partial(vocabulary_of, config), start_ray)
+    def check(tokenizer: Tokenizer, input_tokenizer: Tokenizer | None) -> None:
+        vocabulary_of(config, tokenizer, input_tokenizer)
+        if config.train.init_from is not None and pins.manifest is None:  # a run that has begun looks when it goes on
+            _initial_weights().checked_folder(config, tokenizer)
+
+    return prepare_data(config.data, config.store, root, pins, tell, check, start_ray)
+
+
+def _initial_weights() -> Any:
+    """What reads `train.init_from`, which takes torch: commands on any other run do without it."""
+    from model.eager import skip_compiler
+
+    skip_compiler()
+    return importlib.import_module("orchestrator.initial_weights")
+
+
+def initial_weights_of(run: Run, tokenizer: Tokenizer, tell: Callable[[str], object]) -> str | None:
+    """`pin_initial_weights` where there is something to pin."""
+    if run.config.train.init_from is None:
+        return None
+    digest: str | None = _initial_weights().pin_initial_weights(run, tokenizer, tell)
+    return digest
 
 
 def train(config: RunConfig, *, takeover: bool = False, started_at: float | None = None) -> None:
@@ -208,7 +230,8 @@ def begin_attempt(run: Run, fence: Fence, start_ray: Callable[[], None], console
 
     data = run.prepare(tell, start_ray)
     console.line(f"data: {data.summary()}")
-    fence.update(**data.digests)
+    init = initial_weights_of(run, data.tokenizer, tell)
+    fence.update(**data.digests, init=init)
     start_ray()
     from orchestrator.attempt import run_attempt
 

@@ -81,6 +81,7 @@ class RunRecord:
         result_fields: config fields that decide the result, by dotted name; pinned when the run is made.
         manifest, tokenizer: digests of the data and the vocabulary the run is pinned to; None until prepared.
         input_tokenizer: digest of a vocabulary for inputs alone; None where there is none.
+        init: sha256 of the weights that the run began with; None where they are drawn, or not known yet.
         result: final evaluation of a finished run.
     """
 
@@ -92,6 +93,7 @@ class RunRecord:
     input_tokenizer: str | None = None
     attempts: tuple[Attempt, ...] = ()
     result: dict[str, Any] = field(default_factory=dict)
+    init: str | None = None
 
     @property
     def last(self) -> Attempt:
@@ -186,7 +188,7 @@ class Fence:
                 f"stop it, choose another `run:` name, or fence it off with `manta train --takeover`."
             )
         if not begun:
-            record = replace(record, result_fields=result_fields, manifest=None, tokenizer=None)
+            record = replace(record, result_fields=result_fields, manifest=None, tokenizer=None, init=None)
         record = replace(record, attempts=(*record.attempts, _this_attempt(len(record.attempts) + 1, started_at)))
         try:
             return cls(store, record, _put(store, key, record, info.etag if info else None), key)

@@ -1,16 +1,32 @@
-"""`manta generate`: text from a run's newest model."""
+"""`manta generate`: text from a run's newest model, or from that of an exported folder."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from data.pairs import input_batches
+from pydantic import Field, ValidationError
+
+from data.config import Section, StoreConfig
+from data.tokenizer import Tokenizer
 from model.generate import generate as generate_ids
+from model.hf_format import from_hf_config
 from model.seq2seq import Seq2Seq
-from orchestrator.config import RunConfig
+from model.transformer import Transformer
+from orchestrator.config import RunConfig, SampleConfig, field_problems, listed
 from orchestrator.console import Console
+from orchestrator.errors import InputError, RecipeError
+from orchestrator.hf_folder import HfFolder
+from orchestrator.recipe_file import apply_overrides
 from orchestrator.run import open_run, reaching_storage
 from orchestrator.trained_model import TrainedModel, load_trained
+
+
+class FolderSettings(Section):
+    """What of a recipe matters to a folder that has none."""
+
+    sample: SampleConfig = Field(default_factory=SampleConfig, description="Generated text.")
+    store: StoreConfig = Field(default_factory=StoreConfig, description="How to reach object storage.")
 
 
 def generate(config: RunConfig) -> None:
@@ -24,21 +40,84 @@ def generate(config: RunConfig) -> None:
     print_samples(trained, config, Console())
 
 
+def generate_from(url: str, overrides: Sequence[str]) -> None:
+    """Print what the model of an exported folder makes of prompts; without any run.
+
+    Args:
+        url: path or URL of the folder.
+        overrides: `sample.NAME=VALUE` and `store.NAME=VALUE`, before what the folder's generation_config.json says.
+
+    Raises:
+        InputError: there is no such folder, or no counterpart of its model or its vocabulary.
+        RecipeError: values are out of range.
+    """
+    folder = HfFolder.open(url, folder_settings({}, overrides).store)
+    settings = folder_settings(folder.sampling(), overrides)
+    model, tokenizer = folder_model(folder)
+    _print(folder.url, continuations(model, tokenizer, settings.sample), settings.sample, Console())
+
+
+def folder_settings(sampling: dict[str, Any], overrides: Sequence[str]) -> FolderSettings:
+    """Settings of a folder with overrides in place.
+
+    Raises:
+        RecipeError: there are problems; all of them are in the message.
+    """
+    document: dict[str, Any] = {"sample": sampling}
+    problems = apply_overrides(document, overrides)
+    try:
+        settings = FolderSettings.model_validate(document)
+    except ValidationError as error:
+        problems += field_problems(error, FolderSettings)
+    if problems:
+        raise RecipeError(listed("manta generate --from", problems))
+    return settings
+
+
+def folder_model(folder: HfFolder) -> tuple[Transformer | Seq2Seq, Tokenizer]:
+    """The model and the vocabulary of a folder.
+
+    Raises:
+        InputError: they are not all there, or do not belong together.
+    """
+    shape, tokenizer = from_hf_config(folder.fields), folder.tokenizer()
+    if tokenizer is None:
+        raise InputError(f"{folder.url} has no tokenizer.json, so there is no text. Export the run again.")
+    if tokenizer.vocab_size > shape.vocab_size:
+        raise InputError(
+            f"{folder.url}: tokenizer.json has {tokenizer.vocab_size} ids and the model {shape.vocab_size} rows. "
+            "They are not of one model."
+        )
+    model = shape.build(tokenizer.end_of_text)
+    model.load_state_dict(folder.weights())
+    return model.eval(), tokenizer
+
+
 def print_samples(trained: TrainedModel, config: RunConfig, console: Console) -> None:
     """A continuation of every prompt; without prompts, of nothing. Of an encoder-decoder, what it makes of them."""
-    origin = f"step {trained.step}" + (", averaged weights" if trained.averaged else "")
-    for prompt, text in zip(config.sample.prompts or ("",), continuations(trained, config), strict=True):
-        console.rich.print(f"[bold]{origin}[/]", highlight=False)
+    job = trained.data.job
+    texts = continuations(trained.model, job.tokenizer, config.sample, job.reads_with)
+    _print(f"step {trained.step}" + (", averaged weights" if trained.averaged else ""), texts, config.sample, console)
+
+
+def _print(title: str, texts: Sequence[str], sample: SampleConfig, console: Console) -> None:
+    for prompt, text in zip(sample.prompts or ("",), texts, strict=True):
+        console.rich.print(title, style="bold", markup=False, highlight=False)
         console.rich.print(prompt, style="bold", end="", markup=False, highlight=False)
         console.rich.print(text, markup=False, highlight=False)
 
 
-def continuations(trained: TrainedModel, config: RunConfig) -> Sequence[str]:
-    """The text generated after each of the recipe's prompts."""
-    sample, tokenizer = config.sample, trained.data.tokenizer
+def continuations(
+    model: Transformer | Seq2Seq, tokenizer: Tokenizer, sample: SampleConfig, reads_with: Tokenizer | None = None
+) -> Sequence[str]:
+    """The text generated after each of the prompts, or from each where the model is an encoder-decoder.
+
+    Args:
+        reads_with: tokenizer of an encoder's inputs; None: the same.
+    """
     written = generate_ids(
-        trained.model,
-        [_ids_of(prompt, trained, config) for prompt in sample.prompts or ("",)],
+        model,
+        [_read(prompt, model, reads_with or tokenizer) for prompt in sample.prompts or ("",)],
         sample.max_new_tokens,
         temperature=sample.temperature,
         top_k=sample.top_k,
@@ -50,10 +129,9 @@ def continuations(trained: TrainedModel, config: RunConfig) -> Sequence[str]:
     return [tokenizer.decode(ids) for ids in written]
 
 
-def _ids_of(prompt: str, trained: TrainedModel, config: RunConfig) -> list[int]:
+def _read(prompt: str, model: Transformer | Seq2Seq, tokenizer: Tokenizer) -> list[int]:
     """A prompt as the model reads it: the beginning of a document, or an encoder's whole input."""
-    job = trained.data.job
-    if isinstance(trained.model, Seq2Seq):
-        [batch] = input_batches([prompt], job.reads_with, config.data.most_input_tokens, 1)
-        return batch.inputs[0]
-    return [job.tokenizer.end_of_text, *job.tokenizer.encode(prompt).tolist()]
+    ids = tokenizer.encode(prompt).tolist()
+    if isinstance(model, Seq2Seq):
+        return [*ids[: model.source_len - 1], tokenizer.end_of_text]
+    return [tokenizer.end_of_text, *ids]

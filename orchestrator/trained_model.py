@@ -33,37 +33,32 @@ class TrainedModel:
 
 
 def load_trained(config: RunConfig, run: Run, step: int | None = None) -> TrainedModel:
-    """The model of the run's newest checkpoint, or of the one after `step`; averaged weights where it keeps them.
+    """The model of the run's newest checkpoint, or of that of `step`; averaged weights where the run keeps them.
 
     Raises:
-        UnknownRunError: the run has no checkpoint yet, or none after that step.
-        CheckpointDamagedError: that one, or every one, is damaged.
+        UnknownRunError: the run has no checkpoint yet, or none of that step.
+        CheckpointDamagedError: none of its checkpoints is whole, or that one is not.
     """
     averaged = run.record.averages_weights
     with tempfile.TemporaryDirectory(prefix="manta-model-") as scratch:
-        files = (weights_file(averaged=averaged),)
-        if step is None:
-            fetched = fetch_newest(run.store, run.record, files, Path(scratch))
-        else:
-            name = _checkpoint_after(step, config, run)
-            fetched = name, fetch_checkpoint(run.store, name, files, Path(scratch))
-        if fetched is None:
-            raise UnknownRunError(
-                f"Run {config.run!r} has no checkpoint yet; the first comes within a minute of training."
-            )
+        name = _fetch(run, step, weights_file(averaged=averaged), Path(scratch))
         data = run.prepare(lambda line: None)
         model = build_model(config, vocabulary_of(config, data.tokenizer, data.job.input_tokenizer))
         load_weights(Path(scratch), model, averaged=averaged)
-    return TrainedModel(model.eval(), fetched[0].step, data, averaged)
+    return TrainedModel(model.eval(), name.step, data, averaged)
 
 
-def _checkpoint_after(step: int, config: RunConfig, run: Run) -> CheckpointName:
-    names = list_checkpoints(run.store, run.record)
-    found = [name for name in names if name.step == step]
-    if not found:
-        there = ", ".join(str(name.step) for name in names) or "none"
+def _fetch(run: Run, step: int | None, file: str, folder: Path) -> CheckpointName:
+    if step is None:
+        if fetched := fetch_newest(run.store, run.record, (file,), folder):
+            return fetched[0]
         raise UnknownRunError(
-            f"Run {config.run!r} has no checkpoint of step {step}. There are: {there} (checkpoint.keep = "
-            f"{config.checkpoint.keep} are kept)."
+            f"Run {run.config.run!r} has no checkpoint yet; the first comes within a minute of training."
         )
-    return found[-1]
+    names = list_checkpoints(run.store, run.record)
+    for name in reversed(names):
+        if name.step == step:
+            fetch_checkpoint(run.store, name, (file,), folder)
+            return name
+    steps = ", ".join(str(name.step) for name in names) or "none"
+    raise UnknownRunError(f"Run {run.config.run!r} has no checkpoint of step {step}. Steps that are kept: {steps}.")

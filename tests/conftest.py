@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,9 @@ from cluster.local_s3 import LocalS3
 from data.config import StoreConfig
 
 _numbers = itertools.count(1)
+
+# transformers, against which exported models are held, must never look for anything outside of this machine.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 @pytest.fixture(scope="session")

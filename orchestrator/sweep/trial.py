@@ -10,7 +10,7 @@ import json
 import os
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray.tune
@@ -21,7 +21,7 @@ from orchestrator.checkpoint import CheckpointName, list_checkpoints
 from orchestrator.config import result_fields
 from orchestrator.ledger import metrics_lines
 from orchestrator.monitor import Progress
-from orchestrator.run import Run, close_attempt, stores
+from orchestrator.run import Run, close_attempt, initial_weights_of, stores
 from orchestrator.run_record import Fence, load_record
 from orchestrator.sweep.fork import fork
 from orchestrator.sweep.marks import due, marks, mean_loss, rungs
@@ -260,8 +260,10 @@ class Trial:
             takeover=True,  # the sweep's own fence is above this one
         )
         try:
-            fence.update(**data.digests)
             run = Run(config, root, self._store, fence.record)
+            init = initial_weights_of(run, data.tokenizer, self.line)
+            fence.update(**data.digests, init=init)
+            run = replace(run, record=fence.record)
             self._polled_at = time.monotonic()
             self._setup_s = time.time() - assignment.started_at
             run_attempt(run, fence, data, self, self._requests, POLL_S)  # type: ignore[arg-type]
