@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from data.cleaning.config import Step, TextStep
+from data.section import Section
 
-class Section(BaseModel):
-    """A part of a recipe: immutable, and a name it does not know is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+__all__ = ["DataConfig", "Section", "SourceConfig", "StoreConfig", "TokenizerConfig"]
 
 
 class StoreConfig(Section):
@@ -116,6 +115,9 @@ class DataConfig(Section):
     """From shards to training sequences. Everything here shapes what the model sees, so a run may not change it."""
 
     sources: tuple[SourceConfig, ...] = Field(min_length=1, description="One or more bodies of text.")
+    steps: tuple[Step, ...] = Field(
+        (), description="What is done to every document before it is tokenized, in this order; nothing by default."
+    )
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig, description="How text becomes token ids.")
     input_tokenizer: TokenizerConfig | None = Field(
         None, description="How the inputs of pairs become token ids, where they have a vocabulary of their own."
@@ -193,6 +195,9 @@ class DataConfig(Section):
             )
         if not self.has_pairs and (self.input_tokenizer is not None or self.input_len is not None):
             problems.append("input_tokenizer and input_len need sources of pairs. Set input_column or input_path.")
+        for index, step in enumerate(self.steps):
+            if isinstance(step, TextStep) and step.on != "both" and not self.has_pairs:
+                problems.append(f"steps.{index}: on = {step.on} needs sources of pairs. Leave it out.")
         if not self.sources_of("train"):
             problems.append("all sources are held out. Set split to train or hash for one of them.")
         if self.rotate_units and self.has_pairs:

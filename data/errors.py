@@ -6,6 +6,7 @@
     │   ├── BadShardError           a shard cannot be read as its format says
     │   ├── ShardChangedError       a shard is not the one the manifest pinned
     │   ├── DiskFullError           no space where something had to be written
+    │   ├── CleaningError           a function of data.steps failed on a document
     │   └── TokenizerError          a tokenizer does not fit what it is asked to do
     ├── TransientStoreError         the store did not answer in time; worth a retry, exit status 1
     ├── ObjectNotFoundError         no object under this key; for the caller to act on
@@ -43,6 +44,10 @@ class ShardChangedError(InputError):
 
 class DiskFullError(InputError):
     """A write failed because the disk is full."""
+
+
+class CleaningError(InputError):
+    """A function that data.steps names raised, or returned what is no text."""
 
 
 class TokenizerError(InputError):

@@ -4,6 +4,7 @@
     tokenizers/<digest>.json       a vocabulary; tokenizers/for/<key> names the one learned from a given input
     unit-tables/<key>.parquet      a row per unit: tokens, documents, bytes, problems; there once all are tokenized
     tokens/<k>/<key>.arrow         a tokenized unit, see data.tokenized_unit
+    duplicates/, fingerprints/     where a recipe removes duplicates, see data.duplicate_pass
 
 Everything is found again under a key of what it was made from, so doing it twice costs a look.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +23,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data.cleaning.clean import add_reports, check_steps, told
+from data.cleaning.identity import differences, identity
 from data.config import DataConfig, SourceConfig, StoreConfig, TokenizerConfig
+from data.duplicate_pass import find_duplicates, named, up_to_last_dedup
 from data.errors import BadShardError, InputError, ObjectNotFoundError
 from data.hf_tokenizer import read_tokenizer
-from data.manifest import Manifest, build_manifest, check_unchanged
+from data.manifest import Manifest, Unit, build_manifest, check_unchanged
 from data.open_store import open_store
 from data.packing import count_sequences
 from data.readers import ReadReport, read_documents
@@ -33,6 +37,7 @@ from data.sample_order import UNKNOWN, Ints
 from data.store import Store
 from data.tokenized_unit import TokenizeJob, is_for_training
 from data.tokenizer import Tokenizer, train_tokenizer
+from data.unit_cleaning import Cleaning
 
 AHEAD_LIMIT_BYTES = 1 << 30
 """Shard bytes up to which `prepare: auto` tokenizes everything before the first step."""
@@ -48,13 +53,10 @@ UNIT_COLUMNS = (
     "problem",
 )
 
-_NO_SUMS = ("ordinal", "problem")
+_NO_SUMS = ("ordinal", "problem", "steps")
 
 TELL_EVERY_S = 2.0
 """Seconds between two lines of progress."""
-
-MAX_NAMED = 10
-"""Bad shards named in one message."""
 
 Tell = Callable[[str], None]
 """Takes a line of progress."""
@@ -65,7 +67,8 @@ class PreparedData:
     """A run's data, ready to be fed.
 
     Attributes:
-        unit_table: a row per unit with UNIT_COLUMNS; None where units are tokenized as training needs them.
+        unit_table: a row per unit with UNIT_COLUMNS, and with `steps` where the recipe has some; None where units are
+            tokenized as training needs them.
     """
 
     manifest: Manifest
@@ -82,7 +85,12 @@ class PreparedData:
         """What pins a run to these data, by the names of `Pins`."""
         job = self.job
         inputs = None if job.input_tokenizer is None else job.input_tokenizer.digest
-        return {"manifest": self.manifest.digest, "tokenizer": job.tokenizer.digest, "input_tokenizer": inputs}
+        return {
+            "manifest": self.manifest.digest,
+            "tokenizer": job.tokenizer.digest,
+            "input_tokenizer": inputs,
+            "cleaning": self.cleaning_pin(),
+        }
 
     def counts(self) -> Ints:
         """(units,) int64: training samples in each unit, UNKNOWN where it has not been tokenized."""
@@ -102,6 +110,19 @@ class PreparedData:
         problems = [] if self.unit_table is None else self.unit_table["problem"].to_pylist()
         return {unit: problem for unit, problem in enumerate(problems) if problem is not None}
 
+    def step_report(self) -> list[dict[str, Any]]:
+        """What every step of `data.steps` was given and removed over all units; none where that is not known."""
+        if self.unit_table is None or self.job.cleaning is None:
+            return []
+        return add_reports(self.unit_table["steps"].to_pylist(), self.job.cleaning.steps)
+
+    def cleaning_pin(self) -> dict[str, Any]:
+        """What a run is pinned to as to its steps (see `Pins`), and their report; nothing where there are none."""
+        cleaning = self.job.cleaning
+        if cleaning is None:
+            return {}
+        return {"code": cleaning.code, "duplicates": cleaning.duplicates, "report": self.step_report()}
+
     def summary(self) -> str:
         """One line for a person."""
         manifest, vocab_size = self.manifest, self.tokenizer.vocab_size
@@ -112,10 +133,12 @@ class PreparedData:
         total = {name: pc.sum(table[name]).as_py() or 0 for name in table.column_names if name not in _NO_SUMS}
         what = "pairs" if self.job.data.has_pairs else "documents"
         skipped = len(self.skipped())
+        removed = sum(row["documents_removed"] for row in self.step_report())
         return (
             f"{shards}; {total['documents']:,} {what}, {total['train_tokens']:,} tokens to train on; "
             f"{total['validation_documents']:,} {what} held out"
             + (f"; {total['too_long']:,} pairs too long and left out" if total.get("too_long") else "")
+            + (f"; {removed:,} removed by data.steps" if removed else "")
             + (f"; {skipped} bad units skipped" if skipped else "")
             + (f"; {total['invalid_utf8']} invalid UTF-8 sequences replaced" if total["invalid_utf8"] else "")
         )
@@ -123,11 +146,17 @@ class PreparedData:
 
 @dataclass(frozen=True)
 class Pins:
-    """Digests that a run was pinned to when it was made; None before."""
+    """What a run was pinned to when it was made; None before.
+
+    Attributes:
+        manifest, tokenizer: digests.
+        cleaning: `PreparedData.cleaning_pin`.
+    """
 
     manifest: str | None = None
     tokenizer: str | None = None
     input_tokenizer: str | None = None
+    cleaning: Mapping[str, Any] | None = None
 
 
 def prepare_data(
@@ -149,22 +178,28 @@ def prepare_data(
         start_ray: called if Ray is needed; it runs when this returns.
 
     Raises:
-        InputError: shards cannot be read (all of them named), changed, or hold nothing to train on.
+        InputError: shards cannot be read (all of them named), changed, or hold nothing to train on; steps of the
+            recipe cannot work here (all of them named), or failed on a document.
         TransientStoreError: the store failed in a way that may pass.
     """
+    check_steps(config.steps)
     manifest = _manifest(config, store_config, store, pins.manifest, tell)
-    vocabularies = _Vocabularies(config, store_config, store, manifest, tell)
+    ahead = config.prepare == "ahead" or (config.prepare == "auto" and manifest.total_bytes <= AHEAD_LIMIT_BYTES)
+    cleaning = _cleaning(config, store_config, store, manifest, pins.cleaning, ahead, tell, start_ray)
+    vocabularies = _Vocabularies(config, store_config, store, manifest, cleaning, tell)
     tokenizer = vocabularies.find(config.tokenizer, pins.tokenizer, ("text",) if config.input_tokenizer else _SIDES)
     reads_with = None
     if config.input_tokenizer is not None:
         reads_with = vocabularies.find(config.input_tokenizer, pins.input_tokenizer, ("input",))
     check_tokenizers(tokenizer, reads_with)
-    job = TokenizeJob(config, store_config, tokenizer, store.child("tokens"), reads_with)
-    ahead = config.prepare == "ahead" or (config.prepare == "auto" and manifest.total_bytes <= AHEAD_LIMIT_BYTES)
+    job = TokenizeJob(config, store_config, tokenizer, store.child("tokens"), reads_with, cleaning)
     table = _unit_table(job, store, manifest, make=ahead, tell=tell, start_ray=start_ray)
     if table is not None:
         _refuse_unusable(config, manifest, table)
-    return PreparedData(manifest, job, table)
+    data = PreparedData(manifest, job, table)
+    for line in told(data.step_report()):
+        tell(line)
+    return data
 
 
 def _manifest(config: DataConfig, store_config: StoreConfig, store: Store, pinned: str | None, tell: Tell) -> Manifest:
@@ -186,6 +221,33 @@ def _manifest(config: DataConfig, store_config: StoreConfig, store: Store, pinne
     return manifest
 
 
+def _cleaning(
+    config: DataConfig,
+    store_config: StoreConfig,
+    store: Store,
+    manifest: Manifest,
+    pinned: Mapping[str, Any] | None,
+    ahead: bool,
+    tell: Tell,
+    start_ray: Callable[[], None],
+) -> Cleaning | None:
+    """What is done to documents, with duplicates found; None for a recipe without steps."""
+    if not config.steps:
+        return None
+    code = identity(config.steps)
+    if pinned and pinned["code"] != code:
+        raise InputError(
+            f"The run was begun with other code behind data.steps, and goes on only with the same: "
+            f"{differences(code, pinned['code'])}. Restore it, or begin a new run (--set run=NAME)."
+        )
+    if pinned:
+        return Cleaning(config.steps, code, pinned["duplicates"], store)
+    duplicates = None
+    if up_to_last_dedup(config.steps):
+        duplicates = find_duplicates(config, store_config, store, manifest, ahead=ahead, tell=tell, start_ray=start_ray)
+    return Cleaning(config.steps, code, duplicates, store)
+
+
 _SIDES = ("input", "text")
 """Of a pair; a document that is none has only a text."""
 
@@ -198,6 +260,7 @@ class _Vocabularies:
     store_config: StoreConfig
     store: Store
     manifest: Manifest
+    cleaning: Cleaning | None
     tell: Tell
 
     def find(self, config: TokenizerConfig, pinned: str | None, sides: Sequence[str]) -> Tokenizer:
@@ -217,7 +280,7 @@ class _Vocabularies:
             self.tell(f"{name}: there already, {tokenizer.vocab_size:,} entries")
         except ObjectNotFoundError:
             self.tell(f"{name}: learning a {config.kind} vocabulary")
-            texts = _training_texts(self.data, self.store_config, self.manifest, config.train_bytes, sides)
+            texts = self._training_texts(config.train_bytes, sides)
             tokenizer = train_tokenizer(config, texts)
             store.put(f"tokenizers/{tokenizer.digest}.json", tokenizer.to_bytes())
             store.put(pointer, tokenizer.digest.encode())
@@ -232,7 +295,38 @@ class _Vocabularies:
             "read": [_reading_of(source) for source in data.sources],
             "clean": [data.invalid_utf8, data.max_document_bytes, data.validation_fraction],
         }
-        return learned_from | ({"sides": list(sides)} if data.has_pairs else {})
+        steps = {} if self.cleaning is None else {"steps": self.cleaning.digest}
+        return learned_from | ({"sides": list(sides)} if data.has_pairs else {}) | steps
+
+    def _training_texts(self, train_bytes: int, sides: Sequence[str]) -> Iterator[str]:
+        """Texts to learn from, cleaned, held-out ones left out; sources take turns, unit by unit."""
+        left, data, manifest = train_bytes, self.data, self.manifest
+        sources = data.sources_of("train")
+        longest = max(len(manifest.units_of_source(source)) for source in sources)
+        for turn in range(longest):
+            for source in sources:
+                units = manifest.units_of_source(source)
+                if turn >= len(units):
+                    continue
+                for text in self._texts_of(manifest.unit(units[turn]), sides):
+                    yield text
+                    left -= len(text.encode())
+                    if left <= 0:
+                        return
+
+    def _texts_of(self, unit: Unit, sides: Sequence[str]) -> Iterator[str]:
+        data, source = self.data, self.data.sources[unit.source]
+        cleaner = None if self.cleaning is None else self.cleaning.of_unit(unit)
+        try:
+            for document in read_documents(unit, source, data, self.store_config, ReadReport()):
+                if not is_for_training(document, source, data):
+                    continue
+                cleaned = document if cleaner is None else cleaner.clean(document)
+                if cleaned is not None:
+                    yield from (text for side in sides if (text := getattr(cleaned, side)) is not None)
+        except BadShardError:
+            if data.on_bad_shard == "refuse":
+                raise
 
 
 def _reading_of(source: SourceConfig) -> dict[str, object]:
@@ -243,35 +337,6 @@ def _reading_of(source: SourceConfig) -> dict[str, object]:
         for name, value in source.model_dump(exclude={"weight"}).items()
         if name in always or value != SourceConfig.model_fields[name].default
     }
-
-
-def _training_texts(
-    config: DataConfig, store_config: StoreConfig, manifest: Manifest, train_bytes: int, sides: Sequence[str]
-) -> Iterator[str]:
-    """Texts to learn a vocabulary from, held-out ones left out; sources take turns, unit by unit."""
-    left = train_bytes
-    sources = config.sources_of("train")
-    longest = max(len(manifest.units_of_source(source)) for source in sources)
-    for turn in range(longest):
-        for source in sources:
-            units = manifest.units_of_source(source)
-            if turn >= len(units):
-                continue
-            try:
-                for document in read_documents(
-                    manifest.unit(units[turn]), config.sources[source], config, store_config, ReadReport()
-                ):
-                    if not is_for_training(document, config.sources[source], config):
-                        continue
-                    for text in (getattr(document, side) for side in sides):
-                        if text is not None:
-                            yield text
-                            left -= len(text.encode())
-                    if left <= 0:
-                        return
-            except BadShardError:
-                if config.on_bad_shard == "refuse":
-                    raise
 
 
 def _unit_table(
@@ -286,6 +351,8 @@ def _unit_table(
     # A unit of every source: each may be read in its own way.
     firsts = [units.start for source in range(len(job.data.sources)) if (units := manifest.units_of_source(source))]
     made_from = {"manifest": manifest.digest, "units": [job.cache_key(manifest.unit(first)) for first in firsts]}
+    if job.cleaning is not None:  # another unit may have lost other documents
+        made_from["steps"] = job.cleaning.digest
     key = f"unit-tables/{_digest(made_from)}.parquet"
     try:
         table = pq.read_table(pa.BufferReader(store.get(key)))
@@ -299,7 +366,11 @@ def _unit_table(
 
     rows, told_at = [], time.monotonic()
     tell(f"tokens: tokenizing {manifest.num_units:,} units")
-    columns = (*UNIT_COLUMNS, "too_long") if job.data.has_pairs else UNIT_COLUMNS
+    columns = (
+        *UNIT_COLUMNS,
+        *(("too_long",) if job.data.has_pairs else ()),
+        *(("steps",) if job.cleaning is not None else ()),
+    )
     for row in tokenized_units_in_chunks(manifest, job, columns):
         rows.append(row)
         if time.monotonic() - told_at >= TELL_EVERY_S or len(rows) == manifest.num_units:
@@ -316,12 +387,7 @@ def _unit_table(
 def _refuse_unusable(config: DataConfig, manifest: Manifest, table: pa.Table) -> None:
     problems = table["problem"].drop_null().to_pylist()
     if problems and config.on_bad_shard == "refuse":
-        more = f"\n… and {len(problems) - MAX_NAMED} more" if len(problems) > MAX_NAMED else ""
-        raise BadShardError(
-            "\n".join(problems[:MAX_NAMED])
-            + more
-            + "\nMend them, or set data.on_bad_shard: skip to train without them."
-        )
+        raise BadShardError(named(problems))
     tokens = table["train_tokens"].to_numpy()
     for index in config.sources_of("train"):
         source = config.sources[index]
@@ -329,7 +395,8 @@ def _refuse_unusable(config: DataConfig, manifest: Manifest, table: pa.Table) ->
         if tokens[units.start : units.stop].sum() == 0:
             raise InputError(
                 f"data.sources.{index}.path={source.path!r} holds nothing to train on: "
-                f"its documents are empty, held out (data.validation_fraction={config.validation_fraction}) or skipped."
+                f"its documents are empty, held out (data.validation_fraction={config.validation_fraction}) or skipped"
+                + (", or data.steps removes them." if config.steps else ".")
             )
 
 

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 
 import pyarrow as pa
 
@@ -41,19 +42,35 @@ def tokenized_units(
     Raises:
         MantaError: what `load_or_tokenize` raised.
     """
-    with ThreadPoolExecutor(READERS, thread_name_prefix="read-cached") as readers:
-        cached = list(readers.map(lambda unit: load_cached(unit, job), units))
-    missing = [unit for unit, table in zip(units, cached, strict=True) if table is None]
-    if missing:
-        start_ray()
-    made = _made_in_ray_data(missing, job)
-    for unit, table in zip(units, cached, strict=True):
-        row = next(made) if table is None else table
+    load, make = partial(load_cached, job=job), partial(load_or_tokenize, job=job)
+    rows = rows_in_order(units, load, make, start_ray)
+    for unit, row in zip(units, rows, strict=True):
         yield row.select(list(columns)).add_column(0, "ordinal", pa.array([unit.ordinal], pa.int64()))
 
 
-def _made_in_ray_data(units: Sequence[Unit], job: TokenizeJob) -> Iterator[pa.Table]:
-    """The units' rows in order, each made (and cached) by a Ray Data task of its own."""
+def rows_in_order(
+    units: Sequence[Unit],
+    load: Callable[[Unit], pa.Table | None],
+    make: Callable[[Unit], pa.Table],
+    start_ray: Callable[[], None],
+) -> Iterator[pa.Table]:
+    """One-row tables of the units, in order: what `load` finds here, and of the rest what `make` returns in a task.
+
+    Args:
+        make: makes a unit's row and keeps it where `load` looks; picklable.
+    """
+    with ThreadPoolExecutor(READERS, thread_name_prefix="read-cached") as readers:
+        cached = list(readers.map(load, units))
+    missing = [unit for unit, table in zip(units, cached, strict=True) if table is None]
+    if missing:
+        start_ray()
+    made = _made_in_ray_data(missing, make)
+    for table in cached:
+        yield next(made) if table is None else table
+
+
+def _made_in_ray_data(units: Sequence[Unit], make: Callable[[Unit], pa.Table]) -> Iterator[pa.Table]:
+    """The units' rows in order, each made by a Ray Data task of its own."""
     if not units:
         return
     import ray.data  # half a second that a feeder with everything cached need not spend
@@ -62,7 +79,7 @@ def _made_in_ray_data(units: Sequence[Unit], job: TokenizeJob) -> Iterator[pa.Ta
 
     def row_of(batch: pa.Table) -> pa.Table:
         try:
-            return load_or_tokenize(Unit(**batch["unit"][0].as_py()), job)
+            return make(Unit(**batch["unit"][0].as_py()))
         except MantaError as error:  # raised, it would arrive as an error of Ray Data's, its class and message lost
             return pa.table({"error": [pickle.dumps(error)]})
 
@@ -89,6 +106,12 @@ def tokenized_units_in_chunks(
     Args:
         ordinals: units to read; None: all.
     """
+    for chunk in chunks(manifest, ordinals):
+        yield from tokenized_units(chunk, job, columns, start_ray)
+
+
+def chunks(manifest: Manifest, ordinals: Sequence[int] | None = None) -> Iterator[list[Unit]]:
+    """Units in order, all or those of `ordinals`, as many at a time as fill some executions of Ray Data."""
     ordinals = range(manifest.num_units) if ordinals is None else ordinals
     chunk: list[Unit] = []
     chunk_bytes = 0
@@ -96,7 +119,7 @@ def tokenized_units_in_chunks(
         chunk.append(manifest.unit(ordinal))
         chunk_bytes += chunk[-1].unit_bytes
         if chunk_bytes >= 4 * SEGMENT_BYTES or len(chunk) == 16 * SEGMENT_UNITS or done == len(ordinals):
-            yield from tokenized_units(chunk, job, columns, start_ray)
+            yield chunk
             chunk, chunk_bytes = [], 0
 
 

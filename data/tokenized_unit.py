@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from data.cleaning.clean import REPORT_COLUMNS
 from data.config import DataConfig, SourceConfig, StoreConfig
 from data.errors import BadShardError, ObjectNotFoundError
 from data.manifest import Unit
@@ -22,6 +24,7 @@ from data.pairs import joined
 from data.readers import Document, ReadReport, read_documents
 from data.store import Store
 from data.tokenizer import Tokenizer
+from data.unit_cleaning import Cleaning
 
 FORMAT_VERSION = 1
 """Part of every cache key; raise it when readers, split or stream change what they make of the same bytes."""
@@ -41,15 +44,16 @@ SCHEMA = pa.schema(
     ]
 )
 
+_REPORT = pa.list_(pa.struct([(name, pa.int64()) for name in REPORT_COLUMNS]))
 
-PAIR_SCHEMA = pa.schema(
-    [
-        *SCHEMA,
-        ("train_lengths", pa.large_binary()),
-        ("validation_lengths", pa.large_binary()),
-        ("validation_pairs", pa.large_string()),
-        ("too_long", pa.int64()),
-    ]
+STEPS_COLUMN = pa.field("steps", _REPORT)
+"""Of a unit whose documents went through `data.steps`: what each of them was given and removed."""
+
+PAIR_COLUMNS = (
+    pa.field("train_lengths", pa.large_binary()),
+    pa.field("validation_lengths", pa.large_binary()),
+    pa.field("validation_pairs", pa.large_string()),
+    pa.field("too_long", pa.int64()),
 )
 """Of a unit of pairs. `validation_pairs` is JSON, a list of [input, text]: what a translation is held against."""
 
@@ -60,6 +64,7 @@ class TokenizeJob:
 
     Attributes:
         input_tokenizer: of the inputs of pairs, where they have a vocabulary of their own.
+        cleaning: what is done to documents first; None for nothing.
     """
 
     data: DataConfig
@@ -67,6 +72,7 @@ class TokenizeJob:
     tokenizer: Tokenizer
     cache: Store
     input_tokenizer: Tokenizer | None = None
+    cleaning: Cleaning | None = None
 
     @property
     def reads_with(self) -> Tokenizer:
@@ -81,36 +87,36 @@ class TokenizeJob:
     @property
     def schema(self) -> pa.Schema:
         """Of a unit's row."""
-        return PAIR_SCHEMA if self.data.has_pairs else SCHEMA
+        fields = [*SCHEMA, *(PAIR_COLUMNS if self.data.has_pairs else ())]
+        return pa.schema(fields if self.cleaning is None else [*fields, STEPS_COLUMN])
 
     def cache_key(self, unit: Unit) -> str:
         """Key under which the unit's tokens are cached: a hash of all they depend on."""
-        source = self.data.sources[unit.source]
         depends_on = {
             "version": FORMAT_VERSION,
-            "shard": [unit.path, unit.size, unit.etag, unit.row_group],
-            "read": [
-                source.format,
-                source.text_column,
-                source.document,
-                self.data.invalid_utf8,
-                self.data.max_document_bytes,
-            ],
-            "validation_fraction": self.data.validation_fraction,
+            **documents_depend_on(unit, self.data),
             "tokenizer": self.tokenizer.digest,
-        } | self._of_source(unit)
+        }
+        if self.data.has_pairs:
+            depends_on["inputs"] = [self.reads_with.digest, self.data.seq_len, self.data.most_input_tokens]
+        if self.cleaning is not None:
+            depends_on["steps"] = self.cleaning.depends_on(unit)
         digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
         return f"{digest[:2]}/{digest}.arrow"
 
-    def _of_source(self, unit: Unit) -> dict[str, object]:
-        """What the tokens depend on that most sources do not have."""
-        source, fresh = self.data.sources[unit.source], SourceConfig(path="")
-        fields = ("input_column", "split", "split_column", "header", "quotes")
-        depends_on = {name: getattr(source, name) for name in fields if getattr(source, name) != getattr(fresh, name)}
-        if self.data.has_pairs:
-            depends_on["input"] = [unit.input_path, unit.input_size, unit.input_etag, self.reads_with.digest]
-            depends_on["longest"] = [self.data.seq_len, self.data.most_input_tokens]
-        return depends_on
+
+def documents_depend_on(unit: Unit, data: DataConfig) -> dict[str, Any]:
+    """What the documents of a unit, and which of them are held out, are a function of."""
+    source, fresh = data.sources[unit.source], SourceConfig(path="")
+    fields = ("input_column", "split", "split_column", "header", "quotes")
+    depends_on: dict[str, Any] = {
+        "shard": [unit.path, unit.size, unit.etag, unit.row_group],
+        "read": [source.format, source.text_column, source.document, data.invalid_utf8, data.max_document_bytes],
+        "validation_fraction": data.validation_fraction,
+        # What most sources do not have is left out there, so that their keys are those they always had.
+        **{name: getattr(source, name) for name in fields if getattr(source, name) != getattr(fresh, name)},
+    }
+    return depends_on | ({"input": [unit.input_path, unit.input_size, unit.input_etag]} if unit.input_path else {})
 
 
 def is_held_out(text: str, validation_fraction: float) -> bool:
@@ -139,26 +145,29 @@ def load_or_tokenize(unit: Unit, job: TokenizeJob) -> pa.Table:
     if table is None:
         table = tokenize(unit, job)
         if table["problem"][0].as_py() is None:
-            job.cache.put(job.cache_key(unit), _serialize(table))
+            job.cache.put(job.cache_key(unit), serialize(table))
     return table
 
 
 def load_cached(unit: Unit, job: TokenizeJob) -> pa.Table | None:
     """The unit's row from the cache; None where it is not there, or not whole."""
     try:
-        return _deserialize(job.cache.get(job.cache_key(unit)), job.schema)
+        return deserialize(job.cache.get(job.cache_key(unit)), job.schema)
     except ObjectNotFoundError:
         return None
 
 
 def tokenize(unit: Unit, job: TokenizeJob) -> pa.Table:
     """The unit's row, made from its shard; see `load_or_tokenize`."""
-    report = ReadReport()
+    report, source = ReadReport(), job.data.sources[unit.source]
+    cleaner = None if job.cleaning is None else job.cleaning.of_unit(unit)
     parts = (_Part(job), _Part(job))
     problem = None
     try:
-        for document in read_documents(unit, job.data.sources[unit.source], job.data, job.store_config, report):
-            parts[not is_for_training(document, job.data.sources[unit.source], job.data)].add(document)
+        for document in read_documents(unit, source, job.data, job.store_config, report):
+            cleaned = document if cleaner is None else cleaner.clean(document)
+            if cleaned is not None:  # held out or not is decided by the document as it was read
+                parts[not is_for_training(document, source, job.data)].add(cleaned)
     except BadShardError as error:
         problem, parts = str(error), (_Part(job), _Part(job))
     train, validation = parts
@@ -168,6 +177,8 @@ def tokenize(unit: Unit, job: TokenizeJob) -> pa.Table:
     row |= {"invalid_utf8": report.invalid_utf8, "problem": problem}
     if job.data.has_pairs:
         row |= {"validation_pairs": json.dumps(validation.raw), "too_long": train.too_long + validation.too_long}
+    if cleaner is not None:
+        row |= {"steps": [] if problem else cleaner.report()}
     return pa.Table.from_pylist([row], schema=job.schema)
 
 
@@ -239,7 +250,8 @@ def stream_of(table: pa.Table, column: str, dtype: np.dtype[np.uint16] | np.dtyp
     return np.frombuffer(values, dtype, count=int(offsets[1] - offsets[0]) // dtype.itemsize, offset=int(offsets[0]))
 
 
-def _serialize(table: pa.Table) -> bytes:
+def serialize(table: pa.Table) -> bytes:
+    """A row as an object of the store."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
         writer.write_table(table)
@@ -247,7 +259,7 @@ def _serialize(table: pa.Table) -> bytes:
     return hashlib.sha256(content).digest() + content
 
 
-def _deserialize(data: bytes, schema: pa.Schema) -> pa.Table | None:
+def deserialize(data: bytes, schema: pa.Schema) -> pa.Table | None:
     """What `_serialize` wrote; None where it is damaged."""
     sha256, content = data[:32], memoryview(data)[32:]
     if hashlib.sha256(content).digest() != sha256:

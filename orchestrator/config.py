@@ -6,6 +6,7 @@ follow from others, such as `micro_batches_per_step`, are computed and cannot be
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,13 +14,14 @@ from types import SimpleNamespace
 from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from data.config import DataConfig, Section, StoreConfig
 from model.config import ModelConfig, OptimizerConfig, ScheduleConfig
 from orchestrator.errors import RecipeError
 from orchestrator.recipe_file import apply_overrides, read_recipe
-from orchestrator.schema import default_of, nearest_name, section_of
+from orchestrator.schema import default_of, element_of, nearest_name, section_of, variants_of
 
 # What decides how and where a run is computed and kept, but not what it computes: free to change when a run goes on.
 _FREE = ("run", "storage", "store", "scaling", "checkpoint", "sample", "data.prepare", "eval.beside")
@@ -462,7 +464,11 @@ def field_problems(error: ValidationError, model: type[BaseModel] = RunConfig) -
 
 def _describe(error: ErrorDetails, model: type[BaseModel]) -> str:
     """One problem: dotted name, the value given, what is allowed, the nearest valid name for a typo."""
-    name = ".".join(str(part) for part in error["loc"])
+    name = _dotted_name(error["loc"], model)
+    if error["type"] in ("union_tag_invalid", "union_tag_not_found", "model_attributes_type"):
+        kinds = _variants_at(error["loc"], model)
+        if kinds:
+            return _unknown_kind(name, error, kinds)
     if error["type"] == "extra_forbidden":
         near = nearest_name(model, name)
         return f"{name}: there is no such field" + (f"; did you mean {near}?" if near else "; see manta schema")
@@ -478,15 +484,51 @@ def _describe(error: ErrorDetails, model: type[BaseModel]) -> str:
     return f"{name} = {_shown(name, error['input'])}: {allowed}"
 
 
-def _meaning(loc: tuple[int | str, ...], model: type[BaseModel] | None) -> str:
-    """The description of the field at `loc`."""
-    description = ""
+def _unknown_kind(name: str, error: ErrorDetails, kinds: Sequence[str]) -> str:
+    """A list's element that is of no kind there is, or does not say of which."""
+    given, tag = error["input"], str(error.get("ctx", {}).get("discriminator", "")).strip("'")
+    if not isinstance(given, dict) or tag not in given:
+        example = given if given in kinds else kinds[0]
+        said = f"which of {', '.join(kinds)} it is has to be said: write {{step: {example}}}"
+        return f"{name} = {_shown(name, given)}: {said}"
+    near = difflib.get_close_matches(str(given[tag]), kinds, n=1)
+    hint = f"; did you mean {near[0]}?" if near else "."
+    return f"{name}.{tag} = {_shown(name, given[tag])}: there is no such one{hint} There are {', '.join(kinds)}"
+
+
+def _steps_of(
+    loc: Sequence[int | str], model: type[BaseModel] | None
+) -> Iterator[tuple[int | str, FieldInfo | None, bool]]:
+    """Every part of `loc`, the field it names, and whether it only tells which kind of section an element is."""
+    kinds: dict[str, type[BaseModel]] = {}
     for part in loc:
-        if model is None or str(part) not in model.model_fields:
-            break
-        field = model.model_fields[str(part)]
-        description, model = field.description or "", section_of(field.annotation)
-    return description
+        if isinstance(part, int):
+            yield part, None, False
+        elif part in kinds:
+            model, kinds = kinds[part], {}
+            yield part, None, True
+        else:
+            field = model.model_fields.get(part) if model else None
+            yield part, field, False
+            annotation = field.annotation if field else None
+            model, kinds = section_of(annotation) or element_of(annotation), variants_of(annotation)
+
+
+def _dotted_name(loc: Sequence[int | str], model: type[BaseModel]) -> str:
+    """`loc` as a recipe would name it: pydantic also says of which kind an element of a list is."""
+    return ".".join(str(part) for part, _, is_kind in _steps_of(loc, model) if not is_kind)
+
+
+def _variants_at(loc: Sequence[int | str], model: type[BaseModel]) -> list[str]:
+    """The kinds that the element of a list at `loc` may be of; none where there are no kinds."""
+    fields = [field for _, field, _ in _steps_of(loc, model) if field]
+    return list(variants_of(fields[-1].annotation)) if fields else []
+
+
+def _meaning(loc: Sequence[int | str], model: type[BaseModel]) -> str:
+    """The description of the field at `loc`."""
+    described = [field.description for _, field, _ in _steps_of(loc, model) if field]
+    return (described[-1] if described else None) or ""
 
 
 def _shown(name: str, value: Any) -> str:

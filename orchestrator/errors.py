@@ -12,6 +12,7 @@
     │   ├── BadShardError               (data) a shard cannot be read as its format says
     │   ├── ShardChangedError           (data) a shard is not the one the manifest pinned
     │   ├── DiskFullError               (data) no space where something had to be written
+    │   ├── CleaningError           (data) a function of data.steps failed on a document
     │   └── TokenizerError              (data) a tokenizer does not fit what it is asked to do
     ├── TransientStoreError             (data) the store did not answer in time; worth a retry; exit status 1
     ├── ObjectNotFoundError             (data) no object under this key; for the caller to act on
@@ -31,6 +32,7 @@ from __future__ import annotations
 from cluster.errors import ClusterError
 from data.errors import (
     BadShardError,
+    CleaningError,
     ConflictError,
     DiskFullError,
     InputError,
@@ -46,6 +48,7 @@ __all__ = [
     "BadLossError",
     "BadShardError",
     "CheckpointDamagedError",
+    "CleaningError",
     "ClusterError",
     "ClusterTooSmallError",
     "ConfigChangedError",

@@ -82,6 +82,7 @@ class RunRecord:
         manifest, tokenizer: digests of the data and the vocabulary the run is pinned to; None until prepared.
         input_tokenizer: digest of a vocabulary for inputs alone; None where there is none.
         init: sha256 of the weights that the run began with; None where they are drawn, or not known yet.
+        cleaning: what the run is pinned to as to `data.steps`, and their report; empty where it has none.
         result: final evaluation of a finished run.
     """
 
@@ -91,6 +92,7 @@ class RunRecord:
     manifest: str | None = None
     tokenizer: str | None = None
     input_tokenizer: str | None = None
+    cleaning: dict[str, Any] = field(default_factory=dict)
     attempts: tuple[Attempt, ...] = ()
     result: dict[str, Any] = field(default_factory=dict)
     init: str | None = None
@@ -103,7 +105,7 @@ class RunRecord:
     @property
     def pins(self) -> Pins:
         """Digests of what the run is pinned to."""
-        return Pins(self.manifest, self.tokenizer, self.input_tokenizer)
+        return Pins(self.manifest, self.tokenizer, self.input_tokenizer, self.cleaning)
 
     @property
     def averages_weights(self) -> bool:
@@ -188,7 +190,15 @@ class Fence:
                 f"stop it, choose another `run:` name, or fence it off with `manta train --takeover`."
             )
         if not begun:
-            record = replace(record, result_fields=result_fields, manifest=None, tokenizer=None, init=None)
+            record = replace(
+                record,
+                result_fields=result_fields,
+                manifest=None,
+                tokenizer=None,
+                input_tokenizer=None,
+                cleaning={},
+                init=None,
+            )
         record = replace(record, attempts=(*record.attempts, _this_attempt(len(record.attempts) + 1, started_at)))
         try:
             return cls(store, record, _put(store, key, record, info.etag if info else None), key)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal, Union, get_args, get_origin
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -33,10 +33,13 @@ def fields_of(model: type[BaseModel], prefix: str = "") -> Iterator[Field]:
         dotted = prefix + name
         section = section_of(info.annotation)
         element = element_of(info.annotation)
+        variants = variants_of(info.annotation)
         if section:
             yield from fields_of(section, dotted + ".")
         elif element:
             yield from fields_of(element, dotted + ".N.")
+        elif variants:
+            yield from _fields_of_variants(variants, dotted + ".N.")
         else:
             yield Field(dotted, type_text(info.annotation), _default_text(info), info.description or "")
 
@@ -63,6 +66,34 @@ def default_of(model: type[BaseModel], name: str) -> Any:
     if rest:
         return default_of(below, rest) if below else None
     return None if info.is_required() else info.get_default(call_default_factory=True)
+
+
+def variants_of(annotation: Any) -> dict[str, type[BaseModel]]:
+    """The model classes of a tuple's elements by what tells them apart, if it holds sections of several kinds."""
+    if get_origin(annotation) is not tuple or get_origin(get_args(annotation)[0]) is not Annotated:
+        return {}
+    union, *notes = get_args(get_args(annotation)[0])
+    tag = next((note.discriminator for note in notes if isinstance(note, FieldInfo) and note.discriminator), None)
+    if tag is None:
+        return {}
+    return {get_args(model.model_fields[tag].annotation)[0]: model for model in get_args(union)}
+
+
+def _fields_of_variants(variants: dict[str, type[BaseModel]], prefix: str) -> Iterator[Field]:
+    """The fields of sections of several kinds; what tells them apart comes first, once."""
+    listed = False
+    for kind, model in variants.items():
+        for field in fields_of(model, prefix):
+            if field.type != kind:
+                yield replace(field, description=f"{kind}: {field.description}")
+            elif not listed:
+                kinds = " ".join(f"{each}: {_kind_text(each_model)}" for each, each_model in variants.items())
+                yield replace(field, type=" | ".join(variants), description=kinds)
+                listed = True
+
+
+def _kind_text(model: type[BaseModel]) -> str:
+    return next(iter(model.model_fields.values())).description or ""
 
 
 def nearest_name(model: type[BaseModel], name: str) -> str | None:
@@ -94,6 +125,8 @@ def type_text(annotation: Any) -> str:
     """The type as a reader of YAML would say it."""
     arguments = get_args(annotation)
     origin = get_origin(annotation)
+    if origin is Annotated:
+        return type_text(arguments[0])
     if origin is Literal:
         return " | ".join(str(value) for value in arguments)
     if origin in (Union, types.UnionType):
@@ -128,6 +161,8 @@ def _all_names(model: type[BaseModel], prefix: str = "") -> list[str]:
             names += _all_names(below, f"{prefix}{name}.")
         elif element:
             names += _all_names(element, f"{prefix}{name}.N.")
+        for variant in variants_of(info.annotation).values():
+            names += _all_names(variant, f"{prefix}{name}.N.")
     return names
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from rich.table import Table
 from safetensors.numpy import load_file
 
+from data.cleaning.clean import told
 from data.feeder import FeedSpec
 from data.manifest import Manifest
 from orchestrator.checkpoint import PROGRESS, fetch_newest, list_checkpoints
@@ -89,6 +90,7 @@ def describe(run: Run) -> dict[str, Any]:
         "samples": {name: value for name, value in asdict(samples).items()} if samples else {},
         "bad_steps": state.get("bad_steps", []),
         "skipped_units": {"count": len(state["skipped"]), "reasons": list(state["skipped"].values())[:10]},
+        "data_steps": record.cleaning.get("report", []),
         "loss": {"train": losses[-1] if losses else None, "val": record.result.get("val_loss")},
         "val_weights": "averaged" if record.averages_weights else "as trained",
         "val_perplexity": record.result.get("val_perplexity"),
@@ -173,6 +175,8 @@ def print_run(run: Run, console: Console) -> None:
         table.add_row(
             "skipped", f"{story['skipped_units']['count']} bad units: " + "; ".join(story["skipped_units"]["reasons"])
         )
+    if story["data_steps"]:
+        table.add_row("data", "\n".join(told(story["data_steps"])))
     if story["loss"]["train"] is not None:
         table.add_row("training loss", f"{story['loss']['train']:.4f}")
     if story["loss"]["val"] is not None:
@@ -182,11 +186,11 @@ def print_run(run: Run, console: Console) -> None:
             "held out", f"loss {story['loss']['val']:.4f}, perplexity {perplexity:.2f}, {bits:.4f} bits per byte{whose}"
         )
     if story["translations"]:
-        told = story["translations"]
+        scores = story["translations"]
         table.add_row(
             "translations",
-            f"BLEU {told['bleu']:.2f}, chrF {told['chrf']:.2f} over {told['translated']} held-out pairs; "
-            f"{told['bleu_signature']}",
+            f"BLEU {scores['bleu']:.2f}, chrF {scores['chrf']:.2f} over {scores['translated']} held-out pairs; "
+            f"{scores['bleu_signature']}",
         )
     if story["tokens_per_s"]:
         table.add_row("speed", f"{story['tokens_per_s']:,.0f} tokens/s; first step after {story['first_step_s']:.1f} s")

@@ -14,7 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from data.cleaning.clean import clean
+from data.cleaning.identity import identity
 from data.config import DataConfig, StoreConfig
+from data.duplicate_pass import FingerprintJob, decide, fingerprints_of
 from data.errors import BadShardError, InputError, ShardChangedError
 from data.feeder import FeedSpec, fixed_batches, micro_batches_of_rank
 from data.local_store import LocalStore
@@ -26,6 +29,7 @@ from data.readers import Document, read_documents
 from data.sample_order import UNKNOWN, SampleOrder
 from data.tokenized_unit import TokenizeJob, is_held_out, load_or_tokenize, tokenize, unit_stream
 from data.tokenizer import Tokenizer
+from data.unit_cleaning import Cleaning, store_removed
 from tests.data.order_reference import reference_shuffle
 from tests.data.test_feeder import Feed
 
@@ -325,3 +329,36 @@ class TestPrepared:
             batches = [column[step - share.first_step] for column in feed.call(share.refs)]
             slots |= dict(zip(share.micro_steps, batches, strict=True))
         return [slots[slot] for slot in range(4)]
+
+
+class TestCleaning:
+    def test_steps_work_on_the_sides_they_are_for_and_take_the_whole_pair(self) -> None:
+        steps = config(
+            {"path": "a", "input_column": "b"},
+            steps=[{"step": "lowercase", "on": "input"}, {"step": "length", "min_chars": 3, "on": "text"}],
+        ).steps
+        kept = clean("ABC", steps, input="DE")
+        assert (kept.input, kept.text, kept.lengths) == ("de", "ABC", (5, 5, 5))
+        assert clean("AB", steps, input="DEF").text is None
+        assert clean("AB", steps).text is None and clean("ABC", steps).text == "ABC"
+
+    def test_duplicates_are_equal_on_both_sides(self, tmp_path: Path) -> None:
+        pairs = [("a", "x"), ("a", "y"), ("A", "x"), ("a", "x"), ("b", "x")]
+        (tmp_path / "x.jsonl").write_text("\n".join(json.dumps({"input": read, "text": text}) for read, text in pairs))
+        data = config(
+            {"path": f"{tmp_path}/x.jsonl", "input_column": "input"},
+            steps=[{"step": "lowercase"}, {"step": "dedup"}],
+        )
+        store = LocalStore(str(tmp_path / "store"))
+        manifest = build_manifest(data.sources, StoreConfig())
+        job = FingerprintJob(data, StoreConfig(), data.steps, identity(data.steps), store)
+        removed, total = decide([fingerprints_of(manifest.unit(0), job)], data.steps)
+        assert total == 5 and removed[0][1].tolist() == [2, 3]
+        cleaning = Cleaning(data.steps, identity(data.steps), store_removed(store, removed), store)
+        row = tokenize(manifest.unit(0), TokenizeJob(data, StoreConfig(), BYTES, store, cleaning=cleaning))
+        assert bytes(row["train"][0].as_py())[::2].decode() == "axaybx"
+        assert row["steps"][0].as_py()[1]["documents_removed"] == 2
+
+    def test_a_side_needs_pairs(self) -> None:
+        with pytest.raises(ValidationError, match=r"steps\.0: on = input needs sources of pairs"):
+            config({"path": "a"}, steps=[{"step": "lowercase", "on": "input"}])

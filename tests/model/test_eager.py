@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from model.config import ModelConfig, OptimizerConfig
 from model.optimizer import build_optimizer, clip_gradients
+from model.seq2seq import Seq2Seq
 from model.transformer import Transformer
 
 fields = json.loads(sys.argv[2])
@@ -29,14 +30,16 @@ torch.set_num_threads(1)
 store = dist.FileStore(tempfile.mkstemp()[1], 1)
 dist.init_process_group("gloo", store=store, rank=0, world_size=1)
 config = ModelConfig.model_validate({"n_layers": 2, "d_model": 32, "n_heads": 4} | fields["model"])
-model = Transformer(config, 50, 16, 0)
+pairs = config.architecture == "encoder_decoder"
+model = Seq2Seq(config, 50, None, 16, 16, 0) if pairs else Transformer(config, 50, 16, 0)
 ddp = DistributedDataParallel(model, gradient_as_bucket_view=True)
 optimizer = build_optimizer(model, OptimizerConfig.model_validate(fields["optimizer"]), 1e-2)
 losses = []
 for _ in range(3):
     tokens = torch.randint(50, (2, 17))
     with torch.autocast("cpu", torch.bfloat16, enabled=fields["bf16"]):
-        loss = ddp(tokens[:, :-1], tokens[:, 1:])
+        source = (tokens[:, 1:], torch.tensor([16, 9])) if pairs else ()
+        loss = ddp(*source, tokens[:, :-1], tokens[:, 1:])
     loss.backward()
     clip_gradients(model.parameters(), 1.0)
     optimizer.step()
@@ -100,9 +103,13 @@ def python(code: str, *arguments: str) -> Any:
     [
         {"model": {"dropout": 0.1}, "optimizer": {"name": "adamw"}, "bf16": False},
         {"model": {"activation_checkpointing": True}, "optimizer": {"name": "sgd", "momentum": 0.9}, "bf16": False},
-        {"model": {"preset": "gpt2"}, "optimizer": {"name": "adam"}, "bf16": True},
+        {
+            "model": {"architecture": "encoder_decoder", "preset": "gpt2"},
+            "optimizer": {"name": "adam"},
+            "bf16": True,
+        },
     ],
-    ids=["dropout, adamw", "activation checkpointing, sgd", "gpt2, adam, bf16"],
+    ids=["dropout, adamw", "activation checkpointing, sgd", "gpt2 encoder-decoder, adam, bf16"],
 )
 def test_training_is_the_same_without_the_compiler_and_never_asks_for_it(fields: dict[str, Any]) -> None:
     losses, imported = python(TRAIN, "skip", json.dumps(fields))

@@ -258,6 +258,17 @@ class TestContinuing:
         # The old ones come from a file in a run's folder.
         assert differing_fields(json.loads(json.dumps(old)), new) == [difference]
 
+    def test_a_run_begun_before_there_was_a_field_had_its_default(self, recipe: Path) -> None:
+        now = result_fields(load_recipe(recipe))
+        old = {name: value for name, value in now.items() if name not in ("data.steps", "train.grad_clip")}
+        assert differing_fields(old, now) == []
+        changed = result_fields(load_recipe(recipe, ["train.grad_clip=2", "data.steps=[{step: lowercase}]"]))
+        assert sorted(differing_fields(old, changed)) == [
+            ("data.steps.0.on", None, "both"),
+            ("data.steps.0.step", None, "lowercase"),
+            ("train.grad_clip", 1.0, 2.0),
+        ]
+
     def test_a_source_more_differs(self, recipe: Path) -> None:
         old, new = result_fields(load_recipe(recipe)), result_fields(load_recipe(recipe, ["data.sources.1.path=/y"]))
         assert ("data.sources.1.path", None, "/y") in differing_fields(old, new)
@@ -283,6 +294,39 @@ class TestContinuing:
         config = load_recipe(recipe, ["store.secret_access_key=hush", "store.access_key_id=who"])
         assert "hush" not in json.dumps(resolved(config))
         assert "who" not in json.dumps(resolved(config))
+
+
+class TestSteps:
+    """A list of sections of several kinds: each problem is named as the recipe would name its place."""
+
+    @pytest.mark.parametrize(
+        ("written", "problem"),
+        [
+            ("{step: lowercse}", 'data.steps.0.step = "lowercse": there is no such one; did you mean lowercase? There'),
+            ("lowercase", 'data.steps.0 = "lowercase": which of unicode, lowercase, dedup, near_dedup, length, '),
+            ("{form: NFC}", "data.steps.0 = {"),
+            ("{step: near_dedup, treshold: 0.7}", "data.steps.0.treshold: there is no such field; did you mean "),
+            ("{step: language}", "data.steps.0.keep: missing. Codes of the languages that are kept"),
+            ("{step: unicode, form: NFX}", "data.steps.0.form = \"NFX\": should be 'NFC', 'NFD', 'NFKC' or 'NFKD'"),
+            ("{step: stop_words, language: ja}", "data.steps.0.language: 'ja' is written without spaces"),
+            ("{step: language, keep: [en, no]}", "data.steps.0.keep.1 = false: should be a valid string; put it in"),
+            ("{step: length}", "data.steps.0: no length is given"),
+        ],
+    )
+    def test_problems(self, recipe: Path, written: str, problem: str) -> None:
+        (line,) = problems(recipe, f"data.steps=[{written}]")
+        assert line.strip().startswith(problem)
+
+    def test_the_table_lists_each_kind_and_its_fields(self) -> None:
+        rows = [row for row in markdown(RunConfig).splitlines() if row.startswith("| `data.steps.N.")]
+        assert sum(row.startswith("| `data.steps.N.step`") for row in rows) == 1
+        assert any(row.startswith("| `data.steps.N.threshold` | number | 0.8 | near_dedup: Jaccard") for row in rows)
+        assert any(row.startswith("| `data.steps.N.keep` | list of text | required | language: ") for row in rows)
+
+    def test_they_decide_the_result_and_are_none_by_default(self, recipe: Path) -> None:
+        assert result_fields(load_recipe(recipe))["data.steps"] == []
+        config = load_recipe(recipe, ["data.steps=[{step: unicode}, {step: dedup}]", "data.steps.0.form=NFKC"])
+        assert result_fields(config)["data.steps.0.form"] == "NFKC"
 
 
 class TestSchema:

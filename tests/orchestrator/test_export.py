@@ -114,7 +114,7 @@ def taught(tokenizer: Tokenizer) -> Seq2Seq:
 def test_a_translator_translates_there(tmp_path: Path) -> None:
     config, _ = finish(recipe := recipe_in(tmp_path, sample={"temperature": 0.0, "max_new_tokens": 30}))
     data = run_of(recipe).prepare(lambda line: None)
-    trained = TrainedModel(taught(data.tokenizer), STEP, data)  # type: ignore[arg-type]
+    trained = TrainedModel(taught(data.tokenizer), STEP, data, averaged=False)
     write_folder(LocalStore(str(tmp_path / "exported")), trained, config, "")
 
     theirs = AutoModelForSeq2SeqLM.from_pretrained("exported")

@@ -1,0 +1,4 @@
+"""What may be done to documents before they are tokenized: the steps of `data.steps`, pure, each a function of a text.
+
+Nothing in here knows shards, storage or Ray. Libraries are imported by the step that needs them, when it is made.
+"""

@@ -1,0 +1,181 @@
+"""All steps of a list, applied to a text in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
+
+from data.cleaning.config import DedupSteps, FunctionStep, SegmentStep, Step, TextStep, name_of
+from data.cleaning.steps import Clean, made
+from data.errors import CleaningError, InputError
+
+
+@dataclass(frozen=True, slots=True)
+class CleanResult:
+    """What the steps made of a text.
+
+    Attributes:
+        text: the text after the last step; None where a step removed it.
+        lengths: characters before the first step, and after every step that was reached; 0 after the one that removed
+            the text. Of a pair, those of both sides.
+        seen: at the place of every deduplicating step that was reached, the text as it was there; of a pair, its input
+            and its text, a line break between them.
+        input: of a pair, the input after the last step.
+    """
+
+    text: str | None
+    lengths: tuple[int, ...]
+    seen: tuple[str, ...] = ()
+    input: str | None = None
+
+    @property
+    def removed_by(self) -> int | None:
+        """Index of the step that removed the text; None where it is kept."""
+        return None if self.text is not None else len(self.lengths) - 2
+
+
+def clean(text: str, steps: Sequence[Step], removed: Iterable[int] = (), input: str | None = None) -> CleanResult:
+    """Apply steps to one text, in order.
+
+    Pure, but for functions of the user's: the same text and steps give the same result everywhere. A text of which a
+    step leaves nothing, or nothing but white space, is removed by it. Deduplication depends on other documents, so
+    `clean` does not decide it: such a step changes no text, and removes it only if its index is in `removed`.
+
+    Args:
+        text: a document, or the text of a pair.
+        steps: as in the recipe.
+        removed: indices of deduplicating steps that are known to remove this text.
+        input: that of a pair. A step works on the sides that it is for; where it removes one, the pair goes.
+
+    Raises:
+        InputError: a library or a function that a step needs cannot be had; see `check_steps`.
+        CleaningError: a function of the user's raised, or returned what is no text.
+    """
+    return cleaner(tuple(steps)).clean(text, frozenset(removed), input)
+
+
+class Cleaner:
+    """A list of steps, made ready to be applied to many texts; see `clean`."""
+
+    def __init__(self, steps: Sequence[Step]) -> None:
+        self._steps: list[tuple[Step, Clean | None]] = []
+        segmented = False
+        for step in steps:
+            self._steps.append((step, None if isinstance(step, DedupSteps) else made(step, segmented=segmented)))
+            segmented = segmented or isinstance(step, SegmentStep)
+
+    def clean(self, text: str, removed: frozenset[int] = frozenset(), input: str | None = None) -> CleanResult:
+        """`clean` with these steps."""
+        sides = {"text": text} if input is None else {"input": input, "text": text}
+        lengths, seen = [sum(map(len, sides.values()))], []
+        for index, (step, function) in enumerate(self._steps):
+            if function is None:
+                seen.append("\n".join(sides.values()))
+                stays = index not in removed
+            else:
+                stays = self._apply(index, step, function, sides)
+            if not stays:
+                return CleanResult(None, (*lengths, 0), tuple(seen))
+            lengths.append(sum(map(len, sides.values())))
+        return CleanResult(sides["text"], tuple(lengths), tuple(seen), sides.get("input"))
+
+    def _apply(self, index: int, step: Step, function: Clean, sides: dict[str, str]) -> bool:
+        """Apply a step to the sides that it is for, in place; False where nothing is left of one."""
+        for side, text in sides.items():
+            if isinstance(step, TextStep) and step.on in ("both", side):
+                result = _called(index, step, function, text) if isinstance(step, FunctionStep) else function(text)
+                if not result or result.isspace():
+                    return False
+                sides[side] = result
+        return True
+
+
+@lru_cache(maxsize=8)
+def cleaner(steps: tuple[Step, ...]) -> Cleaner:
+    """The steps made ready, once a process: dictionaries and models are large.
+
+    Raises:
+        InputError: a library or a function that a step needs cannot be had.
+    """
+    return Cleaner(steps)
+
+
+def check_steps(steps: Sequence[Step], where: str = "data.steps") -> None:
+    """Make sure that every step can work on this machine: import its library or function.
+
+    Raises:
+        InputError: some cannot; all of them are named, with what to do.
+    """
+    problems = []
+    for index, step in enumerate(steps):
+        try:
+            if not isinstance(step, DedupSteps):
+                made(step, segmented=False)
+            elif step.step == "near_dedup":
+                from data.cleaning.fingerprint import min_hash
+
+                min_hash("", step)
+        except InputError as error:
+            problems.append(f"{where}.{index} ({name_of(step)}): {error}")
+    if problems:
+        raise InputError("\n".join(problems))
+
+
+class StepCounts:
+    """How many documents and characters every step was given and took away, added up."""
+
+    def __init__(self, steps: int) -> None:
+        self._counts = [[0, 0, 0, 0] for _ in range(steps)]
+
+    def add(self, result: CleanResult) -> None:
+        """Count one document in."""
+        for index, (before, after) in enumerate(pairwise(result.lengths)):
+            counts = self._counts[index]
+            counts[0] += 1
+            counts[1] += after == 0
+            counts[2] += before
+            counts[3] += before - after
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row a step, see `REPORT_COLUMNS`."""
+        return [dict(zip(REPORT_COLUMNS, counts, strict=True)) for counts in self._counts]
+
+
+REPORT_COLUMNS = ("documents", "documents_removed", "characters", "characters_removed")
+"""Of a step: what it was given and what of it it removed. It may add characters, which counts below zero."""
+
+
+def add_reports(reports: Iterable[Sequence[dict[str, int]]], steps: Sequence[Step]) -> list[dict[str, Any]]:
+    """The sum of the reports of several units, with the steps' names: a row a step."""
+    total = [{"step": name_of(step), **dict.fromkeys(REPORT_COLUMNS, 0)} for step in steps]
+    for report in reports:
+        for row, added in zip(total, report, strict=False):  # a unit that could not be read has no rows
+            for column in REPORT_COLUMNS:
+                row[column] = int(str(row[column])) + added[column]
+    return total
+
+
+def told(report: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for a person about every step."""
+    lines = []
+    for row in report:
+        characters = row["characters_removed"]
+        change = f"{abs(characters):,} of {row['characters']:,} characters {'removed' if characters >= 0 else 'added'}"
+        lines.append(
+            f"step {row['step']}: {row['documents_removed']:,} of {row['documents']:,} documents removed, {change}"
+        )
+    return lines
+
+
+def _called(index: int, step: FunctionStep, function: Clean, text: str) -> str | None:
+    try:
+        return function(text)
+    except Exception as error:
+        shown = repr(text if len(text) <= 60 else text[:60] + "…")
+        raise CleaningError(
+            f"data.steps.{index} ({step.path}) failed on the text {shown}: {type(error).__name__}: {error}. "
+            "It must return a str, or None to remove the document."
+        ) from error
