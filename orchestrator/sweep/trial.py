@@ -28,7 +28,7 @@ from orchestrator.sweep.marks import due, marks, mean_loss, rungs
 from orchestrator.sweep.records import Donor
 from orchestrator.sweep.spec import Sweep
 
-POLL_S = 0.25
+POLL_S = 0.1
 """Seconds between two looks at a trial's loop: what a trial that is to be stopped trains beyond its rung."""
 
 RESULT_S = 1.0
