@@ -13,6 +13,7 @@ from data.hf_tokenizer import to_tokenizer_config, to_tokenizer_json
 from data.open_store import open_store
 from data.store import Store
 from model.hf_format import ModelShape, NoSuchModelError, to_hf_config, to_hf_weights
+from model.seq2seq import Seq2Seq
 from orchestrator.config import RunConfig, SampleConfig
 from orchestrator.console import Console
 from orchestrator.errors import InputError
@@ -42,15 +43,15 @@ def export(config: RunConfig, to: str, step: int | None = None) -> None:
         target = open_store(to, config.store)
         if next(iter(target.list()), None) is not None:
             raise InputError(f"--to {to}: there is something in it already. Name a folder that does not exist yet.")
-        if config.data.input_tokenizer is not None:
-            raise InputError(
-                f"Run {config.run!r} reads inputs with a vocabulary of their own (data.input_tokenizer), and a folder "
-                "of transformers has one tokenizer.json. Only models with one vocabulary leave."
-            )
         trained = load_trained(config, run, step)
         write_folder(target, trained, config, card(run, trained))
     console.line(f"run {config.run!r}, step {trained.step}: written to {target.url_of()}")
-    console.line(f"load it with AutoModelForCausalLM.from_pretrained({to!r}), or manta generate --from {to}")
+    console.line(f"load it with {loader(trained)}.from_pretrained({to!r}), or manta generate --from {to}")
+
+
+def loader(trained: TrainedModel) -> str:
+    """The class of transformers that loads the model, whichever it is."""
+    return "AutoModelForSeq2SeqLM" if isinstance(trained.model, Seq2Seq) else "AutoModelForCausalLM"
 
 
 def write_folder(target: Store, trained: TrainedModel, config: RunConfig, model_card: str) -> None:
@@ -62,6 +63,10 @@ def write_folder(target: Store, trained: TrainedModel, config: RunConfig, model_
     """
     model, tokenizer = trained.model, trained.data.tokenizer
     shape = ModelShape.of(model)
+    if shape.input_vocab_size is not None:
+        raise InputError(
+            f"data.input_tokenizer: inputs have a vocabulary of their own, and a folder has one {TOKENIZER}."
+        )
     try:
         fields = to_hf_config(shape, tokenizer.end_of_text)
     except NoSuchModelError as error:
@@ -111,18 +116,25 @@ def card(run: Run, trained: TrainedModel) -> str:
         if config.model.cross_document_attention
         else "\nDocuments were kept apart in training: give the model one document at a time, or mask the others.\n"
     )
+    begins = (
+        f"A text begins with end-of-text (id {tokenizer.end_of_text}), which the tokenizer does not put there by itself"
+    )
+    how = 'tokenizer(tokenizer.bos_token + prompt, split_special_tokens=False, return_tensors="pt")'
+    if isinstance(trained.model, Seq2Seq):
+        begins = f"The tokenizer closes inputs with end-of-text (id {tokenizer.end_of_text}), as the model was trained"
+        how = 'tokenizer(input, return_tensors="pt")'
     return f"""# {config.run}
 
 Trained by Manta for {trained.step:,} of {config.train.steps:,} steps.{score}
 
-A text begins with end-of-text (id {tokenizer.end_of_text}), which the tokenizer does not put there by itself:
+{begins}:
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {loader(trained)}, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained(FOLDER)
-model = AutoModelForCausalLM.from_pretrained(FOLDER)
-ids = tokenizer(tokenizer.bos_token + prompt, split_special_tokens=False, return_tensors="pt")
+model = {loader(trained)}.from_pretrained(FOLDER)
+ids = {how}
 print(tokenizer.decode(model.generate(**ids)[0], skip_special_tokens=True))
 ```
 {apart}"""

@@ -126,6 +126,8 @@ def shape_differences(theirs: ModelShape, config: RunConfig, tokenizer: Tokenize
     if theirs.vocab_size != rows:
         null = " (null takes what the tokenizer needs)" if config.model.vocab_size is None else ""
         yield f"model.vocab_size: {theirs.vocab_size} in the folder, {rows} in the recipe{null}"
+    if theirs.input_vocab_size is not None:
+        yield "data.input_tokenizer: inputs have a vocabulary of their own in the folder, and it has one tokenizer"
     # Rotary positions have no weights, and learned ones may be cut to fewer.
     if theirs.config.preset == "gpt2" and theirs.seq_len < config.data.seq_len:
         yield f"data.seq_len: {theirs.seq_len} in the folder, {config.data.seq_len} in the recipe; at most the folder's"

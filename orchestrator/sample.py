@@ -114,6 +114,9 @@ def continuations(
 
     Args:
         reads_with: tokenizer of an encoder's inputs; None: the same.
+
+    Raises:
+        InputError: a prompt is longer than an encoder reads.
     """
     written = generate_ids(
         model,
@@ -132,6 +135,10 @@ def continuations(
 def _read(prompt: str, model: Transformer | Seq2Seq, tokenizer: Tokenizer) -> list[int]:
     """A prompt as the model reads it: the beginning of a document, or an encoder's whole input."""
     ids = tokenizer.encode(prompt).tolist()
-    if isinstance(model, Seq2Seq):
-        return [*ids[: model.source_len - 1], tokenizer.end_of_text]
-    return [tokenizer.end_of_text, *ids]
+    if not isinstance(model, Seq2Seq):
+        return [tokenizer.end_of_text, *ids]
+    if len(ids) >= model.source_len:
+        raise InputError(
+            f"A prompt of {len(ids) + 1} tokens is longer than the model reads, {model.source_len}. Cut it."
+        )
+    return [*ids, tokenizer.end_of_text]

@@ -18,6 +18,7 @@ from model.config import ModelConfig
 from model.seq2seq import Seq2Seq
 from model.transformer import Transformer
 from orchestrator.cli import app
+from orchestrator.errors import InputError
 from orchestrator.export import write_folder
 from orchestrator.hf_folder import HfFolder
 from orchestrator.trained_model import TrainedModel
@@ -121,6 +122,22 @@ def test_a_translator_translates_there(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained("exported")
     found = theirs.generate(**tokenizer(list(PAIRS), padding=True, return_tensors="pt"))
     assert tokenizer.batch_decode(found, skip_special_tokens=True) == list(PAIRS.values())
+    prompts = [option for source in PAIRS for option in ("--prompt", source)]
+    here = texts_of(manta("generate", "--from", "exported", *prompts), str(tmp_path / "exported"))
+    assert here == [f"{source}{target}\n" for source, target in PAIRS.items()]
+    said = manta("generate", "--from", "exported", "--prompt", "long " * 40, status=2)
+    assert "tokens is longer than the model reads, 32. Cut it." in said
+
+
+def test_sources_with_a_vocabulary_of_their_own_stay(tmp_path: Path) -> None:
+    config, _ = finish(recipe := recipe_in(tmp_path))
+    data = run_of(recipe).prepare(lambda line: None)
+    fields = {"architecture": "encoder_decoder", "preset": "original", "n_layers": 1, "d_model": 32, "n_heads": 4}
+    model = Seq2Seq(ModelConfig.model_validate(fields), 320, 64, 24, 32, data.tokenizer.end_of_text)
+    trained = TrainedModel(model, STEP, data, averaged=False)
+    with pytest.raises(InputError, match=r"data.input_tokenizer: .* a folder has one tokenizer.json"):
+        write_folder(LocalStore(str(tmp_path / "exported")), trained, config, "")
+    assert not (tmp_path / "exported").exists()
 
 
 def test_what_is_in_the_folder(tmp_path: Path) -> None:
