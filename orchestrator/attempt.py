@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
@@ -21,9 +20,10 @@ from data.prepare import PreparedData
 from data.ray_internals import driver_node_id, most_resources, on_node, quiet_driver, root_cause
 from data.sample_order import UNKNOWN
 from data.shard_file import filesystem_for
-from orchestrator.config import RunConfig, resolved
+from orchestrator.config import resolved
 from orchestrator.console import Console
 from orchestrator.errors import ClusterTooSmallError, FencedError
+from orchestrator.evaluation_beside import EvaluationBeside, has_room_beside
 from orchestrator.failures import Retry, Size, in_our_words, one_line
 from orchestrator.job import TrainJob, prepare_worker, train_worker
 from orchestrator.monitor import Monitor, Progress
@@ -175,36 +175,8 @@ def start_actors(run: Run, data: PreparedData) -> tuple[Any, Any]:
         EXPECTED_RESTART_S,
         kept_free=int((data.counts() == UNKNOWN).any()),
     )
-    evaluate = EvaluationBeside if has_room_to_evaluate(config) else None
+    evaluate = EvaluationBeside if has_room_beside(config) else None
     return feeder, ray.remote(Monitor).options(**here).remote(scaling, config.train.steps, start_keeper, evaluate)
-
-
-def has_room_to_evaluate(config: RunConfig) -> bool:
-    """Whether evaluations may run beside training: on a cluster of our own, which counts more CPUs than there are, only
-    where the machine has cores for it."""
-    scaling = config.scaling
-    cores = (scaling.most + 1) * scaling.cpus_per_worker
-    return config.eval.beside and (joins_cluster() or cores <= (os.cpu_count() or 1))
-
-
-class EvaluationBeside:
-    """An evaluation in a place of its own, from now on; kept by the monitor, with which it ends."""
-
-    def __init__(self, job: TrainJob, weights: Any) -> None:
-        from orchestrator.held_out import Evaluator  # torch, which the driver does without
-
-        scaling = job.config.scaling
-        place = {"num_cpus": scaling.cpus_per_worker, "num_gpus": scaling.gpus_per_worker}
-        evaluator: Any = ray.remote(Evaluator)
-        self._evaluator = evaluator.options(**place).remote(job)
-        self._scores = self._evaluator.evaluate.remote(weights)
-
-    def scores(self) -> dict[str, float] | None:
-        """See `orchestrator.monitor.Evaluation`."""
-        if not ray.wait([self._scores], timeout=0)[0]:
-            return None
-        scores: dict[str, float] = ray.get(self._scores)
-        return scores
 
 
 def start_keeper(node_id: str, job: TrainJob) -> Any:

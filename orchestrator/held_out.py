@@ -56,7 +56,7 @@ def evaluate_translations(job: TrainJob, model: nn.Module, rank: int, world_size
 
 
 class Evaluator:
-    """Body of an actor in a place that no worker has: evaluates what the workers had at a step, while they go on."""
+    """Evaluates what the workers had at a step, while they go on; in a process that is none of theirs."""
 
     def __init__(self, job: TrainJob) -> None:
         torch.set_num_threads(job.config.scaling.threads)
