@@ -385,10 +385,11 @@ def test_fingerprints_are_kept_and_damaged_ones_made_again(tmp_path: Path) -> No
 def test_tasks_of_ray_data_find_the_users_module_and_clean_as_this_process_does(
     own: Path, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(data.token_pipeline.__file__).parents[1]))  # it may be relative
     request.getfixturevalue("ray_cluster_small")  # started in the folder, as a command would start it
     steps = [OWN, {"step": "unicode", "form": "NFKC"}, LOWER, DEDUP, {"step": "near_dedup"}, {"step": "segment"}]
     lines = [f"Document {number} 北京清华大学 x" for number in range(40)]
-    shards = [lines[:25], [line.upper() for line in lines[10:]], lines[5:9]]
+    shards = [lines[:25], [line.replace("Document", "DOCUMENT") for line in lines[10:]], lines[5:9]]
     corpus = Corpus(tmp_path, shards)
     in_ray = corpus.prepare(*steps)
     texts, report = corpus.texts(in_ray), in_ray.step_report()
