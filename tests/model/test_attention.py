@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.attention import Attention, document_mask, rotary_angles, rotate
+from model.attention import Attention, document_mask, padding_mask, rotary_angles, rotate
 from model.config import ModelConfig
 
 THETA = 100.0
@@ -102,6 +102,13 @@ def test_document_mask_written_out() -> None:
     expected = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
     assert mask.shape == (1, 1, 4, 4)
     assert mask[0, 0].int().tolist() == expected
+
+
+def test_padding_mask_written_out() -> None:
+    mask = padding_mask(torch.tensor([3, 1, 0]), 4)
+    assert mask.shape == (3, 1, 1, 4)
+    # Nothing to see is not a number for some kernels: even an empty row sees one column.
+    assert mask.flatten(1).int().tolist() == [[1, 1, 1, 0], [1, 0, 0, 0], [1, 0, 0, 0]]
 
 
 def test_attention_weights_are_dropped_in_training_only() -> None:

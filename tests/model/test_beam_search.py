@@ -32,6 +32,19 @@ def small_model(seed: int, vocab_size: int, *, pairs: bool, peaked: float = 6.0)
     return model.double()
 
 
+def bigram_model(log_probs_VV: torch.Tensor) -> Transformer:
+    """A model whose next token depends on the last one alone: row i of the table holds log P(. | i)."""
+    size = len(log_probs_VV)
+    config = ModelConfig(n_layers=1, d_model=size, n_heads=1, tie_embeddings=False)
+    model = Transformer(config, size, 8, END).double()
+    with torch.no_grad():
+        model.blocks[0].attention.out.weight.zero_()
+        model.blocks[0].feed_forward.down.weight.zero_()
+        model.embedding.weight.copy_(100 * torch.eye(size))  # the norm makes sqrt(size) of each one, but for its eps
+        model.output.weight.copy_(log_probs_VV.T / size**0.5)
+    return model
+
+
 def log_probs_after(model: Model, given_ids: list[int], new: list[int]) -> list[float]:
     if isinstance(model, Seq2Seq):
         logits = model.logits(torch.tensor([given_ids]), torch.tensor([len(given_ids)]), torch.tensor([[END, *new]]))
@@ -113,6 +126,36 @@ def test_a_narrow_beam_finds_what_a_slow_search_finds(
     found = beam_search(model, prompts, steps, beam_size=beam_size, length_penalty=alpha, end_of_text=END)
     with torch.no_grad():
         assert found == [slow_beam_search(model, prompt, steps, beam_size, alpha) for prompt in prompts]
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    seed=st.integers(0, 100_000),
+    ending=st.floats(-2.0, 4.0),
+    steps=st.integers(1, 8),
+    alpha=st.sampled_from([0.0, 0.6, 1.0, 3.0]),
+    beam_size=st.integers(1, 4),
+)
+def test_texts_that_end_at_all_lengths_are_compared_as_in_a_slow_search(
+    seed: int, ending: float, steps: int, alpha: float, beam_size: int
+) -> None:
+    table_VV = 3 * torch.randn(6, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    table_VV[:, END] += ending
+    model = bigram_model(table_VV.log_softmax(dim=1))
+    found = beam_search(model, [[1], [2]], steps, beam_size=beam_size, length_penalty=alpha, end_of_text=END)
+    with torch.no_grad():
+        assert found == [slow_beam_search(model, [word], steps, beam_size, alpha) for word in (1, 2)]
+
+
+def test_a_longer_text_may_win_after_a_shorter_one_has_ended() -> None:
+    # After 5 the text ends or goes on with 1, 2, 3, 4 and then ends.
+    chances = torch.full((6, 6), 1e-9, dtype=torch.float64)
+    for word, follower in ((1, 2), (2, 3), (3, 4), (4, END), (END, END), (5, 1)):
+        chances[word, follower] = 1.0
+    chances[5] = torch.tensor([0.55, 0.45, 1e-9, 1e-9, 1e-9, 1e-9])
+    model = bigram_model(chances.log())
+    assert beam_search(model, [[5]], 8, beam_size=2, length_penalty=0.0, end_of_text=END) == [[]]
+    assert beam_search(model, [[5]], 8, beam_size=2, length_penalty=1.0, end_of_text=END) == [[1, 2, 3, 4]]
 
 
 @pytest.mark.parametrize("pairs", [False, True])
