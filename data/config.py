@@ -138,7 +138,10 @@ class DataConfig(Section):
         16, ge=1, description="Units (shards or row groups) whose sequences are shuffled together as one window."
     )
     validation_fraction: float = Field(
-        0.01, ge=0, lt=1, description="Share of documents held out, chosen by a hash of each document's text."
+        0.01,
+        ge=0,
+        lt=1,
+        description="Share of documents held out, by a hash of the text, of a pair's input, or of its split_column.",
     )
     validation_sequences: int = Field(
         4096, ge=1, description="At most this many held-out sequences are evaluated, the first in the shards' order."

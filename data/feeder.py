@@ -21,10 +21,9 @@ from data.errors import BadShardError
 from data.manifest import Manifest
 from data.packing import Batching, MicroBatch, PackedBatching, UnitStream
 from data.pairs import InputBatch, PairBatching, input_batches
-from data.readers import read_documents
 from data.sample_order import CountsUnknownError, Ints, SampleOrder, Samples
 from data.token_pipeline import ReadAhead, tokenized_units_in_chunks
-from data.tokenized_unit import TokenizeJob, is_for_training, stream_columns, unit_stream
+from data.tokenized_unit import TokenizeJob, documents_of, stream_columns, unit_stream
 from data.tokenizer import Tokenizer
 
 AHEAD_STEPS = 8
@@ -86,6 +85,8 @@ class FeedSpec:
             self.global_batch_size // self.micro_batch_size,
             data.bucket_steps,
             data.length_multiple,
+            data.most_input_tokens,
+            data.seq_len,
             job.tokenizer.end_of_text,
             job.reads_with.end_of_text,
         )
@@ -95,7 +96,8 @@ class FeedSpec:
         """The order of samples of a run with this data and seed."""
         sources = data.sources_of("train")
         source_units = [manifest.units_of_source(source) for source in sources]
-        return SampleOrder(seed, source_units, [data.sources[source].weight for source in sources], data.shuffle_units)
+        weights = [data.sources[source].weight for source in sources]
+        return SampleOrder(seed, source_units, weights, data.shuffle_units, sources)
 
 
 @dataclass(frozen=True)
@@ -336,9 +338,8 @@ def fixed_batches(spec: FeedSpec, split: str, start_ray: Callable[[], None] = la
     units: list[int] = []
     indices: list[int] = []
     part = "train" if split == "train" else "validation"  # of a unit's row: a source of test has no other
-    ordinals = [unit for source in data.sources_of(split) for unit in spec.manifest.units_of_source(source)]
     columns = stream_columns(part, spec.job)
-    for table in tokenized_units_in_chunks(spec.manifest, spec.job, columns, start_ray, ordinals):
+    for table in tokenized_units_in_chunks(spec.manifest, spec.job, columns, start_ray, _units_of(spec, split)):
         if len(units) >= limit:
             break
         ordinal, stream = table["ordinal"][0].as_py(), unit_stream(table, part, spec.job)
@@ -362,13 +363,18 @@ def pairs_to_translate(
         split: "train", "validation" or "test".
         start_ray: called if a unit must be tokenized; Ray runs when it returns.
     """
-    job, data = spec.job, spec.job.data
-    ordinals = [unit for source in data.sources_of(split) for unit in spec.manifest.units_of_source(source)]
+    job, data, ordinals = spec.job, spec.job.data, _units_of(spec, split)
     found = _raw_pairs(spec, ordinals) if split == "train" else _held_out_pairs(spec, ordinals, start_ray)
     pairs = list(islice(found, count))
     inputs = [read for read, _ in pairs]
     batches = input_batches(inputs, job.reads_with, data.most_input_tokens, spec.micro_batch_size)
     return ToTranslate(batches, [text for _, text in pairs], job.tokenizer)
+
+
+def _units_of(spec: FeedSpec, split: str) -> list[int]:
+    """Ordinals of the units that have documents of a split, in the manifest's order."""
+    sources = spec.job.data.sources_of(split)
+    return [unit for source in sources for unit in spec.manifest.units_of_source(source)]
 
 
 def _held_out_pairs(
@@ -380,12 +386,10 @@ def _held_out_pairs(
 
 
 def _raw_pairs(spec: FeedSpec, ordinals: Sequence[int]) -> Iterator[tuple[str, str]]:
-    data = spec.job.data
+    job = spec.job
     for unit in map(spec.manifest.unit, ordinals):
-        source = data.sources[unit.source]
-        for document in read_documents(unit, source, data, spec.job.store_config):
-            if document.input is not None and is_for_training(document, source, data):
-                yield document.input, document.text
+        for document in documents_of(unit, job.data, job.store_config, job.cleaning, for_training=True):
+            yield document.input or "", document.text
 
 
 def measure_held_out(batches: list[MicroBatch], token_bytes: Ints) -> tuple[int, int]:

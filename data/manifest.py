@@ -574,9 +574,9 @@ def check_unchanged(manifest: Manifest, config: StoreConfig) -> int:
         now = {shard.path: shard for below in listed for shard in list_shards(below, config)}
         for row in manifest.shards_of_source(source):
             pinned = manifest.shard(row)
-            change = change_of(pinned, now.pop(pinned.path, None))
+            change = change_of(pinned, now.get(pinned.path))
             changes += [change] if change else []
-        new += len(now)
+        new += len(now.keys() - {manifest.shard(row).path for row in manifest.shards_of_source(source)})
     if changes:
         raise ShardChangedError(
             f"{_some(changes, 'changed or missing shard', joint='; ')}. This run is pinned to other data: restore the "

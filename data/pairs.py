@@ -28,7 +28,8 @@ class PairBatching:
     Args:
         seed: the run's.
         steps_together: steps whose pairs are sorted together.
-        length_multiple: lengths are rounded up to a multiple of it.
+        length_multiple: lengths are rounded up to a multiple of it, as far as the model reads.
+        longest_input, longest_text: most tokens that the model reads of either.
         end_of_text, input_end: ids that close texts and inputs.
     """
 
@@ -39,12 +40,15 @@ class PairBatching:
         micro_batches_per_step: int,
         steps_together: int,
         length_multiple: int,
+        longest_input: int,
+        longest_text: int,
         end_of_text: int,
         input_end: int,
     ) -> None:
         self.steps_together = steps_together
         self._seed, self._size, self._per_step = seed, micro_batch_size, micro_batches_per_step
         self._multiple, self._end_of_text, self._input_end = length_multiple, end_of_text, input_end
+        self._longest_input, self._longest_text = longest_input, longest_text
 
     def count(self, unit: UnitStream) -> int:
         """Pairs in a unit."""
@@ -80,16 +84,16 @@ class PairBatching:
         dtype = pairs[0][1].dtype
         input_counts = np.array([len(read) + 1 for read, _ in pairs], np.int64)
         target_counts = np.array([len(text) + 1 for _, text in pairs], np.int64)
-        inputs = np.zeros((len(pairs), self._rounded(input_counts)), dtype)
-        tokens = np.zeros((len(pairs), self._rounded(target_counts) + 1), dtype)
+        inputs = np.zeros((len(pairs), self._rounded(input_counts, self._longest_input)), dtype)
+        tokens = np.zeros((len(pairs), self._rounded(target_counts, self._longest_text) + 1), dtype)
         for row, (read, text) in enumerate(pairs):
             inputs[row, : len(read)], inputs[row, len(read)] = read, self._input_end
             tokens[row, [0, len(text) + 1]] = self._end_of_text
             tokens[row, 1 : len(text) + 1] = text
         return MicroBatch(tokens, target_counts, sample_ids, inputs, input_counts)
 
-    def _rounded(self, counts: Ints) -> int:
-        return -(-int(counts.max()) // self._multiple) * self._multiple
+    def _rounded(self, counts: Ints, longest: int) -> int:
+        return min(longest, -(-int(counts.max()) // self._multiple) * self._multiple)
 
 
 def joined(pairs: Sequence[tuple[Ids, Ids]], dtype: np.dtype[np.uint16] | np.dtype[np.uint32]) -> UnitStream:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,19 +25,17 @@ import pyarrow.parquet as pq
 
 from data.cleaning.clean import add_reports, check_steps, told
 from data.cleaning.identity import differences, identity
-from data.config import DataConfig, SourceConfig, StoreConfig, TokenizerConfig
+from data.config import DataConfig, StoreConfig
 from data.duplicate_pass import find_duplicates, named, up_to_last_dedup
 from data.errors import BadShardError, InputError, ObjectNotFoundError
-from data.hf_tokenizer import read_tokenizer
-from data.manifest import Manifest, Unit, build_manifest, check_unchanged
-from data.open_store import open_store
+from data.manifest import Manifest, build_manifest, check_unchanged
 from data.packing import count_sequences
-from data.readers import ReadReport, read_documents
 from data.sample_order import UNKNOWN, Ints
 from data.store import Store
-from data.tokenized_unit import TokenizeJob, is_for_training
-from data.tokenizer import Tokenizer, train_tokenizer
-from data.unit_cleaning import Cleaning
+from data.tokenized_unit import TokenizeJob
+from data.tokenizer import Tokenizer
+from data.unit_cleaning import FOLDER, Cleaning
+from data.vocabularies import SIDES, Vocabularies
 
 AHEAD_LIMIT_BYTES = 1 << 30
 """Shard bytes up to which `prepare: auto` tokenizes everything before the first step."""
@@ -186,8 +184,8 @@ def prepare_data(
     manifest = _manifest(config, store_config, store, pins.manifest, tell)
     ahead = config.prepare == "ahead" or (config.prepare == "auto" and manifest.total_bytes <= AHEAD_LIMIT_BYTES)
     cleaning = _cleaning(config, store_config, store, manifest, pins.cleaning, ahead, tell, start_ray)
-    vocabularies = _Vocabularies(config, store_config, store, manifest, cleaning, tell)
-    tokenizer = vocabularies.find(config.tokenizer, pins.tokenizer, ("text",) if config.input_tokenizer else _SIDES)
+    vocabularies = Vocabularies(config, store_config, store, manifest, cleaning, tell)
+    tokenizer = vocabularies.find(config.tokenizer, pins.tokenizer, ("text",) if config.input_tokenizer else SIDES)
     reads_with = None
     if config.input_tokenizer is not None:
         reads_with = vocabularies.find(config.input_tokenizer, pins.input_tokenizer, ("input",))
@@ -240,103 +238,14 @@ def _cleaning(
             f"The run was begun with other code behind data.steps, and goes on only with the same: "
             f"{differences(code, pinned['code'])}. Restore it, or begin a new run (--set run=NAME)."
         )
-    if pinned:
-        return Cleaning(config.steps, code, pinned["duplicates"], store)
-    duplicates = None
-    if up_to_last_dedup(config.steps):
-        duplicates = find_duplicates(config, store_config, store, manifest, ahead=ahead, tell=tell, start_ray=start_ray)
+    duplicates = pinned["duplicates"] if pinned else None
+    is_missing = not pinned or (duplicates is not None and store.head(f"{FOLDER}/{duplicates}.arrow") is None)
+    if is_missing and up_to_last_dedup(config.steps):
+        found = find_duplicates(config, store_config, store, manifest, ahead=ahead, tell=tell, start_ray=start_ray)
+        if pinned and found != duplicates:
+            raise InputError(f"Other duplicates are found now ({found[:12]}) than those the run is pinned to.")
+        duplicates = found
     return Cleaning(config.steps, code, duplicates, store)
-
-
-_SIDES = ("input", "text")
-"""Of a pair; a document that is none has only a text."""
-
-
-@dataclass(frozen=True)
-class _Vocabularies:
-    """Finds or learns the tokenizers of a manifest's data."""
-
-    data: DataConfig
-    store_config: StoreConfig
-    store: Store
-    manifest: Manifest
-    cleaning: Cleaning | None
-    tell: Tell
-
-    def find(self, config: TokenizerConfig, pinned: str | None, sides: Sequence[str]) -> Tokenizer:
-        """The pinned one, the one of a file, or one learned from these sides of documents."""
-        store, name = self.store, "input tokenizer" if "text" not in sides else "tokenizer"
-        if pinned is not None:
-            return Tokenizer.from_bytes(store.get(f"tokenizers/{pinned}.json"))
-        if config.path is not None:
-            folder, _, file = config.path.rpartition("/")
-            tokenizer = read_tokenizer(open_store(folder or ".", self.store_config).get(file))
-            store.put(f"tokenizers/{tokenizer.digest}.json", tokenizer.to_bytes())
-            return tokenizer
-        pointer = f"tokenizers/for/{_digest(self._learned_from(config, sides))}"
-        try:
-            digest = store.get(pointer).decode()
-            tokenizer = Tokenizer.from_bytes(store.get(f"tokenizers/{digest}.json"))
-            self.tell(f"{name}: there already, {tokenizer.vocab_size:,} entries")
-        except ObjectNotFoundError:
-            self.tell(f"{name}: learning a {config.kind} vocabulary")
-            texts = self._training_texts(config.train_bytes, sides)
-            tokenizer = train_tokenizer(config, texts)
-            store.put(f"tokenizers/{tokenizer.digest}.json", tokenizer.to_bytes())
-            store.put(pointer, tokenizer.digest.encode())
-            self.tell(f"{name}: learned, {tokenizer.vocab_size:,} entries")
-        return tokenizer
-
-    def _learned_from(self, config: TokenizerConfig, sides: Sequence[str]) -> dict[str, object]:
-        data = self.data
-        learned_from: dict[str, object] = {
-            "manifest": self.manifest.digest,
-            "tokenizer": config.model_dump(),
-            "read": [_reading_of(source) for source in data.sources],
-            "clean": [data.invalid_utf8, data.max_document_bytes, data.validation_fraction],
-        }
-        steps = {} if self.cleaning is None else {"steps": self.cleaning.digest}
-        return learned_from | ({"sides": list(sides)} if data.has_pairs else {}) | steps
-
-    def _training_texts(self, train_bytes: int, sides: Sequence[str]) -> Iterator[str]:
-        """Texts to learn from, cleaned, held-out ones left out; sources take turns, unit by unit."""
-        left, data, manifest = train_bytes, self.data, self.manifest
-        sources = data.sources_of("train")
-        longest = max(len(manifest.units_of_source(source)) for source in sources)
-        for turn in range(longest):
-            for source in sources:
-                units = manifest.units_of_source(source)
-                if turn >= len(units):
-                    continue
-                for text in self._texts_of(manifest.unit(units[turn]), sides):
-                    yield text
-                    left -= len(text.encode())
-                    if left <= 0:
-                        return
-
-    def _texts_of(self, unit: Unit, sides: Sequence[str]) -> Iterator[str]:
-        data, source = self.data, self.data.sources[unit.source]
-        cleaner = None if self.cleaning is None else self.cleaning.of_unit(unit)
-        try:
-            for document in read_documents(unit, source, data, self.store_config, ReadReport()):
-                if not is_for_training(document, source, data):
-                    continue
-                cleaned = document if cleaner is None else cleaner.clean(document)
-                if cleaned is not None:
-                    yield from (text for side in sides if (text := getattr(cleaned, side)) is not None)
-        except BadShardError:
-            if data.on_bad_shard == "refuse":
-                raise
-
-
-def _reading_of(source: SourceConfig) -> dict[str, object]:
-    """The fields that decide how a source is read; of those that most sources leave out, the ones that are set."""
-    always = {"path", "format", "text_column", "document"}
-    return {
-        name: value
-        for name, value in source.model_dump(exclude={"weight"}).items()
-        if name in always or value != SourceConfig.model_fields[name].default
-    }
 
 
 def _unit_table(
@@ -396,8 +305,13 @@ def _refuse_unusable(config: DataConfig, manifest: Manifest, table: pa.Table) ->
             raise InputError(
                 f"data.sources.{index}.path={source.path!r} holds nothing to train on: "
                 f"its documents are empty, held out (data.validation_fraction={config.validation_fraction}) or skipped"
-                + (", or data.steps removes them." if config.steps else ".")
+                + (", or data.steps removes them" if config.steps else "")
+                + (f"; or all pairs are too long for {_longest_pair(config)}." if config.has_pairs else ".")
             )
+
+
+def _longest_pair(config: DataConfig) -> str:
+    return f"data.input_len={config.most_input_tokens} and data.seq_len={config.seq_len}"
 
 
 def _digest(value: object) -> str:

@@ -88,16 +88,25 @@ class SampleOrder:
         source_units: unit ordinals of each source, contiguous.
         weights: relative share of each source in the mixture, same length.
         shuffle_units: units in a shuffle window.
+        numbers: of the sources in the recipe, for messages; None: in order.
 
     Raises:
         InputError: a source's share is below one sample in MIXTURE_PERIOD.
     """
 
-    def __init__(self, seed: int, source_units: Sequence[range], weights: Sequence[float], shuffle_units: int) -> None:
+    def __init__(
+        self,
+        seed: int,
+        source_units: Sequence[range],
+        weights: Sequence[float],
+        shuffle_units: int,
+        numbers: Sequence[int] | None = None,
+    ) -> None:
         self.seed = seed
+        self._numbers = range(len(source_units)) if numbers is None else numbers
         self.source_units = tuple(source_units)
         self.shuffle_units = shuffle_units
-        self.quotas = _quotas(weights)
+        self.quotas = _quotas(weights, self._numbers)
         # Sized for a few sources in flight: the order is asked for step by step, so neighbours repeat.
         self._mixture_of_period = lru_cache(maxsize=8)(self._compute_mixture)
         self.epoch_units = lru_cache(maxsize=2 * len(self.source_units))(self._compute_epoch_units)
@@ -154,7 +163,8 @@ class SampleOrder:
             total = int(mine.sum())
             if total == 0:
                 raise InputError(
-                    f"Source {source} has no training sequence: all of its documents are empty, held out or skipped."
+                    f"Source {self._numbers[source]} has no training sequence: "
+                    "all of its documents are empty, held out, skipped or too long."
                 )
             epoch, position = divmod(position, total)
         starts = np.arange(0, len(units), self.shuffle_units)
@@ -267,7 +277,7 @@ def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return value ^ (value >> np.uint64(31))
 
 
-def _quotas(weights: Sequence[float]) -> Ints:
+def _quotas(weights: Sequence[float], numbers: Sequence[int]) -> Ints:
     """Samples of each source in a mixture period, (sources,) int64, by largest remainder."""
     shares = np.asarray(weights, np.float64) / sum(weights) * MIXTURE_PERIOD
     quotas = np.floor(shares).astype(np.int64)
@@ -277,7 +287,7 @@ def _quotas(weights: Sequence[float]) -> Ints:
     if (quotas == 0).any():
         source = int(np.argmin(quotas))
         raise InputError(
-            f"data.sources.{source}.weight={weights[source]} is less than 1/{MIXTURE_PERIOD} of all weights, "
+            f"data.sources.{numbers[source]}.weight={weights[source]} is less than 1/{MIXTURE_PERIOD} of all weights, "
             f"{sum(weights)}: the source would never be read. Raise its weight or leave it out."
         )
     return quotas

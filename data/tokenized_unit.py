@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,6 +131,27 @@ def is_for_training(document: Document, source: SourceConfig, data: DataConfig) 
     if source.split == "hash":
         return not is_held_out(document.split_key, data.validation_fraction)
     return source.split == "train"
+
+
+def documents_of(
+    unit: Unit, data: DataConfig, store_config: StoreConfig, cleaning: Cleaning | None, *, for_training: bool
+) -> Iterator[Document]:
+    """The documents of a unit that are trained on, or those held out, cleaned; none of a bad shard that is skipped.
+
+    Raises:
+        BadShardError: the shard cannot be read, and `on_bad_shard` is refuse.
+    """
+    source = data.sources[unit.source]
+    cleaner = None if cleaning is None else cleaning.of_unit(unit)
+    try:
+        for document in read_documents(unit, source, data, store_config):
+            if is_for_training(document, source, data) == for_training:
+                cleaned = document if cleaner is None else cleaner.clean(document)
+                if cleaned is not None:
+                    yield cleaned
+    except BadShardError:
+        if data.on_bad_shard == "refuse":
+            raise
 
 
 def load_or_tokenize(unit: Unit, job: TokenizeJob) -> pa.Table:
@@ -260,7 +282,7 @@ def serialize(table: pa.Table) -> bytes:
 
 
 def deserialize(data: bytes, schema: pa.Schema) -> pa.Table | None:
-    """What `_serialize` wrote; None where it is damaged."""
+    """What `serialize` wrote; None where it is damaged."""
     sha256, content = data[:32], memoryview(data)[32:]
     if hashlib.sha256(content).digest() != sha256:
         return None

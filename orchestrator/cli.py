@@ -257,6 +257,9 @@ def generate(
     top_k: Annotated[str | None, typer.Option(metavar="K", help="Draw among the K likeliest tokens.")] = None,
     top_p: Annotated[str | None, typer.Option(metavar="P", help="Draw among tokens of total probability P.")] = None,
     seed: Annotated[str | None, typer.Option(metavar="N", help="Seed of the draw.")] = None,
+    beam_size: Annotated[
+        str | None, typer.Option(metavar="K", help="Beam search over K texts instead of a draw.")
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Continue prompts with a run's newest checkpoint, or with the model of an exported folder.
@@ -270,6 +273,7 @@ def generate(
         "top_k": top_k,
         "top_p": top_p,
         "seed": seed,
+        "beam_size": beam_size,
         "prompts": json.dumps(prompts) if prompts else None,
     }
     all_overrides = [

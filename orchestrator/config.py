@@ -179,6 +179,12 @@ class SampleConfig(Section):
         None, gt=0, le=1, description="Draw among the likeliest tokens that together reach this probability; null: all."
     )
     seed: int = Field(0, ge=0, description="Seed of the draw; the same seed gives the same text.")
+    beam_size: int | None = Field(
+        None, ge=1, le=64, description="Texts kept at once by beam search, which takes the likeliest; null draws."
+    )
+    length_penalty: float = Field(
+        0.6, ge=0, allow_inf_nan=False, description="How much beam search favours long texts, see eval.length_penalty."
+    )
 
 
 class RunConfig(Section):

@@ -46,7 +46,8 @@ def export(config: RunConfig, to: str, step: int | None = None) -> None:
         trained = load_trained(config, run, step)
         write_folder(target, trained, config, card(run, trained))
     console.line(f"run {config.run!r}, step {trained.step}: written to {target.url_of()}")
-    console.line(f"load it with {loader(trained)}.from_pretrained({to!r}), or manta generate --from {to}")
+    elsewhere = "" if "://" in to else f"load it with {loader(trained)}.from_pretrained({to!r}), or "
+    console.line(f"{elsewhere}manta generate --from {to}")
 
 
 def loader(trained: TrainedModel) -> str:
@@ -95,8 +96,9 @@ def generation_config(sample: SampleConfig, end_of_text: int, padding: range) ->
         "top_k": sample.top_k or 0,
         "top_p": sample.top_p or 1.0,
     }
+    likeliest = {"do_sample": False} | ({"num_beams": sample.beam_size} if sample.beam_size else {})
     return {
-        **(drawing if sample.temperature > 0 else {"do_sample": False}),
+        **(drawing if sample.temperature > 0 and sample.beam_size is None else likeliest),
         "max_new_tokens": sample.max_new_tokens,
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,

@@ -64,7 +64,7 @@ class Evaluator:
         self._model = build_model(job.config, job.vocabulary).to(self._device)
 
     def evaluate(self, weights: Mapping[str, NDArray[Any]]) -> dict[str, float]:
-        """Scores of weights over the held-out set.
+        """Scores of weights over the held-out set; none where nothing is held out.
 
         Args:
             weights: the file that `NodeKeeper.weights` hands out.
@@ -74,6 +74,8 @@ class Evaluator:
                 content.tofile(Path(folder) / name)
             load_weights(Path(folder), self._model, averaged=self._job.config.train.ema_decay is not None)
         held_out: HeldOut = ray.get(self._job.feeder.held_out.remote())
+        if not held_out.refs:
+            return {}
         batches = (ray.get(ref) for ref in held_out.refs)
         total = math.fsum(float(loss) for loss in loss_sums(self._model, batches, self._job.config, self._device))
         return held_out_scores(total, held_out.target_tokens, held_out.text_bytes)

@@ -86,6 +86,7 @@ class HfFolder:
             "top_k": found.get("top_k") or None,  # both write 0 and 1 where nothing is left out
             "top_p": found.get("top_p") if found.get("top_p") != 1 else None,
             "max_new_tokens": found.get("max_new_tokens"),
+            "beam_size": found.get("num_beams") if found.get("num_beams") != 1 else None,
         }
         return {name: value for name, value in sample.items() if value is not None}
 

@@ -131,6 +131,7 @@ class Monitor:
         self._keepers: dict[str, Any] = {}
         self._evaluate = evaluate
         self._evaluating: tuple[int, Evaluation] | None = None
+        self._averaged = False
 
     def keeper_of(self, node_id: str, job: TrainJob, *, anew: bool = False) -> Any:
         """The keeper of a node, started now where there is none; `anew`: the one there was has died."""
@@ -186,16 +187,26 @@ class Monitor:
             progress.goodput = {cause: self._past.get(cause, 0.0) + goodput.get(cause, 0.0) for cause in sorted(causes)}
         return self._wishes
 
-    def evaluated(self, step: int, scores: Mapping[str, float]) -> None:
-        """Rank 0: what an evaluation on the way has found."""
+    def evaluated(self, step: int, scores: Mapping[str, float], averaged: bool) -> None:
+        """Rank 0: what an evaluation on the way has found; nothing where nothing is held out.
+
+        Args:
+            averaged: whether the weights were the average that the run keeps.
+        """
+        if not scores:
+            return
         self._progress.evaluations.append((step, scores["val_loss"]))
         loss, bits = scores["val_loss"], scores["val_bits_per_byte"]
-        self.note(f"step {step}: held-out loss {loss:.4f}, {bits:.4f} bits per byte")
+        whose = " (averaged weights)" if averaged else ""
+        self.note(f"step {step}: held-out loss {loss:.4f}, {bits:.4f} bits per byte{whose}")
 
-    def evaluate_beside(self, job: TrainJob, step: int, weights: Sequence[Any]) -> None:
+    def evaluate_beside(self, job: TrainJob, step: int, weights: Sequence[Any], averaged: bool) -> None:
         """Rank 0: have the one element of `weights`, a reference to those after `step`, evaluated beside training."""
         assert self._evaluate is not None, "workers are told to only where it can be done"
-        self._evaluating = step, self._evaluate(job, weights[0])
+        if self.is_evaluating():
+            self.note(f"step {step}: not evaluated, the evaluation before it has not ended")
+            return
+        self._evaluating, self._averaged = (step, self._evaluate(job, weights[0])), averaged
         self._wishes = self._wishes._replace(beside=False)
 
     def is_evaluating(self) -> bool:
@@ -211,7 +222,7 @@ class Monitor:
             return False
         if scores is not None:
             self._evaluating = None
-            self.evaluated(step, scores)
+            self.evaluated(step, scores, self._averaged)
         return scores is None
 
     def failed(self, cause: Cause, reason: str) -> bool:
@@ -247,6 +258,10 @@ class Monitor:
             workers to start, and seconds after which their start is taken to hang; None: none for now.
         """
         now, progress = self._now(), self._progress
+        if self.is_evaluating() and free < self._scaling.max_workers:
+            assert self._evaluating is not None
+            self.note(f"step {self._evaluating[0]}: its evaluation is given up, the workers need its place")
+            self._evaluating = None
         # Room that is not there may be about to be: at the beginning, tokenizing has it for a moment yet.
         is_first = progress.restored_step is None
         if is_first and free < min(total, self._scaling.max_workers) and now - self._failed_at < SETTLING_S:
@@ -283,7 +298,7 @@ class Monitor:
         left = self._steps - row["step"]
         seen = Situation(now, workers, slots, on_draining, standing_by, row["step_s"], left)
         decision = self._scaling.when_running(seen)
-        is_room = workers >= self._scaling.max_workers and slots > workers + standing_by
+        is_room = self._scaling.spare(workers, slots, standing_by) > 0
         beside = self._evaluate is not None and self._evaluating is None and is_room
         self._wishes = self._wishes._replace(beside=beside)
         if isinstance(decision, Save) and decision.why != self._saved_because:

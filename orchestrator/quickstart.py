@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from data.manifest import Manifest
 from data.open_store import open_store
 from data.pairs import input_batches
-from data.readers import Document, read_documents
-from data.tokenized_unit import is_for_training
+from data.readers import Document
+from data.tokenized_unit import documents_of
 from orchestrator.config import RunConfig, load_recipe
 from orchestrator.console import Console
 from orchestrator.corpora import SHARDS, documented_functions, modules, write_shards
@@ -72,14 +71,10 @@ def make_corpus(config: RunConfig, console: Console, chosen: Quickstart) -> None
 
 def corpus_documents(run: Run, *, for_training: bool) -> Iterator[Document]:
     """The documents the run is pinned to: those it was trained on, or those held out."""
-    assert run.record.manifest is not None, "a finished run is pinned"
-    manifest = Manifest.from_bytes(run.root.get(f"manifests/{run.record.manifest}.parquet"))
-    for ordinal in range(manifest.num_units):
-        unit = manifest.unit(ordinal)
-        source = run.config.data.sources[unit.source]
-        for document in read_documents(unit, source, run.config.data, run.config.store):
-            if is_for_training(document, source, run.config.data) == for_training:
-                yield document
+    prepared = run.prepare(lambda line: None)
+    job = prepared.job
+    for unit in map(prepared.manifest.unit, range(prepared.manifest.num_units)):
+        yield from documents_of(unit, job.data, job.store_config, job.cleaning, for_training=for_training)
 
 
 def compare_with_compressors(run: Run, console: Console) -> None:
@@ -111,6 +106,9 @@ def compare_with_compressors(run: Run, console: Console) -> None:
 def compare_with_nearest(run: Run, console: Console) -> None:
     """Print BLEU and chrF of the model's summaries beside those of retrieval, and some summaries."""
     config, result = run.config, run.record.result
+    if "val_bleu" not in result:
+        console.line("nothing was translated (eval.translate = 0), so there is nothing to compare")
+        return
     held_out = list(islice(corpus_documents(run, for_training=False), config.eval.translate))
     known = [(each.input or "", each.text) for each in corpus_documents(run, for_training=True)]
     retrieved = NearestPair(known).texts([each.input or "" for each in held_out])

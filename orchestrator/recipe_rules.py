@@ -24,6 +24,7 @@ def contradictions(config: RunConfig) -> Iterator[str]:
         _workers_have_work,
         _schedule_fits,
         _vocabulary_fits,
+        _inputs_have_a_vocabulary,
         _shape_fits_data,
         _evaluation_has_text,
     ):
@@ -102,6 +103,16 @@ def _vocabulary_fits(config: RunConfig) -> str | None:
     )
 
 
+def _inputs_have_a_vocabulary(config: RunConfig) -> str | None:
+    rows = config.model.input_vocab_size
+    if rows is None or config.data.input_tokenizer is not None:
+        return None
+    return (
+        f"model.input_vocab_size = {rows}: inputs share the vocabulary of texts, and its rows. "
+        f"Set data.input_tokenizer to give them one of their own, or leave it null."
+    )
+
+
 def _shape_fits_data(config: RunConfig) -> str | None:
     has_encoder = config.model.architecture == "encoder_decoder"
     has_pairs = any(source.has_pairs for source in config.data.sources)
@@ -123,7 +134,8 @@ def _evaluation_has_text(config: RunConfig) -> str | None:
     has_held_out = "validation" in splits or ("hash" in splits and config.data.validation_fraction > 0)
     if every is None or has_held_out:
         return None
+    why = "data.validation_fraction = 0" if "hash" in splits else "no source has split: hash or validation"
     return (
-        f"eval.every_steps = {every}: nothing is held out to evaluate on, data.validation_fraction = 0. "
+        f"eval.every_steps = {every}: nothing is held out to evaluate on, {why}. "
         "Hold some out (0.01 is usual), or leave eval.every_steps null."
     )

@@ -117,7 +117,10 @@ class Recorder:
         if self._beside and problem is not None:
             self.note(f"step {step}: not evaluated. {problem}")
         elif self._beside:
-            self._job.monitor.evaluate_beside.remote(self._job, step, [self._keeper.weights.remote(step)])
+            weights, averaged = self._keeper.weights.remote(step), self._job.config.train.ema_decay is not None
+            self._job.monitor.evaluate_beside.remote(self._job, step, [weights], averaged)
+            # What is on its way from the monitor was said before it was asked.
+            self._wishes, self._reply = self._wishes._replace(beside=False), None
 
     def wait_for_evaluation(self) -> None:
         """Wait for one beside training that has not ended, at most EVALUATION_S."""

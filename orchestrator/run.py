@@ -244,9 +244,20 @@ def import_quietly(module: str) -> None:
         importlib.import_module(module)
 
 
-def refuse_changed_config(record: RunRecord, config: RunConfig) -> None:
-    """Raises ConfigChangedError if the run was begun with other values of fields that decide its result."""
-    differing = differing_fields(record.result_fields, result_fields(config))
+def refuse_changed_config(
+    record: RunRecord, config: RunConfig, of: tuple[str, ...] = ("",), but: tuple[str, ...] = ()
+) -> None:
+    """Raises ConfigChangedError if the run was begun with other values of fields that decide its result.
+
+    Args:
+        of: how the names of the fields begin that are looked at, if not all are.
+        but: names that may differ.
+    """
+    differing = [
+        each
+        for each in differing_fields(record.result_fields, result_fields(config))
+        if each[0].startswith(of) and each[0] not in but
+    ]
     if differing:
         changes = "\n".join(f"  {name}: {old!r} in the run, {new!r} now" for name, old, new in differing)
         raise ConfigChangedError(

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 
 from data.config import Section, StoreConfig
 from data.tokenizer import Tokenizer
+from model.beam_search import beam_search
 from model.generate import generate as generate_ids
 from model.hf_format import from_hf_config
 from model.seq2seq import Seq2Seq
@@ -118,9 +119,21 @@ def continuations(
     Raises:
         InputError: a prompt is longer than an encoder reads.
     """
+    inputs = [_read(prompt, model, reads_with or tokenizer) for prompt in sample.prompts or ("",)]
+    if sample.beam_size is not None:
+        written = beam_search(
+            model,
+            inputs,
+            sample.max_new_tokens,
+            beam_size=sample.beam_size,
+            length_penalty=sample.length_penalty,
+            end_of_text=tokenizer.end_of_text,
+            vocab_limit=tokenizer.vocab_size,
+        )
+        return [tokenizer.decode(ids) for ids in written]
     written = generate_ids(
         model,
-        [_read(prompt, model, reads_with or tokenizer) for prompt in sample.prompts or ("",)],
+        inputs,
         sample.max_new_tokens,
         temperature=sample.temperature,
         top_k=sample.top_k,

@@ -171,6 +171,10 @@ class ScalingPolicy:
             self._preparing_since = now
         return now - self._preparing_since
 
+    def spare(self, workers: int, slots: int, standing_by: int) -> int:
+        """Slots that no worker can use, while so many run."""
+        return slots - self._kept_free - workers - standing_by if workers >= self.max_workers else 0
+
     def _useful(self, slots: int) -> int:
         """Workers that make a step as short as `slots` can, and no more of them than that takes."""
         most = min(slots, self.max_workers)

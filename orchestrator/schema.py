@@ -109,7 +109,8 @@ def nearest_name(model: type[BaseModel], name: str) -> str | None:
     siblings = [n for n in known if n.rpartition(".")[0] == section]
     elsewhere = [n for n in known if n.rpartition(".")[2] == leaf]
     found = _closest(leaf, siblings, cutoff=0.6) or next(iter(elsewhere), None) or _closest(leaf, known, cutoff=0.75)
-    return found and _with_indices(found, name)
+    nearest = found and _with_indices(found, name)
+    return None if nearest == name else nearest  # a field of another kind of section in the same list
 
 
 def markdown(model: type[BaseModel]) -> str:

@@ -184,8 +184,9 @@ def finish(
         with clock.during("checkpoint"):
             recorder.save_and_wait(step)
         recorder.tell(phase="evaluating")
-        with clock.during("evaluation"):
-            recorder.wait_for_evaluation()
+        if step == job.config.train.steps:
+            with clock.during("evaluation"):
+                recorder.wait_for_evaluation()
     if step == job.config.train.steps and job.config.data.has_held_out:
         with clock.during("evaluation"), evaluated_weights(average):
             result |= evaluate_held_out(job, model, rank, world_size, device)
@@ -271,4 +272,4 @@ def evaluate_on_the_way(
     with evaluated_weights(average):
         scores = evaluate_held_out(job, model, rank, world_size, device)
     if recorder is not None:
-        job.monitor.evaluated.remote(step, scores)
+        job.monitor.evaluated.remote(step, scores, average is not None)

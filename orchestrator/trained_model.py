@@ -14,7 +14,7 @@ from orchestrator.config import RunConfig
 from orchestrator.errors import UnknownRunError
 from orchestrator.forward import build_model
 from orchestrator.model_state import load_weights
-from orchestrator.run import Run
+from orchestrator.run import Run, refuse_changed_config
 from orchestrator.vocabulary import vocabulary_of
 
 
@@ -36,9 +36,11 @@ def load_trained(config: RunConfig, run: Run, step: int | None = None) -> Traine
     """The model of the run's newest checkpoint, or of that of `step`; averaged weights where the run keeps them.
 
     Raises:
+        ConfigChangedError: the recipe's data or model are not the run's.
         UnknownRunError: the run has no checkpoint yet, or none of that step.
         CheckpointDamagedError: none of its checkpoints is whole, or that one is not.
     """
+    refuse_changed_config(run.record, config, ("data.", "model."), but=("data.validation_sequences",))
     averaged = run.record.averages_weights
     with tempfile.TemporaryDirectory(prefix="manta-model-") as scratch:
         name = _fetch(run, step, weights_file(averaged=averaged), Path(scratch))

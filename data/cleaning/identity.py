@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import zip_longest
 from typing import Any
 
 from data.cleaning.config import FunctionStep, LengthStep, Step, StopWordsStep
@@ -41,11 +42,10 @@ def digest_of(identity: str) -> str:
 
 
 def differences(one: str, other: str) -> str:
-    """Where two identities of the same steps differ, for a person: what the first has, and what the second."""
-    pairs = zip(json.loads(one), json.loads(other), strict=True)
+    """Where two identities differ, for a person: what the first has, and what the second."""
     return "; ".join(
-        f"data.steps.{index} ({first['step']}): {_shown(first)}, not {_shown(second)}"
-        for index, (first, second) in enumerate(pairs)
+        f"data.steps.{index} ({(first or second)['step']}): {_shown(first, second)}, not {_shown(second, first)}"
+        for index, (first, second) in enumerate(zip_longest(json.loads(one), json.loads(other)))
         if first != second
     )
 
@@ -60,8 +60,13 @@ def refuse_other_code(steps: tuple[Step, ...], code: str) -> None:
         )
 
 
-def _shown(step: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {what}" for name, what in step.get("code", {}).items())
+def _shown(step: dict[str, Any] | None, other: dict[str, Any] | None) -> str:
+    """The code of a step where that is all in which it differs from another, else all of it."""
+    if step is None:
+        return "no step"
+    if other is not None and {**step, "code": None} == {**other, "code": None}:
+        return ", ".join(f"{name} {what}" for name, what in step.get("code", {}).items())
+    return json.dumps({name: value for name, value in step.items() if name != "code"})
 
 
 def _of(step: Step, before: Sequence[Step]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ _ATTRIBUTES: dict[str, Any] = {"time_attr": "step", "metric": "loss", "mode": "m
 _STRUCTURE = (
     "model.",
     "train.optimizer.name",
+    "train.optimizer.momentum",  # torch's rmsprop has a buffer for it, or none
     "train.ema_decay",
     "train.global_batch_size",
     "train.micro_batch_size",

@@ -222,7 +222,7 @@ def _sweep_problems(sweep: Sweep) -> Iterator[str]:
     spec, steps = sweep.spec, sweep.steps
     every, scheduler = sweep.base.eval.every_steps, spec.scheduler
     if spec.metric == "val_loss" and not sweep.base.data.has_held_out:
-        yield "metric = val_loss: nothing is held out, data.validation_fraction = 0. Take train_loss, or hold some out."
+        yield "metric = val_loss: nothing is held out to evaluate on. Take train_loss, or hold some out."
     elif spec.metric == "val_loss" and every is None and scheduler.name != "none":
         yield (
             "metric = val_loss: eval.every_steps is null, so that trials could not be compared on the way. "

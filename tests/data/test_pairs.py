@@ -203,7 +203,7 @@ texts = st.lists(st.integers(0, 255), max_size=12)
 def test_batches_are_those_of_a_plain_reference(
     units: list[list[tuple[list[int], list[int]]]], micro: int, per_step: int, together: int, multiple: int, seed: int
 ) -> None:
-    batching = PairBatching(seed, micro, per_step, together, multiple, END, 300)
+    batching = PairBatching(seed, micro, per_step, together, multiple, 13, 13, END, 300)
     streams = {
         number: joined([(np.array(read, np.uint16), np.array(text, np.uint16)) for read, text in unit], np.dtype("u2"))
         for number, unit in enumerate(units)
@@ -230,8 +230,9 @@ def test_batches_are_those_of_a_plain_reference(
         made = batching.steps(samples, streams, block * together)
         assert [[plain(batch) for batch in step] for step in made] == expected
         for batch in (batch for step in made for batch in step):
-            assert batch.tokens.shape[1] % multiple == 1 % multiple and batch.inputs is not None
-            assert batch.inputs.shape[1] % multiple == 0
+            assert batch.inputs is not None
+            for width in (batch.tokens.shape[1] - 1, batch.inputs.shape[1]):
+                assert width == 13 or width % multiple == 0, "a model of 13 tokens reads no more"
 
 
 def plain(batch: MicroBatch) -> list[tuple[tuple[list[int], list[int]], int]]:
@@ -254,7 +255,7 @@ def test_little_is_padding(tmp_path: Path) -> None:
     order = SampleOrder(0, [range(1)], [1.0], 1)
 
     def padded(together: int) -> float:
-        batching = PairBatching(0, 16, 4, together, 8, END, END)
+        batching = PairBatching(0, 16, 4, together, 8, 200, 200, END, END)
         samples = order.samples(0, 64 * 16, np.array([2048]))
         parts = [
             samples._replace(**{k: v[i : i + 64 * together] for k, v in samples._asdict().items()})
@@ -362,3 +363,13 @@ class TestCleaning:
     def test_a_side_needs_pairs(self) -> None:
         with pytest.raises(ValidationError, match=r"steps\.0: on = input needs sources of pairs"):
             config({"path": "a"}, steps=[{"step": "lowercase", "on": "input"}])
+
+
+def test_a_pair_as_long_as_the_model_reads_is_not_padded_beyond_it() -> None:
+    text, read = np.ones(49, np.uint16), np.ones(20, np.uint16)
+    batching = PairBatching(0, 1, 1, 1, 8, 21, 50, END, END)
+    samples = SampleOrder(0, [range(1)], [1.0], 1).samples(0, 1, np.array([1]))
+    ((batch,),) = batching.steps(samples, {0: joined([(read, text)], np.dtype(np.uint16))}, 0)
+    assert batch.tokens.shape == (1, 51) and batch.inputs is not None and batch.inputs.shape == (1, 21)
+    assert batch.target_counts.tolist() == [50] and batch.input_counts is not None
+    assert batch.input_counts.tolist() == [21]

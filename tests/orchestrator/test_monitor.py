@@ -1,5 +1,7 @@
 """What the monitor makes of several worker groups' words: one ledger of seconds, one run's progress."""
 
+from typing import Any
+
 import pytest
 
 from orchestrator.failure_policy import FIRST_START_S, FIRST_STEP_S, HANG_S, START_FACTOR, START_S
@@ -330,6 +332,9 @@ def test_a_second_end_before_the_first_was_got_over_costs_both_their_time(clock:
     assert [each.lost_s for each in monitor.progress().disruptions] == [15.0, 10.0]
 
 
+JOB: Any = None  # handed on, never looked at
+
+
 class Beside:
     """An evaluation that ends when it is told to."""
 
@@ -368,7 +373,7 @@ class TestEvaluationBesideTraining:
     def test_one_at_a_time_and_its_scores_are_told_when_they_are_there(self, clock: Clock) -> None:
         monitor, begun = self._monitor(clock)
         monitor.seen_running(2, 3, 0, standing_by=0)
-        monitor.evaluate_beside(None, 100, ["weights"])  # type: ignore[arg-type]
+        monitor.evaluate_beside(JOB, 100, ["weights"], averaged=False)
         assert begun[0].weights == "weights" and monitor.is_evaluating()
         monitor.seen_running(2, 3, 0, standing_by=0)
         assert not trained(monitor, 2).beside
@@ -381,7 +386,32 @@ class TestEvaluationBesideTraining:
 
     def test_one_that_fails_is_told_of_and_training_goes_on(self, clock: Clock) -> None:
         monitor, begun = self._monitor(clock)
-        monitor.evaluate_beside(None, 100, ["weights"])  # type: ignore[arg-type]
+        monitor.evaluate_beside(JOB, 100, ["weights"], averaged=False)
         begun[0].outcome = RuntimeError("its node\nis gone")
         assert not monitor.is_evaluating() and monitor.progress().evaluations == []
         assert monitor.progress().notes[-1].endswith("the evaluation beside training failed: its node is gone")
+
+    def test_nobody_is_asked_twice_at_once(self, clock: Clock) -> None:
+        monitor, begun = self._monitor(clock)
+        monitor.evaluate_beside(JOB, 100, ["weights"], averaged=True)
+        monitor.evaluate_beside(JOB, 101, ["weights"], averaged=True)
+        assert len(begun) == 1 and monitor.progress().notes[-1].startswith("step 101: not evaluated")
+        begun[0].outcome = {"val_loss": 2.0, "val_bits_per_byte": 1.5}
+        assert not monitor.is_evaluating()
+        assert monitor.progress().notes[-1].endswith("(averaged weights)")
+
+    def test_workers_that_are_started_again_get_its_place(self, clock: Clock) -> None:
+        monitor, begun = self._monitor(clock)
+        monitor.evaluate_beside(JOB, 100, ["weights"], averaged=False)
+        monitor.failed("node", "gone")
+        assert monitor.workers_to_start(free=2, total=3, ready=0) is not None
+        assert monitor.is_evaluating(), "there is room for both"
+        monitor.workers_to_start(free=1, total=3, ready=0)
+        assert not monitor.is_evaluating() and "given up" in "".join(monitor.progress().notes)
+        assert begun[0].outcome is None
+
+    def test_nothing_held_out_is_nothing_to_tell(self, clock: Clock) -> None:
+        monitor, begun = self._monitor(clock)
+        monitor.evaluate_beside(JOB, 100, ["weights"], averaged=False)
+        begun[0].outcome = {}
+        assert not monitor.is_evaluating() and monitor.progress().evaluations == []
