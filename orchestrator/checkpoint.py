@@ -19,11 +19,12 @@ import json
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data.errors import ObjectNotFoundError
+from data.errors import DiskFullError, MantaError, ObjectNotFoundError
 from data.store import Store
 from orchestrator.errors import CheckpointDamagedError
 from orchestrator.run_record import RunRecord
@@ -148,19 +149,27 @@ def write_checkpoint(
 
     Returns:
         bytes written.
+
+    Raises:
+        DiskFullError: no space; what had been written is removed.
     """
     prefix = f"checkpoints/{name}"
     (snapshot / STATE).write_text(json.dumps(state))
     files: dict[str, dict[str, Any]] = {}
-    for path in sorted(snapshot.iterdir()):
-        with path.open("rb") as content:
-            files[path.name] = {
-                "size": path.stat().st_size,
-                "sha256": hashlib.file_digest(content, "sha256").hexdigest(),
-            }
-        store.put_file(f"{prefix}/{path.name}", path)
-    before_commit()
-    store.put(f"{prefix}/{MANIFEST}", json.dumps({"step": name.step, "files": files}, indent=1).encode())
+    try:
+        for path in sorted(snapshot.iterdir()):
+            with path.open("rb") as content:
+                files[path.name] = {
+                    "size": path.stat().st_size,
+                    "sha256": hashlib.file_digest(content, "sha256").hexdigest(),
+                }
+            store.put_file(f"{prefix}/{path.name}", path)
+        before_commit()
+        store.put(f"{prefix}/{MANIFEST}", json.dumps({"step": name.step, "files": files}, indent=1).encode())
+    except DiskFullError:
+        with suppress(MantaError):  # the run's record has to fit yet, which says how it ended
+            store.delete_prefix(f"{prefix}/")
+        raise
     return sum(file["size"] for file in files.values())
 
 

@@ -95,4 +95,4 @@ def test_every_rank_knows_bit_for_bit_what_one_alone_does(tmp_path: Path) -> Non
         log.combine()
         for rank in range(world_size):
             known = torch.load(tmp_path / "ranks" / f"{world_size}-{rank}.pt")
-            assert known == (log.loss_sum(), log.sample_ids().tolist(), (world_size == 3, True, True, 17))
+            assert known == (log.loss_sum(), log.sample_ids().tolist(), (world_size == 3, True, True, False, 17))
