@@ -15,7 +15,7 @@ from tests.orchestrator.manta_process import MantaProcess
 pytestmark = pytest.mark.chaos
 
 FAULTS = ("kill-worker", "kill-node", "drain-node", "add-node", "store-errors", "corrupt-checkpoint")
-STEPS, GLOBAL_BATCH_SIZE = 2500, 16
+STEPS, GLOBAL_BATCH_SIZE = 3000, 16
 RECIPE = {
     "run": "small",
     "data": {"tokenizer": {"kind": "bytes"}, "seq_len": 64, "validation_fraction": 0},
@@ -48,8 +48,9 @@ def report(s3_server: LocalS3, tmp_path_factory: pytest.TempPathFactory) -> dict
     }
     recipe = folder / "small.yaml"
     recipe.write_text(json.dumps({**RECIPE, "storage": "s3://chaos/kept", "data": data, "store": store}))
-    # One more than there are kinds: with two nodes there must be another before one can be lost.
-    options = ["--faults", ",".join(FAULTS), "--every", "2s", "--nodes", "2", "--count", str(len(FAULTS) + 1)]
+    # One more than there are kinds: with two nodes there must be another before one can be lost. Four seconds apart,
+    # so that a drained node is left in order before the next fault comes.
+    options = ["--faults", ",".join(FAULTS), "--every", "4s", "--nodes", "2", "--count", str(len(FAULTS) + 1)]
     with MantaProcess("chaos", str(recipe), *options, "--json", "out.json", folder=folder, environment={}) as process:
         assert process.wait(timeout_s=480) == 0, process.output
         assert "Traceback" not in process.output
