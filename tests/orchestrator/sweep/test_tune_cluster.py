@@ -75,7 +75,7 @@ def test_stopped_trials_leave_nothing_behind(site: SweepSite) -> None:
     points = [{"train.optimizer.name": "adamw", "train.lr": 3e-3}]
     recipe = site.recipe(
         set={"train.steps": 30, "train.schedule.warmup_steps": 0},
-        space={"train.optimizer.name": {"choice": ["sgd", "adamw"]}, "train.lr": {"loguniform": [1e-7, 3e-3]}},
+        space={"train.optimizer.name": {"choice": ["sgd", "adamw"]}, "train.lr": {"loguniform": [1e-7, 1e-3]}},
         searcher={"name": "random", "trials": STOPPED_TRIALS + 1, "points": points},
         scheduler={"name": "asha", "grace_steps": 10, "factor": STOPPED_TRIALS},
         max_concurrent=2,
