@@ -72,7 +72,7 @@ def test_a_sweep_on_a_cluster_without_workers_brings_nodes_up(site: SweepSite) -
 
 
 def test_stopped_trials_leave_nothing_behind(site: SweepSite) -> None:
-    points = [{"train.optimizer.name": "adamw", "train.lr": 3e-3}]
+    points = [{"train.optimizer.name": "adamw", "train.lr": 1e-3}]
     recipe = site.recipe(
         set={"train.steps": 30, "train.schedule.warmup_steps": 0},
         space={"train.optimizer.name": {"choice": ["sgd", "adamw"]}, "train.lr": {"loguniform": [1e-7, 1e-3]}},
