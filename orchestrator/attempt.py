@@ -28,6 +28,7 @@ from orchestrator.failures import Retry, Size, in_our_words, one_line
 from orchestrator.job import TrainJob, prepare_worker, train_worker
 from orchestrator.monitor import Monitor, Progress
 from orchestrator.node_keeper import NodeKeeper
+from orchestrator.node_memory import forget_attempt
 from orchestrator.process_group import ProcessGroupConfig
 from orchestrator.ray_train_internals import WorkerGroupTrainer
 from orchestrator.run import Run, feed_spec
@@ -111,6 +112,7 @@ def run_attempt(
             raise KeyboardInterrupt
     finally:
         free_memory(monitor)
+        forget_attempt(run.store.url_of(""), job.attempt)
         with suppress(MantaError):
             run.store.delete_prefix(RAY_TRAIN_FOLDER)
 

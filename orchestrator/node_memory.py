@@ -21,7 +21,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -219,6 +219,14 @@ def forget(run_urls: Sequence[str]) -> None:
     for run_url in run_urls:
         for root in _roots(run_url):
             shutil.rmtree(root, ignore_errors=True)
+
+
+def forget_attempt(run_url: str, attempt: int) -> None:
+    """Delete all that this machine keeps of an attempt that has ended: also of nodes on it that are gone."""
+    for root in _roots(run_url):
+        shutil.rmtree(root / f"a{attempt}", ignore_errors=True)
+        with suppress(OSError):  # another attempt's, or nothing
+            root.rmdir()
 
 
 def _roots(run_url: str) -> list[Path]:

@@ -19,7 +19,7 @@ from model.transformer import Transformer
 from orchestrator.ledger import StepRow
 from orchestrator.model_state import load_state, save_state
 from orchestrator.node_keeper import newest_holder
-from orchestrator.node_memory import COST_SHARE, KEEP, UNTRUSTED_S, NodeMemory, SnapshotClock
+from orchestrator.node_memory import COST_SHARE, KEEP, UNTRUSTED_S, NodeMemory, SnapshotClock, forget_attempt
 
 
 def trainee(seed: int, updates: int = 1) -> tuple[Transformer, torch.optim.Optimizer]:
@@ -134,6 +134,16 @@ def test_an_attempt_knows_nothing_of_another_ones_and_frees_them(url: str) -> No
     for _ in range(2):  # as every keeper of a machine with several nodes does
         second.discard()
     assert not second.folder.parents[1].exists()
+
+
+def test_an_attempt_that_has_ended_leaves_nothing_also_of_nodes_that_are_gone(url: str) -> None:
+    gone, here = (NodeMemory.on_this_node(url, 1, node_id, 0) for node_id in ("gone", "here"))
+    for memory in (gone, here):
+        write(memory, 2, trainee(seed=1), [])
+    forget_attempt(url, 2)
+    assert gone.folder.is_dir() and here.folder.is_dir()
+    forget_attempt(url, 1)
+    assert not gone.folder.parent.parent.exists()
 
 
 def test_where_shared_memory_is_too_small_another_place_is_found_and_kept_to(url: str) -> None:
