@@ -125,7 +125,7 @@ def compare_with_nearest(run: Run, console: Console) -> None:
     shown = held_out[:: max(1, len(held_out) // SHOWN)][:SHOWN]
     for each, written in zip(shown, summaries(run, [each.input or "" for each in shown]), strict=True):
         source = (each.input or "").splitlines()
-        more = f" … and {len(source) - 1} lines more" if len(source) > 1 else ""
+        more = f" … ({len(source)} lines)" if len(source) > 1 else ""
         console.rich.print(source[0] + more, style="bold", markup=False, highlight=False)
         console.rich.print(f"  model: {written}\n  truth: {each.text}", markup=False, highlight=False)
 
