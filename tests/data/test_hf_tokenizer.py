@@ -17,6 +17,8 @@ from data.errors import TokenizerError
 from data.hf_tokenizer import from_tokenizer_json, merges_of, read_tokenizer, to_tokenizer_config, to_tokenizer_json
 from data.tokenizer import Kind, Tokenizer, train_tokenizer
 
+pytestmark = pytest.mark.slow  # transformers takes seconds to import
+
 TEXTS = [
     "It's the 3rd time they've said so. " * 3,
     "  Ein Maß Öl, 漢字かな交じり文、我们学习翻译。\n\n\t# 🦈🦈\r\n  ",

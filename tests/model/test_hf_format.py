@@ -34,6 +34,8 @@ from model.hf_format import (
 from model.seq2seq import Seq2Seq
 from model.transformer import Transformer
 
+pytestmark = pytest.mark.slow  # transformers takes seconds to import
+
 VOCAB, SEQ_LEN, END_OF_TEXT = 70, 24, 66
 TOLERANCE = 1e-4
 

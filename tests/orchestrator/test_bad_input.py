@@ -267,6 +267,7 @@ def test_skipped_and_replaced_are_counted(shards: Path) -> None:
     assert "truncated" in reasons
 
 
+@pytest.mark.chaos
 @pytest.mark.ray
 def test_disk_that_fills_while_training(shards: Path, small_disk: Path) -> None:
     """The run ends, with a word; the checkpoints it had are whole, and with room made it goes on from the last one."""

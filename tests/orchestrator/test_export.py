@@ -24,6 +24,8 @@ from orchestrator.hf_folder import HfFolder
 from orchestrator.trained_model import TrainedModel
 from tests.orchestrator.finished_run import STEP, finish, recipe_in, run_of
 
+pytestmark = pytest.mark.slow  # transformers takes seconds to import
+
 
 def manta(*arguments: str | Path, status: int = 0) -> str:
     """What the command prints, or says where it refuses."""

@@ -29,6 +29,8 @@ from orchestrator.run import Run, stores
 from orchestrator.run_record import Fence, RunRecord
 from tests.orchestrator.finished_run import finish, recipe_in
 
+pytestmark = pytest.mark.slow  # transformers takes seconds to import
+
 BYTES = Tokenizer("bytes", [bytes([value]) for value in range(256)])
 ROWS = 320  # 257 rounded up
 

@@ -10,7 +10,7 @@ import pytest
 from tests.orchestrator.finished_run import recipe_in
 from tests.orchestrator.manta_process import MantaProcess
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.chaos, pytest.mark.ray]
 
 
 def test_a_run_begins_where_an_exported_one_ended(tmp_path: Path) -> None:
