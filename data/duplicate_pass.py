@@ -35,7 +35,7 @@ from data.errors import BadShardError, CleaningError, ObjectNotFoundError
 from data.manifest import Manifest, Unit
 from data.readers import read_documents
 from data.store import Store
-from data.tokenized_unit import deserialize, documents_depend_on, is_for_training, serialize
+from data.tokenized_unit import documents_depend_on, is_for_training, load_cached, load_or_make, row_key
 from data.unit_cleaning import FOLDER, Documents, Removed, store_removed
 
 FORMAT_VERSION = 1
@@ -79,8 +79,12 @@ class FingerprintJob:
     def cache_key(self, unit: Unit) -> str:
         """Key of the unit's fingerprints: a hash of all they depend on."""
         depends_on = documents_depend_on(unit, self.data) | {"version": FORMAT_VERSION, "steps": self.code}
-        digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
-        return f"{digest[:2]}/{digest}.arrow"
+        return row_key(depends_on)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of a unit's row."""
+        return SCHEMA
 
 
 def find_duplicates(
@@ -137,7 +141,7 @@ def _fingerprints(
 ) -> list[pa.Table]:
     from data.token_pipeline import chunks, rows_in_order  # imports Ray, which often is not needed
 
-    load, make = partial(load_fingerprints, job=job), partial(load_or_fingerprint, job=job)
+    load, make = partial(load_cached, job=job), partial(load_or_fingerprint, job=job)
     rows: list[pa.Table] = []
     told_at = time.monotonic()
     for chunk in chunks(manifest):
@@ -155,20 +159,7 @@ def load_or_fingerprint(unit: Unit, job: FingerprintJob) -> pa.Table:
     Raises:
         MantaError: as `load_or_tokenize`.
     """
-    table = load_fingerprints(unit, job)
-    if table is None:
-        table = fingerprints_of(unit, job)
-        if table["problem"][0].as_py() is None:
-            job.cache.put(job.cache_key(unit), serialize(table))
-    return table
-
-
-def load_fingerprints(unit: Unit, job: FingerprintJob) -> pa.Table | None:
-    """The unit's row from the cache; None where it is not there, or not whole."""
-    try:
-        return deserialize(job.cache.get(job.cache_key(unit)), SCHEMA)
-    except ObjectNotFoundError:
-        return None
+    return load_or_make(unit, job, lambda: fingerprints_of(unit, job))
 
 
 def fingerprints_of(unit: Unit, job: FingerprintJob) -> pa.Table:

@@ -11,8 +11,6 @@ Everything is found again under a key of what it was made from, so doing it twic
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -32,7 +30,7 @@ from data.manifest import Manifest, build_manifest, check_unchanged
 from data.packing import count_sequences
 from data.sample_order import UNKNOWN, Ints
 from data.store import Store
-from data.tokenized_unit import TokenizeJob
+from data.tokenized_unit import TokenizeJob, json_digest
 from data.tokenizer import Tokenizer
 from data.unit_cleaning import FOLDER, Cleaning
 from data.vocabularies import SIDES, Vocabularies
@@ -262,7 +260,7 @@ def _unit_table(
     made_from = {"manifest": manifest.digest, "units": [job.cache_key(manifest.unit(first)) for first in firsts]}
     if job.cleaning is not None:  # another unit may have lost other documents
         made_from["steps"] = job.cleaning.digest
-    key = f"unit-tables/{_digest(made_from)}.parquet"
+    key = f"unit-tables/{json_digest(made_from)}.parquet"
     try:
         table = pq.read_table(pa.BufferReader(store.get(key)))
         tell(f"tokens: there already, {pc.sum(table['train_tokens']).as_py():,} to train on")
@@ -312,7 +310,3 @@ def _refuse_unusable(config: DataConfig, manifest: Manifest, table: pa.Table) ->
 
 def _longest_pair(config: DataConfig) -> str:
     return f"data.input_len={config.most_input_tokens} and data.seq_len={config.seq_len}"
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

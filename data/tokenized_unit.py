@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -102,8 +102,7 @@ class TokenizeJob:
             depends_on["inputs"] = [self.reads_with.digest, self.data.seq_len, self.data.most_input_tokens]
         if self.cleaning is not None:
             depends_on["steps"] = self.cleaning.depends_on(unit)
-        digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
-        return f"{digest[:2]}/{digest}.arrow"
+        return row_key(depends_on)
 
 
 def documents_depend_on(unit: Unit, data: DataConfig) -> dict[str, Any]:
@@ -163,15 +162,46 @@ def load_or_tokenize(unit: Unit, job: TokenizeJob) -> pa.Table:
     Raises:
         ShardChangedError, StoreAccessError, TransientStoreError, DiskFullError: see data.errors.
     """
+    return load_or_make(unit, job, lambda: tokenize(unit, job))
+
+
+class UnitJob(Protocol):
+    """A task that makes one row of every unit, and keeps it."""
+
+    @property
+    def cache(self) -> Store:
+        """Where rows are kept."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of a row; `problem` is one of its columns."""
+
+    def cache_key(self, unit: Unit) -> str:
+        """Key of the unit's row: a hash of all it depends on."""
+
+
+def load_or_make(unit: Unit, job: UnitJob, make: Callable[[], pa.Table]) -> pa.Table:
+    """The unit's row: from the cache, or made and then kept there; with a `problem` it is not kept."""
     table = load_cached(unit, job)
     if table is None:
-        table = tokenize(unit, job)
+        table = make()
         if table["problem"][0].as_py() is None:
             job.cache.put(job.cache_key(unit), serialize(table))
     return table
 
 
-def load_cached(unit: Unit, job: TokenizeJob) -> pa.Table | None:
+def json_digest(value: object) -> str:
+    """sha256 of a value as JSON: equal values, equal digests."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def row_key(depends_on: object) -> str:
+    """Key of a row that is a function of `depends_on`."""
+    digest = json_digest(depends_on)
+    return f"{digest[:2]}/{digest}.arrow"
+
+
+def load_cached(unit: Unit, job: UnitJob) -> pa.Table | None:
     """The unit's row from the cache; None where it is not there, or not whole."""
     try:
         return deserialize(job.cache.get(job.cache_key(unit)), job.schema)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +11,7 @@ from data.hf_tokenizer import read_tokenizer
 from data.manifest import Manifest, Unit
 from data.open_store import open_store
 from data.store import Store
-from data.tokenized_unit import documents_of
+from data.tokenized_unit import documents_of, json_digest
 from data.tokenizer import Tokenizer, train_tokenizer
 from data.unit_cleaning import Cleaning
 
@@ -42,7 +40,7 @@ class Vocabularies:
             tokenizer = read_tokenizer(open_store(folder or ".", self.store_config).get(file))
             store.put(f"tokenizers/{tokenizer.digest}.json", tokenizer.to_bytes())
             return tokenizer
-        pointer = f"tokenizers/for/{_digest(self._learned_from(config, sides))}"
+        pointer = f"tokenizers/for/{json_digest(self._learned_from(config, sides))}"
         try:
             digest = store.get(pointer).decode()
             tokenizer = Tokenizer.from_bytes(store.get(f"tokenizers/{digest}.json"))
@@ -96,7 +94,3 @@ def _reading_of(source: SourceConfig) -> dict[str, object]:
         for name, value in source.model_dump(exclude={"weight"}).items()
         if name in always or value != SourceConfig.model_fields[name].default
     }
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

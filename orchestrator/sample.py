@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from pydantic import Field, ValidationError
@@ -121,27 +122,13 @@ def continuations(
     """
     inputs = [_read(prompt, model, reads_with or tokenizer) for prompt in sample.prompts or ("",)]
     if sample.beam_size is not None:
-        written = beam_search(
-            model,
-            inputs,
-            sample.max_new_tokens,
-            beam_size=sample.beam_size,
-            length_penalty=sample.length_penalty,
-            end_of_text=tokenizer.end_of_text,
-            vocab_limit=tokenizer.vocab_size,
+        decode = partial(beam_search, beam_size=sample.beam_size, length_penalty=sample.length_penalty)
+    else:
+        decode = partial(
+            generate_ids, temperature=sample.temperature, top_k=sample.top_k, top_p=sample.top_p, seed=sample.seed
         )
-        return [tokenizer.decode(ids) for ids in written]
-    written = generate_ids(
-        model,
-        inputs,
-        sample.max_new_tokens,
-        temperature=sample.temperature,
-        top_k=sample.top_k,
-        top_p=sample.top_p,
-        seed=sample.seed,
-        end_of_text=tokenizer.end_of_text,
-        vocab_limit=tokenizer.vocab_size,
-    )
+    end_of_text, vocab_limit = tokenizer.end_of_text, tokenizer.vocab_size
+    written = decode(model, inputs, sample.max_new_tokens, end_of_text=end_of_text, vocab_limit=vocab_limit)
     return [tokenizer.decode(ids) for ids in written]
 
 
