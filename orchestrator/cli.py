@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from cluster.errors import ClusterError
 from data.errors import MantaError
+from orchestrator import cluster_commands
 
 if TYPE_CHECKING:
     from orchestrator.config import RunConfig
@@ -49,6 +50,8 @@ app = typer.Typer(
     help="Train Transformers on a cluster that changes: change the cluster, not the result.",
     epilog="Start with [bold]manta quickstart[/]. Every command explains itself: [bold]manta train --help[/].",
 )
+
+app.add_typer(cluster_commands.app, name="cluster")
 
 Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file that describes the run.")]
 RecipeOrRun = Annotated[str, typer.Argument(metavar="RECIPE|RUN", help="A recipe, or the run of one in recipes/.")]
