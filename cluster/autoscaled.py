@@ -22,8 +22,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from cluster.errors import ClusterError
-from cluster.local_nodes import START_TIMEOUT_S, STORE_BYTES, free_port
+from cluster.local_nodes import NOTICES_SOON, START_TIMEOUT_S, STORE_BYTES, free_port
+from cluster.ray_command import RAY, without_ray
 from cluster.session_keeper import START as KEEPER
+from cluster.spec import GPU_STAND_IN, ClusterSpec, GroupSpec
 
 HEAD_NODE_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
 """Ray's id of the head of a cluster of fake nodes, and the id of the "machine" it is on."""
@@ -33,18 +35,19 @@ PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeP
 AUTOSCALER_READY = "Using Autoscaling Config"
 """What the autoscaler writes when it has found no fault with the configuration; if it finds one, the head ends."""
 
-WORKER_TYPE, HEAD_TYPE = "worker", "ray.head.default"
+HEAD_TYPE = "ray.head.default"
+
+GROUP_LABEL = "ray.io/node-group"
+"""Label of a node that says of which group it is; a reserved one of Ray's."""
 
 LONGEST_FOLDER = 35
 """Characters in the path of its folder: the system takes 107 for a socket, and Ray adds 67 and a number."""
 
 _LOOK_EVERY_S = 0.1
 
-_RAY = (sys.executable, "-c", "from ray.scripts.scripts import main; main()")
-
 
 class AutoscaledCluster:
-    """A head without CPUs, and from none to `max_workers` nodes that come and go by themselves. A context manager.
+    """A head without CPUs, and the groups of nodes of `spec`, which come and go by themselves. A context manager.
 
     Commands join it with `environment`, this process with `joined()`. Demand is what Ray takes for it: tasks and actors
     that wait for resources, pending placement groups, and what `cluster.demand.ask_for_nodes` asks for. A node goes
@@ -53,11 +56,11 @@ class AutoscaledCluster:
     However this process ends, all processes of the cluster end with it.
 
     Args:
-        max_workers: most nodes at once besides the head.
-        cpus_per_node: logical CPUs of each.
-        idle_timeout_s: seconds without work after which a node goes.
+        spec: of it, what makes sense on one machine: groups, their CPUs, resources and labels, idle time and grace. A
+            GPU is stood in for by the resource `GPU_STAND_IN`.
         folder: where Ray puts its files, a short path; by default one in /tmp that is removed at the end.
-        environment: variables of the cluster's processes besides this one's own.
+        with_dashboard: also what submitted jobs and metrics need: Ray's dashboard and its agents.
+        environment: variables of the cluster's processes besides this one's own and the spec's.
 
     Raises:
         ClusterError: on entering: the folder's path is too long, or the head does not start; then the message has the
@@ -66,15 +69,14 @@ class AutoscaledCluster:
 
     def __init__(
         self,
-        max_workers: int = 3,
-        cpus_per_node: int = 1,
-        idle_timeout_s: float = 60.0,
+        spec: ClusterSpec,
         *,
         folder: Path | None = None,
+        with_dashboard: bool = False,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        self.max_workers, self.cpus_per_node, self.idle_timeout_s = max_workers, cpus_per_node, idle_timeout_s
-        self.address = ""
+        self.spec, self._with_dashboard = spec, with_dashboard
+        self.address = self.dashboard = ""
         self.session = -1
         self._own_folder = folder is None
         self._given = folder
@@ -83,6 +85,7 @@ class AutoscaledCluster:
             "RAY_AUTH_MODE": "token",  # nobody else on this machine can join it
             "RAY_AUTH_TOKEN": secrets.token_hex(16),
             "RAY_USAGE_STATS_ENABLED": "0",
+            **spec.variables,
             **(environment or {}),
         }
 
@@ -100,7 +103,7 @@ class AutoscaledCluster:
         self._config_file.write_text(json.dumps(self._config(), indent=1))
         with self._output.open("wb") as output:
             self._keeper = subprocess.Popen(
-                [*KEEPER, *_RAY, "start", "--block", *self._options(port)],
+                [*KEEPER, *RAY, "start", "--block", *self._options(port)],
                 env=self._head_environment(),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -117,6 +120,10 @@ class AutoscaledCluster:
             raise
         self.environment["RAY_ADDRESS"] = self.address
         return self
+
+    def has_ended(self) -> bool:
+        """Whether its head is gone."""
+        return self._keeper is None or self._keeper.poll() is not None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -165,13 +172,19 @@ class AutoscaledCluster:
         return self.folder / "head.out"
 
     def _options(self, port: int) -> list[str]:
+        dashboard = []
+        if self._with_dashboard:
+            dashboard_port = free_port()
+            self.dashboard = f"http://127.0.0.1:{dashboard_port}"
+            dashboard = [f"--dashboard-port={dashboard_port}", f"--dashboard-agent-listen-port={free_port()}"]
         return [
             "--head",
             "--disable-usage-stats",
             f"--port={port}",
             f"--ray-client-server-port={free_port()}",  # else 10001, which is another cluster's on a shared machine
             "--num-cpus=0",
-            "--include-dashboard=false",
+            f"--include-dashboard={str(self._with_dashboard).lower()}",
+            *dashboard,
             f"--object-store-memory={STORE_BYTES}",
             f"--temp-dir={self.folder}",
             f"--autoscaling-config={self._config_file}",
@@ -180,9 +193,9 @@ class AutoscaledCluster:
     def _config(self) -> dict[str, Any]:
         """What the autoscaler reads. JSON is YAML."""
         return {
-            "cluster_name": "manta",
-            "max_workers": self.max_workers,
-            "idle_timeout_minutes": self.idle_timeout_s / 60,
+            "cluster_name": self.spec.cluster,
+            "max_workers": sum(group.max for group in self.spec.groups),
+            "idle_timeout_minutes": self.spec.idle_timeout_s / 60,
             "provider": {
                 # By type, Ray would look for defaults in a file that its wheel does not have.
                 "type": "external",
@@ -198,21 +211,20 @@ class AutoscaledCluster:
             "head_node_type": HEAD_TYPE,
             "available_node_types": {
                 HEAD_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
-                WORKER_TYPE: {
-                    "resources": {"CPU": self.cpus_per_node, "object_store_memory": STORE_BYTES},
-                    "node_config": {},
-                    "min_workers": 0,
-                    "max_workers": self.max_workers,
-                },
+                **{group.name: _node_type(group) for group in self.spec.groups},
             },
         }
 
     def _head_environment(self) -> dict[str, str]:
-        without_ray = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         return {
-            **without_ray,
+            **without_ray({}),
+            # A job's command, `manta` for one, is looked up by its name.
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
             "RAY_prestart_worker_first_driver": "0",
-            "RAY_enable_metrics_collection": "0",
+            "RAY_enable_metrics_collection": str(int(self._with_dashboard)),
+            **NOTICES_SOON,
+            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": f"{self.spec.grace_s:g}",
+            "RAY_JOB_STOP_WAIT_TIME_S": f"{self.spec.grace_s:.0f}",  # a job that is stopped saves first
             **self.environment,
             "RAY_enable_autoscaler_v2": "1",
             "RAY_FAKE_CLUSTER": "1",
@@ -247,6 +259,18 @@ class AutoscaledCluster:
             self._keeper.wait()
             self._keeper.stdout.close()
             self._keeper = None
+
+
+def _node_type(group: GroupSpec) -> dict[str, Any]:
+    """A group as the autoscaler reads it."""
+    gpus = {GPU_STAND_IN: group.gpus} if group.gpus else {}
+    return {
+        "resources": {"CPU": group.cpus, "object_store_memory": STORE_BYTES, **gpus, **group.resources},
+        "labels": {GROUP_LABEL: group.name, **group.labels},
+        "node_config": {},
+        "min_workers": group.min,
+        "max_workers": group.max,
+    }
 
 
 def _end_of(file: Path, lines: int = 15) -> str:

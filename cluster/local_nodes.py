@@ -10,7 +10,6 @@ import os
 import secrets
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -20,6 +19,8 @@ from typing import Self
 
 from cluster.errors import ClusterError
 from cluster.processes import RAYLET, children, command_line, is_alive
+from cluster.ray_command import RAY, without_ray
+from cluster.reclaim import notice
 
 START_TIMEOUT_S = 60.0
 """Seconds a node may take to start: two interpreters and a raylet, on a machine that is busy with others."""
@@ -29,11 +30,7 @@ LOOK_EVERY_S = 0.1
 STORE_BYTES = 100 << 20
 """Shared memory of a node's object store."""
 
-_RAY = (sys.executable, "-c", "from ray.scripts.scripts import main; main()")
-
-_TUNED = {
-    "RAY_prestart_worker_first_driver": "0",
-    "RAY_enable_metrics_collection": "0",
+NOTICES_SOON = {
     # A machine that is gone is noticed in a few seconds; with Ray's own values it takes 15 s and more. One that is busy
     # starting is given time.
     "RAY_health_check_initial_delay_ms": "10000",
@@ -41,6 +38,9 @@ _TUNED = {
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "4",
 }
+"""Variables of a head that is to notice soon when a node is gone."""
+
+_TUNED = {"RAY_prestart_worker_first_driver": "0", "RAY_enable_metrics_collection": "0", **NOTICES_SOON}
 
 
 class LocalNode:
@@ -54,8 +54,8 @@ class LocalNode:
         self.name, self._output = name, folder / f"{name}.out"
         with self._output.open("wb") as output:
             self._process = subprocess.Popen(
-                [*_RAY, "start", "--block", "--disable-usage-stats", *options],
-                env=_environment(environment),
+                [*RAY, "start", "--block", "--disable-usage-stats", *options],
+                env=without_ray(environment),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -123,9 +123,7 @@ class LocalNode:
         Returns:
             when the cluster knew, seconds since the epoch.
         """
-        reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "reclaimed"]
-        deadline = f"--deadline-remaining-seconds={grace_s:.0f}"
-        _ray(["drain-node", f"--address={address}", "--node-id", self.node_id, *reason, deadline], environment)
+        notice(address, self.node_id, grace_s, environment)
         return time.time()
 
     def _all(self) -> Iterator[int]:
@@ -209,22 +207,6 @@ class LocalNodes:
     def _node(self, name: str, options: list[str]) -> LocalNode:
         options = [*options, f"--object-store-memory={STORE_BYTES}"]
         return LocalNode(name, options, self.environment, self._folder)
-
-
-def _environment(own: Mapping[str, str]) -> dict[str, str]:
-    return {**{name: value for name, value in os.environ.items() if not name.startswith("RAY_")}, **own}
-
-
-def _ray(arguments: list[str], environment: Mapping[str, str]) -> None:
-    """Run a command of Ray's.
-
-    Raises:
-        ClusterError: it failed; the message has the end of its output.
-    """
-    done = subprocess.run([*_RAY, *arguments], env=_environment(environment), capture_output=True, text=True)
-    if done.returncode:
-        end = " ".join((done.stdout + done.stderr).splitlines()[-3:])
-        raise ClusterError(f"`ray {arguments[0]}` failed: {end}")
 
 
 def free_port() -> int:

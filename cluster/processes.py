@@ -43,6 +43,16 @@ def end_session(session: int) -> None:
         time.sleep(0.01)
 
 
+def start_time(pid: int) -> str | None:
+    """Something that differs between two processes that had the same pid; None if there is no such process."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = status.rpartition(")")[2].split()
+    return None if fields[0] == "Z" else fields[19]
+
+
 def command_line(pid: int) -> str:
     """Its arguments, or the title it has given itself; "" where it is gone."""
     try:

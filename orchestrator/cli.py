@@ -59,6 +59,16 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Override a field by its dotted name; may be given many times."),
 ]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="URL|NAME",
+        help="Dashboard of the cluster, http://HOST:8265, or the name of one of this machine; default "
+        "RAY_API_SERVER_ADDRESS, else the one that is up here.",
+    ),
+]
+RunOrJob = Annotated[str, typer.Argument(metavar="RUN|JOB", help="A run, of which the newest job counts, or a job.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text for people.")]
 
 
@@ -144,6 +154,66 @@ def train(
     train(config, takeover=takeover, started_at=process_started_at())
 
 
+@app.command(
+    epilog="Example: [bold]manta submit recipes/mine.yaml --address http://HOST:8265[/]. The same by Ray alone: "
+    "[bold]ray job submit --working-dir . -- manta train recipes/mine.yaml[/]"
+)
+def submit(
+    recipe: Recipe,
+    address: Address = None,
+    overrides: Overrides = None,
+    wait: Annotated[
+        bool, typer.Option("--wait/--detach", help="Follow the run to its end and return its exit status, or leave.")
+    ] = True,
+    folder: Annotated[
+        Path, typer.Option("--working-dir", metavar="FOLDER", help="What is shipped; the recipe lies in it.")
+    ] = Path(),
+    takeover: Annotated[
+        bool, typer.Option("--takeover", help="Take the run from an attempt that seems alive; it will stop.")
+    ] = False,
+) -> None:
+    """Train on a cluster: ship this folder, run [bold]manta train[/] there, and follow it. Ctrl-C leaves it running.
+
+    A run that is live is refused; one that was stopped, or whose cluster died, goes on where it was.
+    """
+    config = _load(recipe, overrides)
+    from orchestrator.submit import submit
+
+    raise typer.Exit(submit(config, recipe, overrides or [], address, folder=folder, wait=wait, takeover=takeover))
+
+
+@app.command(epilog="Example: [bold]manta jobs --address http://HOST:8265[/]")
+def jobs(address: Address = None, as_json: AsJson = False) -> None:
+    """Runs submitted to a cluster, and how each stands."""
+    from orchestrator.submit import show_jobs
+
+    show_jobs(address, as_json)
+
+
+@app.command(epilog="Example: [bold]manta logs mine --follow[/]")
+def logs(
+    run: RunOrJob,
+    address: Address = None,
+    follows: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
+) -> None:
+    """What a submitted run has printed."""
+    from orchestrator.submit import show_logs
+
+    raise typer.Exit(show_logs(run, address, follows=follows))
+
+
+@app.command(epilog="Example: [bold]manta stop mine[/]; [bold]manta submit[/] then continues it")
+def stop(
+    run: RunOrJob,
+    address: Address = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Return when it has saved and ended.")] = True,
+) -> None:
+    """Have a submitted run save, then stop."""
+    from orchestrator.submit import stop
+
+    stop(run, address, wait=wait)
+
+
 @app.command(epilog="Example: [bold]manta tune recipes/sweep.yaml --set searcher.trials=8[/]")
 def tune(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file that describes the sweep.")],
@@ -174,8 +244,11 @@ def tune(
     with ExitStack() as stack:
         if autoscale is not None:
             from cluster.autoscaled import AutoscaledCluster
+            from cluster.spec import ClusterSpec, GroupSpec
 
-            stack.enter_context(stack.enter_context(AutoscaledCluster(autoscale)).joined())
+            group = GroupSpec(name="worker", cpus=1, max=autoscale)
+            spec = ClusterSpec(cluster="sweep", groups=(group,))
+            stack.enter_context(stack.enter_context(AutoscaledCluster(spec)).joined())
         from orchestrator.sweep.command import tune
 
         tune(recipe, overrides or [], resume_best=resume_best, takeover=takeover)
@@ -360,9 +433,10 @@ def chaos(
     by more than rounding.
     """
     from orchestrator.chaos.command import Plan, chaos, is_same_run
-    from orchestrator.chaos.plan import KINDS, seconds_of
+    from orchestrator.chaos.plan import KINDS
     from orchestrator.chaos.report import print_report
     from orchestrator.console import Console
+    from orchestrator.duration import seconds_of
     from orchestrator.errors import InputError
 
     if baseline not in (None, "ray"):

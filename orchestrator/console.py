@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 from rich.console import Console as RichConsole
 from rich.live import Live
 from rich.text import Text
 
-from orchestrator.monitor import Progress
+if TYPE_CHECKING:  # commands that only talk to a cluster set how before Ray is imported
+    from orchestrator.monitor import Progress
 
 PLAIN_EVERY_S = 10.0
 """Seconds between progress lines where the output is not a terminal."""

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cluster.processes import start_time
 from data.errors import ConflictError, ObjectNotFoundError
 from data.prepare import Pins
 from data.store import Store
@@ -296,7 +297,7 @@ def sign_of_life(attempt: Attempt, *, mine: bool = False) -> str | None:
     if attempt.status not in LIVE:
         return None
     if attempt.boot_id == _boot_id():
-        alive = _process_start(attempt.pid) == attempt.pid_started
+        alive = start_time(attempt.pid) == attempt.pid_started
         return "is running on this machine" if alive and (mine or attempt.pid != os.getpid()) else None
     silence_s = time.time() - attempt.heartbeat_at
     return f"gave a sign of life {silence_s:.0f} s ago" if silence_s < PRESUMED_DEAD_S else None
@@ -304,14 +305,14 @@ def sign_of_life(attempt: Attempt, *, mine: bool = False) -> str | None:
 
 def _this_attempt(number: int, started_at: float | None) -> Attempt:
     now, pid = time.time(), os.getpid()
-    return Attempt(number, socket.gethostname(), _boot_id(), pid, _process_start(pid) or "", started_at or now, now)
+    return Attempt(number, socket.gethostname(), _boot_id(), pid, start_time(pid) or "", started_at or now, now)
 
 
 def process_started_at() -> float:
     """When this process was started, interpreter and imports included; seconds since the epoch."""
     try:
         uptime_s = float(Path("/proc/uptime").read_text().split()[0])
-        ticks = float(_process_start(os.getpid()) or "")
+        ticks = float(start_time(os.getpid()) or "")
         return time.time() - uptime_s + ticks / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError):  # not Linux: imports are what is missed
         return time.time() - time.process_time()
@@ -324,13 +325,3 @@ def _boot_id() -> str:
         return boot + os.readlink("/proc/self/ns/pid")
     except OSError:  # not Linux
         return socket.gethostname()
-
-
-def _process_start(pid: int) -> str | None:
-    """Something that differs between two processes that had the same pid; None if there is no such process."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    fields = status.rpartition(")")[2].split()
-    return None if fields[0] == "Z" else fields[19]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Iterator, Sequence
 
 from orchestrator.errors import InputError
@@ -30,18 +29,6 @@ def refuse_unknown(kinds: Sequence[str]) -> None:
     if unknown or not kinds:
         listed = "\n".join(f"  {kind:<20}{what}" for kind, what in KINDS.items())
         raise InputError(f"No such fault: {', '.join(unknown) or 'none given'}. There are:\n{listed}")
-
-
-def seconds_of(text: str) -> float:
-    """Seconds that "20s", "1.5m" or "20" stand for.
-
-    Raises:
-        InputError: it is none of these.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|)", text.strip())
-    if match is None:
-        raise InputError(f"--every {text}: give seconds, as 20s.")
-    return float(match[1]) * (60 if match[2] == "m" else 1)
 
 
 def draw_faults(kinds: Sequence[str], seed: int, nodes: int, fewest: int, most: int) -> Iterator[str]:

@@ -9,17 +9,25 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cluster.autoscaled import HEAD_NODE_ID, PROVIDER, WORKER_TYPE, AutoscaledCluster
+from cluster.autoscaled import GROUP_LABEL, HEAD_NODE_ID, PROVIDER, AutoscaledCluster
 from cluster.errors import ClusterError
 from cluster.processes import of_session
 from cluster.session_keeper import START
+from cluster.spec import GPU_STAND_IN, ClusterSpec, GroupSpec
 from tests.waiting import wait_until
 
 DRIVER = Path(__file__).parent / "autoscaled_driver.py"
 IDLE_TIMEOUT_S = 4.0
+
+
+def spec(idle_timeout_s: float = 60, **group: Any) -> ClusterSpec:
+    """A cluster of one group."""
+    group = {"name": "worker", "cpus": 1, "max": 3} | group
+    return ClusterSpec(cluster="test", groups=(GroupSpec(**group),), idle_timeout_s=idle_timeout_s)
 
 
 class TestContract:
@@ -38,14 +46,20 @@ class TestContract:
     def test_autoscaler_v2_takes_the_configuration(self) -> None:
         from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 
-        cluster = AutoscaledCluster(max_workers=5, cpus_per_node=2, idle_timeout_s=90)
-        config = AutoscalingConfig(cluster._config(), skip_content_hash=True)
+        labels = {"zone": "a"}
+        asked = spec(90, name="train", cpus=2, gpus=1, min=1, max=5, resources={"disk": 3}, labels=labels)
+        config = AutoscalingConfig(AutoscaledCluster(asked)._config(), skip_content_hash=True)
         assert config.get_idle_timeout_s() == 90
         assert config.get_max_num_worker_nodes() == 5
         assert config.disable_node_updaters()
-        node_types = config.get_node_type_configs()
-        assert node_types[WORKER_TYPE].resources["CPU"] == 2
-        assert node_types[WORKER_TYPE].min_worker_nodes == 0
+        node_type = config.get_node_type_configs()["train"]
+        assert {kind: node_type.resources[kind] for kind in ("CPU", GPU_STAND_IN, "disk")} == {
+            "CPU": 2,
+            GPU_STAND_IN: 1,
+            "disk": 3,
+        }
+        assert node_type.labels == {GROUP_LABEL: "train", **labels}
+        assert (node_type.min_worker_nodes, node_type.max_worker_nodes) == (1, 5)
 
     def test_variables_are_read_under_these_names(self, monkeypatch: pytest.MonkeyPatch) -> None:
         import ray
@@ -98,7 +112,7 @@ class TestKeeper:
 
 @pytest.mark.sweep
 def test_nodes_come_with_demand_and_go_when_idle_and_nothing_is_left() -> None:
-    with AutoscaledCluster(max_workers=3, idle_timeout_s=IDLE_TIMEOUT_S) as cluster:
+    with AutoscaledCluster(spec(IDLE_TIMEOUT_S)) as cluster:
         done = subprocess.run(
             [sys.executable, DRIVER],
             env={**cluster._head_environment(), **cluster.environment, "PYTHONPATH": str(DRIVER.parents[2])},
@@ -126,7 +140,7 @@ def test_nodes_come_with_demand_and_go_when_idle_and_nothing_is_left() -> None:
 @pytest.mark.sweep
 def test_a_head_that_does_not_start_says_why() -> None:
     with tempfile.TemporaryDirectory(prefix="manta-", dir="/tmp") as folder:
-        cluster = AutoscaledCluster(idle_timeout_s=-60, folder=Path(folder))
+        cluster = AutoscaledCluster(spec().model_copy(update={"idle_timeout_s": -60}), folder=Path(folder))
         with pytest.raises(ClusterError, match="ended while starting") as raised, cluster:
             pass
         assert "-1.0 is less than the minimum of 0" in str(raised.value)
@@ -135,7 +149,7 @@ def test_a_head_that_does_not_start_says_why() -> None:
 
 
 def test_a_folder_whose_sockets_would_be_refused_is_refused_first(tmp_path: Path) -> None:
-    with pytest.raises(ClusterError, match="35 are allowed"), AutoscaledCluster(folder=tmp_path / ("x" * 60)):
+    with pytest.raises(ClusterError, match="35 are allowed"), AutoscaledCluster(spec(), folder=tmp_path / ("x" * 60)):
         pass
 
 
@@ -143,5 +157,5 @@ def test_joining_with_ray_imported_without_a_token_is_refused(monkeypatch: pytes
     import ray  # noqa: F401
 
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
-    with pytest.raises(ClusterError, match="imported before"), AutoscaledCluster().joined():
+    with pytest.raises(ClusterError, match="imported before"), AutoscaledCluster(spec()).joined():
         pass

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from orchestrator.chaos.cost import costs, gaps_after, largest_difference
 from orchestrator.chaos.faults import Injected
-from orchestrator.chaos.plan import KINDS, LOSING, draw_faults, refuse_unknown, seconds_of
+from orchestrator.chaos.plan import KINDS, LOSING, draw_faults, refuse_unknown
+from orchestrator.duration import seconds_of
 from orchestrator.errors import InputError
 
 kinds_given = st.lists(st.sampled_from(sorted(KINDS)), min_size=1, unique=True)

@@ -1,0 +1,33 @@
+"""The `ray` command of this installation, as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+
+from cluster.errors import ClusterError
+
+RAY = (sys.executable, "-c", "from ray.scripts.scripts import main; main()")
+"""Its command line; arguments follow."""
+
+
+def run_ray(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Run it to its end.
+
+    Args:
+        environment: of Ray's variables, those that count.
+
+    Raises:
+        ClusterError: it failed; the message has the end of its output.
+    """
+    done = subprocess.run([*RAY, *arguments], env=without_ray(environment), capture_output=True, text=True)
+    if done.returncode:
+        end = " ".join((done.stdout + done.stderr).splitlines()[-3:])
+        raise ClusterError(f"`ray {arguments[0]}` failed: {end}")
+
+
+def without_ray(own: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment with `own` in the place of whatever it says to Ray."""
+    return {**{name: value for name, value in os.environ.items() if not name.startswith("RAY_")}, **own}

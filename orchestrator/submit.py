@@ -1,0 +1,244 @@
+"""`manta submit`, `jobs`, `logs` and `stop`: runs as jobs of a Ray cluster."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from cluster.errors import ClusterError
+from cluster.jobs import Job, JobExistsError, Jobs
+from cluster.kept_cluster import KeptCluster, find_kept, kept_clusters
+from orchestrator.config import RunConfig
+from orchestrator.console import Console
+from orchestrator.errors import InputError, RunInUseError
+from orchestrator.on_cluster import local_paths, refuse_keys
+
+RUN, STORAGE, SUBMISSION = "manta_run", "manta_storage", "manta_submission"
+"""Metadata of a job: which run it is, where that is kept, and a word that tells one submission from another."""
+
+EXCLUDED = (".git", ".venv", "venv", ".manta", "__pycache__", "*_cache", "*.egg-info")
+"""What of the project's folder is not shipped, besides what its .gitignore names."""
+
+STOP_GRACE_S = 120
+"""Seconds a job has for saving when it is stopped; Ray's own 3 are few for a large model."""
+
+STOPPED = 130
+"""Exit status of a run that was stopped, as `manta train` has it."""
+
+SUBMIT_TRIES = 5
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+_PACKAGES = ("orchestrator", "model", "data", "cluster")
+
+
+def submit(
+    config: RunConfig,
+    recipe: Path,
+    overrides: Sequence[str],
+    address: str | None,
+    *,
+    folder: Path,
+    wait: bool,
+    takeover: bool = False,
+) -> int:
+    """Submit the recipe's run as a job, and follow it if asked to; returns its exit status, 0 if it is not followed.
+
+    Args:
+        address: of the cluster, see `reach`.
+        folder: what is shipped: the project, the recipe in it.
+
+    Raises:
+        InputError: what the recipe names is not to be had on a cluster.
+        RunInUseError: the run is live on the cluster.
+        ClusterError: the cluster does not answer, or refuses the job.
+    """
+    kept, address = reach(address)
+    refuse_keys(config, recipe)
+    try:
+        shipped = recipe.resolve().relative_to(folder.resolve())
+    except ValueError:
+        raise InputError(
+            f"{recipe} is not in the folder that is shipped, {folder.resolve()}. Name one that has it in it: "
+            f"--working-dir {recipe.resolve().parent}"
+        ) from None
+    moved = local_paths(config, this_machine=kept is not None)
+    console = Console()
+    jobs = Jobs(address, console.line)
+    command = [
+        *("python", "-m", "orchestrator.cli", "train", str(shipped)),
+        *(word for override in (*overrides, *moved) for word in ("--set", override)),
+        *(["--takeover"] if takeover else []),
+    ]
+    metadata = {RUN: config.run, STORAGE: config.storage, SUBMISSION: secrets.token_hex(8)}
+    job_id = _submit(jobs, shlex.join(command), runtime_env(folder), metadata)
+    console.line(f"job {job_id} submitted to {address}")
+    if not wait:
+        console.line(f"follow it with `manta logs {config.run} --follow`; stop it with `manta stop {config.run}`")
+        return 0
+    return follow(jobs, job_id, config.run)
+
+
+def runtime_env(folder: Path) -> dict[str, Any]:
+    """What a job brings along: the project's folder, and Manta itself where that is not in it."""
+    is_manta = all((folder / package / "__init__.py").exists() for package in _PACKAGES)
+    modules = {} if is_manta else {"py_modules": [str(_ROOT / package) for package in _PACKAGES]}
+    return {
+        "working_dir": str(folder.resolve()),
+        "excludes": list(EXCLUDED),
+        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S)},
+        **modules,
+    }
+
+
+def _submit(jobs: Jobs, entrypoint: str, environment: Mapping[str, Any], metadata: Mapping[str, str]) -> str:
+    """Submit under the run's next free name, which nobody else can take at the same time."""
+    run = metadata[RUN]
+    for _ in range(SUBMIT_TRIES):
+        mine = [job for job in jobs.list() if job.metadata.get(RUN) == run]
+        live = [job for job in mine if not job.has_ended and job.metadata.get(STORAGE) == metadata[STORAGE]]
+        if live:
+            raise RunInUseError(
+                f"Run {run!r} is live on {jobs.address} as job {live[0].id}, {live[0].status.lower()} since "
+                f"{_ago(live[0].started_at)}. Follow it with `manta logs {run} --follow`, or stop it, which saves, "
+                f"with `manta stop {run}`; the same command then continues it."
+            )
+        job_id = f"{run}-{len(mine) + 1}"
+        try:
+            jobs.submit(entrypoint, job_id, environment, metadata)
+            return job_id
+        except JobExistsError:
+            continue
+    raise ClusterError(f"Run {run!r} could not be submitted: others submit jobs of this name all the time.")
+
+
+def follow(jobs: Jobs, job_id: str, run: str) -> int:
+    """Show what a job prints until it has ended; returns its exit status. Ctrl-C leaves it running."""
+    try:
+        job = jobs.follow(job_id, _show)
+    except KeyboardInterrupt:
+        Console().line(f"job {job_id} goes on; stop it, which saves, with `manta stop {run}`")
+        raise
+    return exit_status(job)
+
+
+def exit_status(job: Job) -> int:
+    """The job's own, where its command ended by itself; says what happened where it did not."""
+    if job.status == "STOPPED":
+        Console().line(f"job {job.id} was stopped; `manta submit` continues the run")
+        return STOPPED
+    if job.exit_status is None:
+        raise ClusterError(
+            f"Job {job.id} {job.status.lower()}: {job.message.strip() or 'the cluster does not say why'}"
+        )
+    # A command that a signal ended has a negative one, which a shell tells as 128 and more.
+    return job.exit_status if job.exit_status >= 0 else 128 - job.exit_status
+
+
+def show_jobs(address: str | None, as_json: bool) -> None:
+    """Print the cluster's jobs."""
+    _, address = reach(address)
+    jobs = Jobs(address).list()
+    if as_json:
+        import json
+        from dataclasses import asdict
+
+        print(json.dumps([asdict(job) for job in jobs], indent=2))
+        return
+    table = Table("job", "run", "status", "started", "took", "what", title=f"jobs of {address}", title_justify="left")
+    for job in jobs:
+        took = (job.ended_at or time.time()) - job.started_at if job.started_at else 0.0
+        code = f" ({job.exit_status})" if job.exit_status else ""
+        what = job.metadata.get(STORAGE) or job.entrypoint
+        table.add_row(
+            job.id, job.metadata.get(RUN, ""), job.status.lower() + code, _ago(job.started_at), f"{took:,.0f} s", what
+        )
+    Console().rich.print(table)
+
+
+def show_logs(run: str, address: str | None, *, follows: bool) -> int:
+    """Print what the newest job of a run has printed; returns its exit status where it is followed to its end."""
+    _, address = reach(address)
+    jobs = Jobs(address, Console().line)
+    job = newest_job(jobs, run)
+    if follows:
+        return follow(jobs, job.id, run)
+    _show(jobs.logs(job.id))
+    return 0
+
+
+def stop(run: str, address: str | None, *, wait: bool) -> None:
+    """Have the newest job of a run save and end."""
+    _, address = reach(address)
+    console = Console()
+    jobs = Jobs(address, console.line)
+    job = newest_job(jobs, run)
+    if job.has_ended:
+        console.line(f"job {job.id} has ended already: {job.status.lower()}")
+        return
+    jobs.stop(job.id)
+    console.line(f"job {job.id}: asked to save and stop")
+    if wait:
+        job = jobs.wait(job.id)
+        last = [line for line in jobs.logs(job.id).splitlines() if "checkpoint saved" in line or "saved from" in line]
+        console.line(f"job {job.id}: {job.status.lower()}" + (f"; {last[-1].split('] ', 1)[-1]}" if last else ""))
+
+
+def newest_job(jobs: Jobs, run: str) -> Job:
+    """The newest job of a run, or the job of that id.
+
+    Raises:
+        InputError: there is neither.
+    """
+    found = jobs.list()
+    mine = [job for job in found if run in (job.metadata.get(RUN), job.id)]
+    if mine:
+        return mine[-1]
+    known = sorted({job.metadata.get(RUN) or job.id for job in found})
+    raise InputError(f"There is no job of a run {run!r} at {jobs.address}. There are: {', '.join(known) or 'none'}.")
+
+
+def reach(address: str | None) -> tuple[KeptCluster | None, str]:
+    """The cluster meant by an address, or by the name of a cluster of this machine; that, and its dashboard's address.
+
+    Without one: what RAY_API_SERVER_ADDRESS or RAY_ADDRESS names, else the cluster of this machine that is up. Puts the
+    cluster's token into the environment, where Ray looks for it.
+
+    Raises:
+        ClusterError: there is no such cluster.
+    """
+    given = address or os.environ.get("RAY_API_SERVER_ADDRESS") or _http(os.environ.get("RAY_ADDRESS"))
+    if given and given.startswith(("http://", "https://")):
+        return _kept_at(given.rstrip("/")), given.rstrip("/")
+    if given and (":" in given or "/" in given):
+        raise ClusterError(
+            f"{given} is no address that jobs can be submitted to: it is the dashboard's, as http://HOST:8265."
+        )
+    kept = find_kept(given)
+    os.environ.update(kept.environment)  # before Ray is imported: only then it reads whether to send a token
+    return kept, kept.dashboard
+
+
+def _http(address: str | None) -> str | None:
+    return address if address and address.startswith("http") else None
+
+
+def _kept_at(address: str) -> KeptCluster | None:
+    return next((each for each in kept_clusters() if each.dashboard == address), None)
+
+
+def _show(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _ago(moment: float | None) -> str:
+    return "not yet" if moment is None else f"{max(0.0, time.time() - moment):,.0f} s ago"
