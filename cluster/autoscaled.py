@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from cluster.autoscaler_state import groups_variable
 from cluster.errors import ClusterError
 from cluster.local_nodes import NOTICES_SOON, START_TIMEOUT_S, STORE_BYTES, free_port
 from cluster.ray_command import RAY, without_ray
@@ -30,7 +31,7 @@ from cluster.spec import GPU_STAND_IN, ClusterSpec, GroupSpec
 HEAD_NODE_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
 """Ray's id of the head of a cluster of fake nodes, and the id of the "machine" it is on."""
 
-PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
+PROVIDER = "cluster.node_provider.LocalNodeProvider"
 
 AUTOSCALER_READY = "Using Autoscaling Config"
 """What the autoscaler writes when it has found no fault with the configuration; if it finds one, the head ends."""
@@ -44,6 +45,8 @@ LONGEST_FOLDER = 35
 """Characters in the path of its folder: the system takes 107 for a socket, and Ray adds 67 and a number."""
 
 _LOOK_EVERY_S = 0.1
+
+_ROOT = str(Path(__file__).resolve().parents[1])
 
 
 class AutoscaledCluster:
@@ -85,6 +88,7 @@ class AutoscaledCluster:
             "RAY_AUTH_MODE": "token",  # nobody else on this machine can join it
             "RAY_AUTH_TOKEN": secrets.token_hex(16),
             "RAY_USAGE_STATS_ENABLED": "0",
+            **groups_variable(spec, gpus_stood_in_for=True),
             **spec.variables,
             **(environment or {}),
         }
@@ -232,6 +236,7 @@ class AutoscaledCluster:
             "RAY_CLOUD_INSTANCE_ID": HEAD_NODE_ID,
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             "AUTOSCALER_METRIC_PORT": str(free_port()),
+            "PYTHONPATH": os.pathsep.join([_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]),  # for PROVIDER
         }
 
     def _await_head(self) -> None:

@@ -6,11 +6,18 @@ Reads Ray's own report, `ray.autoscaler.v2.sdk.get_cluster_status`, which is not
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from cluster.spec import GPU_STAND_IN, ClusterSpec
+
+GROUPS = "MANTA_CLUSTER_GROUPS"
+"""Variable with the groups of a cluster: a JSON list of `GroupLimits`."""
 
 HEAD_RESOURCE = "node:__internal_head__"
 
@@ -47,12 +54,14 @@ class AutoscalerState:
         starting: nodes asked for that have not joined yet, by group, and what their provider says of each.
         failures: launches that failed in the last minutes, the newest first: group, seconds ago, why.
         demands: what waits for room: a bundle of resources, and how many of it.
+        is_looked_after: whether an autoscaler brings nodes.
     """
 
     nodes: tuple[NodeState, ...] = ()
     starting: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     failures: tuple[tuple[str, float, str], ...] = ()
     demands: tuple[tuple[Mapping[str, float], int], ...] = ()
+    is_looked_after: bool = True
 
     def up(self) -> Counter[str]:
         """Nodes by group."""
@@ -61,7 +70,7 @@ class AutoscalerState:
 
 @dataclass(frozen=True)
 class GroupLimits:
-    """What a group's nodes have, and how many there may be."""
+    """What a group's nodes have, and how many there may be; 0: that is not known."""
 
     name: str
     resources: Mapping[str, float]
@@ -112,6 +121,7 @@ def state_of(status: Any, now: float) -> AutoscalerState:
         starting={group: tuple(details) for group, details in starting.items()},
         failures=tuple(sorted(failures, key=lambda failure: failure[1])),
         demands=tuple(bundles),
+        is_looked_after=status.stats.autoscaler_version is not None,
     )
 
 
@@ -134,13 +144,25 @@ def _node(node: Any, state: str) -> NodeState:
 
 
 def group_limits() -> list[GroupLimits]:
-    """The groups of the cluster that this process has joined; none where no autoscaler looks after it."""
-    from ray._private.state import state
+    """The groups of the cluster on whose node this process runs, as its spec has them; none where they are not known.
 
-    config = state.get_cluster_config()
-    if config is None:
-        return []
-    return [GroupLimits(each.name, dict(each.resources), each.max_count) for each in config.node_group_configs]
+    Ray's autoscaler keeps them to itself, so clusters that are made from a `ClusterSpec` say them in a variable.
+    """
+    return [GroupLimits(**group) for group in json.loads(os.environ.get(GROUPS, "[]"))]
+
+
+def groups_variable(spec: ClusterSpec, *, gpus_stood_in_for: bool) -> dict[str, str]:
+    """The variable that `group_limits` reads, for all nodes of the cluster."""
+    gpu = GPU_STAND_IN if gpus_stood_in_for else "GPU"
+    groups = [
+        {
+            "name": group.name,
+            "resources": {"CPU": group.cpus, **({gpu: group.gpus} if group.gpus else {}), **group.resources},
+            "most": group.max,
+        }
+        for group in spec.groups
+    ]
+    return {GROUPS: json.dumps(groups)}
 
 
 def why_waiting(state: AutoscalerState, groups: Sequence[GroupLimits], per_worker: Mapping[str, float]) -> str:
@@ -149,25 +171,30 @@ def why_waiting(state: AutoscalerState, groups: Sequence[GroupLimits], per_worke
     Args:
         per_worker: resources that a worker takes.
     """
-    if not groups:
+    if not state.is_looked_after:
         return "no autoscaler looks after this cluster: nodes have to be added by hand"
-    fitting = [group for group in groups if group.most and _fits(per_worker, group.resources)]
+    # Groups that are not known by their spec are known once they have a node, or one on its way.
+    seen = {*state.up(), *state.starting, *(group for group, _, _ in state.failures)} - {"head", ""}
+    groups = groups or [GroupLimits(name, per_worker, 0) for name in sorted(seen)]
+    if not groups:
+        return "its autoscaler has not begun to start any node"
+    fitting = [group for group in groups if _fits(per_worker, group)]
     if not fitting:
-        largest = "; ".join(f"{group.name} {_told(group.resources)}" for group in groups if group.most)
+        largest = "; ".join(f"{group.name} {_told(group.resources)}" for group in groups)
         return f"no group has nodes that hold a worker of {_told(per_worker)}: {largest}"
     up = state.up()
     return "; ".join(_told_of_group(group, up[group.name], state) for group in fitting)
 
 
 def _told_of_group(group: GroupLimits, up: int, state: AutoscalerState) -> str:
-    line = f"group {group.name}: {up} of at most {group.most} nodes up"
+    line = f"group {group.name}: {up} " + (f"of at most {group.most} nodes up" if group.most else "nodes up")
     coming = state.starting.get(group.name, ())
     if coming:
         line += f", {len(coming)} starting" + _said(coming)
     failed = next((failure for failure in state.failures if failure[0] == group.name), None)
     if failed is not None:
         line += f", a start failed {failed[1]:.0f} s ago: {' '.join(failed[2].split())[:300] or 'no reason given'}"
-    if not coming and failed is None and up >= group.most:
+    if not coming and failed is None and up >= group.most > 0:
         line += ", all of them taken"
     return line
 
@@ -177,8 +204,13 @@ def _said(details: Iterable[str]) -> str:
     return f" ({'; '.join(said)})" if said else ""
 
 
-def _fits(need: Mapping[str, float], have: Mapping[str, float]) -> bool:
-    return all(have.get(kind, 0.0) >= amount for kind, amount in need.items())
+def any_fits(groups: Iterable[GroupLimits], need: Mapping[str, float]) -> bool:
+    """Whether a node of some group would hold `need`."""
+    return any(_fits(need, group) for group in groups)
+
+
+def _fits(need: Mapping[str, float], group: GroupLimits) -> bool:
+    return all(group.resources.get(kind, 0.0) >= amount for kind, amount in need.items())
 
 
 def _told(resources: Mapping[str, float]) -> str:

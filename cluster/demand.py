@@ -1,7 +1,8 @@
 """Tells Ray's autoscaler how many nodes are wanted.
 
 An actor that is placed on one node by hard affinity waits for that node and no other, so it is no demand to the
-autoscaler. What is wanted is said in so many words instead, as public `ray.autoscaler.sdk.request_resources` does it.
+autoscaler. What is wanted is said in so many words instead, as public `ray.autoscaler.sdk.request_resources` does it,
+or shown by tasks that wait.
 """
 
 from __future__ import annotations
@@ -24,6 +25,38 @@ def ask_for_nodes(places: int, each: Mapping[str, float]) -> None:
     from ray.autoscaler.sdk import request_resources
 
     request_resources(bundles=[dict(each)] * places)
+
+
+class Knock:
+    """Has nodes come for so many workers, ahead of their need, where an autoscaler brings nodes.
+
+    Tasks that do nothing wait for the workers' resources. They reserve nothing, so whoever needs a place sooner has it,
+    and where there is room they are over at once.
+    """
+
+    def __init__(self, places: int, each: Mapping[str, float]) -> None:
+        import ray
+
+        from cluster.autoscaler_state import look
+
+        is_looked_after = look(ray.get_runtime_context().gcs_address).is_looked_after
+        others = {name: amount for name, amount in each.items() if name not in ("CPU", "GPU")}
+        task = ray.remote(_nothing).options(
+            num_cpus=each.get("CPU", 0), num_gpus=each.get("GPU", 0), resources=others, max_retries=0
+        )
+        self._waiting = [task.remote() for _ in range(places)] if is_looked_after else []
+
+    def end(self) -> None:
+        """Whoever needs the nodes asks for them from now on; those that are on their way come."""
+        import ray
+
+        for each in self._waiting:
+            ray.cancel(each)
+        self._waiting = []
+
+
+def _nothing() -> None:
+    """Body of a task that is only to wait for its place."""
 
 
 @contextmanager

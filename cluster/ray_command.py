@@ -9,8 +9,13 @@ from collections.abc import Mapping, Sequence
 
 from cluster.errors import ClusterError
 
-RAY = (sys.executable, "-c", "from ray.scripts.scripts import main; main()")
-"""Its command line; arguments follow."""
+_OWN_FOLDER = (
+    "import os; from ray._private import ray_constants as c; c.DEFAULT_RUNTIME_ENV_DIR_NAME += f'_{os.getpid()}'"
+)
+
+RAY = (sys.executable, "-c", f"{_OWN_FOLDER}; from ray.scripts.scripts import main; main()")
+"""Its command line; arguments follow. What jobs bring along is unpacked in a folder of the process's own, see
+`cluster.node_provider`: there may be several nodes on one machine."""
 
 
 def run_ray(arguments: Sequence[str], environment: Mapping[str, str]) -> None:

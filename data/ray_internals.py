@@ -66,6 +66,12 @@ def on_node(node_id: str) -> dict[str, Any]:
     return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False)}
 
 
+def place_of(resources: Mapping[str, float]) -> dict[str, Any]:
+    """Options of an actor or a task that takes these resources, by Ray's names."""
+    others = {name: amount for name, amount in resources.items() if name not in ("CPU", "GPU")}
+    return {"num_cpus": resources.get("CPU", 0), "num_gpus": resources.get("GPU", 0), "resources": others}
+
+
 def address_and_port() -> tuple[str, int]:
     """An address of this node that other nodes reach, and a free port on it."""
     from ray.train._internal.utils import get_address_and_port
@@ -111,15 +117,6 @@ def look_for_room(per_worker: Mapping[str, float], *, probe: bool = False) -> Ro
             free[name] = _fitting(available.get(name, {}), per_worker)
             total[name] = _fitting(node["Resources"], per_worker)
     return Room(free, total, draining)
-
-
-def most_resources() -> dict[str, float]:
-    """What the cluster has, or may have once its autoscaler has brought all nodes that it is allowed to."""
-    from ray._private.state import state
-
-    have = dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
-    may_have = state.get_max_resources_from_cluster_config() or {}
-    return {kind: max(have.get(kind, 0.0), may_have.get(kind, 0.0)) for kind in {*have, *may_have}}
 
 
 def ask_for_places(requester: str, bundles: list[dict[str, float]], expire_after_s: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
 from functools import partial
@@ -13,11 +14,13 @@ from typing import Any
 import ray
 import ray.train
 
+from cluster.autoscaler_state import AutoscalerState, any_fits, group_limits, look, why_waiting
 from cluster.local_ray import joins_cluster
+from cluster.spec import GPU_STAND_IN
 from data.errors import MantaError, TransientStoreError
 from data.feeder import Feeder
 from data.prepare import PreparedData
-from data.ray_internals import driver_node_id, most_resources, on_node, quiet_driver, root_cause
+from data.ray_internals import driver_node_id, look_for_room, on_node, quiet_driver, root_cause
 from data.sample_order import UNKNOWN
 from data.shard_file import filesystem_for
 from orchestrator.config import resolved
@@ -29,6 +32,7 @@ from orchestrator.job import TrainJob, prepare_worker, train_worker
 from orchestrator.monitor import Monitor, Progress
 from orchestrator.node_keeper import NodeKeeper
 from orchestrator.node_memory import forget_attempt
+from orchestrator.node_watch import NodeWatch
 from orchestrator.process_group import ProcessGroupConfig
 from orchestrator.ray_train_internals import WorkerGroupTrainer
 from orchestrator.run import Run, feed_spec
@@ -68,12 +72,14 @@ def run_attempt(
     console: Console,
     requests: StopRequests | None = None,
     poll_s: float = POLL_S,
+    watch: NodeWatch | None = None,
 ) -> None:
     """Train until the end, a request to stop or an error; the run's record says how it went.
 
     Args:
         requests: where requests to stop come from; None: from Ctrl-C and SIGTERM, which only a main thread can take.
         poll_s: seconds between two looks at the loop, and from one word of the loop to the next.
+        watch: tells what is waited for while there are no workers.
 
     Raises:
         KeyboardInterrupt: asked to stop; everything done is saved.
@@ -94,6 +100,8 @@ def run_attempt(
                 requests.wait(poll_s if life.has_begun else STARTING_POLL_S)
                 progress: Progress = ray.get(monitor.progress.remote(), timeout=ACTOR_TIMEOUT_S)
                 life.follow(progress)
+                if watch is not None:
+                    watch.need = run.config.scaling.per_worker if progress.waits_for_nodes else None
                 if requests.pop_new():
                     monitor.request_stop.remote()
                     console.line("saving, then stopping; Ctrl-C again leaves at once, without saving.")
@@ -145,21 +153,32 @@ def free_memory(monitor: Any) -> None:
 
 
 def refuse_small_cluster(run: Run) -> None:
-    """Raises ClusterTooSmallError if workers and tokenization can never run at once, however far the cluster grows."""
-    scaling, have = run.config.scaling, most_resources()
+    """Raises ClusterTooSmallError if workers and tokenization can never run at once, however far the cluster grows, or
+    no node of it will ever hold a worker."""
+    scaling, groups, state = run.config.scaling, group_limits(), AutoscalerState(is_looked_after=False)
+    if joins_cluster():
+        state = look(ray.get_runtime_context().gcs_address)
+    if state.is_looked_after and not groups:  # nobody knows what may come
+        return
+    if groups and not look_for_room(scaling.per_worker).total.total() and not any_fits(groups, scaling.per_worker):
+        raise ClusterTooSmallError(f"No worker fits: {why_waiting(state, groups, scaling.per_worker)}.")
     if scaling.fewest < scaling.most:  # nodes come and go: one that is not there may come
         return
-    needed = {
-        "CPU": scaling.most * scaling.cpus_per_worker + 1,
-        "GPU": scaling.most * scaling.gpus_per_worker,
-    }
-    for kind, count in needed.items():
-        if have.get(kind, 0) < count:
+    may_have = Counter[str]()
+    for group in groups:
+        may_have.update({kind: group.most * each for kind, each in group.resources.items()})
+    have = may_have | Counter(ray.cluster_resources())  # type: ignore[no-untyped-call]
+    for kind, each in scaling.per_worker.items():
+        count = scaling.most * each + (kind == "CPU")
+        if have[kind] < count:
+            stand_in = kind == "GPU" and GPU_STAND_IN in have
+            hint = f", or, as there is {GPU_STAND_IN}, set scaling.gpu_resource={GPU_STAND_IN}" if stand_in else ""
             raise ClusterTooSmallError(
-                f"The cluster has {have.get(kind, 0):g} {kind}s, and the run needs {count}: "
+                f"The cluster has {have[kind]:g} {kind}s, and the run needs {count:g}: "
                 f"{scaling.most} workers of {scaling.cpus_per_worker} CPUs and {scaling.gpus_per_worker} GPUs, "
                 f"and a CPU to tokenize with. "
-                f"Lower scaling.num_workers or scaling.{kind.lower()}s_per_worker, or add nodes."
+                f"Lower scaling.num_workers or scaling.{'cpus' if kind == 'CPU' else 'gpus'}_per_worker, or add "
+                f"nodes{hint}."
             )
 
 
@@ -214,9 +233,6 @@ class _Trainer(threading.Thread):
         super().__init__(name="trainer", daemon=True)
         scaling = run.config.scaling
         filesystem, path = filesystem_for(run.store.url_of(RAY_TRAIN_FOLDER.rstrip("/")), run.config.store)
-        resources = {"CPU": scaling.cpus_per_worker} | (
-            {"GPU": scaling.gpus_per_worker} if scaling.gpus_per_worker else {}
-        )
         self._trainer = WorkerGroupTrainer(
             train_worker,
             own_cluster=not joins_cluster(),
@@ -224,9 +240,9 @@ class _Trainer(threading.Thread):
             size=Size(job.monitor),
             prepare=partial(prepare_worker, run.config),
             train_loop_config={"job": job},
-            backend_config=ProcessGroupConfig(use_gpu=scaling.gpus_per_worker > 0),
+            backend_config=ProcessGroupConfig(use_gpu=scaling.on_gpu),
             scaling_config=ray.train.ScalingConfig(
-                num_workers=scaling.most, use_gpu=scaling.gpus_per_worker > 0, resources_per_worker=resources
+                num_workers=scaling.most, use_gpu=scaling.on_gpu, resources_per_worker=scaling.per_worker
             ),
             # A name per attempt keeps Ray Train from resuming anything by itself.
             run_config=ray.train.RunConfig(

@@ -100,6 +100,12 @@ class ScalingConfig(Section):
     )
     cpus_per_worker: int = Field(1, ge=1, description="CPU cores reserved for each worker.")
     gpus_per_worker: int = Field(0, ge=0, le=1, description="GPUs for each worker: 0 trains on CPU, 1 on a GPU.")
+    gpu_resource: str = Field(
+        "GPU",
+        min_length=1,
+        description="Ray's name of what a GPU worker takes. Any other than GPU stands in for one, as gpu-stand-in does "
+        "on a cluster of this machine; workers train on the CPU then.",
+    )
     threads_per_worker: int | None = Field(
         None, ge=1, description="Threads torch computes with in each worker; null means cpus_per_worker."
     )
@@ -113,6 +119,17 @@ class ScalingConfig(Section):
     def most(self) -> int:
         """Workers above which it has no use for more."""
         return self.max_workers or self.num_workers
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether workers train on a GPU."""
+        return self.gpus_per_worker > 0 and self.gpu_resource == "GPU"
+
+    @property
+    def per_worker(self) -> dict[str, float]:
+        """What a worker takes of the cluster, by Ray's names."""
+        gpus = {self.gpu_resource: float(self.gpus_per_worker)} if self.gpus_per_worker else {}
+        return {"CPU": float(self.cpus_per_worker), **gpus}
 
     @property
     def threads(self) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import ray
 
 from cluster.local_ray import joins_cluster
+from data.ray_internals import place_of
 from orchestrator.config import RunConfig
 from orchestrator.job import TrainJob
 
@@ -25,7 +26,7 @@ class EvaluationBeside:
 
     def __init__(self, job: TrainJob, weights: Any) -> None:
         scaling = job.config.scaling
-        place = {"num_cpus": scaling.cpus_per_worker, "num_gpus": scaling.gpus_per_worker}
+        place = place_of(scaling.per_worker)
         actor: Any = ray.remote(_Evaluator)
         self._evaluator = actor.options(**place).remote(job)  # it lives as long as somebody has this handle
         self._scores = self._evaluator.evaluate.remote(weights)

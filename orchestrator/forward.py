@@ -48,7 +48,7 @@ def autocast(config: RunConfig, device: torch.device) -> torch.autocast:
 
 def worker_device(config: RunConfig) -> torch.device:
     """The GPU Ray gave this worker, or the CPU."""
-    if not config.scaling.gpus_per_worker:
+    if not config.scaling.on_gpu:
         return torch.device("cpu")
     from ray.train.torch import get_device  # takes a while to import
 

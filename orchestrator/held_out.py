@@ -60,7 +60,7 @@ class Evaluator:
 
     def __init__(self, job: TrainJob) -> None:
         torch.set_num_threads(job.config.scaling.threads)
-        self._job, self._device = job, torch.device("cuda" if job.config.scaling.gpus_per_worker else "cpu")
+        self._job, self._device = job, torch.device("cuda" if job.config.scaling.on_gpu else "cpu")
         self._model = build_model(job.config, job.vocabulary).to(self._device)
 
     def evaluate(self, weights: Mapping[str, NDArray[Any]]) -> dict[str, float]:

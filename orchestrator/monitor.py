@@ -67,6 +67,11 @@ class Progress:
     result: dict[str, Any] | None = None
 
     @property
+    def waits_for_nodes(self) -> bool:
+        """Whether there are no workers because there is no room for them, as far as is known."""
+        return self.phase == "waiting" or (self.phase == "starting" and not self.decisions)
+
+    @property
     def has_workers(self) -> bool:
         """Whether there is a loop that can be asked for anything."""
         return self.phase not in ("starting", "waiting", "restarting")
@@ -269,6 +274,8 @@ class Monitor:
         decision = self._scaling.when_idle(Situation(now, 0, free, standing_by=ready))
         if isinstance(decision, Start):
             self._waiting_for, self._started_at = "", now
+            if progress.phase == "waiting":
+                progress.phase = "starting" if is_first else "restarting"
             self._decide(f"starting {decision.workers} workers: {decision.why}")
             return decision.workers, start_patience_s(self._longest_start_s)
         if decision.why != self._waiting_for:

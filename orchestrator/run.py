@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 import numpy as np
 from safetensors.numpy import load_file
 
-from cluster.local_ray import ray_cluster
+from cluster.demand import Knock
+from cluster.local_ray import joins_cluster, ray_cluster
 from cluster.local_s3 import LocalS3
 from data.feeder import FeedSpec
 from data.open_store import open_store
@@ -29,6 +30,7 @@ from orchestrator.checkpoint import PROGRESS, fetch_newest, list_checkpoints
 from orchestrator.config import RunConfig, differing_fields, resolved, result_fields
 from orchestrator.console import Console
 from orchestrator.errors import ConfigChangedError
+from orchestrator.node_watch import watching_nodes
 from orchestrator.recipe_file import remember_recipe
 from orchestrator.run_record import Fence, RunRecord, load_record
 from orchestrator.vocabulary import vocabulary_of
@@ -100,6 +102,7 @@ class RayWhenNeeded:
         self._scaling, self._tell = config.scaling, tell
         self._stack, self._lock, self._started = ExitStack(), threading.Lock(), False
         self._ended = threading.Event()
+        self._knock: Knock | None = None
 
     def __call__(self) -> None:
         with self._lock:
@@ -108,8 +111,11 @@ class RayWhenNeeded:
                 workers = self._scaling.most
                 # Tokenizing gets CPUs of its own: Ray Train reserves first, and Ray Data would starve on what is left.
                 num_cpus = workers * self._scaling.cpus_per_worker + (os.cpu_count() or 1)
-                self._stack.enter_context(ray_cluster(num_cpus, workers * self._scaling.gpus_per_worker))
+                num_gpus = workers * self._scaling.gpus_per_worker if self._scaling.on_gpu else 0
+                self._stack.enter_context(ray_cluster(num_cpus, num_gpus))
                 self._started = True
+                if joins_cluster():
+                    self._knock = Knock(workers, self._scaling.per_worker)
 
     def begin(self) -> None:
         """Start in the background; what goes wrong there is found again, and said, by the call that needs Ray."""
@@ -120,6 +126,11 @@ class RayWhenNeeded:
             self._ended.wait()  # Ray's processes die with the thread that started them
 
         threading.Thread(target=start_quietly, name="start-ray", daemon=True).start()
+
+    def knocked(self) -> None:
+        """The workers' own controller asks for nodes from now on."""
+        if self._knock is not None:
+            self._knock.end()
 
     def __enter__(self) -> Self:
         return self
@@ -221,21 +232,25 @@ def train(config: RunConfig, *, takeover: bool = False, started_at: float | None
         print_run(open_run(config), console)
 
 
-def begin_attempt(run: Run, fence: Fence, start_ray: Callable[[], None], console: Console) -> None:
+def begin_attempt(run: Run, fence: Fence, start_ray: RayWhenNeeded, console: Console) -> None:
     """Prepare the run's data, pin the run to it, and train."""
 
     def tell(line: str) -> None:
         console.line(line)
         fence.sign_of_life()  # preparing may take hours, and is no reason to be taken for dead
 
-    data = run.prepare(tell, start_ray)
-    console.line(f"data: {data.summary()}")
-    init = initial_weights_of(run, data.tokenizer, tell)
-    fence.update(**data.digests, init=init)
-    start_ray()
-    from orchestrator.attempt import run_attempt
+    if joins_cluster():
+        start_ray.begin()  # nodes come while shards are listed and the tokenizer learns
+    with watching_nodes(console.line) if joins_cluster() else nullcontext() as watch:
+        data = run.prepare(tell, start_ray)
+        console.line(f"data: {data.summary()}")
+        init = initial_weights_of(run, data.tokenizer, tell)
+        fence.update(**data.digests, init=init)
+        start_ray()
+        start_ray.knocked()
+        from orchestrator.attempt import run_attempt
 
-    run_attempt(run, fence, data, console)
+        run_attempt(run, fence, data, console, watch=watch)
 
 
 def import_quietly(module: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 import ray
 
-from data.ray_internals import on_node
+from data.ray_internals import on_node, place_of
 from orchestrator.training_worker import TrainingWorker
 
 LEAVE_S = 5.0
@@ -111,10 +111,8 @@ class WorkerPool:
 
     def begin(self, node_id: str) -> None:
         """Start a worker on a node; it stands by."""
-        cpus, gpus = self._resources.get("CPU", 0), self._resources.get("GPU", 0)
-        others = {name: amount for name, amount in self._resources.items() if name not in ("CPU", "GPU")}
         worker: Any = ray.remote(TrainingWorker)
-        actor = worker.options(num_cpus=cpus, num_gpus=gpus, resources=others, **on_node(node_id)).remote()
+        actor = worker.options(**place_of(self._resources), **on_node(node_id)).remote()
         ready = actor.warm_up.remote(self._prepare)
         self._members.append(Member(actor, node_id, actor.get_metadata.remote(), ready))
 

@@ -218,18 +218,15 @@ def close_sweep(fence: Fence, error: BaseException) -> None:
 
 def _cluster(sweep: Sweep) -> Cluster:
     scaling = sweep.base.scaling
-    per_worker = {"CPU": float(scaling.cpus_per_worker)} | (
-        {"GPU": float(scaling.gpus_per_worker)} if scaling.gpus_per_worker else {}
-    )
     # A cluster of our own offers more CPUs than the machine has, see `_own_ray`.
     at_most = None if joins_cluster() else max(scaling.fewest, (os.cpu_count() or 1) // scaling.cpus_per_worker)
-    return Cluster(sweep.name, per_worker, at_most)
+    return Cluster(sweep.name, scaling.per_worker, at_most)
 
 
 @contextmanager
 def _own_ray(config: RunConfig) -> Iterator[None]:
     """Ray for the sweep: joined, or started with a CPU for every core and those that one trial needs."""
     scaling, cores = config.scaling, os.cpu_count() or 1
-    gpus = len(list(Path("/dev").glob("nvidia[0-9]*"))) if scaling.gpus_per_worker else 0
+    gpus = len(list(Path("/dev").glob("nvidia[0-9]*"))) if scaling.on_gpu else 0
     with ray_cluster(max(cores, scaling.fewest * scaling.cpus_per_worker) + 1, gpus):
         yield

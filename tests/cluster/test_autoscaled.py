@@ -15,6 +15,7 @@ import pytest
 
 from cluster.autoscaled import GROUP_LABEL, HEAD_NODE_ID, PROVIDER, AutoscaledCluster
 from cluster.errors import ClusterError
+from cluster.node_provider import LocalNodeProvider
 from cluster.processes import of_session
 from cluster.session_keeper import START
 from cluster.spec import GPU_STAND_IN, ClusterSpec, GroupSpec
@@ -36,8 +37,8 @@ class TestContract:
     def test_provider_is_where_it_was_and_knows_the_head_by_this_id(self) -> None:
         module, _, name = PROVIDER.rpartition(".")
         provider_module = importlib.import_module(module)
-        assert provider_module.FAKE_HEAD_NODE_ID == HEAD_NODE_ID
-        provider = getattr(provider_module, name)
+        provider = getattr(provider_module, name).__base__
+        assert importlib.import_module(provider.__module__).FAKE_HEAD_NODE_ID == HEAD_NODE_ID
         assert list(inspect.signature(provider).parameters) == ["provider_config", "cluster_name"]
         source = inspect.getsource(provider)
         for word in ("gcs_address", "head_node_id", "launch_multiple", "RAY_FAKE_CLUSTER", "RAY_CLOUD_INSTANCE_ID"):
@@ -60,6 +61,15 @@ class TestContract:
         }
         assert node_type.labels == {GROUP_LABEL: "train", **labels}
         assert (node_type.min_worker_nodes, node_type.max_worker_nodes) == (1, 5)
+
+    def test_nodes_unpack_what_jobs_bring_along_in_a_folder_of_this_name(self) -> None:
+        from ray._private import node, parameter
+        from ray._private.ray_constants import DEFAULT_RUNTIME_ENV_DIR_NAME
+
+        assert parameter.RayParams().runtime_env_dir_name == DEFAULT_RUNTIME_ENV_DIR_NAME
+        assert "ray_constants.DEFAULT_RUNTIME_ENV_DIR_NAME" in inspect.getsource(parameter.RayParams.__init__)
+        assert "self._ray_params.runtime_env_dir_name" in inspect.getsource(node.Node)
+        assert "_create_node_with_resources_and_labels" in vars(LocalNodeProvider.__base__)
 
     def test_variables_are_read_under_these_names(self, monkeypatch: pytest.MonkeyPatch) -> None:
         import ray

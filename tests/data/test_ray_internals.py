@@ -42,7 +42,6 @@ ROOT = Path(__file__).parents[2]
 NAMES = [
     "ray._private.state.GlobalState.available_resources_per_node",
     "ray._private.state.GlobalState.get_draining_nodes",
-    "ray._private.state.GlobalState.get_max_resources_from_cluster_config",
     "ray._private.worker.listen_error_messages",
     "ray._private.worker.print_to_stdstream",
     "ray._raylet.RAY_NODE_ID_KEY",
