@@ -24,7 +24,7 @@ from typing import Any, Self
 from cluster.autoscaler_state import groups_variable
 from cluster.errors import ClusterError
 from cluster.local_nodes import NOTICES_SOON, START_TIMEOUT_S, STORE_BYTES, free_port
-from cluster.ray_command import RAY, without_ray
+from cluster.ray_command import RAY, path_with_commands, without_ray
 from cluster.session_keeper import START as KEEPER
 from cluster.spec import GPU_STAND_IN, ClusterSpec, GroupSpec
 
@@ -222,8 +222,7 @@ class AutoscaledCluster:
     def _head_environment(self) -> dict[str, str]:
         return {
             **without_ray({}),
-            # A job's command, `manta` for one, is looked up by its name.
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+            "PATH": path_with_commands(),
             "RAY_prestart_worker_first_driver": "0",
             "RAY_enable_metrics_collection": str(int(self._with_dashboard)),
             **NOTICES_SOON,

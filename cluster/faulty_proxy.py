@@ -1,4 +1,4 @@
-"""A TCP proxy in front of an object store that can be told to be slow, or to fail."""
+"""A TCP proxy in front of a server that can be told to be slow, to fail, or to let nothing through."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class FaultyProxy:
         target = urlsplit(endpoint_url)
         self._target = target.hostname or "127.0.0.1", target.port or 80
         self.failing, self.delay_s = 0.0, 0.0
+        self._is_cut = False
         self._serving: set[asyncio.Task[None] | None] = set()  # asyncio itself would let go of them
         self._draw = random.Random(seed)
         self._loop = asyncio.new_event_loop()
@@ -58,11 +59,28 @@ class FaultyProxy:
         self._thread.join(10)
         self._loop.close()
 
+    def cut(self) -> None:
+        """As when a cable is pulled: no connection is left, and no new one comes about, until `mend`."""
+        self._is_cut = True
+
+        async def end() -> None:
+            for task in list(self._serving):
+                if task is not None:
+                    task.cancel()
+
+        asyncio.run_coroutine_threadsafe(end(), self._loop).result(10)
+
+    def mend(self) -> None:
+        """Let connections through again."""
+        self._is_cut = False
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._serving.add(asyncio.current_task())
         ends, requests = [writer], None
         # Cancelled, it ends like one whose peer has left: asyncio reports a cancelled handler as an error.
         with suppress(OSError, asyncio.CancelledError):
+            if self._is_cut:
+                raise ConnectionResetError
             answers, upstream = await asyncio.open_connection(*self._target)
             ends.append(upstream)
             requests = asyncio.create_task(self._requests(reader, upstream, writer))

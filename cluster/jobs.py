@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,9 @@ STATUS_EVERY_S, RETRY_S = 1.0, 2.0
 
 QUIET_S = 60.0
 """Seconds without a word of the log after which it is asked for anew: a connection can be gone without a sign."""
+
+_PASSING = re.compile(r"status code (502|503|504)\b")
+"""What stands in front of a cluster says so while there is nothing behind it."""
 
 Answer = TypeVar("Answer")
 
@@ -149,6 +153,7 @@ class Jobs:
             ClusterError: it did not for `patience_s`, or what came back is a refusal.
         """
         import requests
+        from ray.exceptions import AuthenticationError
 
         began, lost = time.monotonic(), False
         while True:
@@ -167,8 +172,16 @@ class Jobs:
                     self._tell(f"{self.address} does not answer; trying again. The job goes on.")
                 lost = True
                 time.sleep(RETRY_S)
+            except AuthenticationError:
+                raise ClusterError(
+                    f"The cluster at {self.address} asks for a token, and has not got the right one: set "
+                    "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN. For a cluster of this machine: "
+                    'eval "$(manta cluster env)"'
+                ) from None
             except RuntimeError as error:
-                raise ClusterError(_refusal(self.address, error)) from None
+                if not _PASSING.search(str(error)) or time.monotonic() - began > patience_s:
+                    raise ClusterError(f"The cluster at {self.address} refuses: {_first_line(error)}") from None
+                time.sleep(RETRY_S)
 
 
 class _Log:
@@ -237,16 +250,6 @@ def _job(info: Any) -> Job:
         started_at=info.start_time / 1000 if info.start_time else None,
         ended_at=info.end_time / 1000 if info.end_time else None,
     )
-
-
-def _refusal(address: str, error: RuntimeError) -> str:
-    text = str(error)
-    if "oken" in text and ("nauthorized" in text or "nauthenticated" in text or "uthentication" in text):
-        return (
-            f"The cluster at {address} asks for a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN. For a cluster of "
-            'this machine: eval "$(manta cluster env)"'
-        )
-    return f"The cluster at {address} refuses: {_first_line(error)}"
 
 
 def _first_line(error: BaseException) -> str:

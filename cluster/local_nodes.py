@@ -19,7 +19,7 @@ from typing import Self
 
 from cluster.errors import ClusterError
 from cluster.processes import RAYLET, children, command_line, is_alive
-from cluster.ray_command import RAY, without_ray
+from cluster.ray_command import RAY, path_with_commands, without_ray
 from cluster.reclaim import notice
 
 START_TIMEOUT_S = 60.0
@@ -40,7 +40,7 @@ NOTICES_SOON = {
 }
 """Variables of a head that is to notice soon when a node is gone."""
 
-_TUNED = {"RAY_prestart_worker_first_driver": "0", "RAY_enable_metrics_collection": "0", **NOTICES_SOON}
+_TUNED = {"RAY_prestart_worker_first_driver": "0", **NOTICES_SOON}
 
 
 class LocalNode:
@@ -146,13 +146,20 @@ class LocalNodes:
         grace_s: seconds a node has to drain after SIGTERM.
         environment: variables of its processes besides this one's own.
         stock: leave Ray's settings as they come; else a node that is gone is noticed within two seconds.
+        with_dashboard: also what submitted jobs and metrics need: Ray's dashboard and its agents.
     """
 
     def __init__(
-        self, folder: Path, grace_s: float = 30.0, environment: Mapping[str, str] | None = None, *, stock: bool = False
+        self,
+        folder: Path,
+        grace_s: float = 30.0,
+        environment: Mapping[str, str] | None = None,
+        *,
+        stock: bool = False,
+        with_dashboard: bool = False,
     ) -> None:
-        self._folder = folder
-        self.address = ""
+        self.folder, self._with_dashboard = folder, with_dashboard
+        self.address = self.dashboard = ""
         self.nodes: list[LocalNode] = []
         self._head: LocalNode | None = None
         self._started = 0
@@ -162,14 +169,19 @@ class LocalNodes:
             "RAY_AUTH_TOKEN": secrets.token_hex(16),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": f"{grace_s:g}",
+            "PATH": path_with_commands(),
             **({} if stock else _TUNED),
+            "RAY_enable_metrics_collection": str(int(stock or with_dashboard)),
             **(environment or {}),
         }
 
     def __enter__(self) -> Self:
         port = free_port()
-        options = ["--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false"]
-        self._head = self._node("head", [*options, f"--temp-dir={self._folder}"])
+        options = ["--head", f"--port={port}", "--num-cpus=0", f"--include-dashboard={self._with_dashboard}".lower()]
+        if self._with_dashboard:
+            self.dashboard = f"http://127.0.0.1:{(dashboard := free_port())}"
+            options += [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}"]
+        self._head = self._node("head", [*options, f"--temp-dir={self.folder}"])
         self._head.await_raylet()
         self._head.await_ready()
         self.address = f"127.0.0.1:{port}"
@@ -188,7 +200,7 @@ class LocalNodes:
         Raises:
             ClusterError: one does not come up.
         """
-        options = [f"--address={self.address}", f"--num-cpus={num_cpus}"]
+        options = [f"--address={self.address}", f"--num-cpus={num_cpus}", "--dashboard-agent-listen-port=0"]
         new = []
         for _ in range(count):
             self._started += 1
@@ -206,7 +218,7 @@ class LocalNodes:
 
     def _node(self, name: str, options: list[str]) -> LocalNode:
         options = [*options, f"--object-store-memory={STORE_BYTES}"]
-        return LocalNode(name, options, self.environment, self._folder)
+        return LocalNode(name, options, self.environment, self.folder)
 
 
 def free_port() -> int:

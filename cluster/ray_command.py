@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from cluster.errors import ClusterError
 
@@ -36,3 +37,8 @@ def run_ray(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
 def without_ray(own: Mapping[str, str]) -> dict[str, str]:
     """This process's environment with `own` in the place of whatever it says to Ray."""
     return {**{name: value for name, value in os.environ.items() if not name.startswith("RAY_")}, **own}
+
+
+def path_with_commands() -> str:
+    """PATH with this installation's commands first: a job's command, `manta` for one, is looked up by its name."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])

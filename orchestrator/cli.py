@@ -387,19 +387,38 @@ def show(
     show(run, as_json, tuple(overrides or ()))
 
 
-@app.command(epilog="Example: [bold]manta doctor recipes/quickstart.yaml[/]")
+@app.command(
+    epilog="Example: [bold]manta doctor recipes/quickstart.yaml[/], "
+    "[bold]manta doctor recipes/mine.yaml --cluster http://HOST:8265[/]"
+)
 def doctor(
     recipe: Annotated[
         Path | None, typer.Argument(metavar="[RECIPE]", help="Also try this recipe's object storage.")
     ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster",
+            metavar="URL|NAME",
+            help="Examine a cluster instead of this machine: its dashboard, or the name of one of this machine.",
+        ),
+    ] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check Python, packages, machine, object storage and Ray, and say what to do about each thing that fails."""
+    """Check Python, packages, machine, object storage and Ray, and say what to do about each thing that fails.
+
+    With [bold]--cluster[/], a job on the cluster's head does so there.
+    """
     config = _load(recipe, overrides) if recipe else None
     from orchestrator.doctor import examine, print_checks
 
-    checks = examine(config)
+    if cluster is None:
+        checks = examine(config)
+    else:
+        from orchestrator.cluster_doctor import examine_cluster
+
+        checks = examine_cluster(cluster, config, recipe, overrides or [], Path())
     if as_json:
         typer.echo(json.dumps([check.as_dict() for check in checks], indent=2))
     else:
