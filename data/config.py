@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from data.cleaning.config import Step, TextStep
 from data.section import Section
 
-__all__ = ["DataConfig", "Section", "SourceConfig", "StoreConfig", "TokenizerConfig"]
+__all__ = ["SECRET", "DataConfig", "Section", "SourceConfig", "StoreConfig", "TokenizerConfig"]
+
+SECRET = ("access_key_id", "secret_access_key")
+"""Fields that are never printed, and never written where a run is kept, which is shared more freely than keys."""
 
 
 class StoreConfig(Section):
@@ -27,6 +30,10 @@ class StoreConfig(Section):
         description="Folder of a local S3 server, started when a command needs it and stopped after the last one.",
     )
     timeout_s: float = Field(5.0, gt=0, le=60, description="Seconds to wait for a connection before giving up on it.")
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """What is printed of it, in a traceback for one: no keys."""
+        yield from (each for each in super().__repr_args__() if each[0] not in SECRET)
 
 
 class SourceConfig(Section):

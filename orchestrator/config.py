@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_valid
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from data.config import DataConfig, Section, StoreConfig
+from data.config import SECRET, DataConfig, Section, StoreConfig
 from model.config import ModelConfig, OptimizerConfig, ScheduleConfig
 from orchestrator.errors import RecipeError
 from orchestrator.recipe_file import apply_overrides, read_recipe
@@ -26,9 +26,6 @@ from orchestrator.schema import default_of, element_of, nearest_name, section_of
 
 # What decides how and where a run is computed and kept, but not what it computes: free to change when a run goes on.
 _FREE = ("run", "storage", "store", "scaling", "checkpoint", "sample", "data.prepare", "eval.beside")
-
-# Never written where a run is kept: a run's folder is shared more freely than the keys to it.
-SECRET = ("access_key_id", "secret_access_key")
 
 
 class TrainConfig(Section):

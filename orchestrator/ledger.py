@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,25 @@ class Audit:
     missing: int
     digest: str
     in_order: bool
+
+
+def save_rows(path: Path, rows: Sequence[StepRow]) -> None:
+    """Keep rows in a file: their metrics as JSON, then their sample ids, both as numpy has arrays.
+
+    Not as a table: making one imports pandas, which training workers do without.
+    """
+    metrics = json.dumps([row.metrics() for row in rows]).encode()
+    with path.open("wb") as file:
+        np.save(file, np.frombuffer(metrics, np.uint8))
+        np.save(file, np.array([row.sample_ids for row in rows], np.int64))
+
+
+def load_rows(path: Path) -> list[StepRow]:
+    """The rows that `save_rows` has kept."""
+    with path.open("rb") as file:
+        metrics = json.loads(np.load(file, allow_pickle=False).tobytes())
+        ids = np.load(file, allow_pickle=False)
+    return [StepRow(**row, sample_ids=its) for row, its in zip(metrics, ids, strict=True)]
 
 
 class StepLedger:

@@ -3,7 +3,7 @@
     /dev/shm/manta-state-<run>/a<attempt>/<node>/step-00000140/model.safetensors       weights by name
                                                                optimizer.safetensors   optimizer state by weight name
                                                                average.safetensors     moving average of the weights
-                                                               rows.pickle             ledger rows after the checkpoint
+                                                               rows.npy                ledger rows after the checkpoint
 
 State is the same on every rank, so one rank of each node writes it, every few steps, and a worker group that starts
 again after a sudden death takes the newest that any surviving node has: a few steps are done again, not all since the
@@ -16,7 +16,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import pickle
 import re
 import shutil
 import tempfile
@@ -30,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import DiskFullError
-from orchestrator.ledger import StepRow
+from orchestrator.ledger import StepRow, load_rows, save_rows
 
 KEEP = 2
 """Snapshots kept on a node: the newest, and one more for a death in the middle of the next."""
@@ -46,7 +45,7 @@ UNTRUSTED_S = 2.0
 
 SHARED_MEMORY = Path("/dev/shm")
 
-_ROWS = "rows.pickle"
+_ROWS = "rows.npy"
 _NAME = re.compile(r"step-(\d{8,})$")
 
 
@@ -94,7 +93,7 @@ class NodeMemory:
             shutil.rmtree(unfinished, ignore_errors=True)
             self._reuse_oldest(unfinished, step)
             unfinished.mkdir(parents=True, exist_ok=True)
-            (unfinished / _ROWS).write_bytes(pickle.dumps(list(rows)))
+            save_rows(unfinished / _ROWS, rows)
             yield unfinished
             self._keep(unfinished, step)
         except Exception as error:
@@ -126,8 +125,7 @@ class NodeMemory:
 
     def rows(self, step: int) -> list[StepRow]:
         """Ledger rows that a snapshot brings along."""
-        rows: list[StepRow] = pickle.loads((self.path(step) / _ROWS).read_bytes())
-        return rows
+        return load_rows(self.path(step) / _ROWS)
 
     def newest(self) -> tuple[int, int]:
         """Step of the newest snapshot and of the first row in it, `step` + 1 where it has none; (-1, -1) for none."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from orchestrator.config import SECRET, RunConfig
+from data.config import SECRET
+from orchestrator.config import RunConfig
 from orchestrator.errors import InputError
 
 

@@ -78,9 +78,9 @@ def apply_overrides(document: dict[str, Any], overrides: Sequence[str]) -> list[
             assign(document, name.split("."), _load(text))
         except yaml.YAMLError as error:
             what = getattr(error, "problem", None) or error
-            problems.append(f"--set {override}: the value is not YAML ({what}); quote it")
+            problems.append(f"--set {name}: the value is not YAML ({what}); quote it")  # it may be a key: not shown
         except LookupError as error:
-            problems.append(f"--set {override}: {error.args[0]}")
+            problems.append(f"--set {name}: {error.args[0]}")
     return problems
 
 

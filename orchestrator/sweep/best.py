@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from orchestrator.config import SECRET, config_from, flatten
+from data.config import SECRET
+from orchestrator.config import config_from, flatten
 from orchestrator.errors import RecipeError, UnknownRunError
 from orchestrator.recipe_file import read_recipe
 from orchestrator.sweep.records import TrialRecord

@@ -102,7 +102,7 @@ class TestProblems:
         found = problems(recipe, "nonsense", "data.sources.7.path=x")
         expected = [
             "--set nonsense: must be NAME=VALUE",
-            "--set data.sources.7.path=x: data.sources is a list; its places are 0 to 1",
+            "--set data.sources.7.path: data.sources is a list; its places are 0 to 1",
             'run = "a/b": ',
             "storage: missing",
             "storge: there is no such field; did you mean storage?",
@@ -143,9 +143,9 @@ class TestProblems:
             (["run=007"], r"run = 7: should be a valid string; put it in quotes"),
             (["run=.."], r'run = "\.\.": .*letters, digits'),
             (["model.d_model=63", "model.n_heads=4"], r"model: d_model=63 is not a multiple of n_heads=4"),
-            (["train.lr.x=1"], r"--set train\.lr\.x=1: train\.lr is 0\.001, which has no fields"),
+            (["train.lr.x=1"], r"--set train\.lr\.x: train\.lr is 0\.001, which has no fields"),
             (["train.=1"], r"--set train\.=1: must be NAME=VALUE"),
-            (["storage='x"], r"--set storage='x: the value is not YAML"),
+            (["storage='x"], r"--set storage: the value is not YAML"),
         ],
     )
     def test_says_what_and_what_next(self, recipe: Path, overrides: list[str], says: str) -> None:
@@ -162,6 +162,11 @@ class TestProblems:
     def test_keys_are_not_shown(self, recipe: Path) -> None:
         (line,) = problems(recipe, "store.secret_access_key=12345678")
         assert line == "store.secret_access_key = (not shown): should be a valid string; put it in quotes"
+
+    def test_keys_are_not_printed_with_the_config(self, recipe: Path) -> None:
+        config = load_recipe(recipe, ["store.secret_access_key=hush-hush", "store.access_key_id=psst"])
+        assert config.store.secret_access_key == "hush-hush"
+        assert "hush-hush" not in f"{config!r} {config}" and "psst" not in f"{config!r} {config}"
 
     def test_a_config_built_without_a_recipe_is_checked_too(self) -> None:
         with pytest.raises(ValidationError, match=r"not a multiple of train\.micro_batch_size"):
