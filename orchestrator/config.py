@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_valid
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from cluster.spec import looks_secret
 from data.config import SECRET, DataConfig, Section, StoreConfig
 from model.config import ModelConfig, OptimizerConfig, ScheduleConfig
 from orchestrator.errors import RecipeError
@@ -434,7 +435,7 @@ def _meaning(loc: Sequence[int | str], model: type[BaseModel]) -> str:
 
 def _shown(name: str, value: Any) -> str:
     """`value` as a message may show it: short, and no keys."""
-    if name.rpartition(".")[2] in SECRET:
+    if (last := name.rpartition(".")[2]) in SECRET or looks_secret(last):
         return "(not shown)"
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."

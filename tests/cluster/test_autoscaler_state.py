@@ -1,0 +1,141 @@
+"""What Ray's autoscaler reports, in our words; and the names by which that is read."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.autoscaler_state import (
+    HEAD_RESOURCE,
+    AutoscalerState,
+    GroupLimits,
+    NodeState,
+    any_fits,
+    group_limits,
+    groups_variable,
+    state_of,
+    why_waiting,
+)
+from cluster.spec import GPU_STAND_IN, ClusterSpec, GroupSpec
+
+NOW = 1000.0
+WORKER = {"CPU": 2.0, "GPU": 1.0}
+TRAIN, TOKENIZE = GroupLimits("train", {"CPU": 4, "GPU": 1}, 3), GroupLimits("tokenize", {"CPU": 8}, 2)
+
+
+class TestRaysReport:
+    def status(self) -> Any:
+        from ray.autoscaler.v2 import schema
+
+        usage = schema.NodeUsage(
+            usage=[
+                schema.ResourceUsage(resource_name="CPU", total=4.0, used=2.0),
+                schema.ResourceUsage(resource_name="memory", total=1e9, used=0.0),
+                schema.ResourceUsage(resource_name="node:10.0.0.1", total=1.0, used=0.0),
+            ],
+            idle_time_ms=2500,
+        )
+        head = schema.NodeUsage(
+            usage=[schema.ResourceUsage(resource_name=HEAD_RESOURCE, total=1.0, used=0.0)], idle_time_ms=0
+        )
+
+        def node(name: str, node_id: str, usage: Any) -> Any:
+            return schema.NodeInfo(
+                instance_type_name="",
+                ray_node_type_name=name,
+                instance_id="i",
+                ip_address="10.0.0.1",
+                node_id=node_id,
+                resource_usage=usage,
+                node_activity=["Busy workers on node."],
+                details="ALLOCATED",
+            )
+
+        launch = schema.LaunchRequest(
+            instance_type_name="",
+            ray_node_type_name="train",
+            count=2,
+            state=schema.LaunchRequest.Status.FAILED,
+            request_ts_s=NOW - 60,
+            details="InsufficientInstanceCapacity",
+            failed_ts_s=NOW - 30,
+        )
+        bundle = schema.ResourceRequestByCount(bundle={"CPU": 1.0}, count=3)
+        return schema.ClusterStatus(
+            active_nodes=[node("node_abc", "abc", head)],
+            idle_nodes=[node("train", "def", usage)],
+            pending_nodes=[node("train", "", None)],
+            failed_launches=[launch],
+            resource_demands=schema.ResourceDemandSummary(
+                ray_task_actor_demand=[schema.RayTaskActorDemand(bundles_by_count=[bundle])]
+            ),
+            stats=schema.Stats(autoscaler_version="2"),
+        )
+
+    def test_is_read_whole(self) -> None:
+        state = state_of(self.status(), NOW)
+        assert state.up() == {"head": 1, "train": 1}
+        node = state.nodes[1]
+        assert (node.state, node.idle_s, node.used, node.total) == ("idle", 2.5, {"CPU": 2.0}, {"CPU": 4.0})
+        assert state.starting == {"train": ("ALLOCATED",)}
+        assert state.failures == (("train", 30.0, "InsufficientInstanceCapacity"),)
+        assert state.demands == (({"CPU": 1.0}, 3),)
+        assert state.is_looked_after
+
+    def test_no_autoscaler_is_seen_by_its_version(self) -> None:
+        from ray.autoscaler.v2 import schema
+
+        assert not state_of(schema.ClusterStatus(), NOW).is_looked_after
+
+    def test_it_is_asked_for_by_this_name(self) -> None:
+        from ray.autoscaler.v2.sdk import get_cluster_status
+
+        assert list(inspect.signature(get_cluster_status).parameters) == ["gcs_address", "timeout"]
+
+
+class TestWhyWaiting:
+    def test_names_the_groups_that_would_do_and_how_far_they_are(self) -> None:
+        state = AutoscalerState(nodes=(node_of("train"),), starting={"train": ("", "")})
+        assert why_waiting(state, [TRAIN, TOKENIZE], WORKER) == "group train: 1 of at most 3 nodes up, 2 starting"
+
+    def test_tells_why_a_start_failed(self) -> None:
+        state = AutoscalerState(failures=(("train", 12.4, "InsufficientInstanceCapacity: no g5 in us-east-1a"),))
+        told = why_waiting(state, [TRAIN], WORKER)
+        assert "a start failed 12 s ago: InsufficientInstanceCapacity: no g5 in us-east-1a" in told
+
+    def test_tells_that_all_there_may_be_are_taken(self) -> None:
+        state = AutoscalerState(nodes=tuple(node_of("train") for _ in range(3)))
+        assert why_waiting(state, [TRAIN], WORKER).endswith("3 of at most 3 nodes up, all of them taken")
+
+    def test_tells_that_no_group_will_ever_do(self) -> None:
+        told = why_waiting(AutoscalerState(), [TRAIN, TOKENIZE], {"CPU": 16.0})
+        assert told == "no group has nodes that hold a worker of 16 CPU: train 4 CPU, 1 GPU; tokenize 8 CPU"
+
+    def test_tells_that_nobody_brings_nodes(self) -> None:
+        assert "by hand" in why_waiting(AutoscalerState(is_looked_after=False), [TRAIN], WORKER)
+
+    def test_goes_by_what_is_seen_where_groups_are_not_known(self) -> None:
+        state = AutoscalerState(nodes=(node_of("head"),), starting={"small": ("Pending: no node has room",)})
+        assert why_waiting(state, [], WORKER) == "group small: 0 nodes up, 1 starting (Pending: no node has room)"
+        assert "not begun" in why_waiting(AutoscalerState(nodes=(node_of("head"),)), [], WORKER)
+
+
+@given(st.lists(st.tuples(st.integers(1, 64), st.integers(0, 8)), min_size=1, max_size=4))
+def test_groups_are_known_on_their_nodes_as_the_spec_has_them(sizes: list[tuple[int, int]]) -> None:
+    groups = tuple(GroupSpec(name=f"g{n}", cpus=c, gpus=g, max=n + 1) for n, (c, g) in enumerate(sizes))
+    spec = ClusterSpec(cluster="test", groups=groups)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name, value in groups_variable(spec, gpus_stood_in_for=True).items():
+            monkeypatch.setenv(name, value)
+        known = group_limits()
+    assert [(each.name, each.most) for each in known] == [(group.name, group.max) for group in groups]
+    assert any_fits(known, {"CPU": 1, GPU_STAND_IN: 1}) == any(gpus for _, gpus in sizes)
+    assert not any_fits(known, {"CPU": 1, "GPU": 1})
+
+
+def node_of(group: str) -> NodeState:
+    return NodeState("id", group, "busy", 0.0, "10.0.0.1", {}, {})

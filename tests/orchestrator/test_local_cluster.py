@@ -1,0 +1,141 @@
+"""`manta cluster` on this machine: from no nodes to a finished run, a node reclaimed on the way, and nothing left."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.autoscaler_state import GPU_STAND_IN
+from cluster.kept_cluster import kept_clusters
+from cluster.processes import of_session
+from tests.orchestrator.finished_run import recipe_in
+from tests.orchestrator.manta_process import MantaProcess
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.sweep
+
+IDLE_S = 5
+STEPS = 1200
+
+
+@pytest.fixture(scope="module")
+def name(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Name of a cluster that is up, of a group that tokenizes and one of GPUs that are stood in for."""
+    name = f"t{uuid.uuid4().hex[:8]}"
+    spec = {
+        "cluster": name,
+        "idle_timeout_s": IDLE_S,
+        "grace_s": 20,
+        "groups": [
+            {"name": "tokenize", "cpus": 1, "max": 1},
+            {"name": "train", "cpus": 1, "gpus": 1, "max": 3, "spot": True, "labels": {"zone": "here"}},
+        ],
+    }
+    folder = tmp_path_factory.mktemp("cluster")
+    (folder / "cluster.yaml").write_text(json.dumps(spec))
+    try:
+        manta(folder, "cluster", "up", "cluster.yaml")
+        yield name
+    finally:
+        kept = next((each for each in kept_clusters() if each.name == name), None)
+        if kept is not None:
+            manta(folder, "cluster", "down", name, "--now")
+            assert of_session(kept.session) == []
+
+
+def manta(folder: Path, *arguments: str) -> str:
+    """What a command prints that ends well."""
+    with MantaProcess(*arguments, folder=folder, environment={}) as process:
+        assert process.wait() == 0, process.output
+        return process.output
+
+
+def nodes(folder: Path, name: str) -> dict[str, list[dict[str, Any]]]:
+    """Nodes by group, as `manta cluster status --json` has them."""
+    told = json.loads(manta(folder, "cluster", "status", name, "--json"))
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for node in told["nodes"]:
+        groups.setdefault(node["group"], []).append(node)
+    return groups
+
+
+def test_a_run_brings_its_nodes_survives_a_reclaim_and_they_go_when_idle(name: str, tmp_path: Path) -> None:
+    assert nodes(tmp_path, name).keys() == {"head"}
+    scaling = {"num_workers": 2, "min_workers": 1, "gpus_per_worker": 1, "gpu_resource": GPU_STAND_IN}
+    train = {"steps": STEPS, "schedule": {"name": "constant"}, "global_batch_size": 8}
+    recipe = recipe_in(tmp_path, "reclaimed", train=train)
+    recipe.write_text(json.dumps({**json.loads(recipe.read_text()), "scaling": scaling, "storage": "kept"}))
+    with MantaProcess("submit", recipe.name, "--address", name, folder=tmp_path, environment={}) as submitted:
+        submitted.wait_until(lambda: "waiting for nodes" in submitted.output, "a word about what is waited for")
+        submitted.wait_until(lambda: "step 1/" in submitted.output, "a step")
+        there = nodes(tmp_path, name)
+        assert 1 <= len(there["train"]) <= 3
+        assert all(node["total"] == {"CPU": 1.0, GPU_STAND_IN: 1.0} for node in there["train"])
+        told = manta(tmp_path, "cluster", "reclaim", "train", "--cluster", name, "--grace", "8s")
+        assert "has notice, and 8 s" in told
+        assert submitted.wait(300) == 0, submitted.output
+    # Relative to where the command was given, also for the job.
+    story = json.loads(manta(tmp_path, "show", recipe.name, "--json"))
+    assert story["status"] == "finished" and story["step"] == STEPS
+    assert (story["samples"]["duplicated"], story["samples"]["missing"]) == (0, 0)
+    assert [each["replayed_steps"] for each in story["disruptions"]] == [0] * len(story["disruptions"])
+    wait_until(lambda: nodes(tmp_path, name).keys() == {"head"}, "idle nodes' end", timeout_s=120)
+
+
+def test_a_worker_that_no_group_holds_is_refused_at_once(name: str, tmp_path: Path) -> None:
+    recipe = recipe_in(tmp_path, "toobig")
+    recipe.write_text(json.dumps({**json.loads(recipe.read_text()), "scaling": {"cpus_per_worker": 64}}))
+    with MantaProcess("submit", recipe.name, "--address", name, folder=tmp_path, environment={}) as submitted:
+        assert submitted.wait() == 2
+        assert "no group has nodes that hold a worker of 64 CPU" in submitted.output
+
+
+def test_the_head_examines_itself(name: str, tmp_path: Path) -> None:
+    recipe = recipe_in(tmp_path, "examined")
+    output = manta(tmp_path, "doctor", recipe.name, "--cluster", name, "--json")
+    checks = {check["name"]: check for check in json.loads(output)}
+    assert checks["cluster"]["status"] == "ok"
+    assert checks["head: object storage"]["status"] == "ok"
+    ray = next(check for found, check in checks.items() if found.startswith("head: Ray at"))
+    assert ray["status"] == "ok" and "ran a task" in ray["found"]
+
+
+def test_a_second_of_the_name_is_refused_and_its_token_is_nobody_elses(name: str, tmp_path: Path) -> None:
+    spec = {"cluster": name, "groups": [{"name": "a", "max": 1}]}
+    (tmp_path / "again.yaml").write_text(json.dumps(spec))
+    with MantaProcess("cluster", "up", "again.yaml", folder=tmp_path, environment={}) as again:
+        assert again.wait() == 1
+        assert f"manta cluster down {name}" in again.output
+    kept = next(each for each in kept_clusters() if each.name == name)
+    token = kept.environment["RAY_AUTH_TOKEN"]
+    assert token not in manta(tmp_path, "cluster", "status", name) and token not in repr(kept)
+    assert f"export RAY_AUTH_TOKEN={token}" in manta(tmp_path, "cluster", "env", name)
+    file = Path(f"/tmp/manta-clusters-{os.getuid()}/{name}.json")
+    assert file.stat().st_mode & 0o077 == 0
+
+
+def test_a_group_that_is_not_there_is_named(name: str, tmp_path: Path) -> None:
+    with MantaProcess("cluster", "reclaim", "nosuch", "--cluster", name, folder=tmp_path, environment={}) as reclaim:
+        assert reclaim.wait() == 2
+        assert "it has tokenize, train" in reclaim.output
+
+
+def test_down_stops_jobs_first_which_save_and_leaves_no_process(name: str, tmp_path: Path) -> None:
+    kept = next(each for each in kept_clusters() if each.name == name)
+    train = {"steps": 100_000, "schedule": {"name": "constant"}}
+    recipe = recipe_in(tmp_path, "long", train=train)
+    manta(tmp_path, "submit", recipe.name, "--address", name, "--detach")
+    with MantaProcess("logs", "long", "--address", name, "-f", folder=tmp_path, environment={}) as followed:
+        followed.wait_until(lambda: "step 1/" in followed.output, "a step")
+        assert "long-1: asked to save and stop" in manta(tmp_path, "cluster", "down", name)
+    story = json.loads(manta(tmp_path, "show", recipe.name, "--json"))
+    assert story["status"] == "stopped"
+    assert story["checkpoints"][-1]["step"] == story["step"] > 0
+    assert of_session(kept.session) == []
+    assert not Path(kept.folder).exists()
