@@ -5,6 +5,7 @@ Secrets are named here and never held: where a value comes from, not the value.
 
 from __future__ import annotations
 
+import re
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -15,12 +16,30 @@ NAME = r"^[a-z]([a-z0-9-]*[a-z0-9])?$"
 QUANTITY = r"^[1-9][0-9]*(Ki|Mi|Gi|Ti|k|M|G|T)$"
 """An amount of memory or disk as Kubernetes writes it, unit included."""
 
+_UNITS = {unit + "i": 1024**power for power, unit in enumerate("KMGT", 1)} | {
+    unit: 1000**power for power, unit in enumerate("kMGT", 1)
+}
+
 GPU = "nvidia.com/gpu"
 
 GPU_STAND_IN = "gpu-stand-in"
 """Resource that a node of a GPU group has in its place where there are no GPUs, on this machine."""
 
 HEAD = "head"
+
+
+COUNTED = ("CPU", "GPU", "TPU", "memory", "object_store_memory", "node:")
+"""How names of resources begin that Ray counts by itself."""
+
+_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
+_LABEL_PREFIX = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def bytes_of(quantity: str) -> int:
+    """Bytes of an amount of the form `QUANTITY`."""
+    number, unit = re.fullmatch(r"(\d+)([A-Za-z]+)", quantity).groups()  # type: ignore[union-attr]
+    return int(number) * _UNITS[unit]
 
 
 class _Part(BaseModel):
@@ -173,6 +192,11 @@ def _contradictions(spec: ClusterSpec) -> list[str]:
     for index, group in enumerate(spec.groups):
         if group.min > group.max:
             problems.append(f"groups.{index}.min = {group.min}: more than max, which is {group.max}")
+        problems += _of_group(index, group)
+    for section in ("environment", "secrets"):
+        for name in getattr(spec, section):
+            if not _VARIABLE.fullmatch(name):
+                problems.append(f"{section}.{name}: not a name of a variable, which has letters, digits and _")
     for name in spec.environment:
         if looks_secret(name):
             problems.append(
@@ -183,4 +207,24 @@ def _contradictions(spec: ClusterSpec) -> list[str]:
         problems.append(f"secrets.{name}: it is in environment, too; keep one")
     if spec.vm.provider == "gcp" and spec.vm.project is None and "vm" in spec.model_fields_set:
         problems.append("vm.project: missing; the id of the project that the machines belong to")
+    return problems
+
+
+def _of_group(index: int, group: GroupSpec) -> list[str]:
+    """What Ray, its autoscaler or Kubernetes would refuse in one group, or read as something else."""
+    problems = []
+    for name, amount in group.resources.items():
+        where = f"groups.{index}.resources.{name} = {amount:g}"
+        if name.startswith(COUNTED) or name.lower().endswith("gpu"):
+            problems.append(f"{where}: Ray counts this one by itself; set cpus, gpus or memory of the group")
+        elif amount < 1 or amount != int(amount):
+            problems.append(f"{where}: Ray's autoscaler counts in whole numbers from 1 on")
+    for key, value in group.labels.items():
+        prefix, slash, name = key.rpartition("/")
+        if not _LABEL.fullmatch(name) or (slash and not _LABEL_PREFIX.fullmatch(prefix)):
+            problems.append(f"groups.{index}.labels.{key}: not a key of a label, such as tier or example.com/tier")
+        if value and not _LABEL.fullmatch(value):
+            problems.append(
+                f"groups.{index}.labels.{key} = {value!r}: not a value of a label: at most 63 letters, digits, - _ ."
+            )
     return problems
