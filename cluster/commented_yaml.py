@@ -21,8 +21,13 @@ class _Dumper(yaml.SafeDumper):
         super().increase_indent(flow, False)
 
 
+# What YAML takes for the end of a line besides \n, and str.splitlines for more than that.
+_OTHER_BREAKS = frozenset("\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029")
+
+
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+    style = '"' if _OTHER_BREAKS & set(text) else "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
 _Dumper.add_representer(str, _text)
@@ -39,7 +44,7 @@ def dump(document: Any, comments: Mapping[str, str] | None = None) -> str:
     lines = plain.splitlines(keepends=True)
     # Where a field is, is known from reading what was written: comments are put in between, and change no line.
     places = list(_fields(yaml.compose(plain, Loader=yaml.SafeLoader)))
-    above = {}
+    above: dict[int, str] = {}
     for end, comment in (comments or {}).items():
         line = next((line for path, line in places if f".{path}".endswith(f".{end}")), None)
         if line is not None:

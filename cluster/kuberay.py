@@ -30,7 +30,7 @@ TEAR_DOWN_S = 30
 """Seconds between the end of a node's drain and the end of its pod, for Ray's processes to stop."""
 
 FALLS_SILENT_S = 60
-"""Seconds after the end of a pod's grace until its attempt of a run is surely taken for dead: it is after 30 of silence."""
+"""Seconds after a pod's end in which its attempt of a run may still be taken for alive, and as many again."""
 
 SPOT = {
     "karpenter.sh/capacity-type": "spot",
@@ -56,21 +56,16 @@ def lacking(spec: ClusterSpec) -> list[str]:
     return []
 
 
-def manifests(
-    spec: ClusterSpec, kind: Kind = "rayjob", recipe: str | None = None, storage: str | None = None
-) -> list[dict[str, Any]]:
-    """All objects to apply, in the order to apply them in.
+def manifests(spec: ClusterSpec, recipe: str, storage: str | None = None) -> list[dict[str, Any]]:
+    """A run's objects, in the order to apply them in: the recipe's ConfigMap, and the RayJob.
 
     Args:
-        recipe: text of the run's recipe; a RayJob needs one.
+        recipe: its text.
         storage: what takes the place of the recipe's `storage`.
 
     Raises:
         ClusterError: the spec lacks something, see `lacking`.
     """
-    if kind == "raycluster":
-        return [ray_cluster(spec)]
-    assert recipe is not None, "a RayJob is of one run"
     return [_recipe_map(spec, recipe), ray_job(spec, storage)]
 
 
@@ -198,7 +193,8 @@ def _worker_pod(spec: ClusterSpec, group: GroupSpec) -> dict[str, Any]:
     tolerations = []
     if group.gpus:
         container["resources"] = _same({**container["resources"]["limits"], group.gpu_resource: str(group.gpus)})
-        tolerations.append({"key": group.gpu_resource, "operator": "Exists", "effect": "NoSchedule"})
+        vendor = group.gpu_resource.partition("/")[0]  # nodes with slices of a GPU are tainted as those with whole ones
+        tolerations.append({"key": f"{vendor}/gpu", "operator": "Exists", "effect": "NoSchedule"})
     pod = _pod(spec, group, container, may_be_reclaimed=group.spot, tolerations=tolerations)
     return {"spec": {"automountServiceAccountToken": False, **pod}}
 

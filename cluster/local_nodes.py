@@ -37,8 +37,8 @@ HEALTH_CHECK = {
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "4",
 }
-"""With these on the head, a node that is gone is noticed in a few seconds; with Ray's own values it takes 15 s and more.
-One that is busy starting is given time."""
+"""With these on the head, a machine that is gone is noticed in a few seconds; with Ray's own values it takes 15 s and
+more. One that is busy starting is given time."""
 
 _TUNED = {"RAY_prestart_worker_first_driver": "0", "RAY_enable_metrics_collection": "0", **HEALTH_CHECK}
 

@@ -16,7 +16,7 @@ NAME = r"^[a-z]([a-z0-9-]*[a-z0-9])?$"
 QUANTITY = r"^[1-9][0-9]*(Ki|Mi|Gi|Ti|k|M|G|T)$"
 """An amount of memory or disk as Kubernetes writes it, unit included."""
 
-_UNITS = {unit + "i": 1024**power for power, unit in enumerate("KMGT", 1)} | {
+_UNITS: dict[str, int] = {unit + "i": 1024**power for power, unit in enumerate("KMGT", 1)} | {
     unit: 1000**power for power, unit in enumerate("kMGT", 1)
 }
 
@@ -38,8 +38,8 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 def bytes_of(quantity: str) -> int:
     """Bytes of an amount of the form `QUANTITY`."""
-    number, unit = re.fullmatch(r"(\d+)([A-Za-z]+)", quantity).groups()  # type: ignore[union-attr]
-    return int(number) * _UNITS[unit]
+    digits = quantity.rstrip("".join(_UNITS))
+    return int(digits) * _UNITS[quantity.removeprefix(digits)]
 
 
 class _Part(BaseModel):
@@ -128,6 +128,9 @@ class VmSpec(_Part):
     zones: tuple[str, ...] = Field((), description="Zones to try, in this order; none: those of the region.")
     project: str | None = Field(None, description="Project they belong to; gcp only.")
     image_id: str | None = Field(None, description="Machine image; null: Ray's default for the region.")
+    head_service_account: str | None = Field(
+        None, description="Identity of the head, which starts and ends the other machines; null: service_account."
+    )
     ssh_user: str = Field("ubuntu", min_length=1, description="User to log in as.")
     disk_gb: int = Field(100, ge=30, description="Disk of a node.")
 

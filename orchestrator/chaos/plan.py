@@ -32,15 +32,15 @@ def refuse_unknown(kinds: Sequence[str]) -> None:
         raise InputError(f"No such fault: {', '.join(unknown) or 'none given'}. There are:\n{listed}")
 
 
-def seconds_of(text: str) -> float:
-    """Seconds that "20s", "1.5m" or "20" stand for.
+def seconds_of(text: str, option: str = "--every") -> float:
+    """Seconds that "20s", "1.5m" or "20" stand for, given as `option`.
 
     Raises:
         InputError: it is none of these.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|)", text.strip())
     if match is None:
-        raise InputError(f"--every {text}: give seconds, as 20s.")
+        raise InputError(f"{option} {text}: give seconds, as 20s.")
     return float(match[1]) * (60 if match[2] == "m" else 1)
 
 
