@@ -33,7 +33,7 @@ COMMENTS = {
     "head.resources": "No CPUs for work: the driver and its actors run here, and nothing that could starve them.",
     "IamInstanceProfile": "The identity by which the bucket is reached, without keys; the head's also starts and ends "
     "the other machines.",
-    "MetadataOptions": "Only requests with a session token; two hops, as they come out of a container.",
+    "MetadataOptions": "The identity's keys only for requests with a session token, from the machine itself.",
     "InstanceMarketOptions": "May be reclaimed at two minutes' notice; Manta goes on with the nodes that are left.",
     "preemptible": "May be reclaimed at half a minute's notice; Manta goes on with the nodes that are left.",
     "setup_commands": "Empty on purpose: Ray's defaults would install another Ray.",
@@ -166,7 +166,7 @@ def _aws_machine(spec: ClusterSpec, machine: Machine, identity: str | None, *, s
     if identity is not None:
         config["IamInstanceProfile"] = {"Arn" if identity.startswith("arn:") else "Name": identity}
     config["BlockDeviceMappings"] = [{"DeviceName": "/dev/sda1", "Ebs": disk}]
-    config["MetadataOptions"] = {"HttpTokens": "required", "HttpPutResponseHopLimit": 2}
+    config["MetadataOptions"] = {"HttpTokens": "required", "HttpPutResponseHopLimit": 1}
     if spot:
         once = {"SpotInstanceType": "one-time", "InstanceInterruptionBehavior": "terminate"}
         config["InstanceMarketOptions"] = {"MarketType": "spot", "SpotOptions": once}
