@@ -23,7 +23,7 @@ from typing import Any, Self
 
 from cluster.autoscaler_state import groups_variable
 from cluster.errors import ClusterError
-from cluster.local_nodes import NOTICES_SOON, START_TIMEOUT_S, STORE_BYTES, free_port
+from cluster.local_nodes import HEALTH_CHECK, START_TIMEOUT_S, STORE_BYTES, free_port
 from cluster.ray_command import RAY, path_with_commands, without_ray
 from cluster.session_keeper import START as KEEPER
 from cluster.spec import GPU_STAND_IN, ClusterSpec, GroupSpec
@@ -37,9 +37,6 @@ AUTOSCALER_READY = "Using Autoscaling Config"
 """What the autoscaler writes when it has found no fault with the configuration; if it finds one, the head ends."""
 
 HEAD_TYPE = "ray.head.default"
-
-GROUP_LABEL = "ray.io/node-group"
-"""Label of a node that says of which group it is; a reserved one of Ray's."""
 
 LONGEST_FOLDER = 35
 """Characters in the path of its folder: the system takes 107 for a socket, and Ray adds 67 and a number."""
@@ -225,7 +222,7 @@ class AutoscaledCluster:
             "PATH": path_with_commands(),
             "RAY_prestart_worker_first_driver": "0",
             "RAY_enable_metrics_collection": str(int(self._with_dashboard)),
-            **NOTICES_SOON,
+            **HEALTH_CHECK,
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": f"{self.spec.grace_s:g}",
             "RAY_JOB_STOP_WAIT_TIME_S": f"{self.spec.grace_s:.0f}",  # a job that is stopped saves first
             **self.environment,
@@ -270,7 +267,7 @@ def _node_type(group: GroupSpec) -> dict[str, Any]:
     gpus = {GPU_STAND_IN: group.gpus} if group.gpus else {}
     return {
         "resources": {"CPU": group.cpus, "object_store_memory": STORE_BYTES, **gpus, **group.resources},
-        "labels": {GROUP_LABEL: group.name, **group.labels},
+        "labels": group.all_labels,
         "node_config": {},
         "min_workers": group.min,
         "max_workers": group.max,

@@ -30,17 +30,16 @@ LOOK_EVERY_S = 0.1
 STORE_BYTES = 100 << 20
 """Shared memory of a node's object store."""
 
-NOTICES_SOON = {
-    # A machine that is gone is noticed in a few seconds; with Ray's own values it takes 15 s and more. One that is busy
-    # starting is given time.
+HEALTH_CHECK = {
     "RAY_health_check_initial_delay_ms": "10000",
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "4",
 }
-"""Variables of a head that is to notice soon when a node is gone."""
+"""With these on the head, a machine that is gone is noticed in a few seconds; with Ray's own values it takes 15 s and
+more. One that is busy starting is given time."""
 
-_TUNED = {"RAY_prestart_worker_first_driver": "0", **NOTICES_SOON}
+_TUNED = {"RAY_prestart_worker_first_driver": "0", **HEALTH_CHECK}
 
 
 class LocalNode:

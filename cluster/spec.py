@@ -5,6 +5,7 @@ Secrets are named here and never held: where a value comes from, not the value.
 
 from __future__ import annotations
 
+import re
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -15,12 +16,33 @@ NAME = r"^[a-z]([a-z0-9-]*[a-z0-9])?$"
 QUANTITY = r"^[1-9][0-9]*(Ki|Mi|Gi|Ti|k|M|G|T)$"
 """An amount of memory or disk as Kubernetes writes it, unit included."""
 
+_UNITS: dict[str, int] = {unit + "i": 1024**power for power, unit in enumerate("KMGT", 1)} | {
+    unit: 1000**power for power, unit in enumerate("kMGT", 1)
+}
+
 GPU = "nvidia.com/gpu"
 
 GPU_STAND_IN = "gpu-stand-in"
 """Resource that a node of a GPU group has in its place where there are no GPUs, on this machine."""
 
 HEAD = "head"
+
+MARKET_LABEL, GROUP_LABEL = "ray.io/market-type", "ray.io/node-group"
+"""Labels that Ray keeps for whether a node may be reclaimed, and for the group it is of."""
+
+
+COUNTED = ("CPU", "GPU", "TPU", "memory", "object_store_memory", "node:")
+"""How names of resources begin that Ray counts by itself."""
+
+_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
+_LABEL_PREFIX = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def bytes_of(quantity: str) -> int:
+    """Bytes of an amount of the form `QUANTITY`."""
+    digits = quantity.rstrip("".join(_UNITS))
+    return int(digits) * _UNITS[quantity.removeprefix(digits)]
 
 
 class _Part(BaseModel):
@@ -77,6 +99,11 @@ class GroupSpec(Machine):
     )
     labels: dict[str, str] = Field(default_factory=dict, description="Ray's labels of a node.")
 
+    @property
+    def all_labels(self) -> dict[str, str]:
+        """`labels`, and those by which Ray tells the group and whether a node of it may be reclaimed."""
+        return {**self.labels, GROUP_LABEL: self.name, MARKET_LABEL: "spot" if self.spot else "on-demand"}
+
 
 class StoreSpec(_Part):
     """The object store that the cluster's runs use."""
@@ -109,6 +136,9 @@ class VmSpec(_Part):
     zones: tuple[str, ...] = Field((), description="Zones to try, in this order; none: those of the region.")
     project: str | None = Field(None, description="Project they belong to; gcp only.")
     image_id: str | None = Field(None, description="Machine image; null: Ray's default for the region.")
+    head_service_account: str | None = Field(
+        None, description="Identity of the head, which starts and ends the other machines; null: service_account."
+    )
     ssh_user: str = Field("ubuntu", min_length=1, description="User to log in as.")
     disk_gb: int = Field(100, ge=30, description="Disk of a node.")
 
@@ -173,6 +203,11 @@ def _contradictions(spec: ClusterSpec) -> list[str]:
     for index, group in enumerate(spec.groups):
         if group.min > group.max:
             problems.append(f"groups.{index}.min = {group.min}: more than max, which is {group.max}")
+        problems += _of_group(index, group)
+    for section in ("environment", "secrets"):
+        for name in getattr(spec, section):
+            if not _VARIABLE.fullmatch(name):
+                problems.append(f"{section}.{name}: not a name of a variable, which has letters, digits and _")
     for name in spec.environment:
         if looks_secret(name):
             problems.append(
@@ -183,4 +218,24 @@ def _contradictions(spec: ClusterSpec) -> list[str]:
         problems.append(f"secrets.{name}: it is in environment, too; keep one")
     if spec.vm.provider == "gcp" and spec.vm.project is None and "vm" in spec.model_fields_set:
         problems.append("vm.project: missing; the id of the project that the machines belong to")
+    return problems
+
+
+def _of_group(index: int, group: GroupSpec) -> list[str]:
+    """What Ray, its autoscaler or Kubernetes would refuse in one group, or read as something else."""
+    problems = []
+    for name, amount in group.resources.items():
+        where = f"groups.{index}.resources.{name} = {amount:g}"
+        if name.startswith(COUNTED) or name.lower().endswith("gpu"):
+            problems.append(f"{where}: Ray counts this one by itself; set cpus, gpus or memory of the group")
+        elif amount < 1 or amount != int(amount):
+            problems.append(f"{where}: Ray's autoscaler counts in whole numbers from 1 on")
+    for key, value in group.labels.items():
+        prefix, slash, name = key.rpartition("/")
+        if not _LABEL.fullmatch(name) or (slash and not _LABEL_PREFIX.fullmatch(prefix)):
+            problems.append(f"groups.{index}.labels.{key}: not a key of a label, such as tier or example.com/tier")
+        if value and not _LABEL.fullmatch(value):
+            problems.append(
+                f"groups.{index}.labels.{key} = {value!r}: not a value of a label: at most 63 letters, digits, - _ ."
+            )
     return problems

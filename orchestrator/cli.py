@@ -135,6 +135,10 @@ def train(
         bool,
         typer.Option("--takeover", help="Take the run from an attempt that seems alive; it will stop."),
     ] = False,
+    wait: Annotated[
+        str,
+        typer.Option(metavar="SECONDS", help="Wait so long for an attempt that seems alive to end, as 60s."),
+    ] = "0s",
     init_from: Annotated[
         str | None,
         typer.Option(
@@ -147,11 +151,14 @@ def train(
 ) -> None:
     """Train, or continue where the run of this name stopped. Ctrl-C saves, then stops."""
     given = [] if init_from is None else [f"train.init_from={json.dumps(init_from)}"]
+    from orchestrator.duration import seconds_of
+
+    wait_s = seconds_of(wait, "--wait")
     config = _load(recipe, [*(overrides or []), *given])
     from orchestrator.run import train
     from orchestrator.run_record import process_started_at
 
-    train(config, takeover=takeover, started_at=process_started_at())
+    train(config, takeover=takeover, started_at=process_started_at(), wait_s=wait_s)
 
 
 @app.command(

@@ -80,3 +80,30 @@ def down(
     from orchestrator.local_cluster import take_down
 
     take_down(name, at_once=now)
+
+
+@app.command(
+    epilog="Example: [bold]manta cluster render recipes/clusters/gpu-spot.yaml --recipe recipes/mine.yaml "
+    "| kubectl apply -f -[/]"
+)
+def render(
+    spec: Spec,
+    to: Annotated[str, typer.Option("--to", metavar="kuberay|vm", help="Kubernetes, or virtual machines.")] = "kuberay",
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            "--kind",
+            metavar="rayjob|raycluster",
+            help="One run in a cluster of its own, the default, or a cluster that jobs are submitted to; for kuberay.",
+        ),
+    ] = None,
+    recipe: Annotated[Path | None, typer.Option("--recipe", metavar="RECIPE", help="The run of a RayJob.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Print the cluster as manifests for KubeRay, or as YAML for [bold]ray up[/].
+
+    Nothing is contacted. What could not run there is refused, and no secret is in what is printed.
+    """
+    from orchestrator.render import render
+
+    typer.echo(render(spec, to, kind, recipe, overrides or ()), nl=False)

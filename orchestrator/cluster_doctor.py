@@ -41,7 +41,7 @@ def examine_cluster(
     if config is not None and recipe is not None:
         try:
             refuse_keys(config, recipe)
-            moved = local_paths(config, this_machine=kept is not None)
+            moved = local_paths(config, recipe, this_machine=kept is not None)
         except MantaError as error:
             return [*checks, Check("recipe", "fail", str(error), "Put right what is named.")]
         shipped = recipe.resolve().relative_to(folder.resolve())

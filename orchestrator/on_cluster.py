@@ -1,4 +1,4 @@
-"""What of a recipe is not to be had on a cluster: folders of one machine, and keys that would travel with it."""
+"""What of a recipe is not to be had on a cluster: files of one machine, and keys that would travel with it."""
 
 from __future__ import annotations
 
@@ -6,51 +6,62 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data.config import SECRET
-from orchestrator.config import RunConfig
-from orchestrator.errors import InputError
+from data.store import split_url
+from orchestrator.config import RunConfig, listed
+from orchestrator.errors import RecipeError
+
+
+def keys_in(config: RunConfig) -> list[str]:
+    """Dotted names of the keys to the object store that the recipe holds."""
+    return [f"store.{name}" for name in SECRET if getattr(config.store, name) is not None]
+
+
+def local_places(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Dotted names of fields that name a file or folder of a machine, and what they say; `store.serve` is another."""
+    places = {
+        "storage": config.storage,
+        "train.init_from": config.train.init_from,
+        "data.tokenizer.path": config.data.tokenizer.path,
+    }
+    for index, source in enumerate(config.data.sources):
+        places |= {f"data.sources.{index}.path": source.path, f"data.sources.{index}.input_path": source.input_path}
+    for name, place in places.items():
+        if place is not None and split_url(place)[0] == "file":
+            yield name, place
 
 
 def refuse_keys(config: RunConfig, recipe: Path) -> None:
-    """Raises InputError if the recipe holds keys: it is kept in the cluster's memory, and on the disks of its nodes."""
-    given = [name for name in SECRET if getattr(config.store, name) is not None]
-    if given:
-        names = ", ".join(f"store.{name}" for name in given)
-        raise InputError(
-            f"{recipe} holds keys ({names}), and would be copied to the cluster with them. Take them out: nodes read "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY from their environment, or have a role of their own."
-        )
+    """Raises RecipeError if the recipe holds keys: it is kept in the cluster's memory, and on its nodes' disks."""
+    problems = [
+        f"{name}: a key does not belong on a cluster's disks; take it out, and let the nodes have AWS_ACCESS_KEY_ID "
+        "and AWS_SECRET_ACCESS_KEY in their environment, or an identity that needs none"
+        for name in keys_in(config)
+    ]
+    if problems:
+        raise RecipeError(listed(str(recipe), problems))
 
 
-def local_paths(config: RunConfig, *, this_machine: bool) -> list[str]:
+def local_paths(config: RunConfig, recipe: Path, *, this_machine: bool) -> list[str]:
     """Overrides that make folders of the recipe absolute, where the cluster is on this machine.
 
     Raises:
-        InputError: the cluster is elsewhere, and a folder is named relative to this one.
+        RecipeError: the cluster is elsewhere, and a place is named relative to this machine's folder; an absolute one
+            may be that of a file system which all nodes have.
     """
-    relative = [(name, path) for name, path in _paths(config) if "://" not in path and not Path(path).is_absolute()]
-    if relative and not this_machine:
-        named = "\n".join(f"  {name}: {path}" for name, path in relative)
-        raise InputError(
-            f"These are folders of this machine, which the cluster does not have:\n{named}\n"
-            "Use an object store (s3://, gs://), or an absolute path of a file system that all nodes have: "
-            "--set storage=s3://my-bucket/manta"
+    relative = [(name, place) for name, place in local_places(config) if not place.startswith(("/", "file://"))]
+    if this_machine:
+        served = [("store.serve", config.store.serve)] if config.store.serve is not None else []
+        return [f"{name}={split_url(place)[1]}" for name, place in [*relative, *served]]
+    problems = [
+        f"{name} = {place!r}: the cluster does not have the files of this machine; name a bucket, or an absolute path "
+        "of a file system that all nodes have"
+        for name, place in relative
+    ]
+    if config.store.serve is not None:
+        problems.append(
+            f"store.serve = {config.store.serve!r}: a server on one machine is none for a cluster; take it out, and "
+            "name a bucket"
         )
-    if config.store.serve is not None and not this_machine:
-        raise InputError(
-            "store.serve starts an object store on one machine for that machine alone; a cluster needs one that all "
-            "nodes reach. Leave store.serve out, and name its endpoint in store.endpoint_url or AWS_ENDPOINT_URL."
-        )
-    return [f"{name}={Path(path).absolute()}" for name, path in relative]
-
-
-def _paths(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """Fields that name a file or folder, and what they say."""
-    yield "storage", config.storage
-    for index, source in enumerate(config.data.sources):
-        yield f"data.sources.{index}.path", source.path
-        if source.input_path:
-            yield f"data.sources.{index}.input_path", source.input_path
-    if config.train.init_from:
-        yield "train.init_from", config.train.init_from
-    if config.store.serve:
-        yield "store.serve", config.store.serve
+    if problems:
+        raise RecipeError(listed(str(recipe), problems))
+    return []

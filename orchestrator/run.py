@@ -29,10 +29,10 @@ from data.tokenizer import Tokenizer
 from orchestrator.checkpoint import PROGRESS, fetch_newest, list_checkpoints
 from orchestrator.config import RunConfig, differing_fields, resolved, result_fields
 from orchestrator.console import Console
-from orchestrator.errors import ConfigChangedError
+from orchestrator.errors import ConfigChangedError, RunInUseError
 from orchestrator.node_watch import watching_nodes
 from orchestrator.recipe_file import remember_recipe
-from orchestrator.run_record import Fence, RunRecord, load_record
+from orchestrator.run_record import HEARTBEAT_S, Fence, RunRecord, load_record
 from orchestrator.vocabulary import vocabulary_of
 
 
@@ -189,11 +189,12 @@ def initial_weights_of(run: Run, tokenizer: Tokenizer, tell: Callable[[str], obj
     return digest
 
 
-def train(config: RunConfig, *, takeover: bool = False, started_at: float | None = None) -> None:
+def train(config: RunConfig, *, takeover: bool = False, started_at: float | None = None, wait_s: float = 0.0) -> None:
     """Train the recipe's run, or go on where it stopped; prints what it does and how it ended.
 
     Args:
         takeover: fence off an attempt that still seems alive.
+        wait_s: seconds to wait for such an attempt to end or fall silent, before it is an error.
         started_at: when the command was given, seconds since the epoch; default now.
 
     Raises:
@@ -214,14 +215,10 @@ def train(config: RunConfig, *, takeover: bool = False, started_at: float | None
         config = stack.enter_context(reaching_storage(config))
         root, store = stores(config)
         root.check()
-        begun = bool(list_checkpoints(store))
-        if begun:
-            refuse_changed_config(load_record(store), config)
-        if begun and load_record(store).last.status == "finished":
+        fence = claim_when_free(store, config, console.line, wait_s=wait_s, takeover=takeover, started_at=started_at)
+        if fence is None:
             console.line(f"run {config.run!r} is finished: nothing left to do.")
         else:
-            pins = result_fields(config)
-            fence = Fence.claim(store, config.run, pins, begun=begun, started_at=started_at, takeover=takeover)
             try:
                 begin_attempt(Run(config, root, store, fence.record), fence, start_ray, console)
             except BaseException as error:
@@ -230,6 +227,42 @@ def train(config: RunConfig, *, takeover: bool = False, started_at: float | None
         from orchestrator.show import print_run
 
         print_run(open_run(config), console)
+
+
+def claim_when_free(
+    store: Store,
+    config: RunConfig,
+    tell: Callable[[str], None],
+    *,
+    wait_s: float = 0.0,
+    takeover: bool = False,
+    started_at: float | None = None,
+) -> Fence | None:
+    """The hold on the recipe's run, made if it is new; None where the run is finished.
+
+    Raises:
+        ConfigChangedError: the run was begun with other values of fields that decide its result.
+        RunInUseError: a live attempt holds the run, still after `wait_s` seconds, and `takeover` is not set.
+    """
+    until = time.monotonic() + wait_s
+    told = False
+    while True:
+        begun = bool(list_checkpoints(store))
+        if begun:
+            refuse_changed_config(record := load_record(store), config)
+            if record.last.status == "finished":
+                return None
+        try:
+            return Fence.claim(
+                store, config.run, result_fields(config), begun=begun, started_at=started_at, takeover=takeover
+            )
+        except RunInUseError as error:
+            if time.monotonic() >= until:
+                raise
+            if not told:
+                tell(f"{str(error).partition('. ')[0]}: waiting up to {wait_s:.0f} s for it")
+                told = True
+        time.sleep(HEARTBEAT_S)
 
 
 def begin_attempt(run: Run, fence: Fence, start_ray: RayWhenNeeded, console: Console) -> None:

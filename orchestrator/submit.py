@@ -70,7 +70,7 @@ def submit(
             f"{recipe} is not in the folder that is shipped, {folder.resolve()}. Name one that has it in it: "
             f"--working-dir {recipe.resolve().parent}"
         ) from None
-    moved = local_paths(config, this_machine=kept is not None)
+    moved = local_paths(config, recipe, this_machine=kept is not None)
     console = Console()
     jobs = Jobs(address, console.line)
     command = [

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from cluster.autoscaled import GROUP_LABEL, HEAD_NODE_ID, PROVIDER, AutoscaledCluster
+from cluster.autoscaled import HEAD_NODE_ID, PROVIDER, AutoscaledCluster
 from cluster.errors import ClusterError
 from cluster.node_provider import LocalNodeProvider
 from cluster.processes import of_session
@@ -59,7 +59,7 @@ class TestContract:
             GPU_STAND_IN: 1,
             "disk": 3,
         }
-        assert node_type.labels == {GROUP_LABEL: "train", **labels}
+        assert node_type.labels == asked.groups[0].all_labels and node_type.labels.items() >= labels.items()
         assert (node_type.min_worker_nodes, node_type.max_worker_nodes) == (1, 5)
 
     def test_nodes_unpack_what_jobs_bring_along_in_a_folder_of_this_name(self) -> None:

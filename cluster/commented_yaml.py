@@ -1,0 +1,77 @@
+"""YAML for people: block style, keys in the order given, and comments above fields whose effect is not obvious."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+_WIDTH = 100
+
+
+class _Dumper(yaml.SafeDumper):
+    """Lists indented below their key, text of several lines as a block, and no anchors for what occurs twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        super().increase_indent(flow, False)
+
+
+# What YAML takes for the end of a line besides \n, and str.splitlines for more than that.
+_OTHER_BREAKS = frozenset("\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029")
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = '"' if _OTHER_BREAKS & set(text) else "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def dump(document: Any, comments: Mapping[str, str] | None = None) -> str:
+    """The document as YAML.
+
+    Args:
+        comments: text by the dotted end of a field's path, such as `headGroupSpec.rayStartParams`; lists do not count
+            in it. Each is written once, above the first field that it fits.
+    """
+    plain = yaml.dump(document, Dumper=_Dumper, sort_keys=False, width=10_000, allow_unicode=True)
+    lines = plain.splitlines(keepends=True)
+    # Where a field is, is known from reading what was written: comments are put in between, and change no line.
+    places = list(_fields(yaml.compose(plain, Loader=yaml.SafeLoader)))
+    above: dict[int, str] = {}
+    for end, comment in (comments or {}).items():
+        line = next((line for path, line in places if f".{path}".endswith(f".{end}")), None)
+        if line is not None:
+            above.setdefault(line, comment)
+    return "".join(
+        _comment(above[number], line) + line if number in above else line for number, line in enumerate(lines)
+    )
+
+
+def dump_all(documents: Sequence[Any], comments: Mapping[str, str] | None = None) -> str:
+    """Several documents, one after the other; a comment is written in each that has its field."""
+    return "---\n".join(dump(document, comments) for document in documents)
+
+
+def _fields(node: yaml.Node | None, path: str = "") -> Iterator[tuple[str, int]]:
+    """Dotted path and line, from 0, of every field below `node`."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            here = f"{path}.{key.value}" if path else str(key.value)
+            yield here, key.start_mark.line
+            yield from _fields(value, here)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _fields(item, path)
+
+
+def _comment(text: str, line: str) -> str:
+    indent = line[: len(line) - len(line.lstrip(" "))]
+    # Above an item of a list, a comment stands where the item's dash does.
+    return "".join(f"{indent}# {part}\n" for part in textwrap.wrap(text, _WIDTH))
