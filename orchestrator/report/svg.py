@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from orchestrator.sweep.facts import label
+from orchestrator.report.words import label
 
 GROUPS = 8
 """Values of a choice that have a colour, a shape and a dash of their own; others share the last ones."""

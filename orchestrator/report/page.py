@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Iterable, Sequence
 
-from orchestrator.sweep.report_style import SCRIPT, STYLE
-from orchestrator.sweep.report_svg import colour, dash, esc, mark, polyline, tag
+from orchestrator.report.style import SCRIPT, STYLE
+from orchestrator.report.svg import colour, dash, esc, mark, polyline, tag
 
 
-def page(title: str, *inside: str) -> str:
-    """A page that holds everything it shows, and by its own rules fetches nothing and runs no script but its own."""
+def page(title: str, *inside: str, style: str = "") -> str:
+    """A page that holds everything it shows, and by its own rules fetches nothing and runs no script but its own.
+
+    Args:
+        style: rules of this page besides those of all.
+    """
     script = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{script}'; base-uri 'none'"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{esc(title)}</title><style>{STYLE}</style></head>"
+        f"<title>{esc(title)}</title><style>{STYLE}{style}</style></head>"
         f"<body><main>{''.join(inside)}</main><script>{SCRIPT}</script></body></html>\n"
     )
 
@@ -73,3 +78,27 @@ def _swatch(group: int, lines: bool) -> str:
 def _entry(drawn: str, css: str, text: str) -> str:
     picture = f'<svg viewBox="0 0 34 14" aria-hidden="true">{tag("g", drawn, class_=css)}</svg>'
     return tag("li", picture, esc(text))
+
+
+def tiles(facts: Iterable[tuple[str, str]]) -> str:
+    """Facts that matter most, each a number or a word and what it is."""
+    shown = (tag("div", tag("b", esc(fact)), tag("span", esc(what)), class_="fact") for fact, what in facts)
+    return tag("div", *shown, class_="facts")
+
+
+def table(heads: Sequence[str], rows: Sequence[str], numbers: Iterable[int] = (), css: str = "") -> str:
+    """A table of `row`s; `numbers` are the columns, counted from 0, that hold some."""
+    numbers = set(numbers)
+    told = (tag("th", esc(head), scope="col", class_="n" if at in numbers else "") for at, head in enumerate(heads))
+    return tag("table", tag("thead", tag("tr", *told)), tag("tbody", *rows), class_=css)
+
+
+def row(*cells: str) -> str:
+    """A row of cells."""
+    return tag("tr", *cells)
+
+
+def cell(text: object, sort_by: object = None, *, number: bool = False, wide: bool = False) -> str:
+    """A cell; `wide`: of text that may take several lines."""
+    css = "n" if number else "wide" if wide else ""
+    return tag("td", esc(text), class_=css, data_v=None if sort_by is None else str(sort_by))
