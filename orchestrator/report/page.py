@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
+from orchestrator.errors import InputError
 from orchestrator.report.style import SCRIPT, STYLE
 from orchestrator.report.svg import colour, dash, esc, mark, polyline, tag
 
@@ -27,6 +29,19 @@ def page(title: str, *inside: str, style: str = "") -> str:
     )
 
 
+def write_page(path: Path, content: str) -> None:
+    """Write a page into a file, making its folder where there is none.
+
+    Raises:
+        InputError: it cannot be written there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, "utf-8")
+    except OSError as error:
+        raise InputError(f"The report cannot be written to {path}: {error.strerror}. Name another file.") from None
+
+
 def section(title: str, *inside: str, note: str = "", is_long: bool = False) -> str:
     """A part of the page; "" where there is nothing in it."""
     if not any(inside):
@@ -35,15 +50,20 @@ def section(title: str, *inside: str, note: str = "", is_long: bool = False) -> 
     return tag("section", tag("h2", esc(title)), caption, *inside, class_="long" if is_long else "")
 
 
+def details(name: str, *inside: str) -> str:
+    """What is not shown until asked for."""
+    return tag("details", tag("summary", esc(name)), *inside)
+
+
 def figure(chart: str, *below: str) -> str:
     """A chart that may be wider than a small screen; "" without one."""
     return tag("figure", tag("div", chart, class_="scroll"), *below) if chart else ""
 
 
 def switch(name: str, linear: str, logarithmic: str) -> str:
-    """Two charts of which one is shown; the linear one alone where there is no other. Works without scripts."""
+    """Two figures of which one is shown; the linear one alone where there is no other. Works without scripts."""
     if not logarithmic:
-        return figure(linear)
+        return linear
     parts = []
     for end, text, checked in (("lin", "linear", " checked"), ("log", "logarithmic", "")):
         parts.append(f'<input type="radio" name="{name}" id="{name}-{end}"{checked}>')
@@ -51,8 +71,8 @@ def switch(name: str, linear: str, logarithmic: str) -> str:
     return tag(
         "div",
         *parts,
-        tag("div", figure(linear), class_="lin"),
-        tag("div", figure(logarithmic), class_="log"),
+        tag("div", linear, class_="lin"),
+        tag("div", logarithmic, class_="log"),
         class_="switch",
     )
 
@@ -60,14 +80,14 @@ def switch(name: str, linear: str, logarithmic: str) -> str:
 def legend(groups: list[str], *, lines: bool, statuses: bool = True) -> str:
     """What the shapes, colours and dashes stand for."""
     entries = [(text, colour(n), n) for n, text in enumerate(groups)]
-    items = [_entry(_swatch(group, lines), css, text) for text, css, group in entries]
+    items = [entry(_swatch(group, lines), css, text) for text, css, group in entries]
     if statuses:
-        items.append(_entry(_swatch(0, lines), "gl stopped", "stopped early: faint, hollow"))
+        items.append(entry(_swatch(0, lines), "gl stopped", "stopped early: faint, hollow"))
         failed = '<path d="M13 3l8 8M13 11l8-8" class="curve"/>'
-        items.append(_entry(failed, "gl failed", "failed"))
+        items.append(entry(failed, "gl failed", "failed"))
         ring = '<path d="M2 7h30" class="curve"/>' if lines else '<circle cx="17" cy="7" r="6" class="ring"/>'
-        items.append(_entry(ring, "gl best", "the best: thick" if lines else "the best: ringed"))
-    return tag("ul", *items, class_="legend")
+        items.append(entry(ring, "gl best", "the best: thick" if lines else "the best: ringed"))
+    return key(*items)
 
 
 def _swatch(group: int, lines: bool) -> str:
@@ -75,7 +95,13 @@ def _swatch(group: int, lines: bool) -> str:
     return (polyline([(0, 7), (34, 7)], "curve", dash(group)) if lines else "") + shape
 
 
-def _entry(drawn: str, css: str, text: str) -> str:
+def key(*entries: str) -> str:
+    """A legend of `entry`s."""
+    return tag("ul", *entries, class_="legend")
+
+
+def entry(drawn: str, css: str, text: str) -> str:
+    """What a sign of 34 by 14 pixels stands for."""
     picture = f'<svg viewBox="0 0 34 14" aria-hidden="true">{tag("g", drawn, class_=css)}</svg>'
     return tag("li", picture, esc(text))
 

@@ -44,3 +44,8 @@ def duration(seconds: float | None) -> str:
 def clock(at: Any) -> str:
     """A moment, given in seconds since the epoch."""
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at)) if is_number(at) else "at an unknown time"
+
+
+def percent(share: float) -> str:
+    """A share of 1 in percent; so small a one that it would be 0, as less than the least that is told."""
+    return "< 0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %" if share < 0.0995 else f"{100 * share:.0f} %"

@@ -27,7 +27,7 @@ def html(story: Story) -> str:
         _winner(story, facts, metric),
         section(
             "All learning curves",
-            switch("curve-axis", curves(facts, metric, False), curves(facts, metric, True)),
+            switch("curve-axis", figure(curves(facts, metric, False)), figure(curves(facts, metric, True))),
             legend(groups, lines=True) if facts.trials else "",
             note="Every trial saw the same batches in the same order. Point at a curve to find its trial everywhere.",
         )
