@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.report.run_facts import RunFacts
-from orchestrator.report.series import Point, outline, smoothed
-from orchestrator.report.sizes import TOP, Size
-from orchestrator.report.svg import Scale, axes, esc, line, mark, polyline, svg, tag
+from orchestrator.report.series import Point, band, outline, smoothed
+from orchestrator.report.sizes import RIGHT, TOP, Size
+from orchestrator.report.svg import Scale, axes, esc, line, mark, polygon, polyline, svg, tag
 from orchestrator.report.words import label
 
 LOG_FROM, SLICE = 20.0, 9.0
@@ -53,11 +53,13 @@ def chart(
     means = {curve.name: smoothed(curve.points, curve.weights) for curve in shown if curve.is_smooth}
     ends = _range([means.get(curve.name, curve.points) for curve in shown], values)
     held = [math.log10(value) for value in ends] if is_log else [*ends, 0.0] if from_zero else ends
-    right, bottom = size.width - 14, size.height - 48
+    right, bottom = size.width - RIGHT, size.height - 48
     y = Scale.over(held, bottom, TOP, is_log)
     if from_zero:
         y = Scale(0.0, y.high, bottom, TOP)
-    x = Scale(0, max(facts.story.get("steps") or 1, shown[0].points[-1][0]) * 1.005, size.left, right)
+    x = Scale(
+        0, max(facts.story.get("steps") or 1, *(curve.points[-1][0] for curve in shown)) * 1.005, size.left, right
+    )
     drawn = [_changes(facts, x, bottom)]
     for curve in shown:
         drawn.append(_drawn(curve, means.get(curve.name), x, height, bottom))
@@ -102,7 +104,9 @@ def _drawn(
         return tag("g", polyline(places(outline(curve.points)), "curve"), *marks, class_="g1")
     if means is None:
         return tag("g", polyline(places(outline(curve.points)), "curve"), class_="g0")
-    raw = polyline(places(outline(curve.points)), "raw")
+    ends = band(curve.points)
+    around = [*((step, most) for step, _, most in ends), *((step, least) for step, least, _ in reversed(ends))]
+    raw = polygon(places(around), "band") if ends else polyline(places(curve.points), "raw")
     return tag("g", raw, polyline(places(means), "curve"), class_="g0")
 
 

@@ -7,13 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from orchestrator.report.run_facts import KINDS, Event, RunFacts, Span, clusters, told_of_life
-from orchestrator.report.sizes import TOP, Size
+from orchestrator.report.sizes import RIGHT, TOP, Size
 from orchestrator.report.svg import Scale, cross, esc, line, mark, svg, tag, words
 from orchestrator.report.time_scale import TimeScale
-from orchestrator.report.words import duration
+from orchestrator.report.words import count, duration
 
 AREA, LANE = 84.0, 25.0
 """Height of the workers' area and of a lane, in pixels."""
+
+THINNEST, APART = 0.4, 2.5
+"""Pixels below which workers that trained are not drawn, and below which two times without any are one."""
 
 _LANES = {"restart": "restarts", "resize": "resizes", "checkpoint": "checkpoints", "evaluation": "evaluations"}
 _CLOSE = {"restart": 27.0, "resize": 27.0, "checkpoint": 4.0, "evaluation": 10.0, "left out": 10.0}
@@ -24,7 +27,7 @@ def life_by_time(facts: RunFacts, size: Size) -> str:
     """Workers over time, and below them lanes with every event; "" before there is any time."""
     if not facts.lives:
         return ""
-    x = TimeScale(facts.began, facts.ended, _lane_left(size), size.width - 12, facts.pauses)
+    x = TimeScale(facts.began, facts.ended, _lane_left(size), size.width - RIGHT, facts.pauses)
 
     def place(event: Event) -> float:
         return x(event.at or facts.began)
@@ -44,7 +47,7 @@ def life_by_step(facts: RunFacts, size: Size) -> str:
     """Workers by step, and below them lanes with every event; "" before the first step that is kept."""
     if not facts.rows:
         return ""
-    x = Scale(0, max(facts.story.get("steps") or 1, facts.rows[-1]["step"]), _lane_left(size), size.width - 12)
+    x = Scale(0, max(facts.story.get("steps") or 1, facts.rows[-1]["step"]), _lane_left(size), size.width - RIGHT)
 
     def place(event: Event) -> float:
         return x(min(event.step, x.high))
@@ -72,7 +75,7 @@ def _life(
     breaks: Sequence[tuple[float, float, float]],
 ) -> tuple[float, float, str]:
     """Width, height and what is drawn."""
-    left, right = _lane_left(size), size.width - 12
+    left, right = _lane_left(size), size.width - RIGHT
     kinds = [kind for kind in KINDS if any(event.kind == kind for event in events)]
     area_end = TOP + AREA
     bottom = area_end + 10 + LANE * (len(kinds) + 1)
@@ -116,18 +119,32 @@ def _workers(spans: Sequence[Span], x: Callable[[float], float], left: float, ri
     for size in range(0, most + 1, step):
         drawn.append(words(left - 8, _height(size, most, bottom) + 4, str(size), "tick end"))
         drawn.append(line(left, _height(size, most, bottom), right, _height(size, most, bottom), "grid"))
-    for span in sorted(spans, key=lambda span: bool(span.why)):
+    for span in spans:
         start, end, top = x(span.start), x(span.end), _height(span.size, most, bottom)
-        if span.why:
-            box = tag("rect", x=start, y=TOP, width=max(1.5, end - start), height=bottom - TOP, class_="without")
-            drawn.append(tag("g", tag("title", esc(span.why)), box, class_="mark"))
+        if span.kind or end - start < THINNEST:
             continue
-        told = f"{span.size} worker{'s' if span.size != 1 else ''}"
+        told = count(span.size, "worker")
         box = tag("rect", x=start, y=top, width=max(0.5, end - start), height=bottom - top, class_="area")
         text = words((start + end) / 2, top + 15, str(span.size), "note strong mid") if end - start > 16 else ""
         edge = line(start, top, max(start + 0.5, end), top, "edge")
         drawn.append(tag("g", tag("title", told), box, edge, text, class_="mark g0"))
+    for start, end, span in _without_workers(spans, x):
+        width, css = max(1.5, end - start), f"without {span.kind}"
+        box = tag("rect", x=start, y=TOP, width=width, height=bottom - TOP, class_=css)
+        drawn.append(tag("g", tag("title", esc(span.told)), box, class_="mark"))
     return "".join(drawn)
+
+
+def _without_workers(spans: Sequence[Span], x: Callable[[float], float]) -> list[tuple[float, float, Span]]:
+    """Where no workers trained, in pixels; those of one kind that cannot be told apart are one."""
+    found: list[tuple[float, float, Span]] = []
+    for span in sorted((span for span in spans if span.kind), key=lambda span: span.start):
+        start, end = x(span.start), x(span.end)
+        if found and span.kind == found[-1][2].kind and start - found[-1][0] < APART:
+            found[-1] = (found[-1][0], max(end, found[-1][1]), found[-1][2])
+        else:
+            found.append((start, end, span))
+    return found
 
 
 def _height(size: float, most: int, bottom: float) -> float:

@@ -11,11 +11,11 @@ from orchestrator.report.page import cell, details, entry, figure, key, page, ro
 from orchestrator.report.run_facts import KINDS, RunFacts, Story
 from orchestrator.report.run_style import STYLE
 from orchestrator.report.seconds import bars, seconds_of
-from orchestrator.report.series import window
+from orchestrator.report.series import band, window
 from orchestrator.report.sizes import NARROW, SMALL, WIDE, Size
-from orchestrator.report.svg import esc, mark, polyline, tag
+from orchestrator.report.svg import esc, mark, polygon, polyline, tag
 from orchestrator.report.time_scale import since
-from orchestrator.report.words import clock, duration, is_number, label, percent
+from orchestrator.report.words import clock, count, duration, is_number, label, percent
 
 ALIVE = ("preparing", "running")
 
@@ -79,7 +79,7 @@ def _of_now(facts: RunFacts) -> str:
 def _tiles(facts: RunFacts) -> str:
     story = facts.story
     loss: Mapping[str, Any] = story.get("loss") or {}
-    told = [(f"{story.get('step', 0):,} of {story.get('steps', 0):,}", f"steps, {story.get('tokens', 0):,} tokens")]
+    told = [(f"{story.get('step', 0):,}", f"of {story.get('steps', 0):,} steps; {story.get('tokens', 0):,} tokens")]
     if is_number(loss.get("val")):
         whose = ", averaged weights" if story.get("val_weights") == "averaged" else ""
         more = [
@@ -101,12 +101,15 @@ def _tiles(facts: RunFacts) -> str:
         told.append((f"{story['tokens_per_s']:,.0f}", "tokens/s while training"))
     seconds = seconds_of(story.get("goodput") or {})
     if seconds.get("training"):
-        active = sum(seconds.values()) - seconds.get("idle", 0.0)
+        active = sum(each for cause, each in seconds.items() if cause != "idle")
         pauses = f", and {duration(seconds['idle'])} of pauses" if seconds.get("idle") else ""
         told.append((percent(seconds["training"] / active), f"goodput: training, of {duration(active)}{pauses}"))
     planned = sum(event.kind == "resize" for event in facts.events)
     failed = sum(event.kind == "restart" for event in facts.events)
-    told.append((str(failed), f"restarts after failures; {planned} planned resizes, {len(facts.lives)} attempts"))
+    restarts = "restart after a failure" if failed == 1 else "restarts after failures"
+    told.append(
+        (f"{failed:,}", f"{restarts}; {count(planned, 'planned resize')}, {count(len(facts.lives), 'attempt')}")
+    )
     return tiles(told)
 
 
@@ -128,9 +131,9 @@ def _learning(facts: RunFacts) -> str:
         name = "loss-log" if is_log else "loss"
         return _in_sizes(lambda size: chart(name, "loss", facts, curves, size, is_log=is_log))
 
-    if not losses(False):
-        return ""
     linear, logarithmic = losses(False), losses(True)
+    if not linear:
+        return ""
     norms, (speeds, seconds) = facts.curve("grad_norm"), facts.speed()
     small = [
         chart("lr", "learning rate", facts, [Curve("lr", facts.curve("lr"), is_smooth=False)], SMALL, from_zero=True),
@@ -139,7 +142,10 @@ def _learning(facts: RunFacts) -> str:
     ]
     averaged = " of the averaged weights" if facts.story.get("val_weights") == "averaged" else ""
     wide = window(len(loss))
-    entries = [entry(polyline([(0, 7), (34, 7)], "raw"), "g0", "a step's training loss, least and greatest")]
+    if band(loss):
+        entries = [entry(polygon([(0, 1), (34, 1), (34, 13), (0, 13)], "band"), "g0", "training loss of single steps")]
+    else:
+        entries = [entry(polyline([(0, 7), (34, 7)], "raw"), "g0", "training loss of a step")]
     if wide > 1:
         entries.append(entry(polyline([(0, 7), (34, 7)], "curve"), "g0", f"mean of {wide:,} steps"))
     if held_out:
@@ -163,7 +169,7 @@ def _learning(facts: RunFacts) -> str:
         switch("loss-axis", linear, logarithmic),
         key(*entries),
         tag("div", *(figure(each) for each in small if each), class_="three"),
-        details(f"The {len(rows)} evaluations as a table", tag("div", scores, class_="scroll")) if rows else "",
+        details(f"{count(len(rows), 'evaluation')} as a table", tag("div", scores, class_="scroll")) if rows else "",
         note="Point at a place of a curve to read it.",
     )
 
@@ -172,12 +178,11 @@ def _life(facts: RunFacts) -> str:
     charts = [_in_sizes(lambda size: life_by_time(facts, size)), _in_sizes(lambda size: life_by_step(facts, size))]
     if not any(charts):
         return ""
-    signs = [
-        entry('<rect width="34" height="14" class="area"/>', "g0", "workers that trained"),
-        entry('<rect width="34" height="14" class="without"/>', "", "none: starting, or starting again"),
-    ]
-    if facts.pauses:
-        signs.append(entry('<rect width="34" height="14" class="pause"/>', "", "pause between attempts"))
+    signs = [entry('<rect width="34" height="14" class="area"/>', "g0", "workers that trained")]
+    spent = {span.kind for span in facts.sizes_by_time()}
+    for kind, what in _WITHOUT.items():
+        if kind in spent:
+            signs.append(entry(f'<rect width="34" height="14" class="without {kind}"/>', "", what))
     signs_of = {
         "restart": '<rect x="6" width="22" height="14" rx="7" class="pill restart"/>',
         "resize": '<rect x="6" width="22" height="14" rx="7" class="pill resize"/>',
@@ -197,6 +202,15 @@ def _life(facts: RunFacts) -> str:
     return section("Workers and events", *charts, key(*signs), _groups(facts), _attempts(facts), _all_events(facts))
 
 
+_WITHOUT = {
+    "startup": "none: an attempt starts",
+    "restart": "none: a failure, and the start after it",
+    "resize": "none: starting in another size",
+    "pause": "pause between attempts",
+}
+"""What it means where no workers trained."""
+
+
 def _groups(facts: RunFacts) -> str:
     """The table of restarts and resizes."""
     numbered = list(enumerate(facts.disruptions, 1))[-MOST_ROWS:]
@@ -204,7 +218,9 @@ def _groups(facts: RunFacts) -> str:
     for number, each in numbered:
         phases: Mapping[str, float] = each.get("phases") or {}
         after = each.get("workers_after")
-        told = ", ".join(f"{name.replace('_', ' ')} {duration(s)}" for name, s in phases.items() if s >= 0.05)
+        told = ", ".join(
+            f"{name} {duration(s)}".replace("_", " ").replace(" ", "\u00a0") for name, s in phases.items() if s >= 0.05
+        )
         at: Any = each.get("at")
         rows.append(
             row(
@@ -221,13 +237,13 @@ def _groups(facts: RunFacts) -> str:
         )
     if not rows:
         return ""
-    heads = ("", "after", "step", "cause", "workers", "noticed in", "to the next step", "steps again", "restart")
+    heads = ("no.", "after", "step", "cause", "workers", "noticed in", "to the next step", "steps again", "restart")
     told = table(heads, rows, (0, 1, 2, 5, 6, 7), "sorted")
     return tag("h3", "Restarts and resizes", _newest(rows, facts.disruptions)) + tag("div", told, class_="scroll")
 
 
 def _attempts(facts: RunFacts) -> str:
-    rows = []
+    rows, has_message = [], any(life.get("message") for life in facts.lives[-MOST_ROWS:])
     for life in facts.lives[-MOST_ROWS:]:
         first = life.get("from_step")
         rows.append(
@@ -239,10 +255,11 @@ def _attempts(facts: RunFacts) -> str:
                 cell("" if first is None else f"{first:,} to {life['step']:,}"),
                 cell(duration(life.get("first_step_s")), number=True),
                 cell(life.get("host", "")),
-                cell(life.get("message", ""), wide=True),
+                cell(life.get("message", ""), wide=True) if has_message else "",
             )
         )
-    heads = ("", "status", "began", "lasted", "steps", "first step after", "host", "message")
+    heads = ["no.", "status", "began", "lasted", "steps", "first step after", "host"]
+    heads += ["message"] if has_message else []
     told = table(heads, rows, (0, 3, 5))
     return tag("h3", "Attempts", _newest(rows, facts.lives)) + tag("div", told, class_="scroll")
 
@@ -260,7 +277,7 @@ def _all_events(facts: RunFacts) -> str:
     if not rows:
         return ""
     told = table(("step", "after", "event", ""), rows, (0, 1), "sorted")
-    name = f"All {len(facts.events):,} events as a table"
+    name = f"{count(len(facts.events), 'event')} as a table"
     return details(name, tag("p", _newest(rows, facts.events)), tag("div", told, class_="scroll"))
 
 
@@ -281,7 +298,7 @@ def _samples(story: Story) -> str:
     return section(
         "Samples",
         tag("p", tag("b", esc(verdict))),
-        tag("div", table(("samples", "number"), rows, (1,)), class_="scroll"),
+        tag("div", table(("samples", "number"), rows, (1,), "short"), class_="scroll"),
         digest,
         note="The ids that the ranks really computed, held against the order computed afresh from seed and data.",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -17,6 +17,9 @@ Story = Mapping[str, Any]
 
 KINDS = ("restart", "resize", "checkpoint", "evaluation", "left out")
 """Of events that happen at one moment, in the order in which they are shown."""
+
+SHORTEST_S = 1e-6
+"""Seconds of a step, below which it has no speed."""
 
 PLANNED = "resize"
 """Cause of an end of a worker group that was planned."""
@@ -42,12 +45,19 @@ class Event:
 
 @dataclass(frozen=True)
 class Span:
-    """A part of the run's time or of its steps; `size`: workers, 0 where there were none; `why`: "" or why so."""
+    """A part of the run's time or of its steps.
+
+    Attributes:
+        size: workers that trained.
+        kind: why there were none: "pause", "startup", "restart" or "resize"; "" where there were.
+        told: the same in words.
+    """
 
     start: float
     end: float
     size: int
-    why: str = ""
+    kind: str = ""
+    told: str = ""
 
 
 class RunFacts:
@@ -72,7 +82,7 @@ class RunFacts:
         """(step, tokens/s) of each step whose tokens are known, and the seconds it took."""
         points, seconds, tokens, step = [], [], 0, 0
         for row in self.rows:
-            if row["step"] == step + 1 and row["step_s"] > 0:
+            if row["step"] == step + 1 and row["step_s"] > SHORTEST_S:
                 points.append((row["step"], (row["tokens"] - tokens) / row["step_s"]))
                 seconds.append(row["step_s"])
             tokens, step = row["tokens"], row["step"]
@@ -101,8 +111,13 @@ class RunFacts:
         ]
 
     def sizes_by_time(self) -> list[Span]:
-        """World size over time; 0, and why, where there were no workers that train."""
-        return list(_cut(self._trained(), sorted(self._without_workers(), key=lambda span: span.start)))
+        """World size over time; 0, and why, where no workers trained."""
+        holes: list[Span] = []
+        for hole in sorted(self._without_workers(), key=lambda span: span.start):
+            # A group may fail before the one before it has been got over.
+            start = max(hole.start, holes[-1].end) if holes else hole.start
+            holes.append(replace(hole, start=start, end=max(start, hole.end)))
+        return list(_cut(self._trained(), holes))
 
     def sizes_by_step(self) -> list[Span]:
         """World size by step: what each step was done with."""
@@ -146,21 +161,19 @@ class RunFacts:
 
     def _without_workers(self) -> Iterator[Span]:
         for start, end in self.pauses:
-            yield Span(start, end, 0, f"pause of {duration(end - start)}")
+            yield Span(start, end, 0, "pause", f"pause of {duration(end - start)}")
         for life in self.lives:
             taken = life.get("first_step_s")
-            end = life["ended_at"] if taken is None else min(life["started_at"] + taken, life["ended_at"])
-            yield Span(life["started_at"], end, 0, f"attempt {life['number']} starts: {duration(end - self._at(life))}")
+            start, end = life["started_at"], life["ended_at"]
+            end = end if taken is None else min(start + taken, end)
+            yield Span(start, end, 0, "startup", f"attempt {life['number']} starts: {duration(end - start)}")
         for number, each in enumerate(self.disruptions, 1):
             if not is_number(each.get("at")):
                 continue
             phases = sum((each.get("phases") or {}).values())
             start = each["at"] - (each.get("detection_s") or 0.0)
-            yield Span(start, each["at"] + phases, 0, f"{number}: {told_of_group(each)}")
-
-    @staticmethod
-    def _at(life: Mapping[str, Any]) -> float:
-        return float(life["started_at"])
+            kind = "resize" if each["cause"] == PLANNED else "restart"
+            yield Span(start, each["at"] + phases, 0, kind, f"{number}: {told_of_group(each)}")
 
 
 def told_of_group(each: Mapping[str, Any]) -> str:

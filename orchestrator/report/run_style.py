@@ -14,13 +14,18 @@ STYLE = """
 .c-snapshot { fill: var(--snapshot); } .c-checkpoint { fill: var(--checkpoint); } .c-startup { fill: var(--startup); }
 .c-evaluation { fill: var(--evaluation); } .c-detection { fill: var(--detection); } .c-restart { fill: var(--restart); }
 .c-replay { fill: var(--replay); } .c-shutdown { fill: var(--shutdown); } .c-idle { fill: var(--idle); }
-.c-rest { fill: var(--rest); } .cause { stroke: var(--card); stroke-width: .8; }
+.c-idle + text.on { fill: var(--ink); } .c-rest { fill: var(--rest); } .cause { stroke: var(--card); stroke-width: .8; }
 svg text.on { fill: var(--on); font-size: 11.5px; font-weight: 600; pointer-events: none; }
 .raw { stroke: var(--c); fill: none; stroke-width: 1; opacity: var(--raw); stroke-linejoin: round; }
+.band { fill: var(--c); opacity: .27; }
 .slice rect { fill: transparent; } .slice:hover rect { fill: var(--ink); opacity: .1; }
 .area { fill: var(--c); opacity: .22; } .edge { stroke: var(--c); stroke-width: 2; }
-.without { fill: var(--bad); opacity: .28; } .pause { fill: var(--track); stroke: var(--axis); stroke-width: .8;
-  stroke-dasharray: 3 3; }
+.without { opacity: .3; } .without.restart { fill: var(--bad); } .without.resize { fill: var(--g4); }
+.without.startup { fill: var(--startup); } .pause { fill: var(--track); stroke: var(--axis); stroke-width: .8;
+  stroke-dasharray: 3 3; } .without.pause { opacity: 1; }
+h3 { font-size: 15px; margin: 20px 0 2px; } .facts { grid-template-columns: repeat(auto-fit, minmax(132px, 1fr)); }
+.fact b { font-size: 20px; } td.wide { width: 55%; max-width: none; }
+.legend + .scroll { margin-top: 14px; } table.short { width: auto; min-width: 260px; }
 .life-bar { fill: var(--startup); } .life-bar.finished, .life-bar.running { fill: var(--training); }
 .life-bar.failed, .life-bar.died { fill: var(--bad); } .pill { stroke: var(--card); stroke-width: 1; }
 .pill.restart { fill: var(--bad); } .pill.resize { fill: var(--g4); } .save { stroke: var(--c); stroke-width: 1.8; }
@@ -37,7 +42,7 @@ summary:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; b
 .fields .default { color: var(--soft); } .fields .set dt, .fields .set dd { font-weight: 650; }
 td.url { white-space: normal; overflow-wrap: anywhere; min-width: 26ch; }
 @media (max-width: 720px) { .wide-only { display: none; } .narrow { display: block; } .fields { columns: 1; }
-  .narrow svg { max-width: 440px !important; } }
+  .narrow svg { max-width: 440px !important; } td.wide { min-width: 20ch; } }
 @media print { .wide-only { display: block; } .narrow { display: none; } details { break-inside: auto; }
   svg { max-height: 96vh; } }
 """

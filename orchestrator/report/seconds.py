@@ -30,8 +30,8 @@ MEANINGS = {
     REST: "the rest of wall time",
 }
 
-BAR, ROUNDING_S = 40.0, 0.05
-"""Height of a bar in pixels; seconds less than which are no rest."""
+BAR, ROUNDING = 40.0, 0.001
+"""Height of a bar in pixels; a part of wall time less than which is no rest."""
 
 
 def seconds_of(goodput: Mapping[str, float]) -> dict[str, float]:
@@ -41,8 +41,9 @@ def seconds_of(goodput: Mapping[str, float]) -> dict[str, float]:
         goodput: as `describe` has it: `training_s` and so on, and `wall_s`.
     """
     seconds = {cause: float(goodput.get(f"{cause}_s") or 0.0) for cause in CAUSES}
-    rest = float(goodput.get("wall_s") or 0.0) - sum(seconds.values())
-    seconds[REST] = rest if rest > ROUNDING_S * max(1.0, len(CAUSES) / 10) else 0.0
+    wall = float(goodput.get("wall_s") or 0.0)
+    rest = wall - sum(seconds.values())
+    seconds[REST] = rest if rest > ROUNDING * wall else 0.0
     return {cause: each for cause, each in seconds.items() if each > 0}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
 
 Point = tuple[float, float]
@@ -22,10 +22,25 @@ def outline(points: Sequence[Point], buckets: int = BUCKETS) -> list[Point]:
     if len(points) <= 2 * buckets:
         return list(points)
     kept = {0, len(points) - 1}
-    for first, end in pairwise(round(part * len(points) / buckets) for part in range(buckets + 1)):
-        kept.add(min(range(first, end), key=lambda at: points[at][1]))
-        kept.add(max(range(first, end), key=lambda at: points[at][1]))
+    for bucket in _buckets(len(points), buckets):
+        kept.add(min(bucket, key=lambda at: points[at][1]))
+        kept.add(max(bucket, key=lambda at: points[at][1]))
     return [points[at] for at in sorted(kept)]
+
+
+def band(points: Sequence[Point], buckets: int = BUCKETS) -> list[tuple[float, float, float]]:
+    """Where a curve runs: (middle of the bucket, least, greatest) of each; none where `outline` is the curve itself."""
+    if len(points) <= 2 * buckets:
+        return []
+    found = []
+    for bucket in _buckets(len(points), buckets):
+        values = [points[at][1] for at in bucket]
+        found.append(((points[bucket[0]][0] + points[bucket[-1]][0]) / 2, min(values), max(values)))
+    return found
+
+
+def _buckets(count: int, buckets: int) -> Iterator[range]:
+    yield from (range(*ends) for ends in pairwise(round(part * count / buckets) for part in range(buckets + 1)))
 
 
 def window(count: int) -> int:
@@ -34,9 +49,10 @@ def window(count: int) -> int:
 
 
 def smoothed(points: Sequence[Point], weights: Sequence[float] | None = None, most: int = 2 * BUCKETS) -> list[Point]:
-    """Means over the `window` around a point, narrower towards both ends, where it would reach beyond them.
+    """Means over the `window` around a point, of as much of it as there is.
 
-    So the first and the last point stay what they are, and a curve that falls steeply is not held up.
+    Towards the beginning it is as narrow on the right as on the left: the first point stays what it is, and a curve
+    that falls steeply there is not held up.
 
     Args:
         weights: of the values, greater than 0; None: the same for all.
@@ -49,8 +65,8 @@ def smoothed(points: Sequence[Point], weights: Sequence[float] | None = None, mo
     kept = range(0, count, max(1, -(-count // most)))
     found = []
     for at in dict.fromkeys((*kept, count - 1)) if count else ():
-        reach = min(half, at, count - 1 - at)
-        first, end = at - reach, at + reach + 1
-        mean = (sums[end] - sums[first]) / (totals[end] - totals[first]) if reach else points[at][1]
+        reach = min(half, at)
+        first, end = at - reach, min(at + reach + 1, count)
+        mean = (sums[end] - sums[first]) / (totals[end] - totals[first]) if end - first > 1 else points[at][1]
         found.append((points[at][0], mean))
     return found

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-TOP = 34.0
-"""Pixels above a chart's area."""
+TOP, RIGHT = 34.0, 22.0
+"""Pixels above a chart's area and right of it, where half of the last tick's text stands."""
 
 
 @dataclass(frozen=True)

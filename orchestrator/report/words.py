@@ -25,7 +25,7 @@ def label(value: Any) -> str:
         if value and math.isfinite(value) and not 1e-3 <= abs(value) < 1e5:
             mantissa, exponent = f"{value:.2e}".split("e")
             return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
-        return f"{value:.3g}"
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(label(item) for item in value) + "]"
     return " ".join(str(value).split())
@@ -44,6 +44,11 @@ def duration(seconds: float | None) -> str:
 def clock(at: Any) -> str:
     """A moment, given in seconds since the epoch."""
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at)) if is_number(at) else "at an unknown time"
+
+
+def count(number: int, name: str) -> str:
+    """1 step, 2,000 steps."""
+    return f"{number:,} {name}{'' if number == 1 else 's'}"
 
 
 def percent(share: float) -> str:

@@ -176,7 +176,7 @@ def _rungs(story: Story, facts: Facts, began: float | None) -> str:
         )
         before = rung["step"]
     heads = ("steps", "trials that came", "stopped there", "workers' time", "of all", "")
-    costs = table(heads, rows, numbers=(1, 2, 3, 4)) if rows else ""
+    costs = tag("div", table(heads, rows, numbers=(1, 2, 3, 4)), class_="scroll") if rows else ""
     return section(
         "Time and cost", costs, figure(timeline(facts, began)), note="Workers' time by rung, and when each trial ran."
     )
