@@ -59,6 +59,8 @@ def _header(facts: RunFacts) -> str:
         parts.append(tag("p", esc(_of_now(facts))))
     elif not facts.rows:
         parts.append(tag("p", "It has ended before the first step that was kept: there are no curves."))
+    elif status != "finished":
+        parts.append(tag("p", esc(f"The command that began it goes on from step {facts.rows[-1]['step']:,}.")))
     told = f"Started {clock(facts.began)}"
     told += f", last sign of life {clock(facts.ended)}" if status in ALIVE else f", ended {clock(facts.ended)}"
     told += f". Kept in {story.get('url', '')}. Report made {clock(story.get('made_at'))}."
