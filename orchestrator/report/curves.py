@@ -12,8 +12,9 @@ from orchestrator.report.sizes import RIGHT, TOP, Size
 from orchestrator.report.svg import Scale, axes, esc, line, mark, polygon, polyline, svg, tag
 from orchestrator.report.words import label
 
-LOG_FROM, SLICE = 20.0, 9.0
-"""Values so many times apart are shown on a logarithmic axis; pixels of a place to point at."""
+LOG_FROM, SLICE, SAMPLE = 20.0, 9.0, 2000
+"""Values so many times apart are shown on a logarithmic axis; pixels of a place to point at; points of a curve by which
+the part of an axis is chosen that is shown, about."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def chart(
 ) -> str:
     """Curves by step, with the places where the workers changed; "" where there is nothing to draw."""
     shown = [curve for curve in curves if curve.points]
-    values = [value for curve in shown for _, value in outline(curve.points)]
+    values = [value for curve in shown for _, value in _sample(curve.points)]
     if not shown or (is_log and min(values) <= 0):
         return ""
 
@@ -86,10 +87,24 @@ def is_wide_range(points: Sequence[Point]) -> bool:
 
 
 def _range(lines: Sequence[Sequence[Point]], values: Sequence[float]) -> list[float]:
-    """Least and greatest value that a chart shows: all of what is smooth, and single values not far beyond."""
-    low, high = min(v for line in lines for _, v in line), max(v for line in lines for _, v in line)
+    """Least and greatest value that a chart shows: all of what is smooth, most single values, and those not far beyond.
+
+    Args:
+        values: the single ones, or a sample of them.
+    """
+    shown = sorted(values)
+    usual = shown[len(shown) // 100], shown[-1 - len(shown) // 100]
+    low, high = (
+        min(*usual, *(v for line in lines for _, v in line)),
+        max(*usual, *(v for line in lines for _, v in line)),
+    )
     room = 0.35 * (high - low) or 0.1 * abs(high)
-    return [max(min(values), low - room), min(max(values), high + room)]
+    return [max(shown[0], low - room), min(shown[-1], high + room)]
+
+
+def _sample(points: Sequence[Point]) -> list[Point]:
+    """Points of all parts of a curve, the least and the greatest among them."""
+    return [*points[:: 1 + len(points) // SAMPLE], *outline(points, 1)]
 
 
 def _drawn(

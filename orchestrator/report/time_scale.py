@@ -65,12 +65,13 @@ class TimeScale:
 
 
 def since(seconds: float) -> str:
-    """A time since the beginning: 0, 45 s, 1:30 min, 2:00 h or 3 d 4 h."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s" if whole else "0"
-    if whole < 3600:
-        return f"{whole // 60}:{whole % 60:02} min" if whole % 60 else f"{whole // 60} min"
-    if whole < 86400:
-        return f"{whole // 3600}:{whole % 3600 // 60:02} h"
-    return f"{whole // 86400} d" + (f" {whole % 86400 // 3600} h" if whole % 86400 // 3600 else "")
+    """A time since the beginning, to the second: 0, 45 s, 1:30 min, 2 h, 2:00:05 h or 3 d 4:30 h."""
+    days, rest = divmod(round(seconds), 86400)
+    (hours, rest), in_day = divmod(rest, 3600), f"{days} d " if days else ""
+    minutes, rest = divmod(rest, 60)
+    if days or hours:
+        told = f"{hours}:{minutes:02}:{rest:02} h" if rest else f"{hours}:{minutes:02} h" if minutes else f"{hours} h"
+        return in_day.rstrip() if told == "0 h" else in_day + told
+    if minutes:
+        return f"{minutes}:{rest:02} min" if rest else f"{minutes} min"
+    return f"{rest} s" if rest else "0"
