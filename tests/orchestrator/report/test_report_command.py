@@ -21,6 +21,8 @@ from orchestrator.ledger import StepLedger, StepRow
 from orchestrator.report.run_story import evaluations_of, story_of, without_keys
 from orchestrator.run import open_run, stores
 from orchestrator.run_record import Fence, RunRecord
+from orchestrator.sweep.records import RECORD as SWEEP_RECORD
+from tests.orchestrator.sweep.site import SweepSite
 
 RECIPE = {
     "run": "made",
@@ -163,3 +165,14 @@ def test_a_record_of_an_older_version_has_neither_evaluations_nor_versions(recip
 def test_users_and_passwords_of_urls_are_not_shown() -> None:
     told = {"a": ["s3://me:pass@host/x and http://u@h/", 1], "b": {"c": "mail@example.org", "d": None}}
     assert without_keys(told) == {"a": ["s3://…@host/x and http://…@h/", 1], "b": {"c": "mail@example.org", "d": None}}
+
+
+def test_a_sweep_s_name_gets_its_own_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = SweepSite(tmp_path).recipe()
+    store = LocalStore(str(tmp_path / "store")).child("sweeps/small")
+    Fence.claim(store, "small", {}, begun=False, key=SWEEP_RECORD)
+    assert "report: sweeps/small/report.html" in report(str(recipe))
+    assert "report: page.html" in report(str(recipe), "--to", "page.html")
+    for text in ((tmp_path / "page.html").read_text(), store.get("report.html").decode()):
+        assert "<h1>Sweep small" in text

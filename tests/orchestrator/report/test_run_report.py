@@ -22,6 +22,7 @@ from orchestrator.report.sizes import NARROW, WIDE
 from tests.html_page import Page, has_nothing_from_elsewhere, places
 from tests.orchestrator.report.run_stories import BEGAN, eventful, not_begun, stories
 
+unhurried = settings(deadline=None)
 any_story = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 
 ROOT = Path(__file__).parents[3]
@@ -121,6 +122,7 @@ def test_every_text_of_the_story_is_escaped(word: str) -> None:
         assert any(word in each for each in page.texts[element]), element
 
 
+@unhurried
 @given(st.dictionaries(st.sampled_from(CAUSES), st.floats(0, 1e7)), st.floats(0, 1e8), st.sampled_from([WIDE, NARROW]))
 def test_the_parts_of_the_bar_fill_it(seconds: dict[str, float], wall: float, size: Any) -> None:
     told = seconds_of({f"{cause}_s": each for cause, each in seconds.items()} | {"wall_s": wall})
@@ -148,6 +150,7 @@ def test_every_cause_has_a_meaning_and_a_colour() -> None:
         assert f"--{cause}: #" in text
 
 
+@unhurried
 @given(st.lists(st.floats(0, 800), max_size=60), st.floats(1, 50))
 def test_events_that_lie_close_together_are_drawn_as_one_and_none_is_lost(at: list[float], apart: float) -> None:
     events = [Event("restart", n, x, "", n) for n, x in enumerate(at)]

@@ -6,15 +6,17 @@ import math
 from statistics import fmean
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.report.series import BUCKETS, Point, band, outline, smoothed, window
 
+unhurried = settings(deadline=None)
 curves = st.lists(st.floats(-1e6, 1e6), max_size=400).map(lambda values: [(float(n), v) for n, v in enumerate(values)])
 buckets = st.integers(1, 40)
 
 
+@unhurried
 @given(curves, buckets)
 def test_an_outline_has_the_ends_and_the_extremes_of_the_curve_in_its_order(curve: list[Point], count: int) -> None:
     kept = outline(curve, count)
@@ -26,6 +28,7 @@ def test_an_outline_has_the_ends_and_the_extremes_of_the_curve_in_its_order(curv
         assert {min(values), max(values)} <= {value for _, value in kept}
 
 
+@unhurried
 @given(curves, buckets)
 def test_a_band_holds_every_point(curve: list[Point], count: int) -> None:
     found = band(curve, count)
@@ -44,6 +47,7 @@ def test_millions_of_points_are_some_hundreds() -> None:
     assert len(smoothed(curve)) <= 2 * BUCKETS + 1
 
 
+@unhurried
 @given(curves)
 def test_means_lie_within_the_curve_and_begin_and_end_where_it_does(curve: list[Point]) -> None:
     means = smoothed(curve)

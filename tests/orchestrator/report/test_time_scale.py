@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.report.time_scale import PAUSE_PART, PAUSES_PART, TimeScale, since
+
+unhurried = settings(deadline=None)
 
 
 @st.composite
@@ -21,6 +23,7 @@ def scales(draw: st.DrawFn) -> tuple[TimeScale, list[tuple[float, float]], float
     return TimeScale(0.0, ended, 50.0, 850.0, pauses), pauses, ended
 
 
+@unhurried
 @given(scales(), st.lists(st.floats(0, 1), min_size=2, max_size=9))
 def test_time_only_goes_on(made: tuple[TimeScale, list[tuple[float, float]], float], parts: list[float]) -> None:
     scale, pauses, ended = made
@@ -30,6 +33,7 @@ def test_time_only_goes_on(made: tuple[TimeScale, list[tuple[float, float]], flo
     assert scale(-5.0) == 50.0 and abs(scale(ended + 1e6) - 850.0) < 0.01
 
 
+@unhurried
 @given(scales())
 def test_pauses_take_little_room(made: tuple[TimeScale, list[tuple[float, float]], float]) -> None:
     scale, pauses, _ = made
@@ -39,6 +43,7 @@ def test_pauses_take_little_room(made: tuple[TimeScale, list[tuple[float, float]
     assert sum(widths) <= 800 * PAUSES_PART + 0.01
 
 
+@unhurried
 @given(scales(), st.floats(40, 200))
 def test_ticks_are_apart(made: tuple[TimeScale, list[tuple[float, float]], float], apart: float) -> None:
     places = [at for at, _ in made[0].ticks(apart)]
