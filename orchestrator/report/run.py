@@ -11,7 +11,7 @@ from orchestrator.report.page import cell, details, entry, figure, key, page, ro
 from orchestrator.report.run_facts import KINDS, RunFacts, Story
 from orchestrator.report.run_style import STYLE
 from orchestrator.report.seconds import bars, seconds_of
-from orchestrator.report.series import band, window
+from orchestrator.report.series import window
 from orchestrator.report.sizes import NARROW, SMALL, WIDE, Size
 from orchestrator.report.svg import esc, mark, polygon, polyline, tag
 from orchestrator.report.time_scale import since
@@ -136,15 +136,15 @@ def _learning(facts: RunFacts) -> str:
     linear, logarithmic = losses(False), losses(True)
     if not linear:
         return ""
-    norms, (speeds, seconds) = facts.curve("grad_norm"), facts.speed()
+    norm, (speeds, seconds) = Curve("norm", facts.curve("grad_norm")), facts.speed()
     small = [
         chart("lr", "learning rate", facts, [Curve("lr", facts.curve("lr"), is_smooth=False)], SMALL, from_zero=True),
-        chart("norm", "gradient norm", facts, [Curve("norm", norms)], SMALL, is_log=is_wide_range(norms)),
+        chart("norm", "gradient norm", facts, [norm], SMALL, is_log=is_wide_range(norm)),
         chart("speed", "tokens/s", facts, [Curve("tokens/s", speeds, seconds)], SMALL, from_zero=True),
     ]
     averaged = " of the averaged weights" if facts.story.get("val_weights") == "averaged" else ""
     wide = window(len(loss))
-    if band(loss):
+    if curves[0].band:
         entries = [entry(polygon([(0, 1), (34, 1), (34, 13), (0, 13)], "band"), "g0", "training loss of single steps")]
     else:
         entries = [entry(polyline([(0, 7), (34, 7)], "raw"), "g0", "training loss of a step")]
