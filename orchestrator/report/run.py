@@ -180,8 +180,10 @@ def _life(facts: RunFacts) -> str:
     charts = [_in_sizes(lambda size: life_by_time(facts, size)), _in_sizes(lambda size: life_by_step(facts, size))]
     if not any(charts):
         return ""
-    signs = [entry('<rect width="34" height="14" class="area"/>', "g0", "workers that trained")]
     spent = {span.kind for span in facts.sizes_by_time()}
+    signs = []
+    if "" in spent:
+        signs.append(entry('<rect width="34" height="14" class="area"/>', "g0", "workers that trained"))
     for kind, what in _WITHOUT.items():
         if kind in spent:
             signs.append(entry(f'<rect width="34" height="14" class="without {kind}"/>', "", what))

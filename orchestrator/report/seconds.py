@@ -79,7 +79,9 @@ def bars(goodput: Mapping[str, float], sizes: Sequence[tuple[str, Size]]) -> str
     drawn = []
     for css_class, size in sizes:
         whole = bar("seconds", "Where all seconds went", seconds, size)
-        other = bar("overhead", "Where the seconds went that were neither training nor pauses", rest, size)
+        other = ""
+        if rest != seconds:
+            other = bar("overhead", "Where the seconds went that were neither training nor pauses", rest, size)
         parts = [tag("p", esc(f"All: {duration(sum(seconds.values()))}"), class_="bar-name"), figure(whole)]
         if other:
             named = f"All but training and pauses, enlarged: {duration(sum(rest.values()))}"

@@ -66,7 +66,7 @@ def test_the_page_of_an_eventful_run_has_all_its_parts() -> None:
 def test_before_the_first_step_the_page_says_so() -> None:
     text = html(not_begun())
     assert "no step yet" in text and "There is none yet" in text and "Nothing to audit" in text
-    assert "startup 12.0 s (100 %)" in text
+    assert "startup 12.0 s (100 %)" in text and "enlarged" not in text and "workers that trained" not in text
     assert "Learning curves" not in text
 
 
