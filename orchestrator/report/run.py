@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from orchestrator.report.curves import Curve, chart, is_wide_range
@@ -10,17 +10,25 @@ from orchestrator.report.lanes import life_by_step, life_by_time
 from orchestrator.report.page import cell, details, entry, figure, key, page, row, section, switch, table, tiles
 from orchestrator.report.run_facts import KINDS, RunFacts, Story
 from orchestrator.report.run_style import STYLE
+from orchestrator.report.run_tables import (
+    MOST_ROWS,
+    all_events,
+    attempts,
+    checkpoints,
+    config,
+    data,
+    decisions,
+    groups,
+    samples,
+    versions,
+)
 from orchestrator.report.seconds import bars, seconds_of
 from orchestrator.report.series import window
 from orchestrator.report.sizes import NARROW, SMALL, WIDE, Size
 from orchestrator.report.svg import esc, mark, polygon, polyline, tag
-from orchestrator.report.time_scale import since
-from orchestrator.report.words import clock, count, duration, is_number, label, percent
+from orchestrator.report.words import clock, count, duration, is_number, percent
 
 ALIVE = ("preparing", "running")
-
-MOST_ROWS = 300
-"""Rows of a table, the newest; `manta show --json` has all."""
 
 _SIZES = (("wide-only", WIDE), ("narrow", NARROW))
 
@@ -38,12 +46,12 @@ def html(story: Story) -> str:
             bars(story.get("goodput") or {}, _SIZES),
             note="Every second of the run under exactly one cause, from the first command to the last sign of life.",
         ),
-        _samples(story),
-        _data(story),
-        _checkpoints(story),
-        _decisions(facts),
-        _config(story),
-        _versions(facts),
+        samples(story),
+        data(story),
+        checkpoints(story),
+        decisions(facts),
+        config(story),
+        versions(facts),
     ]
     return page(f"Run {story.get('run', '')}", *parts, style=STYLE)
 
@@ -203,7 +211,7 @@ def _life(facts: RunFacts) -> str:
     }
     there = {event.kind for event in facts.events}
     signs += [entry(signs_of[kind], *meant[kind]) for kind in KINDS if kind in there]
-    return section("Workers and events", *charts, key(*signs), _groups(facts), _attempts(facts), _all_events(facts))
+    return section("Workers and events", *charts, key(*signs), groups(facts), attempts(facts), all_events(facts))
 
 
 _WITHOUT = {
@@ -213,177 +221,3 @@ _WITHOUT = {
     "pause": "pause between attempts",
 }
 """What it means where no workers trained."""
-
-
-def _groups(facts: RunFacts) -> str:
-    """The table of restarts and resizes."""
-    numbered = list(enumerate(facts.disruptions, 1))[-MOST_ROWS:]
-    rows = []
-    for number, each in numbered:
-        phases: Mapping[str, float] = each.get("phases") or {}
-        after = each.get("workers_after")
-        told = ", ".join(
-            f"{name} {duration(s)}".replace("_", " ").replace(" ", "\u00a0") for name, s in phases.items() if s >= 0.05
-        )
-        at: Any = each.get("at")
-        rows.append(
-            row(
-                cell(number, number=True),
-                cell(since(at - facts.began) if is_number(at) else "", at, number=True),
-                cell(f"{each['step']:,}", each["step"], number=True),
-                cell("planned resize" if each["cause"] == "resize" else each["cause"]),
-                cell(f"{each['workers']} → {'none' if after is None else after}"),
-                cell(duration(each.get("detection_s")), each.get("detection_s"), number=True),
-                cell(duration(each.get("lost_s")), each.get("lost_s"), number=True),
-                cell("" if each.get("replayed_steps") is None else each["replayed_steps"], number=True),
-                cell(told, wide=True),
-            )
-        )
-    if not rows:
-        return ""
-    heads = ("no.", "after", "step", "cause", "workers", "noticed in", "to the next step", "steps again", "restart")
-    told = table(heads, rows, (0, 1, 2, 5, 6, 7), "sorted")
-    return tag("h3", "Restarts and resizes", _newest(rows, facts.disruptions)) + tag("div", told, class_="scroll")
-
-
-def _attempts(facts: RunFacts) -> str:
-    rows, has_message = [], any(life.get("message") for life in facts.lives[-MOST_ROWS:])
-    for life in facts.lives[-MOST_ROWS:]:
-        first = life.get("from_step")
-        rows.append(
-            row(
-                cell(life["number"], number=True),
-                cell(life["status"]),
-                cell(clock(life["started_at"])),
-                cell(duration(life["ended_at"] - life["started_at"]), number=True),
-                cell("" if first is None else f"{first:,} to {life['step']:,}"),
-                cell(duration(life.get("first_step_s")), number=True),
-                cell(life.get("host", "")),
-                cell(life.get("message", ""), wide=True) if has_message else "",
-            )
-        )
-    heads = ["no.", "status", "began", "lasted", "steps", "first step after", "host"]
-    heads += ["message"] if has_message else []
-    told = table(heads, rows, (0, 3, 5))
-    return tag("h3", "Attempts", _newest(rows, facts.lives)) + tag("div", told, class_="scroll")
-
-
-def _all_events(facts: RunFacts) -> str:
-    rows = [
-        row(
-            cell(f"{event.step:,}", event.step, number=True),
-            cell("" if event.at is None else since(event.at - facts.began), event.at, number=True),
-            cell(event.kind),
-            cell(event.told, wide=True),
-        )
-        for event in facts.events[-MOST_ROWS:]
-    ]
-    if not rows:
-        return ""
-    told = table(("step", "after", "event", ""), rows, (0, 1), "sorted")
-    name = f"{count(len(facts.events), 'event')} as a table"
-    return details(name, tag("p", _newest(rows, facts.events)), tag("div", told, class_="scroll"))
-
-
-def _newest(rows: Sequence[str], of: Sequence[object]) -> str:
-    told = f" the newest {len(rows)} of {len(of):,}; manta show --json has all" if len(rows) < len(of) else ""
-    return tag("span", esc(told), class_="soft") if told else ""
-
-
-def _samples(story: Story) -> str:
-    samples: Mapping[str, Any] = story.get("samples") or {}
-    if not samples:
-        return section("Samples", tag("p", "Nothing to audit before the first checkpoint.", class_="none"))
-    right = samples.get("in_order") and not samples.get("duplicated") and not samples.get("missing")
-    verdict = "Every sample once and in order." if right else "NOT every sample once and in order."
-    facts = [(name.replace("_", " "), value) for name, value in samples.items() if name != "digest"]
-    rows = [row(cell(name), cell(f"{v:,}" if is_number(v) else label(v), number=True)) for name, v in facts]
-    digest = tag("p", "Digest of all ids in training order: ", tag("code", esc(samples.get("digest", ""))))
-    return section(
-        "Samples",
-        tag("p", tag("b", esc(verdict))),
-        tag("div", table(("samples", "number"), rows, (1,), "short"), class_="scroll"),
-        digest,
-        note="The ids that the ranks really computed, held against the order computed afresh from seed and data.",
-    )
-
-
-def _data(story: Story) -> str:
-    parts = []
-    if story.get("bad_steps"):
-        steps = ", ".join(f"{step:,}" for step in story["bad_steps"])
-        parts.append(tag("p", esc(f"Left out: the data of step {steps}, on which the loss went astray.")))
-    skipped: Mapping[str, Any] = story.get("skipped_units") or {}
-    if skipped.get("count"):
-        reasons = (tag("li", esc(reason)) for reason in skipped.get("reasons") or ())
-        parts.append(tag("p", esc(f"{skipped['count']:,} bad units were skipped.")) + tag("ul", *reasons))
-    if story.get("cleaning"):
-        parts.append(tag("ul", *(tag("li", esc(line)) for line in story["cleaning"])))
-    return section("Data", *parts)
-
-
-def _checkpoints(story: Story) -> str:
-    kept = story.get("checkpoints") or ()
-    if not kept:
-        return section("Checkpoints", tag("p", "There is none yet.", class_="none"))
-    rows = [
-        row(
-            cell(f"{each['step']:,}", number=True),
-            cell(each["attempt"], number=True),
-            tag("td", tag("code", esc(each["url"])), class_="url"),
-        )
-        for each in reversed(kept)
-    ]
-    saved = len(story.get("saves") or ())
-    note = f"{saved:,} were saved in all; the newest are kept." if saved else ""
-    told = tag("div", table(("step", "attempt", "where"), rows, (0, 1)), class_="scroll")
-    return section("Checkpoints", told, note=note)
-
-
-def _decisions(facts: RunFacts) -> str:
-    decisions = facts.story.get("decisions") or ()
-    rows = [
-        row(
-            cell(each["attempt"], number=True),
-            cell(since(each["at"] - facts.began) if is_number(each.get("at")) else "", each.get("at"), number=True),
-            cell(f"{each['step']:,}", each["step"], number=True),
-            cell(each["what"], wide=True),
-        )
-        for each in decisions[-MOST_ROWS:]
-    ]
-    if not rows:
-        return ""
-    told = table(("attempt", "after", "step", "what, and why"), rows, (0, 1, 2))
-    shown = tag("p", _newest(rows, decisions)) + tag("div", told, class_="scroll")
-    return section("What was decided about workers", shown, is_long=True)
-
-
-def _config(story: Story) -> str:
-    fields = story.get("config") or ()
-    shown = [
-        tag(
-            "div",
-            tag("dt", tag("code", esc(each["name"]))),
-            tag("dd", tag("code", esc(_value(each["value"])))),
-            class_="default" if each.get("is_default") else "set",
-        )
-        for each in fields
-    ]
-    note = "Fields that decide the result as the run was begun with them, others as now; bold: not the default."
-    return section("Config", tag("dl", *shown, class_="fields"), note=note, is_long=True) if shown else ""
-
-
-def _value(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _versions(facts: RunFacts) -> str:
-    rows = []
-    for life in facts.lives[-MOST_ROWS:]:
-        versions: Mapping[str, str] = life.get("versions") or {}
-        if versions:
-            told = ", ".join(f"{name} {version}" for name, version in versions.items())
-            rows.append(row(cell(life["number"], number=True), cell(told, wide=True)))
-    if not rows:
-        return section("Versions", tag("p", "The run's record does not tell them.", class_="none"))
-    return section("Versions", tag("div", table(("attempt", "ran with"), rows, (0,)), class_="scroll"))
