@@ -348,6 +348,7 @@ class _Life:
             "phase": progress.phase,
             "disruptions": [disruption.story() for disruption in progress.disruptions],
             "decisions": progress.decisions,
+            "evaluations": progress.evaluations,
             "first_step_s": self._first_step_s,
             "goodput": goodput,
         }

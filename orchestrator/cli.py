@@ -394,6 +394,25 @@ def show(
     show(run, as_json, tuple(overrides or ()))
 
 
+@app.command(epilog="Example: [bold]manta report quickstart[/], then open .manta/reports/quickstart.html")
+def report(
+    run: RecipeOrRun,
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", metavar="FILE", help="Where to write it, in place of .manta/reports/RUN.html."),
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Write a run's report: one HTML file with its curves, workers and events over time, seconds, samples and config.
+
+    It needs no network and runs no script from elsewhere, and is also put into the run's folder. Works at any time:
+    also while the run goes on. For a sweep, its report is written anew.
+    """
+    from orchestrator.report.command import report
+
+    report(run, to, tuple(overrides or ()))
+
+
 @app.command(
     epilog="Example: [bold]manta doctor recipes/quickstart.yaml[/], "
     "[bold]manta doctor recipes/mine.yaml --cluster http://HOST:8265[/]"

@@ -28,6 +28,9 @@ from orchestrator.worker_pool import Wish
 DECISIONS = 200
 """Decisions that are remembered: a run of months has no end of them."""
 
+EVALUATIONS = 1000
+"""Evaluations on the way that are remembered."""
+
 RECENT_STEPS = 1024
 """Newest steps whose losses are kept for the driver."""
 
@@ -45,7 +48,8 @@ class Progress:
         row: newest metrics row.
         goodput: seconds by cause since the first group's loop began.
         losses: step and loss of the newest RECENT_STEPS steps, in the order done; a step done again is there again.
-        evaluations: step and held-out loss of evaluations on the way.
+        evaluations: those on the way: "step", "at" (seconds since the epoch) and scores by name; where there are more
+            than `EVALUATIONS`, every second one is forgotten.
         notes: lines for the person watching, oldest first.
         disruptions: ends of worker groups before the run's, and what each cost.
         decisions: what was decided about workers, why, and at which step; the newest `DECISIONS`.
@@ -59,7 +63,7 @@ class Progress:
     row: dict[str, Any] = field(default_factory=dict)
     goodput: dict[str, float] = field(default_factory=dict)
     losses: list[tuple[int, float | None]] = field(default_factory=list)
-    evaluations: list[tuple[int, float]] = field(default_factory=list)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     disruptions: list[Disruption] = field(default_factory=list)
     decisions: list[dict[str, Any]] = field(default_factory=list)
@@ -200,7 +204,10 @@ class Monitor:
         """
         if not scores:
             return
-        self._progress.evaluations.append((step, scores["val_loss"]))
+        evaluations = self._progress.evaluations
+        evaluations.append({"step": step, "at": time.time(), **scores})
+        if len(evaluations) > EVALUATIONS:
+            del evaluations[1:-1:2]
         loss, bits = scores["val_loss"], scores["val_bits_per_byte"]
         whose = " (averaged weights)" if averaged else ""
         self.note(f"step {step}: held-out loss {loss:.4f}, {bits:.4f} bits per byte{whose}")

@@ -22,6 +22,7 @@ from data.errors import ConflictError, ObjectNotFoundError
 from data.prepare import Pins
 from data.store import Store
 from orchestrator.errors import FencedError, RunInUseError, UnknownRunError
+from orchestrator.versions import versions
 
 RECORD = "run.json"
 
@@ -46,6 +47,8 @@ class Attempt:
         phase: what its loop was at, see `Progress.phase`.
         disruptions: ends of worker groups before the attempt's own, see `Disruption.story`.
         decisions: what was decided about workers, see `Progress.decisions`.
+        evaluations: those on the way, see `Progress.evaluations`.
+        versions: of what it ran with, by name.
         started_at, heartbeat_at: seconds since the epoch by the attempt's own clock.
         goodput: seconds by cause up to the last sign of life.
     """
@@ -64,6 +67,8 @@ class Attempt:
     phase: str = ""
     disruptions: list[dict[str, Any]] = field(default_factory=list)
     decisions: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
     first_step_s: float | None = None
     goodput: dict[str, float] = field(default_factory=dict)
     message: str = ""
@@ -305,7 +310,16 @@ def sign_of_life(attempt: Attempt, *, mine: bool = False) -> str | None:
 
 def _this_attempt(number: int, started_at: float | None) -> Attempt:
     now, pid = time.time(), os.getpid()
-    return Attempt(number, socket.gethostname(), _boot_id(), pid, start_time(pid) or "", started_at or now, now)
+    return Attempt(
+        number,
+        socket.gethostname(),
+        _boot_id(),
+        pid,
+        start_time(pid) or "",
+        started_at or now,
+        now,
+        versions=versions(),
+    )
 
 
 def process_started_at() -> float:

@@ -38,7 +38,7 @@ def show(run_or_recipe: str, as_json: bool = False, overrides: tuple[str, ...] =
     Raises:
         UnknownRunError: no recipe and no run has this name.
     """
-    sweep = _sweep_recipe(run_or_recipe)
+    sweep = sweep_recipe(run_or_recipe)
     if sweep is not None:
         from orchestrator.sweep.show import show_sweep
 
@@ -53,7 +53,7 @@ def show(run_or_recipe: str, as_json: bool = False, overrides: tuple[str, ...] =
             print_run(run, Console())
 
 
-def _sweep_recipe(name: str) -> Path | None:
+def sweep_recipe(name: str) -> Path | None:
     """The recipe of the sweep that is meant, or None: it is no sweep's name or recipe."""
     from orchestrator.sweep.best import find_sweep
 
@@ -63,10 +63,19 @@ def _sweep_recipe(name: str) -> Path | None:
         return None
 
 
-def describe(run: Run) -> dict[str, Any]:
-    """Everything there is to say of a run, as JSON has it."""
+def read_metrics(run: Run) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl; those beyond the newest checkpoint are not of the run."""
+    return [json.loads(line) for line in metrics_lines(run.store)]
+
+
+def describe(run: Run, rows: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    """Everything there is to say of a run, as JSON has it.
+
+    Args:
+        rows: what `read_metrics` returns, where it has been read already.
+    """
     record = run.record
-    rows = [json.loads(line) for line in metrics_lines(run.store)]
+    rows = read_metrics(run) if rows is None else rows
     with tempfile.TemporaryDirectory(prefix="manta-show-") as scratch:
         fetched = fetch_newest(run.store, record, (PROGRESS,), Path(scratch))
         state: dict[str, Any] = fetched[1] if fetched else {"step": 0, "tokens": 0, "ledger": [], "skipped": {}}

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.report.words import is_number, label
+
 Story = Mapping[str, Any]
 
 STATUSES = ("finished", "running", "pending", "stopped", "failed")
@@ -117,30 +119,6 @@ def read(story: Story, *, curves: bool = True) -> Facts:
     return Facts(fields, tuple(sorted(trials, key=_order)), rungs, _main(fields, trials))
 
 
-def is_number(value: Any) -> bool:
-    """Whether it is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def label(value: Any) -> str:
-    """A value as short as it can be told: 0.0003 is 3e-4, null is none."""
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int) and abs(value) < 10**7:
-        return str(value)
-    if isinstance(value, int | float):
-        value = float(value)
-        if value and math.isfinite(value) and not 1e-3 <= abs(value) < 1e5:
-            mantissa, exponent = f"{value:.2e}".split("e")
-            return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
-        return f"{value:.3g}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(label(item) for item in value) + "]"
-    return " ".join(str(value).split())
-
-
 def short_names(names: Sequence[str]) -> dict[str, str]:
     """For each dotted name as many of its last parts as no other has: `optimizer.name`, since `name` says nothing."""
     found = {}
@@ -156,16 +134,6 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
 def config_text(trial: Trial, fields: Iterable[Field]) -> str:
     """The trial's values in a line."""
     return "  ".join(f"{f.short}={label(f.of(trial))}" for f in fields if f.name in trial.config)
-
-
-def duration(seconds: float | None) -> str:
-    """12.3 s, 4:05 min or 2:03 h."""
-    if seconds is None:
-        return ""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02} h"
 
 
 def _trial(told: Mapping[str, Any], best_id: str | None, curves: bool) -> Trial:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
-from orchestrator.sweep.facts import Facts, Story, Trial, config_text, duration, is_number, label, read
+from orchestrator.report.page import cell, figure, legend, page, row, section, switch, table, tiles
+from orchestrator.report.svg import esc, tag
+from orchestrator.report.words import clock, duration, is_number, label
+from orchestrator.sweep.facts import Facts, Story, Trial, config_text, read
 from orchestrator.sweep.importance import FEWEST, LIMITS, METHOD, importance
-from orchestrator.sweep.report_page import figure, legend, page, section, switch
 from orchestrator.sweep.report_parallel import ancestry, parallel
 from orchestrator.sweep.report_plots import bars, best_curve, best_so_far, curves, scatter, timeline
-from orchestrator.sweep.report_svg import esc, tag
 
 SIGNS = {"finished": "●", "running": "▶", "pending": "…", "stopped": "○", "failed": "✕"}
 """Beside the word, so that a status is found at a glance without its colour."""
@@ -27,7 +27,7 @@ def html(story: Story) -> str:
         _winner(story, facts, metric),
         section(
             "All learning curves",
-            switch("curve-axis", curves(facts, metric, False), curves(facts, metric, True)),
+            switch("curve-axis", figure(curves(facts, metric, False)), figure(curves(facts, metric, True))),
             legend(groups, lines=True) if facts.trials else "",
             note="Every trial saw the same batches in the same order. Point at a curve to find its trial everywhere.",
         )
@@ -57,8 +57,8 @@ def _header(story: Story, facts: Facts) -> str:
     counts = ", ".join(f"{count} {status}" for status, count in facts.counts().items())
     told = f"{len(facts.trials)} trials{': ' + counts if counts else ''}. "
     told += f"Searcher {story.get('searcher')}, scheduler {story.get('scheduler')}, by {story.get('metric')}."
-    when = [f"Started {_clock(story.get('started_at'))}"]
-    when += [f"ended {_clock(story.get('ended_at'))}"] if story.get("ended_at") else []
+    when = [f"Started {clock(story.get('started_at'))}"]
+    when += [f"ended {clock(story.get('ended_at'))}"] if story.get("ended_at") else []
     attempts = story.get("attempts") or 1
     when += [f"in {attempts} attempts"] if attempts > 1 else []
     message = tag("p", esc(story["message"])) if story.get("message") else ""
@@ -71,22 +71,20 @@ def _tiles(story: Story, facts: Facts) -> str:
     tokens: dict[str, Any] = story.get("tokenized") or {}
     best = story.get("best") or {}
     began, ended = story.get("started_at"), story.get("ended_at")
-    tiles = []
+    told = []
     if is_number(best.get("loss")):
-        tiles.append((f"{best['loss']:.4f}", f"best {story.get('metric')}, trial {best.get('id')}"))
+        told.append((f"{best['loss']:.4f}", f"best {story.get('metric')}, trial {best.get('id')}"))
     if cost.get("steps_of_all"):
         spent = f"{cost['steps']:,} of the {cost['steps_of_all']:,} steps of all trials to the end"
-        tiles.append((f"{cost['share']:.0%}", f"of the full cost: {spent}"))
-    tiles.append((duration(float(cost.get("worker_s") or 0.0)), "of workers' time"))
+        told.append((f"{cost['share']:.0%}", f"of the full cost: {spent}"))
+    told.append((duration(float(cost.get("worker_s") or 0.0)), "of workers' time"))
     if began is not None and ended is not None:
-        tiles.append((duration(ended - began), "from start to end"))
+        told.append((duration(ended - began), "from start to end"))
     if tokens.get("units"):
         times = "each once" if tokens["tokenized"] + tokens["cached"] == tokens["units"] else "NOT each once"
         text = f"units tokenized by this sweep, {times}; {tokens['cached']} were there already"
-        tiles.append((f"{tokens['tokenized']} of {tokens['units']}", text))
-    return tag(
-        "div", *(tag("div", tag("b", esc(a)), tag("span", esc(b)), class_="fact") for a, b in tiles), class_="facts"
-    )
+        told.append((f"{tokens['tokenized']} of {tokens['units']}", text))
+    return tiles(told)
 
 
 def _winner(story: Story, facts: Facts, metric: str) -> str:
@@ -167,20 +165,20 @@ def _rungs(story: Story, facts: Facts, began: float | None) -> str:
         bar += '<rect width="100" height="10" class="track"/>'
         bar += f'<rect width="{100 * share:.1f}" height="10" class="bar"/></svg>'
         rows.append(
-            _row(
-                _cell(f"{before} to {rung['step']}", rung["step"]),
-                _cell(rung["trials"], number=True),
-                _cell(rung["stopped"], number=True),
-                _cell(duration(float(rung["worker_s"])), rung["worker_s"], number=True),
-                _cell(f"{share:.0%}", share, number=True),
+            row(
+                cell(f"{before} to {rung['step']}", rung["step"]),
+                cell(rung["trials"], number=True),
+                cell(rung["stopped"], number=True),
+                cell(duration(float(rung["worker_s"])), rung["worker_s"], number=True),
+                cell(f"{share:.0%}", share, number=True),
                 tag("td", bar),
             )
         )
         before = rung["step"]
     heads = ("steps", "trials that came", "stopped there", "workers' time", "of all", "")
-    table = _table(heads, rows, numbers=(1, 2, 3, 4)) if rows else ""
+    costs = tag("div", table(heads, rows, numbers=(1, 2, 3, 4)), class_="scroll") if rows else ""
     return section(
-        "Time and cost", table, figure(timeline(facts, began)), note="Workers' time by rung, and when each trial ran."
+        "Time and cost", costs, figure(timeline(facts, began)), note="Workers' time by rung, and when each trial ran."
     )
 
 
@@ -208,15 +206,15 @@ def _trials(facts: Facts) -> str:
     rows = [_trial_row(trial, facts) for trial in facts.trials]
     if not rows:
         return section("All trials", tag("p", "There is none yet.", class_="none"))
-    return section("All trials", tag("div", _table(heads, rows, numbers, "sorted"), class_="scroll"), is_long=True)
+    return section("All trials", tag("div", table(heads, rows, numbers, "sorted"), class_="scroll"), is_long=True)
 
 
 def _trial_row(trial: Trial, facts: Facts) -> str:
     cells = [
-        _cell(trial.id + (" ★ best" if trial.is_best else ""), trial.id),
-        _cell(f"{SIGNS.get(trial.status, '?')} {trial.status}", trial.status),
-        _cell("" if trial.loss is None else f"{trial.loss:.4f}", trial.loss, number=True),
-        _cell(f"{trial.step} of {trial.steps}", trial.step, number=True),
+        cell(trial.id + (" ★ best" if trial.is_best else ""), trial.id),
+        cell(f"{SIGNS.get(trial.status, '?')} {trial.status}", trial.status),
+        cell("" if trial.loss is None else f"{trial.loss:.4f}", trial.loss, number=True),
+        cell(f"{trial.step} of {trial.steps}", trial.step, number=True),
     ]
     for field in facts.fields:
         value = field.of(trial)
@@ -236,29 +234,10 @@ def _trial_row(trial: Trial, facts: Facts) -> str:
         )
     cells += [
         tag("td", esc(trial.reason), class_="wide" if trial.reason else ""),
-        _cell(f"{trial.donor[0]} at step {trial.donor[1]}" if trial.donor else ""),
-        _cell(trial.workers, number=True),
-        _cell(duration(trial.worker_s), trial.worker_s, number=True),
-        _cell(duration(trial.first_step_s), trial.first_step_s, number=True),
-        _cell(trial.run),
+        cell(f"{trial.donor[0]} at step {trial.donor[1]}" if trial.donor else ""),
+        cell(trial.workers, number=True),
+        cell(duration(trial.worker_s), trial.worker_s, number=True),
+        cell(duration(trial.first_step_s), trial.first_step_s, number=True),
+        cell(trial.run),
     ]
     return tag("tr", *cells, class_="best" if trial.is_best else "", data_trial=trial.id)
-
-
-def _table(heads: Any, rows: list[str], numbers: Any, css: str = "") -> str:
-    told = "".join(
-        tag("th", esc(head), scope="col", class_="n" if at in numbers else "") for at, head in enumerate(heads)
-    )
-    return tag("table", tag("thead", tag("tr", told)), tag("tbody", *rows), class_=css)
-
-
-def _row(*cells: str) -> str:
-    return tag("tr", *cells)
-
-
-def _cell(text: object, sort_by: object = None, *, number: bool = False) -> str:
-    return tag("td", esc(text), class_="n" if number else "", data_v=None if sort_by is None else str(sort_by))
-
-
-def _clock(at: Any) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at)) if is_number(at) else "at an unknown time"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from orchestrator.sweep.facts import Facts, Field, Trial, label
+from orchestrator.report.svg import Scale, colour, dash, esc, line, mark, polyline, svg, tag, words
+from orchestrator.report.words import label
+from orchestrator.sweep.facts import Facts, Field, Trial
 from orchestrator.sweep.report_plots import ceiling, trial_mark
-from orchestrator.sweep.report_svg import Scale, colour, dash, esc, line, mark, polyline, svg, tag, words
 
 TOP, BOTTOM = 60.0, 340.0
 

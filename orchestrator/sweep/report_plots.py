@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from statistics import median
 
-from orchestrator.sweep.facts import Facts, Field, Trial, duration, label
+from orchestrator.report.svg import Scale, axes, colour, cross, dash, esc, line, mark, polyline, svg, tag, words
+from orchestrator.report.words import duration, label
+from orchestrator.sweep.facts import Facts, Field, Trial
 from orchestrator.sweep.importance import Importance
-from orchestrator.sweep.report_svg import Scale, axes, colour, cross, dash, esc, line, mark, polyline, svg, tag, words
 
 WIDTH, HEIGHT = 760.0, 380.0
 LEFT, RIGHT, TOP, BOTTOM = 62.0, 740.0, 34.0, 330.0

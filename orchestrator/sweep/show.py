@@ -12,6 +12,7 @@ from rich.live import Live
 
 from data.store import Store
 from orchestrator.console import Console
+from orchestrator.report.page import write_page
 from orchestrator.run import reaching_storage, stores
 from orchestrator.sweep.best import FOLDER
 from orchestrator.sweep.report import html
@@ -39,14 +40,31 @@ def live(console: Console) -> Iterator[Watch | None]:
         yield lambda story: screen.update(live_table(story))
 
 
-def write_report(story: SweepStory, store: Store) -> Path:
-    """Write the report here and into the sweep's storage; returns where it is here."""
+def write_report(story: SweepStory, store: Store, to: Path | None = None) -> Path:
+    """Write the report here and into the sweep's storage; returns where it is here.
+
+    Args:
+        to: where it is to be; None: in the sweep's folder.
+    """
     page = html(story)
-    path = FOLDER / story["sweep"] / REPORT
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, "utf-8")
+    path = to or FOLDER / story["sweep"] / REPORT
+    write_page(path, page)
     store.put(REPORT, page.encode())
     return path
+
+
+def report_sweep(recipe: Path, to: Path | None, overrides: Sequence[str]) -> Path:
+    """Write the report of a sweep anew; returns where it is.
+
+    Raises:
+        UnknownRunError: it was never started.
+    """
+    sweep = load_sweep(recipe, overrides)
+    with reaching_storage(sweep.base) as base:
+        sweep = replace(sweep, base=base)
+        root, _ = stores(base)
+        root.check()
+        return write_report(describe_sweep(sweep, root), root.child(f"sweeps/{sweep.name}"), to)
 
 
 def show_sweep(recipe: Path, as_json: bool, overrides: Sequence[str]) -> None:

@@ -6,7 +6,8 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.sweep.facts import Facts, Story, Trial, config_text, duration, is_number, label, read
+from orchestrator.report.words import duration, is_number, label
+from orchestrator.sweep.facts import Facts, Story, Trial, config_text, read
 
 MOST_ROWS = 20
 """Trials shown one by one; of the others only how many there are."""

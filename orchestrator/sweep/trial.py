@@ -182,7 +182,7 @@ class Trial:
             self._polled_at = now
             seen.workers = progress.world_size if progress.has_workers else 0
             seen.losses.update(progress.losses)
-            seen.evaluations.update(progress.evaluations)
+            seen.evaluations.update({each["step"]: each["val_loss"] for each in progress.evaluations})
             if progress.row:
                 if seen.first_step_at is None:
                     seen.first_step_at = progress.row["at"]

@@ -17,7 +17,7 @@ from orchestrator.cli import app
 from orchestrator.errors import BadShardError, ClusterError, TransientStoreError
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["quickstart", "prepare", "train", "eval", "generate", "show", "doctor", "schema"]
+COMMANDS = ["quickstart", "prepare", "train", "eval", "generate", "show", "report", "doctor", "schema"]
 RECIPE = """
 run: first
 storage: /tmp/manta-never-made
@@ -179,6 +179,13 @@ def test_show_passes_on_its_argument(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = standing_in(monkeypatch, "orchestrator.show", "show")
     assert CliRunner().invoke(app, ["show", "first", "--json", "--set", "run=second"]).exit_code == 0
     assert calls == [(("first", True, ("run=second",)), {})]
+
+
+def test_report_passes_on_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = standing_in(monkeypatch, "orchestrator.report.command", "report")
+    assert CliRunner().invoke(app, ["report", "first", "--to", "a/b.html", "--set", "run=second"]).exit_code == 0
+    assert CliRunner().invoke(app, ["report", "first"]).exit_code == 0
+    assert calls == [(("first", Path("a/b.html"), ("run=second",)), {}), (("first", None, ()), {})]
 
 
 def test_schema_is_json_or_a_table() -> None:

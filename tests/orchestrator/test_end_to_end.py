@@ -325,6 +325,19 @@ class TestLeftAlone:
         assert "def " in first
         assert first == again != other
 
+    def test_its_report_has_its_numbers(
+        self, alone: Run, story: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        alone.in_process(monkeypatch, "report", "--to", str(tmp_path / "report.html"))
+        page = (tmp_path / "report.html").read_text()
+        assert alone.get("report.html").decode() == page
+        assert "Every sample once and in order." in page
+        assert story["samples"]["digest"] in page and f"{story['loss']['val']:.4f}" in page
+        assert f"{len(alone.saved_steps())} were saved in all" in page
+        assert all(url["url"] in page for url in story["checkpoints"])
+        keys = [value for name, value in alone.site.environment.items() if "SECRET" in name]
+        assert keys and not any(key in page for key in keys)
+
     def test_other_settings_are_refused(self, alone: Run) -> None:
         before = alone.objects()
         output = alone.refused("--set", "train.lr=0.002", "--set", "scaling.num_workers=1")

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from rich.cells import cell_len
 from rich.console import Console
 
-from orchestrator.sweep.facts import duration, label, short_names
+from orchestrator.report.words import duration, label
+from orchestrator.sweep.facts import short_names
 from orchestrator.sweep.table import live_table, print_sweep
 from tests.orchestrator.sweep.stories import realistic, stories
 

@@ -101,8 +101,8 @@ for (const mark of document.querySelectorAll("g.mark")) {
 const all = [...document.querySelectorAll("[data-trial]")];
 let now = null;
 document.addEventListener("pointerover", event => {
-  const mark = event.target.closest ? event.target.closest("[data-trial]") : null;
-  const trial = mark ? mark.dataset.trial : null;
+  const closest = what => event.target.closest ? event.target.closest(what) : null;
+  const mark = closest("g.mark"), ofTrial = closest("[data-trial]"), trial = ofTrial ? ofTrial.dataset.trial : null;
   if (trial !== now) { for (const each of all) each.classList.toggle("pointed", each.dataset.trial === trial);
   now = trial; }
   tip.textContent = mark && mark.told || "";

@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from orchestrator.sweep.facts import label
+from orchestrator.report.words import label
 
 GROUPS = 8
 """Values of a choice that have a colour, a shape and a dash of their own; others share the last ones."""
@@ -123,6 +123,11 @@ def polyline(points: Iterable[tuple[float, float]], class_: str, dash: str = "")
     return tag("polyline", points=path, class_=class_, stroke_dasharray=dash)
 
 
+def polygon(points: Iterable[tuple[float, float]], class_: str) -> str:
+    """What lies inside of points."""
+    return tag("polygon", points=" ".join(f"{_px(x)},{_px(y)}" for x, y in points), class_=class_)
+
+
 def mark(group: int, x: float, y: float, class_: str, r: float = 5.0) -> str:
     """The shape of a group, so that colour is not the only thing that tells it. -1 is a small dot."""
     x, y = float(x), float(y)
@@ -140,7 +145,7 @@ def mark(group: int, x: float, y: float, class_: str, r: float = 5.0) -> str:
         ((-0.45, -1.2), (0.45, -1.2), (0.45, 1.2), (-0.45, 1.2)),
         ((-1.1, -1.1), (1.1, 0), (-1.1, 1.1)),
     )[kind - 1]
-    return tag("polygon", points=" ".join(f"{_px(x + r * dx)},{_px(y + r * dy)}" for dx, dy in corners), class_=class_)
+    return polygon(((x + r * dx, y + r * dy) for dx, dy in corners), class_)
 
 
 def cross(x: float, y: float, class_: str, r: float = 5.0) -> str:

@@ -1,0 +1,197 @@
+"""The parts of a run's report that are tables and lists."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orchestrator.report.page import cell, details, row, section, table
+from orchestrator.report.run_facts import RunFacts, Story
+from orchestrator.report.svg import esc, tag
+from orchestrator.report.time_scale import since
+from orchestrator.report.words import clock, count, duration, is_number, label
+
+MOST_ROWS = 300
+"""Rows of a table, the newest; `manta show --json` has all."""
+
+
+def groups(facts: RunFacts) -> str:
+    """The table of restarts and resizes."""
+    numbered = list(enumerate(facts.disruptions, 1))[-MOST_ROWS:]
+    rows = []
+    for number, each in numbered:
+        phases: Mapping[str, float] = each.get("phases") or {}
+        after = each.get("workers_after")
+        told = ", ".join(
+            f"{name} {duration(s)}".replace("_", " ").replace(" ", "\u00a0") for name, s in phases.items() if s >= 0.05
+        )
+        at: Any = each.get("at")
+        rows.append(
+            row(
+                cell(number, number=True),
+                cell(since(at - facts.began) if is_number(at) else "", at, number=True),
+                cell(f"{each['step']:,}", each["step"], number=True),
+                cell("planned resize" if each["cause"] == "resize" else each["cause"]),
+                cell(f"{each['workers']} → {'none' if after is None else after}"),
+                cell(duration(each.get("detection_s")), each.get("detection_s"), number=True),
+                cell(duration(each.get("lost_s")), each.get("lost_s"), number=True),
+                cell("" if each.get("replayed_steps") is None else each["replayed_steps"], number=True),
+                cell(told, wide=True),
+            )
+        )
+    if not rows:
+        return ""
+    heads = ("no.", "after", "step", "cause", "workers", "noticed in", "to the next step", "steps again", "restart")
+    told = table(heads, rows, (0, 1, 2, 5, 6, 7), "sorted")
+    return tag("h3", "Restarts and resizes", _newest(rows, facts.disruptions)) + tag("div", told, class_="scroll")
+
+
+def attempts(facts: RunFacts) -> str:
+    """The table of attempts."""
+    rows, has_message = [], any(life.get("message") for life in facts.lives[-MOST_ROWS:])
+    for life in facts.lives[-MOST_ROWS:]:
+        first = life.get("from_step")
+        rows.append(
+            row(
+                cell(life["number"], number=True),
+                cell(life["status"]),
+                cell(clock(life["started_at"])),
+                cell(duration(life["ended_at"] - life["started_at"]), number=True),
+                cell("" if first is None else f"{first:,} to {life['step']:,}"),
+                cell(duration(life.get("first_step_s")), number=True),
+                cell(life.get("host", "")),
+                cell(life.get("message", ""), wide=True) if has_message else "",
+            )
+        )
+    heads = ["no.", "status", "began", "lasted", "steps", "first step after", "host"]
+    heads += ["message"] if has_message else []
+    told = table(heads, rows, (0, 3, 5))
+    return tag("h3", "Attempts", _newest(rows, facts.lives)) + tag("div", told, class_="scroll")
+
+
+def all_events(facts: RunFacts) -> str:
+    """All events, for those who do not see charts or want one of them."""
+    rows = [
+        row(
+            cell(f"{event.step:,}", event.step, number=True),
+            cell("" if event.at is None else since(event.at - facts.began), event.at, number=True),
+            cell(event.kind),
+            cell(event.told, wide=True),
+        )
+        for event in facts.events[-MOST_ROWS:]
+    ]
+    if not rows:
+        return ""
+    told = table(("step", "after", "event", ""), rows, (0, 1), "sorted")
+    name = f"{count(len(facts.events), 'event')} as a table"
+    return details(name, tag("p", _newest(rows, facts.events)), tag("div", told, class_="scroll"))
+
+
+def _newest(rows: Sequence[str], of: Sequence[object]) -> str:
+    told = f" the newest {len(rows)} of {len(of):,}; manta show --json has all" if len(rows) < len(of) else ""
+    return tag("span", esc(told), class_="soft") if told else ""
+
+
+def samples(story: Story) -> str:
+    """The audit of the samples."""
+    found: Mapping[str, Any] = story.get("samples") or {}
+    if not found:
+        return section("Samples", tag("p", "Nothing to audit before the first checkpoint.", class_="none"))
+    right = found.get("in_order") and not found.get("duplicated") and not found.get("missing")
+    verdict = "Every sample once and in order." if right else "NOT every sample once and in order."
+    facts = [(name.replace("_", " "), value) for name, value in found.items() if name != "digest"]
+    rows = [row(cell(name), cell(f"{v:,}" if is_number(v) else label(v), number=True)) for name, v in facts]
+    digest = tag("p", "Digest of all ids in training order: ", tag("code", esc(found.get("digest", ""))))
+    return section(
+        "Samples",
+        tag("p", tag("b", esc(verdict))),
+        tag("div", table(("samples", "number"), rows, (1,), "short"), class_="scroll"),
+        digest,
+        note="The ids that the ranks really computed, held against the order computed afresh from seed and data.",
+    )
+
+
+def data(story: Story) -> str:
+    """What was left out, skipped and cleaned."""
+    parts = []
+    if story.get("bad_steps"):
+        steps = ", ".join(f"{step:,}" for step in story["bad_steps"])
+        parts.append(tag("p", esc(f"Left out: the data of step {steps}, on which the loss went astray.")))
+    skipped: Mapping[str, Any] = story.get("skipped_units") or {}
+    if skipped.get("count"):
+        reasons = (tag("li", esc(reason)) for reason in skipped.get("reasons") or ())
+        parts.append(tag("p", esc(f"{skipped['count']:,} bad units were skipped.")) + tag("ul", *reasons))
+    if story.get("cleaning"):
+        parts.append(tag("ul", *(tag("li", esc(line)) for line in story["cleaning"])))
+    return section("Data", *parts)
+
+
+def checkpoints(story: Story) -> str:
+    """The checkpoints that are kept, the newest first."""
+    kept = story.get("checkpoints") or ()
+    if not kept:
+        return section("Checkpoints", tag("p", "There is none yet.", class_="none"))
+    rows = [
+        row(
+            cell(f"{each['step']:,}", number=True),
+            cell(each["attempt"], number=True),
+            tag("td", tag("code", esc(each["url"])), class_="url"),
+        )
+        for each in reversed(kept)
+    ]
+    saved = len(story.get("saves") or ())
+    note = f"{saved:,} were saved in all; the newest are kept." if saved else ""
+    told = tag("div", table(("step", "attempt", "where"), rows, (0, 1)), class_="scroll")
+    return section("Checkpoints", told, note=note)
+
+
+def decisions(facts: RunFacts) -> str:
+    """What was decided about workers, with the numbers behind it."""
+    made = facts.story.get("decisions") or ()
+    rows = [
+        row(
+            cell(each["attempt"], number=True),
+            cell(since(each["at"] - facts.began) if is_number(each.get("at")) else "", each.get("at"), number=True),
+            cell(f"{each['step']:,}", each["step"], number=True),
+            cell(each["what"], wide=True),
+        )
+        for each in made[-MOST_ROWS:]
+    ]
+    if not rows:
+        return ""
+    told = table(("attempt", "after", "step", "what, and why"), rows, (0, 1, 2))
+    shown = tag("p", _newest(rows, made)) + tag("div", told, class_="scroll")
+    return section("What was decided about workers", shown, is_long=True)
+
+
+def config(story: Story) -> str:
+    """Every field, those that were set in bold."""
+    fields = story.get("config") or ()
+    shown = [
+        tag(
+            "div",
+            tag("dt", tag("code", esc(each["name"]))),
+            tag("dd", tag("code", esc(_value(each["value"])))),
+            class_="default" if each.get("is_default") else "set",
+        )
+        for each in fields
+    ]
+    note = "Fields that decide the result as the run was begun with them, others as now; bold: not the default."
+    return section("Config", tag("dl", *shown, class_="fields"), note=note, is_long=True) if shown else ""
+
+
+def _value(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def versions(facts: RunFacts) -> str:
+    """What each attempt ran with."""
+    rows = []
+    for life in facts.lives[-MOST_ROWS:]:
+        found: Mapping[str, str] = life.get("versions") or {}
+        if found:
+            told = ", ".join(f"{name} {version}" for name, version in found.items())
+            rows.append(row(cell(life["number"], number=True), cell(told, wide=True)))
+    if not rows:
+        return section("Versions", tag("p", "The run's record does not tell them.", class_="none"))
+    return section("Versions", tag("div", table(("attempt", "ran with"), rows, (0,)), class_="scroll"))

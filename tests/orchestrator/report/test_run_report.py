@@ -1,0 +1,216 @@
+"""The report of a run: it stands by itself, adds up, escapes everything, and stumbles over no story."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from orchestrator.goodput import CAUSES
+from orchestrator.report.run import html
+from orchestrator.report.run_facts import Event, RunFacts, clusters
+from orchestrator.report.seconds import REST, bar, seconds_of
+from orchestrator.report.sizes import NARROW, WIDE
+from tests.html_page import Page, has_nothing_from_elsewhere, places
+from tests.orchestrator.report.run_stories import BEGAN, eventful, not_begun, stories
+
+unhurried = settings(deadline=None)
+any_story = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+
+ROOT = Path(__file__).parents[3]
+
+
+@any_story
+@given(stories())
+def test_any_story_gives_a_page(story: dict[str, Any]) -> None:
+    text = html(story)
+    page = Page(text)
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert has_nothing_from_elsewhere(page)
+    assert all(abs(place) < 1e7 for place in places(text))
+    assert "nan" not in re.sub(r">[^<]*<", "><", text).lower()
+
+
+def test_the_page_of_an_eventful_run_has_all_its_parts() -> None:
+    page = Page(html(eventful()))
+    assert page.texts["h2"] == [
+        "Learning curves",
+        "Workers and events",
+        "Where the seconds went",
+        "Samples",
+        "Data",
+        "Checkpoints",
+        "What was decided about workers",
+        "Config",
+        "Versions",
+    ]
+    charts = [attributes for tag, attributes in page.elements if tag == "svg" and attributes.get("role") == "img"]
+    ids = {attributes.get("id") for _, attributes in page.elements}
+    assert all(set((chart["aria-labelledby"] or "").split()) <= ids for chart in charts)
+    # In two sizes: loss, its logarithm, time, steps, seconds, overhead; and learning rate, norm and speed.
+    assert len(charts) == 2 * 6 + 3
+    text = html(eventful())
+    for told in ("31.25", "BLEU over 500", "the disk is full", "shard 3 is cut short", "python 3.11.9", "step 99"):
+        assert told in text
+
+
+def test_before_the_first_step_the_page_says_so() -> None:
+    text = html(not_begun())
+    assert "no step yet" in text and "There is none yet" in text and "Nothing to audit" in text
+    assert "startup 12.0 s (100 %)" in text and "enlarged" not in text and "workers that trained" not in text
+    assert "Learning curves" not in text
+
+
+def test_a_live_run_says_how_far_what_is_shown_goes() -> None:
+    story = eventful() | {"status": "running", "phase": "training"}
+    story["lives"][-1] |= {"status": "running", "step": 640}
+    assert "at step 640 (training). What is shown goes to its newest checkpoint: step 600" in html(story)
+
+
+def test_a_sample_that_was_lost_is_said_at_once() -> None:
+    story = eventful()
+    story["samples"] |= {"missing": 1, "in_order": False}
+    assert "NOT every sample once and in order." in html(story)
+
+
+def test_a_run_of_an_older_version_is_shown() -> None:
+    story = eventful() | {"evaluations": [], "saves": []}
+    for life in story["lives"]:
+        del life["versions"]
+    text = html(story)
+    assert "The run's record does not tell them." in text and "Learning curves" in text
+
+
+def test_a_long_run_with_many_events_is_a_page_of_less_than_a_megabyte() -> None:
+    story = eventful(steps=100_000)
+    one = story["disruptions"][0]
+    story["disruptions"] = [one | {"step": n * 100, "at": BEGAN + 30 + 50 * n} for n in range(900)]
+    story["decisions"] = [{"attempt": 1, "at": BEGAN + n, "step": n, "what": "starting " * 12} for n in range(2000)]
+    story["evaluations"] = [{"step": 100 * n, "at": BEGAN + n, "val_loss": 4.0} for n in range(1, 900)]
+    text = html(story)
+    assert len(text) < 1_000_000
+    assert "the newest 300 of 900; manta show --json has all" in text
+
+
+WORD = "<script>alert(1)</script>"
+
+
+@pytest.mark.parametrize("word", [WORD, '"><img src=x onerror=alert(1)>', "' onload='x", "&amp;"])
+def test_every_text_of_the_story_is_escaped(word: str) -> None:
+    def put(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: put(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [put(each) for each in value]
+        return word if isinstance(value, str) else value
+
+    story = put(eventful())
+    text = html(story)
+    page = Page(text)
+    assert has_nothing_from_elsewhere(page)
+    assert text.count("<script") == 1
+    for element in ("h1", "span", "p", "td", "code", "title", "li"):
+        assert any(word in each for each in page.texts[element]), element
+
+
+@unhurried
+@given(st.dictionaries(st.sampled_from(CAUSES), st.floats(0, 1e7)), st.floats(0, 1e8), st.sampled_from([WIDE, NARROW]))
+def test_the_parts_of_the_bar_fill_it(seconds: dict[str, float], wall: float, size: Any) -> None:
+    told = seconds_of({f"{cause}_s": each for cause, each in seconds.items()} | {"wall_s": wall})
+    assert all(each > 0 for each in told.values())
+    assert sum(told.values()) >= wall * 0.998 or not told
+    drawn = bar("seconds", "Seconds", told, size)
+    assert bool(drawn) == bool(told)
+    if told:
+        widths = [float(width) for width in re.findall(r'y="0" width="([\d.]+)"', drawn)]
+        assert len(widths) == len(told)
+        assert sum(widths) == pytest.approx(size.width)
+        for width, each in zip(widths, told.values(), strict=True):
+            assert width == pytest.approx(size.width * each / sum(told.values()), abs=0.11)
+
+
+def test_wall_time_that_no_cause_accounts_for_is_told() -> None:
+    assert seconds_of({"training_s": 90.0, "wall_s": 100.0}) == {"training": 90.0, REST: 10.0}
+    assert seconds_of({"training_s": 99.99, "wall_s": 100.0}) == {"training": 99.99}
+
+
+def test_every_cause_has_a_meaning_and_a_colour() -> None:
+    text = html(not_begun() | {"goodput": {f"{cause}_s": 1.0 for cause in CAUSES} | {"wall_s": 1.0 * len(CAUSES)}})
+    for cause in CAUSES:
+        assert f".c-{cause.replace('_', '-')} {{ fill: var(--{cause}); }}" in text
+        assert f"--{cause}: #" in text
+
+
+@unhurried
+@given(st.lists(st.floats(0, 800), max_size=60), st.floats(1, 50))
+def test_events_that_lie_close_together_are_drawn_as_one_and_none_is_lost(at: list[float], apart: float) -> None:
+    events = [Event("restart", n, x, "", n) for n, x in enumerate(at)]
+    found = clusters(events, lambda event: event.at or 0.0, apart)
+    assert sorted(event.number for _, together in found for event in together) == sorted(range(len(at)))
+    marks = [x for x, _ in found]
+    assert all(after - before >= apart for before, after in pairwise(marks))
+
+
+def test_restarts_within_seconds_have_one_mark_with_their_numbers() -> None:
+    drawn = re.findall(r'<svg[^>]*aria-labelledby="time-wide-t.*?</svg>', html(eventful()), re.DOTALL)[0]
+    pills = [
+        mark for mark in re.findall(r'<g class="mark">.*?</g>', drawn, re.DOTALL) if 'class="pill restart"' in mark
+    ]
+    assert ["1: after step 150" in pill for pill in pills] == [True, False]
+    assert "2: after step 151" in pills[0] and "3: after step 152" in pills[0]
+    assert ">1-3</text>" in pills[0]
+
+
+def test_workers_over_time_are_those_that_trained() -> None:
+    facts = RunFacts(eventful())
+    spans = facts.sizes_by_time()
+    kinds = {span.kind for span in spans}
+    assert kinds == {"", "pause", "startup", "restart", "resize"}
+    ordered = sorted(spans, key=lambda span: (span.start, span.end))
+    assert all(before.end <= after.start + 1e-6 for before, after in pairwise(ordered))
+    assert ordered[0].start == facts.began and ordered[-1].end == facts.ended
+    [pause] = [span for span in spans if span.kind == "pause"]
+    assert (pause.start, pause.end) == (facts.lives[0]["ended_at"], facts.lives[1]["started_at"])
+    assert [(span.start, span.end, span.size) for span in facts.sizes_by_step()] == [
+        (0, 150, 3),
+        (150, 200, 1),
+        (200, 600, 4),
+    ]
+
+
+def test_what_an_attempt_did_beyond_the_step_from_which_the_next_went_on_is_not_its_own() -> None:
+    assert [(first, last) for first, last, _ in RunFacts(eventful()).lives_by_step()] == [(0, 400), (400, 600)]
+
+
+def test_speed_is_that_of_each_step_and_none_where_a_step_is_missing() -> None:
+    rows = eventful()["rows"][:10]
+    points, seconds = RunFacts({"rows": [*rows[:3], *rows[4:]]}).speed()
+    assert [step for step, _ in points] == [1, 2, 3, 6, 7, 8, 9, 10]
+    assert points[1][1] == (rows[1]["tokens"] - rows[0]["tokens"]) / 0.5 and seconds == [0.5] * 8
+
+
+def test_nothing_is_fetched_and_only_the_page_s_own_script_may_run() -> None:
+    text = html(eventful())
+    assert "http://" not in text and "https://" not in text and "@import" not in text and "url(http" not in text
+    [policy] = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)
+    assert policy.startswith("default-src 'none'") and "script-src 'sha256-" in policy
+
+
+def test_a_story_is_shown_without_ray_and_torch() -> None:
+    code = "import sys, orchestrator.report.run; print({'ray', 'torch', 'numpy'} & set(sys.modules) or 'none')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "none"
+
+
+def test_a_story_is_json() -> None:
+    story = eventful()
+    assert html(json.loads(json.dumps(story))) == html(story)
