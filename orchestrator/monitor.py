@@ -21,6 +21,7 @@ from orchestrator.failure_policy import (
     start_patience_s,
 )
 from orchestrator.job import TrainJob
+from orchestrator.run_state import StepSeconds
 from orchestrator.save_policy import PRIOR_MTBF_S, observed_mtbf_s
 from orchestrator.scaling_policy import Prepare, Save, SaveThenResize, ScalingPolicy, Situation, Start
 from orchestrator.worker_pool import Wish
@@ -43,9 +44,12 @@ class Progress:
         phase: what it is at: "starting", "waiting", "training", "evaluating", "saving", "restarting" or "done".
         restored_step: step the attempt went on from; None until it knows.
         row: newest metrics row.
+        step_seconds: what the steps up to that row took, see `run_state.StepSeconds`; None where it is not known.
+        device: name of what rank 0 computes on.
+        saved: step of the newest checkpoint and when it was saved, seconds since the epoch; None before there is one.
         goodput: seconds by cause since the first group's loop began.
         losses: step and loss of the newest RECENT_STEPS steps, in the order done; a step done again is there again.
-        evaluations: step and held-out loss of evaluations on the way.
+        scores: what evaluations on the way found, with the `step` after which, and `at`, in seconds since the epoch.
         notes: lines for the person watching, oldest first.
         disruptions: ends of worker groups before the run's, and what each cost.
         decisions: what was decided about workers, why, and at which step; the newest `DECISIONS`.
@@ -57,14 +61,22 @@ class Progress:
     restored_step: int | None = None
     world_size: int = 0
     row: dict[str, Any] = field(default_factory=dict)
+    step_seconds: StepSeconds | None = None
+    device: str = ""
+    saved: tuple[int, float] | None = None
     goodput: dict[str, float] = field(default_factory=dict)
     losses: list[tuple[int, float | None]] = field(default_factory=list)
-    evaluations: list[tuple[int, float]] = field(default_factory=list)
+    scores: list[dict[str, float]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     disruptions: list[Disruption] = field(default_factory=list)
     decisions: list[dict[str, Any]] = field(default_factory=list)
     gave_up: str = ""
     result: dict[str, Any] | None = None
+
+    @property
+    def evaluations(self) -> list[tuple[int, float]]:
+        """Step and held-out loss of evaluations on the way."""
+        return [(int(found["step"]), found["val_loss"]) for found in self.scores]
 
     @property
     def has_workers(self) -> bool:
@@ -143,13 +155,17 @@ class Monitor:
         """Handles of all keepers by node; those of nodes that are gone are among them."""
         return dict(self._keepers)
 
-    def begin_group(self, step: int, nodes: Sequence[str], clock_s: float) -> int:
+    def begin_group(self, step: int, nodes: Sequence[str], clock_s: float, device: str = "") -> int:
         """Rank 0, once its state is restored to `step`; `nodes` by rank; its goodput clock is `clock_s` old.
+
+        Args:
+            device: what it computes on.
 
         Returns:
             newest step done by any group before; what lies between is replay.
         """
         progress, now, world_size = self._progress, self._now(), len(nodes)
+        progress.device = device
         for node_id in self._keepers.keys() - set(nodes):  # a node that is to go waits until nothing runs on it
             self._keepers.pop(node_id).discard.remote()
         self._longest_start_s = max(self._longest_start_s or 0.0, now - self._started_at)
@@ -195,7 +211,7 @@ class Monitor:
         """
         if not scores:
             return
-        self._progress.evaluations.append((step, scores["val_loss"]))
+        self._progress.scores.append({"step": step, "at": time.time(), **scores})
         loss, bits = scores["val_loss"], scores["val_bits_per_byte"]
         whose = " (averaged weights)" if averaged else ""
         self.note(f"step {step}: held-out loss {loss:.4f}, {bits:.4f} bits per byte{whose}")
@@ -315,6 +331,11 @@ class Monitor:
             self._preparing_for = decision.why
             return Wish(stand_by=decision.newcomers)
         return Wish()
+
+    def saved(self, step: int, at: float) -> None:
+        """A keeper, or rank 0 of what it went on from: there is a checkpoint of `step`, from `at`."""
+        if self._progress.saved is None or step >= self._progress.saved[0]:
+            self._progress.saved = step, at
 
     def note(self, line: str) -> None:
         """Any rank: a line for the person watching."""

@@ -47,6 +47,8 @@ class Attempt:
         decisions: what was decided about workers, see `Progress.decisions`.
         started_at, heartbeat_at: seconds since the epoch by the attempt's own clock.
         goodput: seconds by cause up to the last sign of life.
+        device: what its workers compute on, as CUDA names it; "" until it knows.
+        flops_per_token: model FLOPs for a target token, see `orchestrator.observe.utilization`; None until it knows.
     """
 
     number: int
@@ -66,6 +68,8 @@ class Attempt:
     first_step_s: float | None = None
     goodput: dict[str, float] = field(default_factory=dict)
     message: str = ""
+    device: str = ""
+    flops_per_token: float | None = None
 
     @property
     def identity(self) -> tuple[int, str, int, str, float]:
