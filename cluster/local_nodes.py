@@ -31,9 +31,11 @@ STORE_BYTES = 100 << 20
 
 _RAY = (sys.executable, "-c", "from ray.scripts.scripts import main; main()")
 
+_METRICS = "RAY_enable_metrics_collection"
+
 _TUNED = {
     "RAY_prestart_worker_first_driver": "0",
-    "RAY_enable_metrics_collection": "0",
+    _METRICS: "0",
     # A machine that is gone is noticed in a few seconds; with Ray's own values it takes 15 s and more. One that is busy
     # starting is given time.
     "RAY_health_check_initial_delay_ms": "10000",
@@ -148,10 +150,17 @@ class LocalNodes:
         grace_s: seconds a node has to drain after SIGTERM.
         environment: variables of its processes besides this one's own.
         stock: leave Ray's settings as they come; else a node that is gone is noticed within two seconds.
+        metrics: have Ray collect metrics, as it does where nothing says otherwise; every node serves its own.
     """
 
     def __init__(
-        self, folder: Path, grace_s: float = 30.0, environment: Mapping[str, str] | None = None, *, stock: bool = False
+        self,
+        folder: Path,
+        grace_s: float = 30.0,
+        environment: Mapping[str, str] | None = None,
+        *,
+        stock: bool = False,
+        metrics: bool = False,
     ) -> None:
         self._folder = folder
         self.address = ""
@@ -165,6 +174,7 @@ class LocalNodes:
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": f"{grace_s:g}",
             **({} if stock else _TUNED),
+            **({_METRICS: "1"} if metrics else {}),
             **(environment or {}),
         }
 

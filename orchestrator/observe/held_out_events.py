@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from data.store import Store
 from orchestrator.observe.event_files import HELD_OUT, Point, evaluation_key, event_file
 from orchestrator.observe.trackers import Tracked
@@ -21,7 +23,7 @@ class HeldOutEvents:
             if found.key > evaluation_key(run.step, final=True):
                 self._store.delete(found.key)
 
-    def log(self, point: Point) -> None:
+    def log(self, points: Sequence[Point]) -> None:
         """Nothing: steps have files of their own, see `TrainingEvents`."""
 
     def evaluated(self, point: Point, *, final: bool) -> None:

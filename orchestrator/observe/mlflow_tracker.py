@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.observe.event_files import Point
@@ -12,8 +14,8 @@ RUN_TAG = "manta.id"
 
 _STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
-_PARAMETERS_AT_ONCE, _LONGEST_PARAMETER = 100, 6000
-"""What MLflow takes in a call, and characters of a value."""
+_PARAMETERS_AT_ONCE, _METRICS_AT_ONCE, _LONGEST_PARAMETER = 100, 1000, 6000
+"""What MLflow takes in a call, and characters of a parameter."""
 
 
 class MlflowTracker:
@@ -35,6 +37,8 @@ class MlflowTracker:
         from mlflow.entities import Param
         from mlflow.tracking import MlflowClient
 
+        for name in ("mlflow", "alembic"):  # they tell of every table they make in a new database
+            logging.getLogger(name).setLevel(logging.WARNING)
         self._client = MlflowClient(self._uri)
         experiment = self._client.get_experiment_by_name(self._experiment)
         experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(self._experiment)
@@ -54,21 +58,26 @@ class MlflowTracker:
         for start in range(0, len(new), _PARAMETERS_AT_ONCE):
             self._client.log_batch(self._id, params=new[start : start + _PARAMETERS_AT_ONCE])
 
-    def log(self, point: Point) -> None:
-        """Its values, under their names."""
-        self._log(point)
+    def log(self, points: Sequence[Point]) -> None:
+        """Their values, under their names."""
+        self._log(points)
 
     def evaluated(self, point: Point, *, final: bool) -> None:
         """Its values, under `held_out`."""
-        self._log(point, "held_out.")
+        self._log([point], "held_out.")
 
     def finish(self, status: str) -> None:
         """End the run there; a later attempt opens it again."""
         self._client.set_terminated(self._id, _STATUS[status])
 
-    def _log(self, point: Point, prefix: str = "") -> None:
+    def _log(self, points: Sequence[Point], prefix: str = "") -> None:
         from mlflow.entities import Metric
 
-        at_ms = round(point.at * 1000)
-        values = {prefix + name: value for name, value in point.values.items() if value is not None}
-        self._client.log_batch(self._id, [Metric(name, value, at_ms, point.step) for name, value in values.items()])
+        metrics = [
+            Metric(prefix + name, value, round(point.at * 1000), point.step)
+            for point in points
+            for name, value in point.values.items()
+            if value is not None
+        ]
+        for start in range(0, len(metrics), _METRICS_AT_ONCE):
+            self._client.log_batch(self._id, metrics[start : start + _METRICS_AT_ONCE])

@@ -51,12 +51,12 @@ class Observer:
         self._told_at = self._now()
         self._set_metrics(attempts, progress)
         if not self._has_begun and progress.restored_step is not None:
-            self._has_begun = True
+            self._has_begun, self._step = True, progress.restored_step
             run = tracked(self._run, progress.restored_step)
             self._tracking = [Tracking(tracker, run) for tracker in self._trackers()]
         for tracking in self._tracking:
             self._log(tracking, progress)
-        self._step = progress.row.get("step", self._step)
+        self._step = max(self._step, progress.row.get("step", 0))
         self._evaluated = len(progress.scores)
         self._tell_problems()
 
@@ -84,10 +84,8 @@ class Observer:
         return [*([HeldOutEvents(self._run.store)] if observe.tensorboard else []), *trackers(observe)]
 
     def _log(self, tracking: Tracking, progress: Progress) -> None:
-        row = progress.row
-        if row and row["step"] != self._step:
-            values = {name: value for name, value in row.items() if name not in _NOT_SCORES}
-            tracking.log(Point(row["step"], row["at"], values))
+        if new := new_points(progress, self._step):
+            tracking.log(new)
         for found in progress.scores[self._evaluated :]:
             tracking.evaluated(Point(int(found["step"]), found["at"], scores_of(found)))
 
@@ -104,6 +102,17 @@ class Observer:
         for tracking in self._tracking:
             for problem in tracking.problems():
                 self._tell(problem)
+
+
+def new_points(progress: Progress, told: int) -> list[Point]:
+    """The steps after `told`, once each: of the newest all that is known, of those before it the loss."""
+    row = progress.row
+    if not row:
+        return []
+    losses = {step: loss for step, loss in progress.losses if told < step < row["step"]}
+    points = [Point(step, row["at"], {"loss": loss}) for step, loss in sorted(losses.items())]
+    values = {name: value for name, value in row.items() if name not in _NOT_SCORES}
+    return [*points, Point(row["step"], row["at"], values)] if row["step"] > told else points
 
 
 def tracked(run: Run, step: int) -> Tracked:

@@ -9,7 +9,7 @@ import importlib.util
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -49,8 +49,8 @@ class Tracker(Protocol):
     def begin(self, run: Tracked) -> None:
         """Begin the run there, or go on with it."""
 
-    def log(self, point: Point) -> None:
-        """A step of training; later calls have later steps, but where a new attempt does steps again."""
+    def log(self, points: Sequence[Point]) -> None:
+        """Steps of training in order; later calls have later ones, but where a new attempt does steps again."""
 
     def evaluated(self, point: Point, *, final: bool) -> None:
         """An evaluation on the held-out set; of an earlier step, where it ran beside training."""
@@ -71,9 +71,9 @@ class Tracking:
         self._put(lambda: tracker.begin(run))
         self._thread.start()
 
-    def log(self, point: Point) -> None:
+    def log(self, points: Sequence[Point]) -> None:
         """See `Tracker.log`; does not wait."""
-        self._put(lambda: self._tracker.log(point))
+        self._put(lambda: self._tracker.log(points))
 
     def evaluated(self, point: Point, *, final: bool = False) -> None:
         """See `Tracker.evaluated`; does not wait."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,10 @@ class WandbTracker:
             self._run.define_metric(f"{prefix}/step")
             self._run.define_metric(f"{prefix}/*", step_metric=f"{prefix}/step")
 
-    def log(self, point: Point) -> None:
-        """Its values, under `train`."""
-        self._log("train", point)
+    def log(self, points: Sequence[Point]) -> None:
+        """Their values, under `train`."""
+        for point in points:
+            self._log("train", point)
 
     def evaluated(self, point: Point, *, final: bool) -> None:
         """Its values, under `held_out`; those at the end in the summary, too."""

@@ -59,9 +59,10 @@ def job_of(store: LocalStore, attempt: int = 1, ema_decay: float | None = None) 
             seed=1,
             train=SimpleNamespace(global_batch_size=BATCH, ema_decay=ema_decay),
             checkpoint=SimpleNamespace(keep=3),
+            observe=SimpleNamespace(tensorboard=True),
         ),
         feeder=SimpleNamespace(counts=Remote(np.arange(3)), skipped=Remote({})),
-        monitor=SimpleNamespace(note=Remote(None), keepers=Remote({})),
+        monitor=SimpleNamespace(note=Remote(None), saved=Remote(None), keepers=Remote({})),
     )
 
 
