@@ -42,6 +42,7 @@ class Attempt:
 
     Attributes:
         from_step: step of the checkpoint it went on from; None until it knows.
+        world_size: its workers; 0 while there are none.
         phase: what its loop was at, see `Progress.phase`.
         disruptions: ends of worker groups before the attempt's own, see `Disruption.story`.
         decisions: what was decided about workers, see `Progress.decisions`.

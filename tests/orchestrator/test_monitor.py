@@ -348,6 +348,17 @@ class Beside:
         return self.outcome
 
 
+def test_the_newest_checkpoint_and_the_device_are_known(clock: Clock) -> None:
+    monitor = monitor_of(clock)
+    assert monitor.progress().saved is None
+    monitor.saved(20, 1020.0)
+    monitor.begin_group(20, ["n"], 0.0, "NVIDIA L4")
+    assert monitor.progress().device == "NVIDIA L4"
+    monitor.saved(40, 1040.0)
+    monitor.saved(20, 1020.0)  # another group begins: its word of what it went on from is older
+    assert monitor.progress().saved == (40, 1040.0)
+
+
 class TestEvaluationBesideTraining:
     def _monitor(self, clock: Clock) -> tuple[Monitor, list[Beside]]:
         begun: list[Beside] = []
@@ -380,6 +391,7 @@ class TestEvaluationBesideTraining:
         begun[0].outcome = {"val_loss": 2.0, "val_bits_per_byte": 1.5}
         trained(monitor, 2, step=150)
         assert monitor.progress().evaluations == [(100, 2.0)] and not monitor.is_evaluating()
+        assert monitor.progress().scores[0].items() >= {"step": 100, **begun[0].outcome}.items()
         assert monitor.progress().notes[-1] == "step 100: held-out loss 2.0000, 1.5000 bits per byte"
         monitor.seen_running(2, 3, 0, standing_by=0)
         assert trained(monitor, 2).beside
