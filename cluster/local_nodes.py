@@ -30,6 +30,8 @@ LOOK_EVERY_S = 0.1
 STORE_BYTES = 100 << 20
 """Shared memory of a node's object store."""
 
+_METRICS = "RAY_enable_metrics_collection"
+
 HEALTH_CHECK = {
     "RAY_health_check_initial_delay_ms": "10000",
     "RAY_health_check_period_ms": "500",
@@ -39,7 +41,7 @@ HEALTH_CHECK = {
 """With these on the head, a machine that is gone is noticed in a few seconds; with Ray's own values it takes 15 s and
 more. One that is busy starting is given time."""
 
-_TUNED = {"RAY_prestart_worker_first_driver": "0", **HEALTH_CHECK}
+_TUNED = {"RAY_prestart_worker_first_driver": "0", _METRICS: "0", **HEALTH_CHECK}
 
 
 class LocalNode:
@@ -145,7 +147,8 @@ class LocalNodes:
         grace_s: seconds a node has to drain after SIGTERM.
         environment: variables of its processes besides this one's own.
         stock: leave Ray's settings as they come; else a node that is gone is noticed within two seconds.
-        with_dashboard: also what submitted jobs and metrics need: Ray's dashboard and its agents.
+        with_dashboard: also what submitted jobs need: Ray's dashboard.
+        metrics: have Ray collect metrics, as it does where nothing says otherwise; every node serves its own.
     """
 
     def __init__(
@@ -156,6 +159,7 @@ class LocalNodes:
         *,
         stock: bool = False,
         with_dashboard: bool = False,
+        metrics: bool = False,
     ) -> None:
         self.folder, self._with_dashboard = folder, with_dashboard
         self.address = self.dashboard = ""
@@ -170,7 +174,7 @@ class LocalNodes:
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": f"{grace_s:g}",
             "PATH": path_with_commands(),
             **({} if stock else _TUNED),
-            "RAY_enable_metrics_collection": str(int(stock or with_dashboard)),
+            **({_METRICS: "1"} if metrics else {}),
             **(environment or {}),
         }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -175,6 +175,7 @@ class Feeder:
         self._arrived = asyncio.Event()
         self._held_out: HeldOut | None = None
         self._held_out_lock = asyncio.Lock()
+        self._pair_tokens, self._pairs = np.zeros(2, np.int64), 0
         threading.Thread(target=self._make_blocks, name="make-blocks", daemon=True).start()
 
     async def share(self, step: int, rank: int, world_size: int) -> BlockShare:
@@ -199,6 +200,13 @@ class Feeder:
     async def skipped(self) -> dict[int, str]:
         """Units left out because their shard could not be read, and why."""
         return dict(self._skipped)
+
+    async def mean_lengths(self) -> tuple[float, float] | None:
+        """Tokens of an input and of a text, mean over the pairs made so far; None where there are none."""
+        if not self._pairs:
+            return None
+        read, written = (self._pair_tokens / self._pairs).tolist()
+        return read, written
 
     async def held_out(self) -> HeldOut:
         """The fixed held-out set."""
@@ -258,10 +266,17 @@ class Feeder:
     def _make(self, block: int) -> _Block:
         size = self._spec.steps_per_block
         steps = [self._micro_batches(step) for step in range(block * size, (block + 1) * size)]
+        self._measure_pairs(batch for batches in steps for batch in batches)
         return _Block(
             [ray.put(list(slot)) for slot in zip(*steps, strict=True)],
             [sum(int(batch.target_counts.sum()) for batch in batches) for batches in steps],
         )
+
+    def _measure_pairs(self, batches: Iterable[MicroBatch]) -> None:
+        for batch in batches:
+            if batch.input_counts is not None:
+                self._pair_tokens += batch.input_counts.sum(), batch.target_counts.sum()
+                self._pairs += len(batch.target_counts)
 
     def _micro_batches(self, step: int) -> list[MicroBatch]:
         first_step = step - step % self._batching.steps_together

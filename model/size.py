@@ -63,7 +63,7 @@ def flops_per_token(config: ModelConfig, vocab_size: int, seq_len: int) -> int:
     return 6 * (config.n_layers * block + vocab_size * config.d_model) + 12 * config.n_layers * config.d_model * seq_len
 
 
-def flops_per_pair(config: ModelConfig, vocab_size: int, source_len: int, seq_len: int) -> int:
+def flops_per_pair(config: ModelConfig, vocab_size: int, source_len: float, seq_len: float) -> float:
     """Floating-point operations of an encoder-decoder's forward and backward pass over a source and its target.
 
     Counted as in `flops_per_token`. The encoder's blocks and the keys and values of cross-attention are computed once a
@@ -73,8 +73,8 @@ def flops_per_pair(config: ModelConfig, vocab_size: int, source_len: int, seq_le
     Args:
         config: shape of the model.
         vocab_size: rows of the target's embedding.
-        source_len: tokens of the source.
-        seq_len: tokens of the target.
+        source_len: tokens of the source; a mean of several is near what they take together.
+        seq_len: tokens of the target; likewise.
     """
     width, block = config.d_model, _self_attention_weights(config) + _feed_forward_weights(config)
     queries_and_output = 2 * width * width

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -33,10 +34,12 @@ from orchestrator.monitor import Monitor, Progress
 from orchestrator.node_keeper import NodeKeeper
 from orchestrator.node_memory import forget_attempt
 from orchestrator.node_watch import NodeWatch
+from orchestrator.observe.flops import Flops
+from orchestrator.observe.observer import Observer
 from orchestrator.process_group import ProcessGroupConfig
 from orchestrator.ray_train_internals import WorkerGroupTrainer
 from orchestrator.run import Run, feed_spec
-from orchestrator.run_record import HEARTBEAT_S, PRESUMED_DEAD_S, Fence
+from orchestrator.run_record import HEARTBEAT_S, PRESUMED_DEAD_S, Attempt, Fence
 from orchestrator.scaling_policy import ScalingPolicy
 from orchestrator.vocabulary import vocabulary_of
 
@@ -90,7 +93,8 @@ def run_attempt(
     feeder, monitor = start_actors(run, data)
     job = train_job(run, fence, data, feeder, monitor, poll_s)
     trainer = _Trainer(run, job)
-    life = _Life(fence, console, run)
+    observer = Observer(run, console.line)
+    life = _Life(fence, console, run, observer, Flops(run.config, job.vocabulary, feeder))
     monitor.keeper_of.remote(driver_node_id(), job)  # here most of the time; elsewhere, when a worker asks
     try:
         with stop_requests() if requests is None else nullcontext(requests) as requests, closing(console):
@@ -119,6 +123,7 @@ def run_attempt(
         if progress.result is not None and progress.result["step"] < run.config.train.steps:
             raise KeyboardInterrupt
     finally:
+        observer.close("failed")
         free_memory(monitor)
         forget_attempt(run.store.url_of(""), job.attempt)
         with suppress(MantaError):
@@ -277,8 +282,9 @@ _CAUSE_OF_PHASE = {
 class _Life:
     """The attempt's life as the record and the terminal tell it."""
 
-    def __init__(self, fence: Fence, console: Console, run: Run) -> None:
+    def __init__(self, fence: Fence, console: Console, run: Run, observer: Observer, flops: Flops) -> None:
         self._fence, self._console, self._run = fence, console, run
+        self._observer, self._flops = observer, flops
         self._began = time.monotonic() - (time.time() - fence.record.last.started_at)
         self._told_at = time.monotonic() - HEARTBEAT_S
         self._first_step_s: float | None = None
@@ -313,6 +319,7 @@ class _Life:
             except TransientStoreError:
                 if time.monotonic() - self._told_at > PRESUMED_DEAD_S:
                     raise
+        self._observer.follow(self._attempts(progress), progress)
 
     @property
     def has_begun(self) -> bool:
@@ -326,6 +333,13 @@ class _Life:
         self._fence.update(
             attempt={**self._fields(progress), "status": status}, result=result if status == "finished" else {}
         )
+        self._observer.follow(self._fence.record.attempts, progress, now=True)
+        self._observer.close(status, result)
+
+    def _attempts(self, progress: Progress) -> tuple[Attempt, ...]:
+        """Those of the record, the last as it would be told of now."""
+        *before, last = self._fence.record.attempts
+        return (*before, replace(last, heartbeat_at=time.time(), **self._fields(progress)))
 
     def _age_s(self) -> float:
         """Seconds since the command was given."""
@@ -344,7 +358,9 @@ class _Life:
             "status": "running" if progress.restored_step is not None else "preparing",
             "from_step": progress.restored_step,
             "step": progress.row.get("step", progress.restored_step or 0),
-            "world_size": progress.world_size,
+            "world_size": progress.world_size if progress.has_workers else 0,
+            "device": progress.device,
+            "flops_per_token": self._flops.per_token if progress.row else None,
             "phase": progress.phase,
             "disruptions": [disruption.story() for disruption in progress.disruptions],
             "decisions": progress.decisions,

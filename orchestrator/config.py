@@ -21,12 +21,13 @@ from cluster.spec import looks_secret
 from data.config import SECRET, DataConfig, Section, StoreConfig
 from model.config import ModelConfig, OptimizerConfig, ScheduleConfig
 from orchestrator.errors import RecipeError
+from orchestrator.observe.config import ObserveConfig
 from orchestrator.recipe_file import apply_overrides, read_recipe
 from orchestrator.recipe_rules import contradictions
 from orchestrator.schema import default_of, element_of, nearest_name, section_of, variants_of
 
 # What decides how and where a run is computed and kept, but not what it computes: free to change when a run goes on.
-_FREE = ("run", "storage", "store", "scaling", "checkpoint", "sample", "data.prepare", "eval.beside")
+_FREE = ("run", "storage", "store", "scaling", "checkpoint", "sample", "observe", "data.prepare", "eval.beside")
 
 
 class TrainConfig(Section):
@@ -227,6 +228,7 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="Saving.")
     eval: EvalConfig = Field(default_factory=EvalConfig, description="Evaluation.")
     sample: SampleConfig = Field(default_factory=SampleConfig, description="Generated text.")
+    observe: ObserveConfig = Field(default_factory=ObserveConfig, description="Who is told of the run.")
 
     def evaluates_after(self, step: int) -> bool:
         """Whether the held-out set is evaluated after `step`, on the way."""

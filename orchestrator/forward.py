@@ -57,6 +57,11 @@ def worker_device(config: RunConfig) -> torch.device:
     return device
 
 
+def device_name(device: torch.device) -> str:
+    """What a worker computes on, as CUDA names it; "cpu" without a GPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def seed_dropout(config: RunConfig, step: int, micro_step: int) -> None:
     """Make dropout a function of (seed, step, micro-batch), whoever computes it."""
     if config.model.dropout > 0:

@@ -21,6 +21,7 @@ from orchestrator.failure_policy import (
     start_patience_s,
 )
 from orchestrator.job import TrainJob
+from orchestrator.run_state import StepSeconds
 from orchestrator.save_policy import PRIOR_MTBF_S, observed_mtbf_s
 from orchestrator.scaling_policy import Prepare, Save, SaveThenResize, ScalingPolicy, Situation, Start
 from orchestrator.worker_pool import Wish
@@ -46,6 +47,9 @@ class Progress:
         phase: what it is at: "starting", "waiting", "training", "evaluating", "saving", "restarting" or "done".
         restored_step: step the attempt went on from; None until it knows.
         row: newest metrics row.
+        step_seconds: what the steps up to that row took, see `run_state.StepSeconds`; None where it is not known.
+        device: name of what rank 0 computes on.
+        saved: step of the newest checkpoint and when it was saved, seconds since the epoch; None before there is one.
         goodput: seconds by cause since the first group's loop began.
         losses: step and loss of the newest RECENT_STEPS steps, in the order done; a step done again is there again.
         evaluations: those on the way: "step", "at" (seconds since the epoch) and scores by name; where there are more
@@ -61,6 +65,9 @@ class Progress:
     restored_step: int | None = None
     world_size: int = 0
     row: dict[str, Any] = field(default_factory=dict)
+    step_seconds: StepSeconds | None = None
+    device: str = ""
+    saved: tuple[int, float] | None = None
     goodput: dict[str, float] = field(default_factory=dict)
     losses: list[tuple[int, float | None]] = field(default_factory=list)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
@@ -152,13 +159,17 @@ class Monitor:
         """Handles of all keepers by node; those of nodes that are gone are among them."""
         return dict(self._keepers)
 
-    def begin_group(self, step: int, nodes: Sequence[str], clock_s: float) -> int:
+    def begin_group(self, step: int, nodes: Sequence[str], clock_s: float, device: str = "") -> int:
         """Rank 0, once its state is restored to `step`; `nodes` by rank; its goodput clock is `clock_s` old.
+
+        Args:
+            device: what it computes on.
 
         Returns:
             newest step done by any group before; what lies between is replay.
         """
         progress, now, world_size = self._progress, self._now(), len(nodes)
+        progress.device = device
         for node_id in self._keepers.keys() - set(nodes):  # a node that is to go waits until nothing runs on it
             self._keepers.pop(node_id).discard.remote()
         self._longest_start_s = max(self._longest_start_s or 0.0, now - self._started_at)
@@ -329,6 +340,11 @@ class Monitor:
             self._preparing_for = decision.why
             return Wish(stand_by=decision.newcomers)
         return Wish()
+
+    def saved(self, step: int, at: float) -> None:
+        """A keeper, or rank 0 of what it went on from: there is a checkpoint of `step`, from `at`."""
+        if self._progress.saved is None or step >= self._progress.saved[0]:
+            self._progress.saved = step, at
 
     def note(self, line: str) -> None:
         """Any rank: a line for the person watching."""

@@ -10,7 +10,7 @@ import hashlib
 import tempfile
 import threading
 import time
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +38,7 @@ from orchestrator.errors import CheckpointDamagedError
 from orchestrator.job import TrainJob, initial_weights_key
 from orchestrator.ledger import StepLedger
 from orchestrator.node_memory import NodeMemory
+from orchestrator.observe.event_files import TrainingEvents
 from orchestrator.run_record import check_fence, load_record
 from orchestrator.run_state import START, RunState
 
@@ -66,6 +67,7 @@ class NodeKeeper:
         self._job, self._store, self._node_id = job, job.store, node_id
         self._memory: NodeMemory | None = None
         self._saving = threading.Lock()
+        self._events = TrainingEvents(job.store)
         self._origin: tuple[dict[str, Any], StepLedger] | None = None
 
     def open_memory(self, state_bytes: int) -> NodeMemory:
@@ -169,6 +171,7 @@ class NodeKeeper:
             state = {
                 "step": step,
                 "tokens": now.tokens,
+                "step_seconds": now.step_seconds,
                 "recent_losses": now.recent_losses,
                 "bad_steps": sorted(now.bad_steps),
                 "samples": step * job.config.train.global_batch_size,
@@ -187,11 +190,22 @@ class NodeKeeper:
             )
             if self._origin is origin:  # else a group has started meanwhile, and goes on from what it found saved
                 self._origin = state, ledger
+            job.monitor.saved.remote(step, state["saved_at"])
             job.monitor.note.remote(
                 f"step {step}: checkpoint saved ({size / 1e6:.1f} MB in {time.monotonic() - began:.1f} s)"
             )
             prune(store, check_fence(store, job.attempt), job.config.checkpoint.keep)
+            if job.config.observe.tensorboard:
+                self._write_events(step, ledger.segments)
         return step
+
+    def _write_events(self, step: int, segments: Sequence[str]) -> None:
+        """Have TensorBoard's files for the steps up to `step`; where that fails, the next save makes up for it."""
+        try:
+            self._events.follow(segments)
+        except MantaError as error:
+            said = " ".join(str(error).split())[-300:]
+            self._job.monitor.note.remote(f"step {step}: not in TensorBoard's files yet: {said}")
 
     def discard(self) -> None:
         """Free the node's memory."""

@@ -41,6 +41,8 @@ class Recorder:
         self._untold: list[tuple[int, float | None]] = []
         self._told_at = -math.inf
         self._saved_step = int(restored.saved["step"])
+        self._checkpoint_at: float | None = restored.saved.get("saved_at")
+        self._step_seconds = restored.step_seconds
         self._saved_at = time.monotonic()
         self._stall_s = 0.0
         self._upload_s: float | None = None
@@ -50,10 +52,16 @@ class Recorder:
         self._failures, self._done = 0, 0
         self._snapshots, self._stragglers = SnapshotClock(), StragglerWatch()
 
-    def begin(self, step: int) -> int:
-        """Tell the driver that the group goes on from `step`; returns the newest step done by any group before."""
+    def begin(self, step: int, device: str = "") -> int:
+        """Tell the driver that the group goes on from `step`; returns the newest step done by any group before.
+
+        Args:
+            device: name of what rank 0 computes on.
+        """
         clock_s = sum(self._clock.seconds().values())
-        self._done = ray.get(self._job.monitor.begin_group.remote(step, self._node.nodes, clock_s))
+        if self._checkpoint_at is not None:
+            self._job.monitor.saved.remote(self._saved_step, self._checkpoint_at)
+        self._done = ray.get(self._job.monitor.begin_group.remote(step, self._node.nodes, clock_s, device))
         return max(self._done, self._job.done_before)
 
     def orders(self, step: int) -> Orders:
@@ -77,6 +85,7 @@ class Recorder:
         """Fields of `Progress` for the driver, beside the newest step; does not wait."""
         if self._row is not None:
             progress |= {"row": self._row.metrics(), "goodput": self._clock.seconds(), "losses": self._untold}
+            progress["step_seconds"] = self._step_seconds
             self._untold = []
         self._reply = self._job.monitor.report.remote(**progress)
         self._told_at = time.monotonic()
@@ -92,6 +101,8 @@ class Recorder:
     def step_done(self, row: StepRow, seconds: Sequence[float]) -> None:
         """Book a step, of which a micro-batch took each rank `seconds`."""
         is_first, self._row = self._row is None, row
+        if self._step_seconds is not None:
+            self._step_seconds = self._step_seconds.after(row)
         self._untold.append((row.step, row.loss))
         is_new = row.step == self._done + 1  # what a restart has cost ends here
         if is_first or is_new or time.monotonic() - self._told_at >= self._job.tell_every_s:

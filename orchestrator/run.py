@@ -31,6 +31,7 @@ from orchestrator.config import RunConfig, differing_fields, resolved, result_fi
 from orchestrator.console import Console
 from orchestrator.errors import ConfigChangedError, RunInUseError
 from orchestrator.node_watch import watching_nodes
+from orchestrator.observe.trackers import refuse_missing_packages
 from orchestrator.recipe_file import remember_recipe
 from orchestrator.run_record import HEARTBEAT_S, Fence, RunRecord, load_record
 from orchestrator.vocabulary import vocabulary_of
@@ -201,9 +202,11 @@ def train(config: RunConfig, *, takeover: bool = False, started_at: float | None
         ConfigChangedError: the run was begun with other values of fields that decide its result.
         RunInUseError: a live attempt holds the run, and `takeover` is not set.
         FencedError: a newer attempt has taken the run over.
+        InputError: a tracker is asked for whose package is not installed.
         KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; everything done is saved.
         MantaError: see `orchestrator.errors`.
     """
+    refuse_missing_packages(config.observe)
     # Importing Ray Train takes a second, and so does starting Ray.
     threading.Thread(target=import_quietly, args=("orchestrator.attempt",), daemon=True).start()
     console = Console()

@@ -44,6 +44,7 @@ class Attempt:
 
     Attributes:
         from_step: step of the checkpoint it went on from; None until it knows.
+        world_size: its workers; 0 while there are none.
         phase: what its loop was at, see `Progress.phase`.
         disruptions: ends of worker groups before the attempt's own, see `Disruption.story`.
         decisions: what was decided about workers, see `Progress.decisions`.
@@ -51,6 +52,8 @@ class Attempt:
         versions: of what it ran with, by name.
         started_at, heartbeat_at: seconds since the epoch by the attempt's own clock.
         goodput: seconds by cause up to the last sign of life.
+        device: what its workers compute on, as CUDA names it; "" until it knows.
+        flops_per_token: model FLOPs for a target token, see `orchestrator.observe.utilization`; None until it knows.
     """
 
     number: int
@@ -72,6 +75,8 @@ class Attempt:
     first_step_s: float | None = None
     goodput: dict[str, float] = field(default_factory=dict)
     message: str = ""
+    device: str = ""
+    flops_per_token: float | None = None
 
     @property
     def identity(self) -> tuple[int, str, int, str, float]:

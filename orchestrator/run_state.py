@@ -4,13 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import reduce
+from typing import Any, NamedTuple
 
 from orchestrator.ledger import StepRow
 from orchestrator.loss_watch import WINDOW
 
-START: dict[str, Any] = {"step": 0, "tokens": 0, "ledger": [], "recent_losses": [], "bad_steps": []}
+START: dict[str, Any] = {
+    "step": 0,
+    "tokens": 0,
+    "step_seconds": (0.0, 0.0),
+    "ledger": [],
+    "recent_losses": [],
+    "bad_steps": [],
+}
 """state.json of a run without a checkpoint, as far as anything is read from it."""
+
+
+class StepSeconds(NamedTuple):
+    """What the steps took that the state contains.
+
+    Attributes:
+        wall: seconds, waiting for data included.
+        workers: the same for each worker, added up.
+    """
+
+    wall: float = 0.0
+    workers: float = 0.0
+
+    def after(self, row: StepRow) -> StepSeconds:
+        """One step later."""
+        return StepSeconds(self.wall + row.step_s, self.workers + row.step_s * row.world_size)
 
 
 @dataclass(frozen=True)
@@ -34,6 +58,12 @@ class RunState:
     def tokens(self) -> int:
         """Target tokens trained on."""
         return self.rows[-1].tokens if self.rows else int(self.saved["tokens"])
+
+    @property
+    def step_seconds(self) -> StepSeconds | None:
+        """What the steps took; None where the checkpoint is older than this account."""
+        saved = self.saved.get("step_seconds")
+        return None if saved is None else reduce(StepSeconds.after, self.rows, StepSeconds(*saved))
 
     @property
     def recent_losses(self) -> list[float]:

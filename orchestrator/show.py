@@ -22,6 +22,7 @@ from orchestrator.console import Console
 from orchestrator.errors import UnknownRunError
 from orchestrator.goodput import add_up
 from orchestrator.ledger import Audit, audit, metrics_lines, read_segments
+from orchestrator.observe.utilization import Utilization, peak_of, utilization
 from orchestrator.recipe_file import find_recipe
 from orchestrator.run import Run, open_run, reaching_storage
 from orchestrator.run_record import Attempt, sign_of_life
@@ -84,6 +85,7 @@ def describe(run: Run, rows: list[dict[str, Any]] | None = None) -> dict[str, An
     losses = [row["loss"] for row in rows if row["loss"] is not None]
     goodput = ledger_of_seconds(record.attempts)
     trained_s = sum(row["step_s"] for row in rows)
+    used = utilization_of(run, state["tokens"], rows)
     return {
         "run": record.run,
         "status": status_of(record.last),
@@ -107,9 +109,13 @@ def describe(run: Run, rows: list[dict[str, Any]] | None = None) -> dict[str, An
         "translations": {
             name: record.result[f"val_{name}"] for name in _OF_TRANSLATIONS if f"val_{name}" in record.result
         },
+        "world_size": record.last.world_size,
         "world_sizes": world_sizes(rows),
         "goodput": {f"{cause}_s": round(seconds, 3) for cause, seconds in goodput.items()},
         "tokens_per_s": round(state["tokens"] / trained_s, 1) if trained_s else None,
+        "device": record.last.device,
+        "model_flops_per_s": used.model_flops_per_s,
+        "mfu": used.mfu,
         "first_step_s": record.last.first_step_s,
         "checkpoints": [
             {"step": name.step, "attempt": name.attempt, "url": run.store.url_of(f"checkpoints/{name}")}
@@ -133,6 +139,16 @@ def audit_samples(run: Run, state: dict[str, Any], counts: np.ndarray[Any, np.dt
         read_segments(run.store, state["ledger"]),
         config.data.bucket_steps if config.data.has_pairs else 1,
     )
+
+
+def utilization_of(run: Run, tokens: int, rows: list[dict[str, Any]]) -> Utilization:
+    """What the run has computed in the steps of `rows`, in which it trained on `tokens`, and of what it could have."""
+    config, attempts = run.config, run.record.attempts
+    per_token = next((each.flops_per_token for each in reversed(attempts) if each.flops_per_token), None)
+    step_s = sum(row["step_s"] for row in rows)
+    worker_s = sum(row["step_s"] * row["world_size"] for row in rows)
+    peak = peak_of((each.device for each in attempts), config.train.precision, config.observe.peak_flops)
+    return utilization(per_token, tokens, step_s, worker_s, peak)
 
 
 def status_of(attempt: Attempt) -> str:
@@ -203,6 +219,8 @@ def print_run(run: Run, console: Console) -> None:
         )
     if story["tokens_per_s"]:
         table.add_row("speed", f"{story['tokens_per_s']:,.0f} tokens/s; first step after {story['first_step_s']:.1f} s")
+    if story["model_flops_per_s"]:
+        table.add_row("computed", _told_flops(story))
     if story["disruptions"]:
         table.add_row("restarts", "\n".join(_told(each) for each in story["disruptions"][-LAST_RESTARTS:]))
     if story["restarts"]:
@@ -217,6 +235,12 @@ def print_run(run: Run, console: Console) -> None:
     if story["checkpoints"]:
         table.add_row("checkpoint", story["checkpoints"][-1]["url"])
     console.rich.print(table)
+
+
+def _told_flops(story: dict[str, Any]) -> str:
+    """Model FLOP/s and, where it is known, utilization, in a line."""
+    told = f"{story['model_flops_per_s'] / 1e12:,.3g} model TFLOP/s on {story['device'] or 'a device not known'}"
+    return told if story["mfu"] is None else f"{told}, {story['mfu']:.1%} of what it can do"
 
 
 def _told(disruption: dict[str, Any]) -> str:

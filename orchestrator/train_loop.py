@@ -22,7 +22,7 @@ from model.schedule import learning_rate
 from model.weight_average import WeightAverage
 from orchestrator.config import RunConfig
 from orchestrator.errors import BadLossError
-from orchestrator.forward import autocast, build_model, model_inputs, seed_dropout, worker_device
+from orchestrator.forward import autocast, build_model, device_name, model_inputs, seed_dropout, worker_device
 from orchestrator.goodput import GoodputClock
 from orchestrator.held_out import evaluate_held_out, evaluate_translations
 from orchestrator.job import PlannedRestart, TrainJob
@@ -64,7 +64,7 @@ def train_loop(job: TrainJob) -> None:
     left_out = restored.bad_steps | ray.get(job.monitor.bad_steps.remote())
     losses = LossWatch(train.max_loss_jump, restored.recent_losses)
     recorder = Recorder(job, node, restored, clock) if rank == 0 else None
-    done_before = recorder.begin(step) if recorder is not None else 0
+    done_before = recorder.begin(step, device_name(device)) if recorder is not None else 0
     ddp = data_parallel(model, compiled=train.compile)
 
     stop = False

@@ -16,6 +16,7 @@ from data.store import Store
 from orchestrator.config import RunConfig, differing_fields
 from orchestrator.console import Console
 from orchestrator.errors import ConfigChangedError, MantaError, RunInUseError, UnknownRunError
+from orchestrator.observe.trackers import refuse_missing_packages
 from orchestrator.run import Run, prepared, reaching_storage, stores, train
 from orchestrator.run_record import Fence, load_record
 from orchestrator.sweep.best import remember_sweep, write_best
@@ -44,6 +45,7 @@ def tune(
         MantaError: see `orchestrator.errors`.
     """
     sweep, console = load_sweep(recipe, overrides), Console()
+    refuse_missing_packages(sweep.base.observe)
     remember_sweep(sweep)
     with reaching_storage(sweep.base) as base:
         sweep = replace(sweep, base=base)

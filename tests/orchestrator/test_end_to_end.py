@@ -25,7 +25,10 @@ import zstandard
 from typer.testing import CliRunner
 
 from cluster.local_s3 import LocalS3
+from model.config import ModelConfig
+from model.size import flops_per_token
 from orchestrator.cli import app
+from tests.orchestrator.event_reader import Curve, curves_in
 from tests.orchestrator.manta_process import MantaProcess
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
@@ -151,6 +154,13 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.get("metrics.jsonl").splitlines()]
 
+    def curves(self, part: str, folder: Path) -> dict[str, Curve]:
+        """What TensorBoard reads in the run's folder, "train" or "held-out", fetched into `folder`."""
+        keys = [key for key in self.objects() if f"/tensorboard/{part}/" in key]
+        for key in keys:
+            self.site.client.download_file(self.site.bucket, key, str(folder / Path(key).name))
+        return curves_in(folder)
+
     def losses(self) -> list[float]:
         """Loss by step, from step 1."""
         rows = self.metrics()
@@ -256,6 +266,15 @@ def same_samples(run: Run, alone_story: dict[str, Any]) -> dict[str, Any]:
     return story
 
 
+def shows_every_step(run: Run, folder: Path) -> bool:
+    """Whether TensorBoard has what metrics.jsonl has, each step once."""
+    rows, curves = run.metrics(), run.curves("train", folder)
+    return all(
+        curves[name] == [(row["step"], pytest.approx(row[name])) for row in rows]
+        for name in ("loss", "lr", "grad_norm", "world_size")
+    )
+
+
 def adds_up(goodput: dict[str, float]) -> bool:
     causes = sum(seconds for cause, seconds in goodput.items() if cause != "wall_s")
     return causes == pytest.approx(goodput["wall_s"], rel=0.02)
@@ -304,6 +323,19 @@ class TestLeftAlone:
         assert rows[-1]["tokens"] == story["tokens"]
         assert rows[-1]["loss"] == story["loss"]["train"]
         assert rows[0]["loss"] == pytest.approx(math.log(512), abs=0.5)
+
+    def test_tensorboard_shows_the_same(self, alone: Run, story: dict[str, Any], tmp_path: Path) -> None:
+        assert shows_every_step(alone, tmp_path)
+        (tmp_path / "held-out").mkdir()
+        held_out = alone.curves("held-out", tmp_path / "held-out")
+        assert held_out["loss"] == [(STEPS, pytest.approx(story["loss"]["val"]))]
+        assert held_out["bits_per_byte"] == [(STEPS, pytest.approx(story["val_bits_per_byte"]))]
+
+    def test_model_flops_are_told_and_utilization_is_not_made_up(self, alone: Run, story: dict[str, Any]) -> None:
+        step_s = sum(row["step_s"] for row in alone.metrics())
+        per_token = flops_per_token(ModelConfig.model_validate(RECIPE["model"]), 512, RECIPE["data"]["seq_len"])
+        assert story["model_flops_per_s"] == pytest.approx(per_token * story["tokens"] / step_s)
+        assert (story["device"], story["mfu"]) == ("cpu", None)
 
     def test_again_says_finished_and_does_nothing(self, alone: Run) -> None:
         before = alone.objects()
@@ -357,7 +389,7 @@ def test_streaming_preparation_gives_the_same(site: Site, alone: Run, story: dic
     same_samples(run, story)
 
 
-def test_killed_twice_and_continued(site: Site, alone: Run, story: dict[str, Any]) -> None:
+def test_killed_twice_and_continued(site: Site, alone: Run, story: dict[str, Any], tmp_path: Path) -> None:
     run = site.run("killed")
     ended_by: list[int] = []
     for _ in range(2):
@@ -380,6 +412,7 @@ def test_killed_twice_and_continued(site: Site, alone: Run, story: dict[str, Any
     assert [attempt["from_step"] for attempt in run.record()["attempts"]] == [0, *ended_by]
     assert found["goodput"]["idle_s"] > 0
     assert adds_up(found["goodput"]), found["goodput"]
+    assert shows_every_step(run, tmp_path)
 
 
 def test_a_killed_worker_costs_seconds_and_no_sample(site: Site, alone: Run) -> None:
@@ -442,7 +475,9 @@ def test_stopped_where_it_was_and_continued(stopped: Run, alone: Run, story: dic
     assert adds_up(found["goodput"]), found["goodput"]
 
 
-def test_damaged_checkpoint_is_named_and_the_one_before_used(stopped: Run, alone: Run, story: dict[str, Any]) -> None:
+def test_damaged_checkpoint_is_named_and_the_one_before_used(
+    stopped: Run, alone: Run, story: dict[str, Any], tmp_path: Path
+) -> None:
     before, newest = stopped.saved_steps()[-2:]
     [damaged] = [key for key in stopped.objects() if f"step-{newest:08d}" in key and key.endswith("model.safetensors")]
     whole = stopped.site.client.get_object(Bucket=stopped.site.bucket, Key=damaged)["Body"].read()
@@ -456,6 +491,7 @@ def test_damaged_checkpoint_is_named_and_the_one_before_used(stopped: Run, alone
     assert "model.safetensors" in output
     assert stopped.record()["attempts"][-1]["from_step"] == before
     assert stopped.losses() == alone.losses()
+    assert shows_every_step(stopped, tmp_path)
     found = same_samples(stopped, story)
     assert found["goodput"]["replay_s"] > 0
     assert adds_up(found["goodput"]), found["goodput"]

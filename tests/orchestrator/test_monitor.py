@@ -348,6 +348,17 @@ class Beside:
         return self.outcome
 
 
+def test_the_newest_checkpoint_and_the_device_are_known(clock: Clock) -> None:
+    monitor = monitor_of(clock)
+    assert monitor.progress().saved is None
+    monitor.saved(20, 1020.0)
+    monitor.begin_group(20, ["n"], 0.0, "NVIDIA L4")
+    assert monitor.progress().device == "NVIDIA L4"
+    monitor.saved(40, 1040.0)
+    monitor.saved(20, 1020.0)  # another group begins: its word of what it went on from is older
+    assert monitor.progress().saved == (40, 1040.0)
+
+
 class TestEvaluationBesideTraining:
     def _monitor(self, clock: Clock) -> tuple[Monitor, list[Beside]]:
         begun: list[Beside] = []

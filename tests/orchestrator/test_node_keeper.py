@@ -15,8 +15,10 @@ from orchestrator.checkpoint import MODEL, OPTIMIZER, CheckpointName, list_check
 from orchestrator.errors import CheckpointDamagedError, FencedError
 from orchestrator.ledger import StepRow, metrics_lines
 from orchestrator.node_keeper import NodeKeeper
+from orchestrator.observe.event_files import TRAIN
 from orchestrator.run_record import Fence
-from orchestrator.run_state import START
+from orchestrator.run_state import START, RunState, StepSeconds
+from tests.orchestrator.event_reader import curves_in
 
 BATCH = 2
 
@@ -59,9 +61,10 @@ def job_of(store: LocalStore, attempt: int = 1, ema_decay: float | None = None) 
             seed=1,
             train=SimpleNamespace(global_batch_size=BATCH, ema_decay=ema_decay),
             checkpoint=SimpleNamespace(keep=3),
+            observe=SimpleNamespace(tensorboard=True),
         ),
         feeder=SimpleNamespace(counts=Remote(np.arange(3)), skipped=Remote({})),
-        monitor=SimpleNamespace(note=Remote(None), keepers=Remote({})),
+        monitor=SimpleNamespace(note=Remote(None), saved=Remote(None), keepers=Remote({})),
     )
 
 
@@ -116,6 +119,8 @@ def test_what_is_saved_is_what_the_next_attempt_finds_in_memory(keeper: NodeKeep
     origin = later.choose({"node": (-1, -1)})
     assert (origin.name, origin.holder) == (CheckpointName(6, 1), None)
     assert (origin.saved["tokens"], len(origin.saved["recent_losses"])) == (60, 6)
+    assert RunState(origin.saved, rows(7, 8)).step_seconds == pytest.approx(StepSeconds(0.8, 0.8))
+    assert keeper._job.monitor.saved.calls[-1] == (6, origin.saved["saved_at"])
     assert len(origin.saved["ledger"]) == 2
     assert memory.newest() == (6, 7)
     assert (memory.path(6) / MODEL).read_bytes() == b"model.safetensors after 6"
@@ -171,6 +176,28 @@ def test_steps_whose_data_was_left_out_are_remembered_by_every_later_checkpoint(
     keep(keeper, 8, rows(7, 8))
     keeper.save(8)
     assert keeper.choose({"node": (-1, -1)}).saved["bad_steps"] == [3]
+
+
+def test_tensorboards_files_are_those_of_what_is_saved(
+    keeper: NodeKeeper, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that does not take them fails no save, and the next save makes up for it."""
+    keep(keeper, 4, rows(1, 4))
+    put = store.put
+
+    def fail(key: str, data: bytes) -> None:
+        if key.startswith(TRAIN):
+            raise TransientStoreError("busy")
+        put(key, data)
+
+    monkeypatch.setattr(store, "put", fail)
+    keeper.save(4)
+    assert "not in TensorBoard's files yet: busy" in str(keeper._job.monitor.note.calls)
+    monkeypatch.setattr(store, "put", put)
+    keep(keeper, 6, rows(5, 6))
+    keeper.save(6)
+    assert len(list(store.list(TRAIN))) == 2
+    assert curves_in(Path(store.url_of(TRAIN)))["loss"] == [(step, pytest.approx(1 / step)) for step in range(1, 7)]
 
 
 def test_a_save_that_failed_can_be_made_again(

@@ -12,10 +12,15 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from data.feeder import fixed_batches
+from model.config import ModelConfig
+from model.size import flops_per_pair
 from orchestrator.cli import app
 from orchestrator.config import load_recipe
 from orchestrator.ledger import metrics_lines
-from orchestrator.run import open_run
+from orchestrator.observe.event_files import HELD_OUT, TRAIN
+from orchestrator.run import Run, feed_spec, open_run
+from tests.orchestrator.event_reader import curves_in
 from tests.orchestrator.manta_process import MantaProcess
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray]
@@ -118,9 +123,36 @@ def test_one_worker_and_two_of_which_one_is_killed_end_in_the_same(
     assert losses(disturbed) == pytest.approx(losses(alone), rel=1e-4)
     assert stories[1]["loss"]["val"] == pytest.approx(stories[0]["loss"]["val"], rel=1e-4)
     assert stories[1]["translations"] == stories[0]["translations"]
+
+    for recipe, story in zip((alone, disturbed), stories, strict=True):
+        run = open_run(load_recipe(recipe))
+        store, inputs, texts = run.store, *mean_lengths(run)
+        rows = [json.loads(line) for line in metrics_lines(store)]
+        step_s = sum(row["step_s"] for row in rows)
+        shape = ModelConfig.model_validate(RECIPE["model"])
+        per_token = flops_per_pair(shape, RECIPE["data"]["tokenizer"]["vocab_size"], inputs, texts) / texts
+        assert story["model_flops_per_s"] == pytest.approx(per_token * story["tokens"] / step_s, rel=0.02)
+        curves = curves_in(Path(store.url_of(TRAIN)))
+        assert curves["loss"] == [(row["step"], pytest.approx(row["loss"])) for row in rows]
+        held_out = curves_in(Path(store.url_of(HELD_OUT)))
+        assert held_out["loss"] == [(100, pytest.approx(float(evaluations[0].split()[-1]), abs=1e-4)), final(story)]
+        assert held_out["bleu"] == [(STEPS, pytest.approx(story["translations"]["bleu"]))]
     again = json.loads(command("eval", alone, "--json"))
     assert again["val_loss"] == pytest.approx(stories[0]["loss"]["val"], rel=1e-6)
     assert again["val_bleu"] == stories[0]["translations"]["bleu"]
+
+
+def mean_lengths(run: Run) -> tuple[float, float]:
+    """Tokens of an input and of a text, over the pairs that are trained on."""
+    batches = fixed_batches(feed_spec(run, run.prepare(lambda line: None)), "train")
+    pairs = sum(len(batch.target_counts) for batch in batches)
+    inputs = sum(int(batch.input_counts.sum()) for batch in batches if batch.input_counts is not None)
+    return inputs / pairs, sum(int(batch.target_counts.sum()) for batch in batches) / pairs
+
+
+def final(story: dict[str, Any]) -> tuple[int, Any]:
+    """Step and held-out loss at the end."""
+    return STEPS, pytest.approx(story["loss"]["val"])
 
 
 def test_ten_pairs_are_learned_by_heart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,130 @@
+"""Event files as TensorBoard reads them: what the ledger has, each step once, whatever was lost in between."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.errors import TransientStoreError
+from data.local_store import LocalStore
+from orchestrator.ledger import StepLedger, StepRow
+from orchestrator.observe.event_files import HELD_OUT, TRAIN, Point, TrainingEvents, event_file
+from orchestrator.observe.held_out_events import HeldOutEvents
+from orchestrator.observe.trackers import Tracked
+from tests.orchestrator.event_reader import curves_in
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(str(tmp_path / "run"))
+
+
+def rows(first: int, last: int, attempt: int = 1) -> list[StepRow]:
+    """Step s has loss 1 / s, and makes s tokens in half a second."""
+    return [
+        StepRow(
+            step, 1 / step, 0.1, 2.0, step * (step + 1) // 2, attempt, 0.5, 1e9 + step, np.arange(2, dtype=np.int64)
+        )
+        for step in range(first, last + 1)
+    ]
+
+
+def names(store: LocalStore) -> list[str]:
+    return [found.key.removeprefix(TRAIN) for found in store.list(TRAIN)]
+
+
+def curves(store: LocalStore, part: str = TRAIN) -> dict[str, list[tuple[int, float]]]:
+    return curves_in(Path(store.url_of(part)))
+
+
+def test_every_step_of_every_segment(store: LocalStore) -> None:
+    ledger, events = StepLedger(store, 1, 0, []), TrainingEvents(store)
+    for first, last in ((1, 3), (4, 4), (5, 9)):
+        ledger.write(rows(first, last))
+        events.follow(ledger.segments)
+    found = curves(store)
+    assert found.keys() == {"loss", "lr", "grad_norm", "world_size", "tokens_per_s"}
+    assert found["loss"] == [(step, pytest.approx(1 / step)) for step in range(1, 10)]
+    assert found["tokens_per_s"] == [(step, 2.0 * step) for step in range(1, 10)], "also of a segment's first step"
+    assert len(names(store)) == 3
+
+
+def test_a_step_whose_data_was_left_out_has_no_loss(store: LocalStore) -> None:
+    ledger = StepLedger(store, 1, 0, [])
+    bad = StepRow(2, None, 0.1, None, 1, 1, 0.5, 0.0, np.arange(2, dtype=np.int64))
+    ledger.write([*rows(1, 1), bad, *rows(3, 3)])
+    TrainingEvents(store).follow(ledger.segments)
+    found = curves(store)
+    assert [step for step, _ in found["loss"]] == [1, 3]
+    assert [step for step, _ in found["lr"]] == [1, 2, 3]
+
+
+def test_steps_lost_in_a_crash_and_done_again_are_there_once(store: LocalStore) -> None:
+    ledger = StepLedger(store, 1, 0, [])
+    ledger.write(rows(1, 4))
+    saved = list(ledger.segments)
+    TrainingEvents(store).follow(ledger.segments)
+    ledger.write(rows(5, 8))
+    TrainingEvents(store).follow(ledger.segments)  # then its checkpoint turns out to be damaged
+    ledger, events = StepLedger(store, 2, 4, saved), TrainingEvents(store)
+    ledger.write(rows(5, 6, attempt=2))
+    events.follow(ledger.segments)
+    assert curves(store)["world_size"] == [(1, 1), (2, 1), (3, 1), (4, 1), (5, 2), (6, 2)]
+    assert len(names(store)) == 2
+
+
+def test_what_could_not_be_written_is_made_up_for(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger, events = StepLedger(store, 1, 0, []), TrainingEvents(store)
+    ledger.write(rows(1, 4))
+
+    def fail(key: str, data: bytes) -> None:
+        raise TransientStoreError("busy")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "put", fail)
+        with pytest.raises(TransientStoreError):
+            events.follow(ledger.segments)
+    ledger.write(rows(5, 6))
+    events.follow(ledger.segments)
+    assert [step for step, _ in curves(store)["loss"]] == [1, 2, 3, 4, 5, 6]
+
+
+def test_nothing_is_written_twice(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = StepLedger(store, 1, 0, [])
+    ledger.write(rows(1, 4))
+    TrainingEvents(store).follow(ledger.segments)
+    monkeypatch.setattr(store, "put", None)
+    TrainingEvents(store).follow(ledger.segments)
+
+
+def test_evaluations_after_the_step_gone_on_from_are_forgotten(store: LocalStore) -> None:
+    events = HeldOutEvents(store)
+    events.begin(Tracked("id", "run", "url", 0, {}))
+    for step in (10, 20, 30):
+        events.evaluated(Point(step, 1.0, {"loss": 1 / step, "bits_per_byte": 2 / step}), final=False)
+    events.evaluated(Point(20, 1.0, {"loss": 1 / 20, "bits_per_byte": 2 / 20}), final=False)
+    events.evaluated(Point(30, 2.0, {"loss": 1 / 30, "bleu": 9.5}), final=True)
+    found = curves(store, HELD_OUT)
+    assert found["loss"] == [(step, pytest.approx(1 / step)) for step in (10, 20, 30, 30)]
+    assert found["bleu"] == [(30, 9.5)]
+    HeldOutEvents(store).begin(Tracked("id", "run", "url", 20, {}))
+    assert [step for step, _ in curves(store, HELD_OUT)["bits_per_byte"]] == [10, 20]
+
+
+def test_torch_is_not_imported_for_it() -> None:
+    """A keeper writes these files on every node; and Ray Tune finds the whole of tensorboardX afterwards."""
+    script = (
+        "import sys; from orchestrator.observe.event_files import event_file, Point; event_file([Point(1, 0., {})]);"
+        "assert 'torch' not in sys.modules; import tensorboardX; tensorboardX.SummaryWriter"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True)
+
+
+def test_a_file_says_which_version_it_is(tmp_path: Path) -> None:
+    (tmp_path / "events.out.tfevents.1").write_bytes(event_file([Point(7, 3.0, {"loss": 0.5, "lr": None})]))
+    assert curves_in(tmp_path) == {"loss": [(7, 0.5)]}
+    assert b"brain.Event:2" in (tmp_path / "events.out.tfevents.1").read_bytes()[:40]

@@ -1,0 +1,143 @@
+"""The table of metrics, and that dashboard and docs say the same."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.config import load_recipe
+from orchestrator.goodput import CAUSES
+from orchestrator.monitor import Progress
+from orchestrator.observe.metrics import METRICS, PHASES, Metric
+from orchestrator.observe.story import live_story
+from orchestrator.run_record import Attempt
+from orchestrator.run_state import StepSeconds
+from tests.orchestrator.finished_run import recipe_in
+
+ROOT = Path(__file__).parents[3]
+DASHBOARD = json.loads((ROOT / "docs/grafana-dashboard.json").read_text())
+WIRE_NAMES = {metric.wire_name for metric in METRICS}
+
+
+def attempt(number: int, **fields: Any) -> Attempt:
+    return Attempt(number, "host", "boot", 1, "1", 100.0 * number, 100.0 * number + 50, **fields)
+
+
+@pytest.fixture
+def story(tmp_path: Path) -> dict[str, Any]:
+    config = load_recipe(recipe_in(tmp_path), ["observe.peak_flops=1e9"])
+    row = {"step": 3, "tokens": 600, "loss": None, "lr": 0.1, "grad_norm": None}
+    progress = Progress(
+        "training",
+        2,
+        row=row,
+        step_seconds=StepSeconds(2.0, 4.0),
+        saved=(2, 1234.5),
+        evaluations=[{"step": 2, "val_loss": 1.5, "at": 0.0}],
+    )
+    last = attempt(
+        2, phase="training", world_size=2, disruptions=[{"cause": "node"}, {"cause": "resize"}], flops_per_token=1e6
+    )
+    attempts = (attempt(1, disruptions=[{"cause": "node"}]), last)
+    return live_story(config, attempts, progress, {"training": 40.0, "idle": 50.0, "wall": 150.0})
+
+
+def samples(name: str, story: dict[str, Any]) -> dict[str, float]:
+    [metric] = [metric for metric in METRICS if metric.name == name]
+    return {labels.get(metric.label or "", ""): value for labels, value in metric.samples(story)}
+
+
+def test_names_are_prometheus_own() -> None:
+    for metric in METRICS:
+        assert re.fullmatch(r"manta_[a-z_]+[a-z]", metric.name)
+        assert metric.help.endswith(".")
+    assert len(WIRE_NAMES) == len(METRICS)
+
+
+def test_values_follow_from_the_story(story: dict[str, Any]) -> None:
+    assert samples("manta_step", story) == {"": 3}
+    assert samples("manta_steps", story) == {"": 4}
+    assert samples("manta_tokens_per_second", story) == {"": 300}
+    assert samples("manta_model_flops_per_second", story) == {"": 3e8}
+    assert samples("manta_mfu", story) == {"": pytest.approx(0.15)}
+    assert samples("manta_held_out_loss", story) == {"": 1.5}
+    assert samples("manta_checkpoint_step", story) == {"": 2}
+    assert samples("manta_checkpoint_timestamp_seconds", story) == {"": 1234.5}
+    assert samples("manta_world_size", story) == {"": 2}
+    assert samples("manta_attempts", story) == {"": 2}
+
+
+def test_what_is_not_known_is_not_set(story: dict[str, Any]) -> None:
+    assert samples("manta_loss", story) == samples("manta_grad_norm", story) == {}
+    odd = Metric("manta_odd", "Odd.", lambda story: float("nan"))
+    assert list(odd.samples(story)) == []
+
+
+def test_labels_are_all_there_from_the_beginning(story: dict[str, Any]) -> None:
+    restarts = samples("manta_restarts", story)
+    assert (restarts["node"], restarts["resize"], sum(restarts.values())) == (2, 1, 3)
+    assert restarts["bad step"] == restarts["crash"] == restarts["hang"] == 0
+    goodput = samples("manta_goodput_seconds", story)
+    assert goodput.keys() == set(CAUSES) and sum(goodput.values()) == 90
+    assert samples("manta_phase", story) == {phase: float(phase == "training") for phase in PHASES}
+
+
+def test_a_run_that_has_no_step_yet_has_metrics(tmp_path: Path) -> None:
+    config = load_recipe(recipe_in(tmp_path))
+    story = live_story(config, (attempt(1, phase="starting"),), Progress(), {"startup": 3.0})
+    assert samples("manta_step", story) == samples("manta_mfu", story) == samples("manta_checkpoint_step", story) == {}
+    assert samples("manta_goodput_seconds", story)["startup"] == 3.0
+
+
+def expressions(value: Any) -> list[str]:
+    """Every query below `value`."""
+    if isinstance(value, dict):
+        own = [text for name in ("expr", "query", "definition") if isinstance(text := value.get(name), str)]
+        return own + [text for item in value.values() for text in expressions(item)]
+    return [text for item in value for text in expressions(item)] if isinstance(value, list) else []
+
+
+def test_the_dashboard_shows_every_metric_and_no_other() -> None:
+    asked = {name for text in expressions(DASHBOARD) for name in re.findall(r"\bray_[a-z_]+", text)}
+    assert asked == WIRE_NAMES
+
+
+def test_the_dashboards_queries_name_labels_that_there_are() -> None:
+    labels = {metric.wire_name: {"run", *([metric.label] if metric.label else [])} for metric in METRICS}
+    for text in expressions(DASHBOARD["panels"]) + expressions(DASHBOARD["annotations"]):
+        for name, selector in re.findall(r"(ray_manta_[a-z_]+)\{([^}]*)\}", text):
+            assert 'run="$run"' in selector, text
+            assert set(re.findall(r"(\w+)=", selector)) <= labels[name], text
+        assert text.count("(") == text.count(")")
+        assert all(label in {"cause", "phase"} for label in re.findall(r"by \((\w+)\)", text))
+
+
+def test_panels_can_be_told_apart_and_do_not_overlap() -> None:
+    panels = DASHBOARD["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    covered: set[tuple[int, int]] = set()
+    for panel in panels:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        cells = {(place["x"] + dx, place["y"] + dy) for dx in range(place["w"]) for dy in range(place["h"])}
+        assert not covered & cells, panel["title"]
+        covered |= cells
+        assert panel["title"] and panel["description"] and panel["targets"]
+
+
+def test_data_source_and_run_are_chosen_by_whoever_looks() -> None:
+    assert [variable["name"] for variable in DASHBOARD["templating"]["list"]] == ["datasource", "run"]
+    used = set(re.findall(r'"uid": "([^"]+)"', json.dumps(DASHBOARD["panels"])))
+    assert used == {"${datasource}"}
+
+
+def test_the_docs_list_the_table() -> None:
+    text = (ROOT / "docs/observability.md").read_text()
+    rows = re.findall(r"^\| `(ray_manta_\w+)` \| (.*) \| (.*) \|$", text, re.MULTILINE)
+    assert rows == [
+        (metric.wire_name, f"`run`, `{metric.label}`" if metric.label else "`run`", metric.help) for metric in METRICS
+    ]

@@ -1,0 +1,57 @@
+"""MLflow's own client on a database, as a server has behind it: one run there for all attempts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+from orchestrator.observe.event_files import Point
+from orchestrator.observe.mlflow_tracker import MlflowTracker
+from orchestrator.observe.trackers import Tracked
+
+# MLflow's tables use what SQLAlchemy is about to drop.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")]
+
+EXPERIMENT = "manta tests"
+
+
+@pytest.fixture
+def uri(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/mlflow.db"
+
+
+def attempt(uri: str, steps: range, status: str, run_id: str = "one", workers: int = 1) -> None:
+    tracker = MlflowTracker(uri, EXPERIMENT)
+    parameters = {"train.lr": 0.1, "scaling.num_workers": workers, "sample.prompts": "x" * 9000}
+    tracker.begin(Tracked(run_id, f"run {run_id}", "s3://here", steps.start - 1, parameters))
+    tracker.log([Point(step, 1000.0 + step, {"loss": 1 / step, "grad_norm": None}) for step in steps])
+    tracker.evaluated(Point(steps[-1], 2000.0, {"loss": 0.5, "bits_per_byte": 2.0}), final=False)
+    tracker.finish(status)
+
+
+def runs(uri: str) -> list[Run]:
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id]))
+
+
+def test_a_run_that_goes_on_goes_on_there(uri: str) -> None:
+    attempt(uri, range(1, 1501), "stopped")
+    [run] = runs(uri)
+    assert (run.info.run_name, run.info.status) == ("run one", "KILLED")
+    attempt(uri, range(1501, 1504), "finished", workers=2)
+    attempt(uri, range(1, 3), "failed", run_id="two")
+    two, one = sorted(runs(uri), key=lambda run: run.info.run_name == "run one")
+    assert (one.info.run_id, one.info.status, two.info.status) == (run.info.run_id, "FINISHED", "FAILED")
+    assert one.data.tags["manta.url"] == "s3://here"
+    assert (one.data.params["train.lr"], one.data.params["scaling.num_workers"]) == ("0.1", "1")
+
+    history = MlflowClient(uri).get_metric_history(one.info.run_id, "loss")
+    assert [(metric.step, metric.value) for metric in history] == [(step, 1 / step) for step in range(1, 1504)]
+    assert history[0].timestamp == 1_001_000
+    assert (one.data.metrics["held_out.loss"], one.data.metrics["held_out.bits_per_byte"]) == (0.5, 2.0)
+    assert "grad_norm" not in one.data.metrics
