@@ -145,6 +145,9 @@ def _cluster(spec: ClusterSpec, *, with_recipe: bool) -> dict[str, Any]:
             "version": "v2",
             "idleTimeoutSeconds": math.ceil(spec.idle_timeout_s),
             "upscalingMode": "Default",
+            "env": [
+                {"name": "RAY_AUTOSCALER_PENDING_NODE_IDLE_TIMEOUT_S", "value": f"{math.ceil(spec.idle_timeout_s)}"}
+            ],
             "resources": _same({"cpu": "500m", "memory": "1Gi"}),
             "securityContext": _container_security(),
         },

@@ -18,6 +18,8 @@ COMMENTS = {
     "cluster's name; without it, whoever reaches port 8265 runs what they like.",
     "enableInTreeAutoscaling": "Pods come when Ray has work for them, and go when they are idle.",
     "upscalingMode": "As many pods at once as are asked for.",
+    "autoscalerOptions.env": "A pod that finds no machine is given up when nobody has wanted it for so long; Ray would "
+    "wait for it forever.",
     "autoscalerOptions.resources": "Twice the memory that the operator would give it: it loads all of Ray.",
     "rayStartParams.num-cpus": "No work on the head: the driver and its actors run here, and nothing to starve them.",
     "cluster-autoscaler.kubernetes.io/safe-to-evict": "Moving the head, to pack nodes better, is losing it.",

@@ -100,6 +100,16 @@ class LocalNode:
         """Pids of its Ray workers whose title contains `title`."""
         return [pid for pid in children(self._raylet or -1) if title in command_line(pid)]
 
+    @property
+    def session(self) -> int:
+        """Id of the session its processes are in."""
+        return self._process.pid
+
+    @property
+    def exit_status(self) -> int | None:
+        """That of its `ray start`; None while it runs."""
+        return self._process.poll()
+
     def is_alive(self) -> bool:
         """Whether the node is there."""
         return self._process.poll() is None and is_alive(self._raylet or -1)
