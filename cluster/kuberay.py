@@ -104,7 +104,13 @@ def entrypoint(spec: ClusterSpec, storage: str | None) -> str:
     A head that is lost, or a job that is tried again, may find the sign of life of the attempt before still fresh, or
     that attempt alive for its pod's grace: the command waits that long for it, and then refuses as it always does.
     """
-    words = ["manta", "train", f"{RECIPE_FOLDER}/{RECIPE_FILE}", "--wait", f"{grace_period_s(spec) + FALLS_SILENT_S}s"]
+    words = [
+        "manta",
+        "train",
+        f"{RECIPE_FOLDER}/{RECIPE_FILE}",
+        "--patience",
+        f"{grace_period_s(spec) + FALLS_SILENT_S}s",
+    ]
     if storage is not None:
         words += ["--set", f"storage={storage}"]
     return shlex.join(words)

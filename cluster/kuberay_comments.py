@@ -4,8 +4,8 @@ COMMENTS = {
     "recipe.yaml": "The recipe as it was when this was rendered: a run's result is pinned to it.",
     "kueue.x-k8s.io/elastic-job": "Lets the cluster grow and shrink under Kueue; needs Kueue's feature gate "
     "ElasticJobsViaWorkloadSlices.",
-    "entrypoint": "Goes on with the run of this name where it stopped. --wait: a job that is tried again may find the "
-    "attempt before it still in its pod's grace; what is alive after that long is somebody else's.",
+    "entrypoint": "Goes on with the run of this name where it stopped. --patience: a job that is tried again may find "
+    "the attempt before it still in its pod's grace; what is alive after that long is somebody else's.",
     "submissionMode": "The operator submits the job and polls its status, and submits it again to a new head. "
     "In K8sJobMode the job would hang on a pod that follows its log, and logs end early.",
     "backoffLimit": "Tries after the first, each in a new cluster. Attempts may overlap (kuberay#5211): the fence in "

@@ -135,7 +135,7 @@ def train(
         bool,
         typer.Option("--takeover", help="Take the run from an attempt that seems alive; it will stop."),
     ] = False,
-    wait: Annotated[
+    patience: Annotated[
         str,
         typer.Option(metavar="SECONDS", help="Wait so long for an attempt that seems alive to end, as 60s."),
     ] = "0s",
@@ -153,7 +153,7 @@ def train(
     given = [] if init_from is None else [f"train.init_from={json.dumps(init_from)}"]
     from orchestrator.duration import seconds_of
 
-    wait_s = seconds_of(wait, "--wait")
+    wait_s = seconds_of(patience, "--patience")
     config = _load(recipe, [*(overrides or []), *given])
     from orchestrator.run import train
     from orchestrator.run_record import process_started_at

@@ -208,7 +208,7 @@ class TestReclaims:
         words = shlex.split(job["spec"]["entrypoint"])
         from orchestrator.run_record import PRESUMED_DEAD_S
 
-        assert int(words[words.index("--wait") + 1].removesuffix("s")) > grace + PRESUMED_DEAD_S
+        assert int(words[words.index("--patience") + 1].removesuffix("s")) > grace + PRESUMED_DEAD_S
 
     @some
     @given(cluster_specs())

@@ -1,4 +1,4 @@
-"""`manta train --wait`: an attempt that has ended without a word is waited for, one that lives is not fenced off."""
+"""`manta train --patience`: who has ended without a word is waited for, who lives is not fenced off."""
 
 from __future__ import annotations
 
