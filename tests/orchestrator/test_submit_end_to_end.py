@@ -20,7 +20,7 @@ from tests.orchestrator.manta_process import ROOT, MantaProcess
 
 pytestmark = pytest.mark.chaos
 
-STEPS = 5000
+STEPS = 3000
 
 
 @pytest.fixture(scope="module")
