@@ -54,6 +54,7 @@ class AutoscalerState:
         starting: nodes asked for that have not joined yet, by group, and what their provider says of each.
         failures: launches that failed in the last minutes, the newest first: group, seconds ago, why.
         demands: what waits for room: a bundle of resources, and how many of it.
+        asked: what there is to be room for in all, in use or not, in the same form.
         is_looked_after: whether an autoscaler brings nodes.
     """
 
@@ -61,6 +62,7 @@ class AutoscalerState:
     starting: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     failures: tuple[tuple[str, float, str], ...] = ()
     demands: tuple[tuple[Mapping[str, float], int], ...] = ()
+    asked: tuple[tuple[Mapping[str, float], int], ...] = ()
     is_looked_after: bool = True
 
     def up(self) -> Counter[str]:
@@ -103,15 +105,6 @@ def state_of(status: Any, now: float) -> AutoscalerState:
         (each.ray_node_type_name, now - each.failed_ts_s, each.details or "") for each in status.failed_launches
     ]
     demand = status.resource_demands
-    bundles = [
-        (bundle.bundle, bundle.count)
-        for request in (
-            *demand.placement_group_demand,
-            *demand.ray_task_actor_demand,
-            *demand.cluster_constraint_demand,
-        )
-        for bundle in request.bundles_by_count
-    ]
     return AutoscalerState(
         nodes=tuple(
             _node(node, state)
@@ -120,9 +113,14 @@ def state_of(status: Any, now: float) -> AutoscalerState:
         ),
         starting={group: tuple(details) for group, details in starting.items()},
         failures=tuple(sorted(failures, key=lambda failure: failure[1])),
-        demands=tuple(bundles),
+        demands=_bundles(*demand.placement_group_demand, *demand.ray_task_actor_demand),
+        asked=_bundles(*demand.cluster_constraint_demand),
         is_looked_after=status.stats.autoscaler_version is not None,
     )
+
+
+def _bundles(*requests: Any) -> tuple[tuple[Mapping[str, float], int], ...]:
+    return tuple((each.bundle, each.count) for request in requests for each in request.bundles_by_count)
 
 
 def _node(node: Any, state: str) -> NodeState:

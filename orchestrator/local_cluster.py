@@ -54,13 +54,13 @@ def show_status(name: str | None, as_json: bool) -> None:
         told = {"cluster": kept.name, "address": kept.address, "dashboard": kept.dashboard, **asdict(state)}
         print(json.dumps(told, indent=2))
         return
-    table = Table("group", "node", "state", "in use", "why", title=f"cluster {kept.name}", title_justify="left")
+    table = Table("group", "node", "state", "in use", title=f"cluster {kept.name}", title_justify="left")
     for node in sorted(state.nodes, key=lambda each: (each.group != "head", each.group, each.node_id)):
         idle = f"idle for {node.idle_s:.0f} s" if node.state == "idle" else node.state
-        table.add_row(node.group, node.node_id[-12:], idle, _usage(node), "; ".join(node.activity))
+        table.add_row(node.group, node.node_id[-12:], idle, _usage(node))
     for group, details in state.starting.items():
         for detail in details:
-            table.add_row(group, "", "starting", "", detail)
+            table.add_row(group, "", "starting" + (f": {detail}" if detail else ""), "")
     console = Console()
     console.rich.print(table)
     up = state.up()
@@ -70,7 +70,7 @@ def show_status(name: str | None, as_json: bool) -> None:
     for group, ago_s, why in state.failures:
         print(f"{group}: a start failed {ago_s:.0f} s ago: {why}")
     for bundle, count in state.demands:
-        print(f"waiting for room: {count} x {dict(bundle)}")
+        print(f"waiting for room: {count} times {', '.join(f'{amount:g} {kind}' for kind, amount in bundle.items())}")
 
 
 def print_environment(name: str | None) -> None:

@@ -71,5 +71,5 @@ def _look_on(watch: NodeWatch, ended: threading.Event) -> None:
             continue
         with suppress(Exception):  # a cluster that does not answer now may do so later; others say when it is gone
             state = look(ray.get_runtime_context().gcs_address)
-            waiting = bool(state.demands or state.starting)
+            waiting = bool(state.demands or state.asked or state.starting)
             watch.saw(waiting, why_waiting(state, group_limits(), need) if waiting else "")

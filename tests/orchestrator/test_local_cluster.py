@@ -77,8 +77,8 @@ def test_a_run_brings_its_nodes_survives_a_reclaim_and_they_go_when_idle(name: s
         there = nodes(tmp_path, name)
         assert 1 <= len(there["train"]) <= 3
         assert all(node["total"] == {"CPU": 1.0, GPU_STAND_IN: 1.0} for node in there["train"])
-        told = manta(tmp_path, "cluster", "reclaim", "train", "--cluster", name, "--grace", "8s")
-        assert "has notice, and 8 s" in told
+        told = manta(tmp_path, "cluster", "reclaim", "train", "--cluster", name, "--grace", "20s")
+        assert "has notice, and 20 s" in told
         assert submitted.wait(300) == 0, submitted.output
     # Relative to where the command was given, also for the job.
     story = json.loads(manta(tmp_path, "show", recipe.name, "--json"))
