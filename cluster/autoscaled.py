@@ -38,7 +38,7 @@ AUTOSCALER_READY = "Using Autoscaling Config"
 
 HEAD_TYPE = "ray.head.default"
 
-LONGEST_FOLDER = 35
+LONGEST_FOLDER = 33
 """Characters in the path of its folder: the system takes 107 for a socket, and Ray adds 67 and a number."""
 
 _LOOK_EVERY_S = 0.1
@@ -162,7 +162,12 @@ class AutoscaledCluster:
 
     def autoscaler_log(self, lines: int = 15) -> str:
         """The end of what the autoscaler has written of its decisions."""
-        return _end_of(self.folder / "session_latest" / "logs" / "monitor.log", lines)
+        return _end_of(self._rays_folder / "session_latest" / "logs" / "monitor.log", lines)
+
+    @property
+    def _rays_folder(self) -> Path:
+        """Ray opens its own to everybody; the one above it stays closed."""
+        return self.folder / "r"
 
     @property
     def _config_file(self) -> Path:
@@ -187,7 +192,7 @@ class AutoscaledCluster:
             f"--include-dashboard={str(self._with_dashboard).lower()}",
             *dashboard,
             f"--object-store-memory={STORE_BYTES}",
-            f"--temp-dir={self.folder}",
+            f"--temp-dir={self._rays_folder}",
             f"--autoscaling-config={self._config_file}",
         ]
 

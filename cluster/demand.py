@@ -8,7 +8,7 @@ or shown by tasks that wait.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 def ask_for_nodes(places: int, each: Mapping[str, float]) -> None:
@@ -39,7 +39,9 @@ class Knock:
 
         from cluster.autoscaler_state import look
 
-        is_looked_after = look(ray.get_runtime_context().gcs_address).is_looked_after
+        is_looked_after = False
+        with suppress(Exception):  # Ray's own, where it is slow to answer; the workers' controller asks later
+            is_looked_after = look(ray.get_runtime_context().gcs_address).is_looked_after
         others = {name: amount for name, amount in each.items() if name not in ("CPU", "GPU")}
         task = ray.remote(_nothing).options(
             num_cpus=each.get("CPU", 0), num_gpus=each.get("GPU", 0), resources=others, max_retries=0

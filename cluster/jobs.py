@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import re
 import threading
@@ -68,6 +69,12 @@ class JobExistsError(ClusterError):
     """There is a job of this id already."""
 
 
+class OutOfReachError(ClusterError):
+    """The cluster does not answer; whatever runs there goes on. Exit status 3: that of a job is not known."""
+
+    exit_status = 3
+
+
 class Jobs:
     """The jobs of the cluster whose dashboard is at `address`, http://HOST:8265.
 
@@ -101,6 +108,13 @@ class Jobs:
                     runtime_env=dict(runtime_env),
                     metadata=dict(metadata),
                 )
+            except OSError as error:
+                if error.filename is None:  # the network's
+                    raise
+                raise ClusterError(
+                    f"{error.filename} cannot be shipped: {error.strerror}. Name it in .gitignore or .rayignore, or "
+                    "ship a folder without it: --working-dir FOLDER"
+                ) from None
             except RuntimeError as error:
                 if "already exists" not in str(error):
                     raise
@@ -164,7 +178,7 @@ class Jobs:
                 return answer
             except (ConnectionError, requests.RequestException, TimeoutError) as error:
                 if time.monotonic() - began > patience_s:
-                    raise ClusterError(
+                    raise OutOfReachError(
                         f"No Ray cluster answers at {self.address} ({_first_line(error)}). Is it the dashboard's "
                         "address, as http://HOST:8265, and can it be reached from here? Jobs that run go on."
                     ) from None
@@ -227,6 +241,8 @@ def _client(address: str) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray lets its variables override what it is told
     from ray.job_submission import JobSubmissionClient
+
+    logging.getLogger("ray").setLevel(logging.WARNING)  # else it names every package that it uploads
 
     class Client(JobSubmissionClient):
         """With a limit to every request: without one, a network that swallows packets is waited for forever."""

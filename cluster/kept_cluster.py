@@ -6,9 +6,12 @@ file. When the holder ends, however it ends, so does the cluster.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -67,8 +70,17 @@ class KeptCluster:
 
 
 def known_folder() -> Path:
-    """Where clusters of this user are written down, for nobody else to read: there are tokens in it."""
-    return Path(f"/tmp/manta-clusters-{os.getuid()}")
+    """Where clusters of this user are written down, for nobody else to read: there are tokens in it.
+
+    Raises:
+        ClusterError: somebody else has made it.
+    """
+    folder = Path(f"/tmp/manta-clusters-{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o077:
+        raise ClusterError(f"{folder} is not this user's alone, and what is in it is not to be trusted. Remove it.")
+    return folder
 
 
 def kept_clusters() -> list[KeptCluster]:
@@ -95,9 +107,13 @@ def find_kept(name: str | None) -> KeptCluster:
     if name is None and len(kept) == 1:
         return next(iter(kept.values()))
     if name is None or name not in kept:
-        up = ", ".join(kept) or "none"
-        which = "Which one?" if name is None and kept else f"There is no cluster {name or ''} up on this machine."
-        raise ClusterError(f"{which.replace('  ', ' ')} Up: {up}. To start one: manta cluster up SPEC")
+        if kept and name is None:
+            raise ClusterError(f"Which cluster is meant? Up on this machine: {', '.join(kept)}. Name one of them.")
+        what = f"no cluster {name}" if name else "no cluster"
+        raise ClusterError(
+            f"There is {what} up on this machine{', but ' + ', '.join(kept) if kept else ''}. Start one with `manta "
+            "cluster up SPEC`, or name one elsewhere by its dashboard: --address http://HOST:8265"
+        )
     return kept[name]
 
 
@@ -112,7 +128,6 @@ def bring_up(spec: ClusterSpec) -> KeptCluster:
             f"Cluster {spec.cluster} is up already. See it with `manta cluster status {spec.cluster}`, end it with "
             f"`manta cluster down {spec.cluster}`, or start another: --set cluster=NAME"
         )
-    known_folder().mkdir(mode=0o700, exist_ok=True)
     log = known_folder() / f"{spec.cluster}.log"
     with log.open("wb") as output:
         holder = subprocess.Popen(
@@ -150,6 +165,7 @@ def take_down(kept: KeptCluster) -> None:
     if kept.is_up:
         os.kill(kept.pid, signal.SIGKILL)
     end_session(kept.session)
+    shutil.rmtree(kept.folder, ignore_errors=True)  # where the holder could not
     _file(kept.name).unlink(missing_ok=True)
 
 
@@ -160,6 +176,16 @@ def hold() -> None:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.chdir("/")
+    # Held for life: of two that are started at the same time, one finds it taken.
+    with (known_folder() / f"{spec.cluster}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit("another of this name is starting, or about to end")
+        _hold(spec, stop)
+
+
+def _hold(spec: ClusterSpec, stop: threading.Event) -> None:
     try:
         with AutoscaledCluster(spec, with_dashboard=True) as cluster:
             _write_down(cluster)

@@ -9,7 +9,9 @@ Nothing is read or asked here. Values of secrets never come by: they are referre
 
 from __future__ import annotations
 
+import hashlib
 import math
+import re
 import shlex
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -26,6 +28,9 @@ RECIPE_FOLDER, RECIPE_FILE = "/etc/manta", "recipe.yaml"
 
 TEAR_DOWN_S = 30
 """Seconds between the end of a node's drain and the end of its pod, for Ray's processes to stop."""
+
+LONGEST_NAME = 40
+"""Characters of a RayJob's name: KubeRay makes longer ones of it for what belongs to it, and takes 47."""
 
 FALLS_SILENT_S = 60
 """Seconds after a pod's end in which its attempt of a run may still be taken for alive, and as many again."""
@@ -54,17 +59,18 @@ def lacking(spec: ClusterSpec) -> list[str]:
     return []
 
 
-def manifests(spec: ClusterSpec, recipe: str, storage: str | None = None) -> list[dict[str, Any]]:
+def manifests(spec: ClusterSpec, run: str, recipe: str, storage: str | None = None) -> list[dict[str, Any]]:
     """A run's objects, in the order to apply them in: the recipe's ConfigMap, and the RayJob.
 
     Args:
+        run: its name.
         recipe: its text.
         storage: what takes the place of the recipe's `storage`.
 
     Raises:
         ClusterError: the spec lacks something, see `lacking`.
     """
-    return [_recipe_map(spec, recipe), ray_job(spec, storage)]
+    return [_recipe_map(spec, run, recipe), ray_job(spec, run, storage)]
 
 
 def ray_cluster(spec: ClusterSpec) -> dict[str, Any]:
@@ -73,10 +79,10 @@ def ray_cluster(spec: ClusterSpec) -> dict[str, Any]:
     Raises:
         ClusterError: the spec lacks something, see `lacking`.
     """
-    return _object(spec, "ray.io/v1", "RayCluster", spec.cluster) | {"spec": _cluster(spec, with_recipe=False)}
+    return _object(spec, "ray.io/v1", "RayCluster", spec.cluster) | {"spec": _cluster(spec)}
 
 
-def ray_job(spec: ClusterSpec, storage: str | None = None) -> dict[str, Any]:
+def ray_job(spec: ClusterSpec, run: str, storage: str | None = None) -> dict[str, Any]:
     """The RayJob that trains the recipe of the ConfigMap beside it.
 
     Raises:
@@ -94,8 +100,20 @@ def ray_job(spec: ClusterSpec, storage: str | None = None) -> dict[str, Any]:
         job["activeDeadlineSeconds"] = kubernetes.deadline_s
     if kubernetes.queue is not None:
         job["suspend"] = True
-    job["rayClusterSpec"] = _cluster(spec, with_recipe=True)
-    return _object(spec, "ray.io/v1", "RayJob", spec.cluster) | {"spec": job}
+    job["rayClusterSpec"] = _cluster(spec, _recipe_name(run))
+    return _object(spec, "ray.io/v1", "RayJob", object_name(run)) | {"spec": job}
+
+
+def object_name(run: str) -> str:
+    """What the objects of a run are called: its name where Kubernetes takes that, else one made of it.
+
+    Not that of the cluster: two recipes for one spec are two jobs, each with a recipe of its own.
+    """
+    name = re.sub(r"[^a-z0-9]+", "-", run.lower()).strip("-")
+    if name == run and name[0].isalpha() and len(name) <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(run.encode()).hexdigest()[:6]
+    return f"run-{name}"[: LONGEST_NAME - 7].strip("-") + f"-{digest}"
 
 
 def entrypoint(spec: ClusterSpec, storage: str | None) -> str:
@@ -131,15 +149,15 @@ def _object(spec: ClusterSpec, version: str, kind: str, name: str) -> dict[str, 
     return {"apiVersion": version, "kind": kind, "metadata": metadata}
 
 
-def _recipe_map(spec: ClusterSpec, recipe: str) -> dict[str, Any]:
-    return _object(spec, "v1", "ConfigMap", _recipe_name(spec)) | {"data": {RECIPE_FILE: recipe}}
+def _recipe_map(spec: ClusterSpec, run: str, recipe: str) -> dict[str, Any]:
+    return _object(spec, "v1", "ConfigMap", _recipe_name(run)) | {"immutable": True, "data": {RECIPE_FILE: recipe}}
 
 
-def _recipe_name(spec: ClusterSpec) -> str:
-    return f"{spec.cluster}-recipe"
+def _recipe_name(run: str) -> str:
+    return f"{object_name(run)}-recipe"
 
 
-def _cluster(spec: ClusterSpec, *, with_recipe: bool) -> dict[str, Any]:
+def _cluster(spec: ClusterSpec, recipe_map: str | None = None) -> dict[str, Any]:
     """The `spec` of a RayCluster."""
     if problems := lacking(spec):
         raise ClusterError("\n".join(problems))
@@ -160,7 +178,7 @@ def _cluster(spec: ClusterSpec, *, with_recipe: bool) -> dict[str, Any]:
         "headGroupSpec": {
             "rayStartParams": {"num-cpus": "0"},
             "labels": {MARKET_LABEL: "on-demand"},
-            "template": _head_pod(spec, with_recipe),
+            "template": _head_pod(spec, recipe_map),
         },
         "workerGroupSpecs": [_worker_group(spec, group) for group in spec.groups],
     }
@@ -180,7 +198,7 @@ def _worker_group(spec: ClusterSpec, group: GroupSpec) -> dict[str, Any]:
     }
 
 
-def _head_pod(spec: ClusterSpec, with_recipe: bool) -> dict[str, Any]:
+def _head_pod(spec: ClusterSpec, recipe_map: str | None) -> dict[str, Any]:
     container = _container(spec, spec.head, "ray-head", head_variables(spec))
     container["ports"] = [
         {"name": "gcs-server", "containerPort": 6379},
@@ -188,9 +206,9 @@ def _head_pod(spec: ClusterSpec, with_recipe: bool) -> dict[str, Any]:
         {"name": "metrics", "containerPort": 8080},
     ]
     pod = _pod(spec, spec.head, container, may_be_reclaimed=False)
-    if with_recipe:
+    if recipe_map is not None:
         container["volumeMounts"].append({"name": "recipe", "mountPath": RECIPE_FOLDER, "readOnly": True})
-        pod["volumes"].append({"name": "recipe", "configMap": {"name": _recipe_name(spec)}})
+        pod["volumes"].append({"name": "recipe", "configMap": {"name": recipe_map}})
     stay = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
     return {"metadata": {"annotations": stay}, "spec": pod}
 

@@ -2,6 +2,8 @@
 
 COMMENTS = {
     "recipe.yaml": "The recipe as it was when this was rendered: a run's result is pinned to it.",
+    "immutable": "For a recipe that has changed, delete the job and its recipe first: the next try of a job would "
+    "train what it finds.",
     "kueue.x-k8s.io/elastic-job": "Lets the cluster grow and shrink under Kueue; needs Kueue's feature gate "
     "ElasticJobsViaWorkloadSlices.",
     "entrypoint": "Goes on with the run of this name where it stopped. --patience: a job that is tried again may find "

@@ -37,6 +37,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from cluster.errors import ClusterError
+from cluster.processes import is_alive
 
 HOST = "127.0.0.1"
 
@@ -179,7 +180,7 @@ class LocalS3:
                 f"A server is using {self.folder}, but its record {self.folder / 'server.json'} is missing. "
                 "Stop the process named weed that has this folder open, then run the command again."
             )
-        self._await_ready(record, process=None)
+        self._await_ready(record)
         return record
 
     def _record(self) -> _Record | None:
@@ -194,35 +195,36 @@ class LocalS3:
         ports = previous.ports if previous and _all_free(previous.ports) else _free_ports()
         for name in ("data", "master"):
             (self.folder / name).mkdir(exist_ok=True)
-        process = self._spawn(ports)
-        record = _Record(process.pid, ports)
+        record = _Record(self._spawn(ports), ports)
         try:
             _write_atomically(self.folder / "server.json", json.dumps(asdict(record)))
-            self._await_ready(record, process)
+            self._await_ready(record, has_just_started=True)
         except BaseException:
-            process.kill()
-            process.wait()
+            with suppress(ProcessLookupError):
+                os.kill(record.pid, signal.SIGKILL)
             _remove_sockets(ports)
             raise
-        # Let go of it: whoever leaves last ends the server, and a Popen warns when it is forgotten before its process.
-        process.returncode = 0
         return record
 
-    def _spawn(self, ports: Mapping[str, int]) -> subprocess.Popen[bytes]:
+    def _spawn(self, ports: Mapping[str, int]) -> int:
+        """Start the server, as nobody's child: a job that Ray stops is told so with all its descendants, and saves to
+        this server before it stops it."""
         lock = os.open(self.folder / "server.lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             with open(self.folder / "weed.log", "wb") as log:
-                return subprocess.Popen(
-                    self._command(ports),
+                started = subprocess.run(
+                    ["/bin/sh", "-c", '"$@" >&2 & echo $!', "sh", *self._command(ports)],
                     cwd=self.folder,  # where SeaweedFS looks first for configuration files of its own
                     env={**os.environ, **_ENVIRONMENT},
                     stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,  # Ctrl-C is for the command, which saves to this server before it stops it
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    start_new_session=True,  # Ctrl-C is for the command alone, too
                     pass_fds=(lock,),
+                    check=True,
                 )
+            return int(started.stdout)
         finally:
             os.close(lock)
 
@@ -234,12 +236,12 @@ class LocalS3:
             command += [f"-{name}.port={ports[name]}", f"-{name}.port.grpc={ports[f'{name}.grpc']}"]
         return command
 
-    def _await_ready(self, record: _Record, process: subprocess.Popen[bytes] | None) -> None:
+    def _await_ready(self, record: _Record, *, has_just_started: bool = False) -> None:
         """Return when objects can be written: S3 answers and the master knows its volume server."""
         deadline = time.monotonic() + self._start_timeout_s
         while not (_has_volumes(record.ports["master"]) and _get(record.ports["s3"], "/healthz") is not None):
-            if process is not None and process.poll() is not None:
-                raise self._failure(f"ended with status {process.returncode} while starting")
+            if has_just_started and not is_alive(record.pid):
+                raise self._failure("ended while starting")
             if time.monotonic() > deadline:
                 raise self._failure(f"did not answer within {self._start_timeout_s:.0f} s")
             time.sleep(0.05)
@@ -264,8 +266,6 @@ class LocalS3:
             return
         with suppress(ProcessLookupError):
             os.kill(record.pid, signal.SIGKILL)
-        with suppress(ChildProcessError):  # started by another command: init reaps it
-            os.waitpid(record.pid, 0)
         while self.is_running():  # the kernel lets go of the lock as the process ends
             time.sleep(0.01)
         _remove_sockets(record.ports)

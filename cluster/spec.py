@@ -185,12 +185,18 @@ class ClusterSpec(_Part):
         return self
 
 
-_LOOKS_SECRET = ("SECRET", "PASSWORD", "TOKEN", "PRIVATE_KEY", "API_KEY", "ACCESS_KEY")
+_IN_URL = re.compile(r"://[^/@\s]+@")
+"""A name or password in a URL."""
+
+_SECRET_WORDS = frozenset(
+    ["SECRET", "PASSWORD", "PASSWD", "PASS", "PWD", "TOKEN", "PAT", "KEY", "CREDENTIAL", "CREDENTIALS"]
+)
 
 
 def looks_secret(name: str) -> bool:
-    """Whether a variable of this name would hold what is not to be seen; `AWS_ACCESS_KEY_ID` alone is half of one."""
-    return any(word in name.upper() for word in _LOOKS_SECRET)
+    """Whether a variable of this name would hold what is not to be seen, by its words; a file's name may be seen."""
+    words = name.upper().split("_")
+    return bool(_SECRET_WORDS.intersection(words)) and words[-1] not in ("FILE", "PATH", "DIR")
 
 
 def _contradictions(spec: ClusterSpec) -> list[str]:
@@ -208,12 +214,15 @@ def _contradictions(spec: ClusterSpec) -> list[str]:
         for name in getattr(spec, section):
             if not _VARIABLE.fullmatch(name):
                 problems.append(f"{section}.{name}: not a name of a variable, which has letters, digits and _")
-    for name in spec.environment:
-        if looks_secret(name):
+    for name, value in spec.environment.items():
+        if looks_secret(name) or _IN_URL.search(value):
             problems.append(
                 f"environment.{name}: a secret does not belong here, where everybody sees it; name where it is kept "
                 f"instead: secrets: {{{name}: {{name: SECRET, key: KEY}}}}"
             )
+    for name, url in {"store.url": spec.store.url, "store.endpoint_url": spec.store.endpoint_url}.items():
+        if url is not None and _IN_URL.search(url):
+            problems.append(f"{name}: there is a name or password in it, which everybody would see; leave them out")
     for name in sorted(spec.environment.keys() & spec.secrets.keys()):
         problems.append(f"secrets.{name}: it is in environment, too; keep one")
     if spec.vm.provider == "gcp" and spec.vm.project is None and "vm" in spec.model_fields_set:

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from data.cleaning.config import Step, TextStep
-from data.section import Section
+from data.section import Place, Section
 
 __all__ = ["SECRET", "DataConfig", "Section", "SourceConfig", "StoreConfig", "TokenizerConfig"]
 
@@ -19,7 +19,7 @@ SECRET = ("access_key_id", "secret_access_key")
 class StoreConfig(Section):
     """How to reach S3-compatible object storage. What is left out comes from the standard AWS variables."""
 
-    endpoint_url: str | None = Field(None, description="URL of the S3 endpoint; default AWS_ENDPOINT_URL, else AWS.")
+    endpoint_url: Place | None = Field(None, description="URL of the S3 endpoint; default AWS_ENDPOINT_URL, else AWS.")
     region: str | None = Field(None, description="Region of the bucket; default AWS_DEFAULT_REGION, else us-east-1.")
     access_key_id: str | None = Field(None, description="Access key; default the standard AWS credential chain.")
     secret_access_key: str | None = Field(
@@ -39,7 +39,7 @@ class StoreConfig(Section):
 class SourceConfig(Section):
     """One body of text: the shards below a path, and how to read a document out of them."""
 
-    path: str = Field(
+    path: Place = Field(
         description="File, folder, or prefix: s3://bucket/prefix, gs://…, file://… or a plain path; * and ? match."
     )
     format: Literal["auto", "txt", "jsonl", "csv", "tsv", "parquet"] = Field(
@@ -51,7 +51,7 @@ class SourceConfig(Section):
         description="Column or JSON key that holds what an encoder reads; a document is a pair then, and the model "
         "learns to write its text from its input.",
     )
-    input_path: str | None = Field(
+    input_path: Place | None = Field(
         None,
         description="Files of lines that an encoder reads, as many as path has and in the same order; line n is the "
         "input of line n.",
@@ -106,7 +106,7 @@ class TokenizerConfig(Section):
     vocab_size: int = Field(
         8192, ge=257, le=1_000_000, description="Entries of a BPE vocabulary, end-of-text included."
     )
-    path: str | None = Field(
+    path: Place | None = Field(
         None,
         description="Tokenizer file to use as it is (URL or path), instead of learning one: manta's own, or a "
         "tokenizer.json that `manta export` wrote or that is GPT-2's.",

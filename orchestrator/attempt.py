@@ -92,7 +92,7 @@ def run_attempt(
     quiet_driver()
     feeder, monitor = start_actors(run, data)
     job = train_job(run, fence, data, feeder, monitor, poll_s)
-    trainer = _Trainer(run, job)
+    trainer = _Trainer(run, job, places_to_tokenize_in(data))
     observer = Observer(run, console.line)
     life = _Life(fence, console, run, observer, Flops(run.config, job.vocabulary, feeder))
     monitor.keeper_of.remote(driver_node_id(), job)  # here most of the time; elsewhere, when a worker asks
@@ -162,7 +162,10 @@ def refuse_small_cluster(run: Run) -> None:
     no node of it will ever hold a worker."""
     scaling, groups, state = run.config.scaling, group_limits(), AutoscalerState(is_looked_after=False)
     if joins_cluster():
-        state = look(ray.get_runtime_context().gcs_address)
+        try:
+            state = look(ray.get_runtime_context().gcs_address)
+        except Exception:  # Ray's own: a cluster that is slow to answer is not to be refused for that
+            return
     if state.is_looked_after and not groups:  # nobody knows what may come
         return
     if groups and not look_for_room(scaling.per_worker).total.total() and not any_fits(groups, scaling.per_worker):
@@ -199,10 +202,15 @@ def start_actors(run: Run, data: PreparedData) -> tuple[Any, Any]:
         config.scaling.most,
         config.train.micro_batches_per_step,
         EXPECTED_RESTART_S,
-        kept_free=int((data.counts() == UNKNOWN).any()),
+        kept_free=places_to_tokenize_in(data),
     )
     evaluate = EvaluationBeside if has_room_beside(config) else None
     return feeder, ray.remote(Monitor).options(**here).remote(scaling, config.train.steps, start_keeper, evaluate)
+
+
+def places_to_tokenize_in(data: PreparedData) -> int:
+    """Places that no worker takes, where data is tokenized on the way."""
+    return int((data.counts() == UNKNOWN).any())
 
 
 def start_keeper(node_id: str, job: TrainJob) -> Any:
@@ -234,13 +242,14 @@ def train_job(run: Run, fence: Fence, data: PreparedData, feeder: Any, monitor: 
 class _Trainer(threading.Thread):
     """Ray Train's `fit()`. In a thread, because it takes Ctrl-C for itself when it runs in the main one."""
 
-    def __init__(self, run: Run, job: TrainJob) -> None:
+    def __init__(self, run: Run, job: TrainJob, kept_free: int) -> None:
         super().__init__(name="trainer", daemon=True)
         scaling = run.config.scaling
         filesystem, path = filesystem_for(run.store.url_of(RAY_TRAIN_FOLDER.rstrip("/")), run.config.store)
         self._trainer = WorkerGroupTrainer(
             train_worker,
             own_cluster=not joins_cluster(),
+            kept_free=kept_free,
             retry=Retry(job.monitor),
             size=Size(job.monitor),
             prepare=partial(prepare_worker, run.config),

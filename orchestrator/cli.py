@@ -503,12 +503,18 @@ def schema(
     as_table: Annotated[
         bool, typer.Option("--markdown", help="A table of name, type, default and meaning instead of JSON schema.")
     ] = False,
+    of_cluster: Annotated[
+        bool, typer.Option("--cluster", help="The fields of a cluster's spec, not of a recipe.")
+    ] = False,
 ) -> None:
     """Print every field a recipe may have, as JSON schema for editors or as a table for people."""
-    from orchestrator.config import RunConfig, json_schema
+    from cluster.spec import ClusterSpec
+    from orchestrator.config import RunConfig
     from orchestrator.schema import markdown
 
-    typer.echo(markdown(RunConfig) if as_table else json.dumps(json_schema(), indent=2, ensure_ascii=False))
+    model = ClusterSpec if of_cluster else RunConfig
+    schema = model.model_json_schema()
+    typer.echo(markdown(model) if as_table else json.dumps(schema, indent=2, ensure_ascii=False))
 
 
 def _load(recipe: Path, overrides: list[str] | None) -> RunConfig:

@@ -15,7 +15,7 @@ from orchestrator.config import RunConfig
 from orchestrator.doctor import Check
 from orchestrator.errors import MantaError
 from orchestrator.on_cluster import local_paths, refuse_keys
-from orchestrator.submit import reach, runtime_env
+from orchestrator.submit import reach, runtime_env, shipped_as
 
 HEAD_S = 240.0
 """Seconds that the head may take for its own checks, one of which may have to wait for a node to start."""
@@ -41,15 +41,16 @@ def examine_cluster(
     if config is not None and recipe is not None:
         try:
             refuse_keys(config, recipe)
+            shipped = shipped_as(recipe, folder)
             moved = local_paths(config, recipe, this_machine=kept is not None)
         except MantaError as error:
             return [*checks, Check("recipe", "fail", str(error), "Put right what is named.")]
-        shipped = recipe.resolve().relative_to(folder.resolve())
         sets = [word for override in (*overrides, *moved) for word in ("--set", override)]
         arguments = ["doctor", str(shipped), "--json", *sets]
     try:
         job_id = f"doctor-{secrets.token_hex(4)}"
-        jobs.submit(shlex.join(["python", "-m", "orchestrator.cli", *arguments]), job_id, runtime_env(folder), {})
+        environment = runtime_env(folder if recipe else None)
+        jobs.submit(shlex.join(["python", "-m", "orchestrator.cli", *arguments]), job_id, environment, {})
         checks += head_checks(_ended(jobs, job_id), jobs.logs(job_id))
     except ClusterError as error:
         checks.append(Check("head", "fail", str(error), "Jobs do not run there: see the dashboard's logs."))
@@ -58,9 +59,8 @@ def examine_cluster(
 
 def head_checks(job: Job, log: str) -> list[Check]:
     """What the job on the head has found, out of all that it has printed."""
-    start = log.find("\n[\n")
     try:
-        found = json.loads(log[start:])
+        found, _ = json.JSONDecoder().raw_decode(log, log.index("\n[\n") + 1)
     except ValueError:
         end = " ".join((log or job.message).split())[-300:]
         return [Check("head", "fail", f"no checks came of it: {end}", "Does its image have Manta and what it needs?")]

@@ -19,7 +19,7 @@ def load_cluster(path: Path, overrides: Sequence[str] = ()) -> ClusterSpec:
     Raises:
         RecipeError: the file cannot be read, or has problems; all of them are in the message.
     """
-    document = read_recipe(path)
+    document = read_recipe(path, "cluster spec")
     problems = apply_overrides(document, overrides)
     try:
         spec = ClusterSpec.model_validate(document)

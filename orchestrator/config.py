@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,8 +19,9 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_valid
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from cluster.spec import looks_secret
+from cluster.spec import ClusterSpec, looks_secret
 from data.config import SECRET, DataConfig, Section, StoreConfig
+from data.section import Place
 from model.config import ModelConfig, OptimizerConfig, ScheduleConfig
 from orchestrator.errors import RecipeError
 from orchestrator.observe.config import ObserveConfig
@@ -74,7 +77,7 @@ class TrainConfig(Section):
         "fp32", description="Number format of forward and backward passes; weights and optimizer stay fp32."
     )
     compile: bool = Field(False, description="Whether torch.compile compiles the model, once, before the first step.")
-    init_from: str | None = Field(
+    init_from: Place | None = Field(
         None,
         min_length=1,
         description="Folder (URL or path) of a Llama, GPT-2 or Marian as transformers has them, such as `manta export` "
@@ -216,7 +219,7 @@ class RunConfig(Section):
         description="Name of the run, under which it is kept, found and continued: letters, digits, - _ and .",
     )
     seed: int = Field(0, ge=0, description="Seed of everything random: weights, data order, dropout.")
-    storage: str = Field(
+    storage: Place = Field(
         min_length=1,
         description="Where runs, tokenized data and tokenizers are kept: s3://bucket/prefix, gs://…, or a path.",
     )
@@ -300,12 +303,24 @@ def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tup
     names = [*old, *since]
     # Through JSON, because the old ones were read from a file: there are no tuples in it.
     old, new = json.loads(json.dumps([{**since, **old}, dict(new)]))
-    return [(name, old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)]
+    return [(name, old.get(name), new.get(name)) for name in names if not _is_same(name, old.get(name), new.get(name))]
 
 
-def json_schema() -> dict[str, Any]:
-    """JSON schema of a recipe, for editors that complete and check YAML."""
-    return RunConfig.model_json_schema()
+_PLACES = re.compile(r"(data\.sources\.\d+\.(input_)?path|data\.tokenizer\.path|train\.init_from)$")
+
+
+def _is_same(name: str, old: Any, new: Any) -> bool:
+    """Whether two values of a field are one: a folder of the project's is named in full where a job is submitted.
+
+    What is in it is pinned by itself, so a folder of the same name elsewhere passes for no other.
+    """
+    if not (_PLACES.search(name) and isinstance(old, str) and isinstance(new, str)):
+        return bool(old == new)
+    old, new = (place if "://" in place else os.path.normpath(place) for place in (old, new))
+    return any(
+        one == other or (one.startswith("/") and not other.startswith("/") and one.endswith("/" + other))
+        for one, other in ((old, new), (new, old))
+    )
 
 
 def is_free(name: str) -> bool:
@@ -375,7 +390,8 @@ def _describe(error: ErrorDetails, model: type[BaseModel]) -> str:
             return _unknown_kind(name, error, kinds)
     if error["type"] == "extra_forbidden":
         near = nearest_name(model, name)
-        return f"{name}: there is no such field" + (f"; did you mean {near}?" if near else "; see manta schema")
+        where = "manta schema --cluster" if model is ClusterSpec else "manta schema"
+        return f"{name}: there is no such field" + (f"; did you mean {near}?" if near else f"; see {where}")
     if error["type"] == "missing":
         return f"{name}: missing. {_meaning(error['loc'], model)}"
     if error["type"] == "value_error":  # from a section's own rules, which speak for themselves

@@ -24,9 +24,7 @@ from cluster.spec import GPU_STAND_IN, ClusterSpec
 from orchestrator.console import Console
 from orchestrator.duration import seconds_of
 from orchestrator.errors import InputError
-
-SAVE_S = 60.0
-"""Seconds that jobs have for saving before their cluster goes."""
+from orchestrator.submit import STOP_GRACE_S
 
 
 def bring_up(spec: ClusterSpec) -> None:
@@ -102,13 +100,10 @@ def reclaim(name: str | None, group: str, grace: str | None) -> None:
     console.line(f"node {node.node_id[-12:]} of {group}: has notice, and {grace_s:.0f} s")
     deadline = time.monotonic() + grace_s
     try:
-        while time.monotonic() < deadline and _is_up(kept, node.node_id):
+        while (early := time.monotonic() < deadline) and _is_up(kept, node.node_id):
             time.sleep(0.5)
-    except KeyboardInterrupt:
+    finally:  # also on Ctrl-C: who has had notice goes
         power_off(kept.session, node.node_id)
-        console.line("its grace is cut short")
-    early = time.monotonic() < deadline
-    power_off(kept.session, node.node_id)
     console.line(f"node {node.node_id[-12:]}: " + ("gone before its time was over" if early else "ended"))
 
 
@@ -142,16 +137,20 @@ def _stop_jobs(kept: KeptCluster, console: Console) -> None:
         for job in live:
             console.line(f"job {job.id}: asked to save and stop")
             jobs.stop(job.id)
-        deadline = time.monotonic() + SAVE_S
+        patience_s = max(STOP_GRACE_S, kept.spec.grace_s)
+        deadline = time.monotonic() + patience_s
         while live and time.monotonic() < deadline:
             time.sleep(0.5)
             live = [job for job in live if not jobs.find(job.id).has_ended]
         if live:
-            console.line(f"{len(live)} jobs have not ended within {SAVE_S:.0f} s, and are ended now")
+            console.line(f"{len(live)} jobs have not ended within {patience_s:.0f} s, and are ended now")
 
 
 def _is_up(kept: KeptCluster, node_id: str) -> bool:
-    return any(node.node_id == node_id for node in state_of(kept).nodes)
+    try:
+        return any(node.node_id == node_id for node in state_of(kept).nodes)
+    except ClusterError:  # too busy to answer, which is no sign of its end
+        return True
 
 
 def _usage(node: NodeState) -> str:

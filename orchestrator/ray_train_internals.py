@@ -59,6 +59,7 @@ class WorkerGroupTrainer(DataParallelTrainer):
             whether a node with workers has gone. Picklable, since the controller asks it in its own process.
         size: asked how many workers there are to be; picklable likewise.
         prepare: see `WorkerPool`.
+        kept_free: places that nodes are asked for beside the workers', see `ScalingPolicy`.
     """
 
     def __init__(
@@ -68,10 +69,11 @@ class WorkerGroupTrainer(DataParallelTrainer):
         retry: Callable[[BaseException, bool], bool],
         size: GroupSize,
         prepare: Callable[[], None],
+        kept_free: int,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._asked = AskedSize(self.scaling_config, size, prepare, own_cluster)
+        self._asked = AskedSize(self.scaling_config, size, prepare, own_cluster, kept_free)
         self._retry = retry
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -100,8 +102,11 @@ class AskedPolicy(FailurePolicy):
 class AskedSize(FixedScalingPolicy):
     """What Ray Train's controller asks for a number of workers; it has them ready, too."""
 
-    def __init__(self, scaling_config: Any, size: GroupSize, prepare: Callable[[], None], own_cluster: bool) -> None:
+    def __init__(
+        self, scaling_config: Any, size: GroupSize, prepare: Callable[[], None], own_cluster: bool, kept_free: int = 0
+    ) -> None:
         super().__init__(scaling_config)
+        self._kept_free = kept_free
         self.size, self._own_cluster = size, own_cluster
         self._per_worker = scaling_config._resources_per_worker_not_none
         self.pool = WorkerPool(self._per_worker, prepare)
@@ -179,6 +184,9 @@ class AskedSize(FixedScalingPolicy):
         if wish.stand_by > len(standing_by):
             self.pool.fill(self.pool.in_group + wish.stand_by, seats)
         return NoopDecision()
+
+    def _get_num_workers_for_resource_request(self) -> int:
+        return super()._get_num_workers_for_resource_request() + self._kept_free
 
     def _maybe_send_resource_request(self) -> None:
         if not self._own_cluster:

@@ -43,8 +43,8 @@ _StrictLoader.add_implicit_resolver(
 )
 
 
-def read_recipe(path: Path) -> dict[str, Any]:
-    """The recipe's fields as YAML gives them.
+def read_recipe(path: Path, what: str = "recipe") -> dict[str, Any]:
+    """The fields of a recipe, or of `what` else is written as strictly, as YAML gives them.
 
     Raises:
         RecipeError: the file is missing, not text, not YAML, or not a mapping; with the line where there is one.
@@ -52,9 +52,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise RecipeError(f"There is no recipe {path}. {_what_is_there(path)}") from None
+        raise RecipeError(f"There is no {what} {path}. {_what_is_there(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"The recipe {path} cannot be read: {error}. A recipe is a YAML file in UTF-8.") from None
+        raise RecipeError(f"The {what} {path} cannot be read: {error}. It is a YAML file in UTF-8.") from None
     try:
         document = _load(text)
     except yaml.YAMLError as error:
@@ -62,7 +62,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     if document is None:
         return {}
     if not isinstance(document, dict):
-        raise RecipeError(f"{path}: a recipe maps names to values, such as `run: first`; found {document!r:.80}.")
+        raise RecipeError(f"{path}: a {what} maps names to values, such as `name: value`; found {document!r:.80}.")
     return document
 
 
@@ -133,7 +133,7 @@ def _what_is_there(path: Path) -> str:
     )
     if nearest:
         return f"Nearest in {folder}: {nearest[0]}."
-    return f"Recipes in {folder}: {', '.join(recipes[:10]) or 'none'}."
+    return f"There are in {folder}: {', '.join(recipes[:10]) or 'none'}."
 
 
 def remember_recipe(run: str, fields: dict[str, Any]) -> None:

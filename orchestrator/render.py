@@ -66,8 +66,8 @@ def render(
             "A RayJob is of one run: name its recipe with --recipe RECIPE. For a cluster that jobs are submitted to, "
             "give --kind raycluster."
         )
-    text = _checked_text(recipe, spec)
-    objects = kuberay.manifests(spec, text, spec.store.url)
+    config, text = _checked(recipe, spec)
+    objects = kuberay.manifests(spec, config.run, text, spec.store.url)
     return _heading(path, overrides, f"--recipe {recipe}") + dump_all(objects, COMMENTS)
 
 
@@ -81,8 +81,8 @@ def _refuse(path: Path, problems: Sequence[str]) -> None:
         raise RecipeError(listed(str(path), problems))
 
 
-def _checked_text(recipe: Path, spec: ClusterSpec) -> str:
-    """The recipe's text, if a job in a cluster of the spec can run it.
+def _checked(recipe: Path, spec: ClusterSpec) -> tuple[RunConfig, str]:
+    """The recipe and its text, if a job in a cluster of the spec can run it.
 
     Raises:
         RecipeError: it is no recipe, or holds keys, or needs what only this machine has.
@@ -94,7 +94,7 @@ def _checked_text(recipe: Path, spec: ClusterSpec) -> str:
     if len(text.encode()) > _MOST_RECIPE_BYTES:
         problems.append(f"the file has {len(text):,} characters, and Kubernetes takes 1 MiB in a ConfigMap")
     _refuse(recipe, problems)
-    return text
+    return config, text
 
 
 def _of_this_machine(config: RunConfig) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shlex
 import sys
@@ -16,22 +17,30 @@ from rich.table import Table
 from cluster.errors import ClusterError
 from cluster.jobs import Job, JobExistsError, Jobs
 from cluster.kept_cluster import KeptCluster, find_kept, kept_clusters
+from data.store import split_url
 from orchestrator.config import RunConfig
 from orchestrator.console import Console
 from orchestrator.errors import InputError, RunInUseError
 from orchestrator.on_cluster import local_paths, refuse_keys
+from orchestrator.run_record import PRESUMED_DEAD_S
 
 RUN, STORAGE, SUBMISSION = "manta_run", "manta_storage", "manta_submission"
 """Metadata of a job: which run it is, where that is kept, and a word that tells one submission from another."""
 
-EXCLUDED = (".git", ".venv", "venv", ".manta", "__pycache__", "*_cache", "*.egg-info")
-"""What of the project's folder is not shipped, besides what its .gitignore names."""
+EXCLUDED = (
+    *(".git", ".venv", "venv", ".manta", "__pycache__", "*_cache", "*.egg-info"),
+    *(".env", ".env.*", ".aws", ".ssh", ".netrc", "*.pem", "*.key", "*.credentials"),
+)
+"""What of the project's folder is not shipped, besides what its .gitignore names: what is made anew, and keys."""
 
 STOP_GRACE_S = 120
 """Seconds a job has for saving when it is stopped; Ray's own 3 are few for a large model."""
 
-STOPPED = 130
-"""Exit status of a run that was stopped, as `manta train` has it."""
+STOPPED, LEFT = 130, 3
+"""Exit status of a run that was stopped, as `manta train` has it, and of a command that has left a job running."""
+
+PATIENCE_S = PRESUMED_DEAD_S + 15
+"""Seconds that a job waits for an attempt that seems alive: one of a cluster that is gone falls silent meanwhile."""
 
 SUBMIT_TRIES = 5
 
@@ -62,56 +71,71 @@ def submit(
         ClusterError: the cluster does not answer, or refuses the job.
     """
     kept, address = reach(address)
+    if kept is not None and kept.spec.store.url is not None:
+        config = config.model_copy(update={"storage": kept.spec.store.url})
+        overrides = [*overrides, f"storage={kept.spec.store.url}"]
     refuse_keys(config, recipe)
-    try:
-        shipped = recipe.resolve().relative_to(folder.resolve())
-    except ValueError:
-        raise InputError(
-            f"{recipe} is not in the folder that is shipped, {folder.resolve()}. Name one that has it in it: "
-            f"--working-dir {recipe.resolve().parent}"
-        ) from None
+    shipped = shipped_as(recipe, folder)
     moved = local_paths(config, recipe, this_machine=kept is not None)
     console = Console()
     jobs = Jobs(address, console.line)
     command = [
-        *("python", "-m", "orchestrator.cli", "train", str(shipped)),
+        *("python", "-m", "orchestrator.cli", "train", str(shipped), "--patience", f"{PATIENCE_S:.0f}s"),
         *(word for override in (*overrides, *moved) for word in ("--set", override)),
         *(["--takeover"] if takeover else []),
     ]
-    metadata = {RUN: config.run, STORAGE: config.storage, SUBMISSION: secrets.token_hex(8)}
+    metadata = {RUN: config.run, STORAGE: _in_one_form(config.storage), SUBMISSION: secrets.token_hex(8)}
     job_id = _submit(jobs, shlex.join(command), runtime_env(folder), metadata)
     console.line(f"job {job_id} submitted to {address}")
     if not wait:
-        console.line(f"follow it with `manta logs {config.run} --follow`; stop it with `manta stop {config.run}`")
+        where = _at(jobs)
+        console.line(
+            f"follow it with `manta logs {config.run} --follow{where}`; stop it with `manta stop {config.run}{where}`"
+        )
         return 0
     return follow(jobs, job_id, config.run)
 
 
-def runtime_env(folder: Path) -> dict[str, Any]:
-    """What a job brings along: the project's folder, and Manta itself where that is not in it."""
-    is_manta = all((folder / package / "__init__.py").exists() for package in _PACKAGES)
+def shipped_as(recipe: Path, folder: Path) -> Path:
+    """The recipe's path in the folder that is shipped.
+
+    Raises:
+        InputError: it is not in it, or the folder is no project but a home, or a whole disk.
+    """
+    folder = folder.resolve()
+    if folder in (Path("/"), Path.home()):
+        raise InputError(f"{folder} would be shipped, all of it. Go to the project's folder, or --working-dir FOLDER.")
+    try:
+        return recipe.resolve().relative_to(folder)
+    except ValueError:
+        raise InputError(
+            f"{recipe} is not in the folder that is shipped, {folder}. Name one that has it in it: "
+            f"--working-dir {recipe.resolve().parent}"
+        ) from None
+
+
+def runtime_env(folder: Path | None) -> dict[str, Any]:
+    """What a job brings along: the project's folder, if any, and Manta itself where that is not in it."""
+    is_manta = folder is not None and all((folder / package / "__init__.py").exists() for package in _PACKAGES)
+    project = {} if folder is None else {"working_dir": str(folder.resolve()), "excludes": list(EXCLUDED)}
     modules = {} if is_manta else {"py_modules": [str(_ROOT / package) for package in _PACKAGES]}
-    return {
-        "working_dir": str(folder.resolve()),
-        "excludes": list(EXCLUDED),
-        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S)},
-        **modules,
-    }
+    return {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S)}, **project, **modules}
 
 
 def _submit(jobs: Jobs, entrypoint: str, environment: Mapping[str, Any], metadata: Mapping[str, str]) -> str:
     """Submit under the run's next free name, which nobody else can take at the same time."""
     run = metadata[RUN]
     for _ in range(SUBMIT_TRIES):
-        mine = [job for job in jobs.list() if job.metadata.get(RUN) == run]
-        live = [job for job in mine if not job.has_ended and job.metadata.get(STORAGE) == metadata[STORAGE]]
+        there = jobs.list()
+        same = [job for job in there if all(job.metadata.get(name) == metadata[name] for name in (RUN, STORAGE))]
+        live = [job for job in same if not job.has_ended]
         if live:
             raise RunInUseError(
                 f"Run {run!r} is live on {jobs.address} as job {live[0].id}, {live[0].status.lower()} since "
-                f"{_ago(live[0].started_at)}. Follow it with `manta logs {run} --follow`, or stop it, which saves, "
-                f"with `manta stop {run}`; the same command then continues it."
+                f"{_ago(live[0].started_at)}. Follow it with `manta logs {run} --follow{_at(jobs)}`, or stop it, which "
+                f"saves, with `manta stop {run}{_at(jobs)}`; the same command then continues it."
             )
-        job_id = f"{run}-{len(mine) + 1}"
+        job_id = next_id(run, [job.id for job in there])
         try:
             jobs.submit(entrypoint, job_id, environment, metadata)
             return job_id
@@ -120,13 +144,19 @@ def _submit(jobs: Jobs, entrypoint: str, environment: Mapping[str, Any], metadat
     raise ClusterError(f"Run {run!r} could not be submitted: others submit jobs of this name all the time.")
 
 
+def next_id(run: str, taken: Sequence[str]) -> str:
+    """RUN-N, N one more than the largest there is: jobs that were deleted leave gaps."""
+    numbers = [int(each.removeprefix(f"{run}-")) for each in taken if re.fullmatch(re.escape(run) + r"-\d+", each)]
+    return f"{run}-{max(numbers, default=0) + 1}"
+
+
 def follow(jobs: Jobs, job_id: str, run: str) -> int:
     """Show what a job prints until it has ended; returns its exit status. Ctrl-C leaves it running."""
     try:
         job = jobs.follow(job_id, _show)
     except KeyboardInterrupt:
-        Console().line(f"job {job_id} goes on; stop it, which saves, with `manta stop {run}`")
-        raise
+        Console().line(f"job {job_id} goes on; stop it, which saves, with `manta stop {run}{_at(jobs)}`")
+        return LEFT
     return exit_status(job)
 
 
@@ -189,7 +219,8 @@ def stop(run: str, address: str | None, *, wait: bool) -> None:
     if wait:
         job = jobs.wait(job.id)
         last = [line for line in jobs.logs(job.id).splitlines() if "checkpoint saved" in line or "saved from" in line]
-        console.line(f"job {job.id}: {job.status.lower()}" + (f"; {last[-1].split('] ', 1)[-1]}" if last else ""))
+        told = last[-1].split("] ", 1)[-1] if last else "its log tells of no save: see `manta show`"
+        console.line(f"job {job.id}: {job.status.lower()}; {told}")
 
 
 def newest_job(jobs: Jobs, run: str) -> Job:
@@ -199,7 +230,7 @@ def newest_job(jobs: Jobs, run: str) -> Job:
         InputError: there is neither.
     """
     found = jobs.list()
-    mine = [job for job in found if run in (job.metadata.get(RUN), job.id)]
+    mine = [job for job in found if job.metadata.get(RUN) == run] or [job for job in found if job.id == run]
     if mine:
         return mine[-1]
     known = sorted({job.metadata.get(RUN) or job.id for job in found})
@@ -217,7 +248,11 @@ def reach(address: str | None) -> tuple[KeptCluster | None, str]:
     """
     given = address or os.environ.get("RAY_API_SERVER_ADDRESS") or _http(os.environ.get("RAY_ADDRESS"))
     if given and given.startswith(("http://", "https://")):
-        return _kept_at(given.rstrip("/")), given.rstrip("/")
+        given = given.rstrip("/").replace("//localhost:", "//127.0.0.1:")
+        kept = next((each for each in kept_clusters() if each.dashboard == given), None)
+        if kept is not None:
+            os.environ.update(kept.environment)
+        return kept, given
     if given and (":" in given or "/" in given):
         raise ClusterError(
             f"{given} is no address that jobs can be submitted to: it is the dashboard's, as http://HOST:8265."
@@ -231,8 +266,15 @@ def _http(address: str | None) -> str | None:
     return address if address and address.startswith("http") else None
 
 
-def _kept_at(address: str) -> KeptCluster | None:
-    return next((each for each in kept_clusters() if each.dashboard == address), None)
+def _at(jobs: Jobs) -> str:
+    """What the other commands have to be told to find the same cluster."""
+    return f" --address {jobs.address}"
+
+
+def _in_one_form(storage: str) -> str:
+    """A run's storage, however it was written."""
+    scheme, rest = split_url(storage)
+    return f"{scheme}://{rest.rstrip('/')}"
 
 
 def _show(text: str) -> None:

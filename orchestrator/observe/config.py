@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 from typing import Literal
-from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from data.section import Section
+from data.section import Place, Section
 
 
 class MlflowConfig(Section):
     """Where MLflow is told of the run, if it is."""
 
-    tracking_uri: str | None = Field(
+    tracking_uri: Place | None = Field(
         None,
         min_length=1,
         description="Tracking server or store of MLflow, as http://host:5000 or sqlite:////path/mlflow.db: the run is "
         "told there, too. A name and password go into MLFLOW_TRACKING_USERNAME and _PASSWORD. null: it is not.",
     )
     experiment: str = Field("manta", min_length=1, description="Experiment of MLflow that the run is in.")
-
-    @field_validator("tracking_uri")
-    @classmethod
-    def _refuse_password(cls, uri: str | None) -> str | None:
-        if uri is not None and "@" in urlsplit(uri).netloc:
-            raise ValueError(
-                "has a name or password in it, and is kept with the run. Leave them out, and set "
-                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where the run is started."
-            )
-        return uri
 
 
 class WandbConfig(Section):

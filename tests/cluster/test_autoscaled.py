@@ -159,7 +159,7 @@ def test_a_head_that_does_not_start_says_why() -> None:
 
 
 def test_a_folder_whose_sockets_would_be_refused_is_refused_first(tmp_path: Path) -> None:
-    with pytest.raises(ClusterError, match="35 are allowed"), AutoscaledCluster(spec(), folder=tmp_path / ("x" * 60)):
+    with pytest.raises(ClusterError, match="33 are allowed"), AutoscaledCluster(spec(), folder=tmp_path / ("x" * 60)):
         pass
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from cluster.commented_yaml import dump_all
 from cluster.errors import ClusterError
-from cluster.kuberay import RAY_VERSION, SPOT, manifests, ray_cluster, ray_job
+from cluster.kuberay import RAY_VERSION, SPOT, manifests, object_name, ray_cluster, ray_job
 from cluster.kuberay_comments import COMMENTS
 from cluster.local_nodes import HEALTH_CHECK
 from cluster.spec import GROUP_LABEL, MARKET_LABEL, ClusterSpec, bytes_of
@@ -81,7 +81,7 @@ class TestCrds:
     @some
     @given(cluster_specs())
     def test_a_job_of_any_spec_is_what_the_crd_says(self, spec: ClusterSpec) -> None:
-        validator("RayJob").validate(ray_job(spec, spec.store.url))
+        validator("RayJob").validate(ray_job(spec, "mine", spec.store.url))
 
     @pytest.mark.parametrize(
         "path", [("terminationGracePeriodSecond",), ("containers", 0, "imag"), ("volumes", 0, "emptyDir", "size")]
@@ -188,18 +188,18 @@ class TestOperator:
             assert len(names) == len(set(names)) and "RAY_enable_autoscaler_v2" not in names
 
     def test_what_waits_in_a_queue_is_suspended_and_cleaned_up(self) -> None:
-        job = ray_job(spec_of(kubernetes={"queue": "gpus"}))
+        job = ray_job(spec_of(kubernetes={"queue": "gpus"}), "mine")
         assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
         assert job["metadata"]["annotations"] == {"kueue.x-k8s.io/elastic-job": "true"}
         assert job["spec"]["suspend"] is True and job["spec"]["shutdownAfterJobFinishes"] is True
-        assert "suspend" not in ray_job(spec_of())["spec"]
+        assert "suspend" not in ray_job(spec_of(), "mine")["spec"]
 
 
 class TestReclaims:
     @some
     @given(cluster_specs())
     def test_a_pod_has_longer_than_its_drain_and_a_try_waits_longer_than_that(self, spec: ClusterSpec) -> None:
-        job = ray_job(spec)
+        job = ray_job(spec, "mine")
         graces = {pod["terminationGracePeriodSeconds"] for pod in pods(job)}
         [grace] = graces
         for pod in pods(job):
@@ -281,7 +281,7 @@ class TestSecrets:
         with pytest.MonkeyPatch.context() as patched:
             for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN"):
                 patched.setenv(name, "the-secret-itself")
-            text = dump_all(manifests(spec, RECIPE, spec.store.url), COMMENTS)
+            text = dump_all(manifests(spec, "mine", RECIPE, spec.store.url), COMMENTS)
         assert "the-secret-itself" not in text
         for pod in pods(ray_cluster(spec)):
             for name, secret in spec.secrets.items():
@@ -293,7 +293,7 @@ class TestSecrets:
 
 class TestJob:
     def test_the_recipe_is_where_the_command_looks_for_it(self) -> None:
-        recipe_map, job = manifests(spec_of(store={"url": "s3://bucket/a b"}), RECIPE, "s3://bucket/a b")
+        recipe_map, job = manifests(spec_of(store={"url": "s3://bucket/a b"}), "mine", RECIPE, "s3://bucket/a b")
         assert recipe_map["data"] == {"recipe.yaml": RECIPE}
         head = pods(job)[0]
         [volume] = [each for each in head["volumes"] if each["name"] == "recipe"]
@@ -302,13 +302,13 @@ class TestJob:
         words = shlex.split(job["spec"]["entrypoint"])
         assert words[:3] == ["manta", "train", f"{mount['mountPath']}/recipe.yaml"]
         assert words[-2:] == ["--set", "storage=s3://bucket/a b"]
-        assert "--set" not in ray_job(spec_of())["spec"]["entrypoint"]
+        assert "--set" not in ray_job(spec_of(), "mine")["spec"]["entrypoint"]
 
     def test_tries_deadline_and_clean_up_are_those_of_the_spec(self) -> None:
         given_ = {"retries": 5, "clean_up_after_s": 7, "deadline_s": 3600}
-        job = ray_job(spec_of(kubernetes=given_))["spec"]
+        job = ray_job(spec_of(kubernetes=given_), "mine")["spec"]
         assert (job["backoffLimit"], job["ttlSecondsAfterFinished"], job["activeDeadlineSeconds"]) == (5, 7, 3600)
-        assert "activeDeadlineSeconds" not in ray_job(spec_of())["spec"]
+        assert "activeDeadlineSeconds" not in ray_job(spec_of(), "mine")["spec"]
 
     def test_a_spec_without_an_image_is_refused(self) -> None:
         with pytest.raises(ClusterError, match="image: missing; the container image with Manta in it"):
@@ -318,10 +318,10 @@ class TestJob:
 @few
 @given(cluster_specs(), st.text(st.characters(codec="utf-8", exclude_categories=("C",), include_characters="\n\t")))
 def test_what_is_written_is_what_was_meant_and_always_the_same(spec: ClusterSpec, recipe: str) -> None:
-    objects = manifests(spec, recipe)
+    objects = manifests(spec, "mine", recipe)
     text = dump_all(objects, COMMENTS)
     assert json.loads(json.dumps(list(yaml.safe_load_all(text)))) == objects
-    assert text == dump_all(manifests(spec, recipe), COMMENTS)
+    assert text == dump_all(manifests(spec, "mine", recipe), COMMENTS)
 
 
 def test_every_comment_has_a_field() -> None:
@@ -330,6 +330,18 @@ def test_every_comment_has_a_field() -> None:
         kubernetes={"queue": "gpus", "deadline_s": 60},
         service_account="manta",
     )
-    text = " ".join(dump_all(manifests(spec, RECIPE), COMMENTS).replace("# ", "").split())
+    text = " ".join(dump_all(manifests(spec, "mine", RECIPE), COMMENTS).replace("# ", "").split())
     missing = [end for end, comment in COMMENTS.items() if " ".join(comment.split()) not in text]
     assert missing == []
+
+
+@pytest.mark.parametrize("run", ["mine", "Mine", "1-a", "a.b_c", "x" * 100, "---", "A-"])
+def test_objects_are_called_after_their_run_by_names_that_kubernetes_takes(run: str) -> None:
+    import re
+
+    from cluster.spec import NAME
+
+    name = object_name(run)
+    assert re.match(NAME, name) and len(name) <= 40
+    assert (name == run) == (run == "mine")
+    assert len({object_name(each) for each in (run, f"{run}.", run.swapcase() + "_")}) == 3

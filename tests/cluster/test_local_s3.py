@@ -18,6 +18,8 @@ import pytest
 
 from cluster.errors import ClusterError
 from cluster.local_s3 import LocalS3
+from cluster.processes import is_alive
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.s3
 
@@ -145,7 +147,7 @@ def test_a_record_of_a_dead_server_is_replaced_even_if_its_pid_lives_on(folder: 
         server.ensure_bucket("alpha")
         record = json.loads((folder / "server.json").read_text())
         os.kill(record["pid"], signal.SIGKILL)
-        os.waitpid(record["pid"], 0)
+        wait_until(lambda: not is_alive(record["pid"]), "the server's end")
     # As after a reboot: the pid now belongs to somebody else, here to this very test.
     (folder / "server.json").write_text(json.dumps({**record, "pid": os.getpid()}))
     with LocalS3(folder) as server:

@@ -41,6 +41,10 @@ def test_specs_of_the_project_are_right(path: Path) -> None:
         ("cluster=My Cluster", 'cluster = "My Cluster": Name of the cluster.'),
         ("environment.AWS_SECRET_ACCESS_KEY=x", "environment.AWS_SECRET_ACCESS_KEY: a secret does not belong here"),
         ("environment.WANDB_API_KEY=x", "environment.WANDB_API_KEY: a secret does not belong here"),
+        ("environment.DB_PASSWD=x", "environment.DB_PASSWD: a secret does not belong here"),
+        ("environment.GITHUB_PAT=x", "environment.GITHUB_PAT: a secret does not belong here"),
+        ("environment.PROXY=http://me:hush@proxy", "environment.PROXY: a secret does not belong here"),
+        ("store.endpoint_url=https://me:hush@minio", "store.endpoint_url: there is a name or password in it"),
         ("vm={provider: gcp}", "vm.project: missing"),
     ],
 )
@@ -48,6 +52,12 @@ def test_says_what_is_wrong_and_shows_no_value_that_may_be_a_secret(spec: Path, 
     with pytest.raises(RecipeError) as raised:
         load_cluster(spec, [override])
     assert says in str(raised.value)
+    assert "hush" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["PATH", "PYTHONPATH", "MONKEY", "AWS_SHARED_CREDENTIALS_FILE", "COMPASS"])
+def test_variables_that_hold_no_secret_are_taken(spec: Path, name: str) -> None:
+    assert load_cluster(spec, [f"environment.{name}=/there"]).environment == {name: "/there"}
 
 
 def test_all_problems_at_once(spec: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from orchestrator.config import RunConfig, differing_fields, json_schema, load_recipe, resolved, result_fields
+from orchestrator.config import RunConfig, differing_fields, load_recipe, resolved, result_fields
 from orchestrator.errors import RecipeError, UnknownRunError
 from orchestrator.recipe_file import find_recipe
 from orchestrator.schema import fields_of, markdown, nearest_name
@@ -163,6 +163,14 @@ class TestProblems:
         (line,) = problems(recipe, "store.secret_access_key=12345678")
         assert line == "store.secret_access_key = (not shown): should be a valid string; put it in quotes"
 
+    @pytest.mark.parametrize(
+        "name", ["storage", "store.endpoint_url", "data.sources.0.path", "data.tokenizer.path", "train.init_from"]
+    )
+    def test_a_password_in_an_address_is_refused_and_not_shown(self, recipe: Path, name: str) -> None:
+        found = problems(recipe, f"{name}=https://me:hush@there/x")
+        assert any(line.startswith(f"{name}: has a name or password in it") for line in found)
+        assert "hush" not in " ".join(found)
+
     def test_keys_are_not_printed_with_the_config(self, recipe: Path) -> None:
         config = load_recipe(recipe, ["store.secret_access_key=hush-hush", "store.access_key_id=psst"])
         assert config.store.secret_access_key == "hush-hush"
@@ -208,7 +216,7 @@ class TestFile:
     def test_a_missing_file_names_the_nearest(self, recipe: Path) -> None:
         with pytest.raises(RecipeError, match=r"There is no recipe .*frist\.yaml\. Nearest in .*: first\.yaml\."):
             load_recipe(recipe.with_name("frist.yaml"))
-        with pytest.raises(RecipeError, match=r"Recipes in .*: first\.yaml\."):
+        with pytest.raises(RecipeError, match=r"There are in .*: first\.yaml\."):
             load_recipe(recipe.with_name("zzz"))
         with pytest.raises(RecipeError, match=r"There is no folder .* either"):
             load_recipe(recipe.parent / "nowhere" / "first.yaml")
@@ -348,7 +356,7 @@ class TestSchema:
         assert any(row.startswith("| `train.grad_clip` | number \\| null | 1.0 |") for row in table)
 
     def test_json_schema_describes_the_sections(self) -> None:
-        schema = json_schema()
+        schema = RunConfig.model_json_schema()
         assert schema["required"] == ["run", "storage", "data", "train"]
         assert schema["additionalProperties"] is False
         assert "lr" in schema["$defs"]["TrainConfig"]["properties"]

@@ -227,6 +227,7 @@ def trainer_of(
     filesystem, path = filesystem_for(str(folder / "ray-train"), StoreConfig())
     return WorkerGroupTrainer(
         worker,
+        kept_free=0,
         own_cluster=True,
         retry=retry,
         size=size,

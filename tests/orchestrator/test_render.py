@@ -44,7 +44,7 @@ def test_the_command_prints_manifests_and_nothing_else(tmp_path: Path) -> None:
     )
     assert done.exit_code == 0, done.output
     recipe_map, job = yaml.safe_load_all(done.stdout)
-    assert (recipe_map["kind"], job["kind"], job["metadata"]["name"]) == ("ConfigMap", "RayJob", "mine")
+    assert (recipe_map["kind"], job["kind"], job["metadata"]["name"]) == ("ConfigMap", "RayJob", "night")
     assert recipe_map["data"]["recipe.yaml"] == recipe.read_text()
 
 

