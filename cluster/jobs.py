@@ -242,8 +242,8 @@ def _client(address: str) -> Any:
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray lets its variables override what it is told
     from ray.job_submission import JobSubmissionClient
 
-    for module in ("dashboard_sdk", "job.sdk"):  # else they name every package that they upload
-        logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
+    for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
+        logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)  # else they name every package that they upload
 
     class Client(JobSubmissionClient):
         """With a limit to every request: without one, a network that swallows packets is waited for forever."""
