@@ -21,9 +21,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from cluster.autoscaler_state import groups_variable
 from cluster.errors import ClusterError
-from cluster.local_nodes import HEALTH_CHECK, START_TIMEOUT_S, STORE_BYTES, free_port
+from cluster.local_nodes import START_TIMEOUT_S, STORE_BYTES, free_port
+from cluster.node_environment import groups_variable, head_variables
 from cluster.ray_command import RAY, path_with_commands, without_ray
 from cluster.session_keeper import START as KEEPER
 from cluster.spec import GPU_STAND_IN, ClusterSpec, GroupSpec
@@ -227,9 +227,7 @@ class AutoscaledCluster:
             "PATH": path_with_commands(),
             "RAY_prestart_worker_first_driver": "0",
             "RAY_enable_metrics_collection": str(int(self._with_dashboard)),
-            **HEALTH_CHECK,
-            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": f"{self.spec.grace_s:g}",
-            "RAY_JOB_STOP_WAIT_TIME_S": f"{self.spec.grace_s:.0f}",  # a job that is stopped saves first
+            **head_variables(self.spec, gpus_stood_in_for=True),
             **self.environment,
             "RAY_enable_autoscaler_v2": "1",
             "RAY_FAKE_CLUSTER": "1",

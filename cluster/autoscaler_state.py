@@ -6,18 +6,13 @@ Reads Ray's own report, `ray.autoscaler.v2.sdk.get_cluster_status`, which is not
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.spec import GPU_STAND_IN, ClusterSpec
-
-GROUPS = "MANTA_CLUSTER_GROUPS"
-"""Variable with the groups of a cluster: a JSON list of `GroupLimits`."""
+from cluster.node_environment import GroupLimits
 
 HEAD_RESOURCE = "node:__internal_head__"
 
@@ -68,15 +63,6 @@ class AutoscalerState:
     def up(self) -> Counter[str]:
         """Nodes by group."""
         return Counter(node.group for node in self.nodes)
-
-
-@dataclass(frozen=True)
-class GroupLimits:
-    """What a group's nodes have, and how many there may be; 0: that is not known."""
-
-    name: str
-    resources: Mapping[str, float]
-    most: int
 
 
 def look(gcs_address: str, timeout_s: int = 5) -> AutoscalerState:
@@ -139,28 +125,6 @@ def _node(node: Any, state: str) -> NodeState:
         total={kind: total[kind] for kind in counted},
         activity=tuple(node.node_activity or ()),
     )
-
-
-def group_limits() -> list[GroupLimits]:
-    """The groups of the cluster on whose node this process runs, as its spec has them; none where they are not known.
-
-    Ray's autoscaler keeps them to itself, so clusters that are made from a `ClusterSpec` say them in a variable.
-    """
-    return [GroupLimits(**group) for group in json.loads(os.environ.get(GROUPS, "[]"))]
-
-
-def groups_variable(spec: ClusterSpec, *, gpus_stood_in_for: bool) -> dict[str, str]:
-    """The variable that `group_limits` reads, for all nodes of the cluster."""
-    gpu = GPU_STAND_IN if gpus_stood_in_for else "GPU"
-    groups = [
-        {
-            "name": group.name,
-            "resources": {"CPU": group.cpus, **({gpu: group.gpus} if group.gpus else {}), **group.resources},
-            "most": group.max,
-        }
-        for group in spec.groups
-    ]
-    return {GROUPS: json.dumps(groups)}
 
 
 def why_waiting(state: AutoscalerState, groups: Sequence[GroupLimits], per_worker: Mapping[str, float]) -> str:

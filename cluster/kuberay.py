@@ -16,10 +16,9 @@ import shlex
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from cluster.autoscaler_state import groups_variable
 from cluster.errors import ClusterError
-from cluster.local_nodes import HEALTH_CHECK
-from cluster.spec import MARKET_LABEL, ClusterSpec, GroupSpec, Machine, bytes_of
+from cluster.node_environment import head_variables, node_variables, shared_memory
+from cluster.spec import MARKET_LABEL, ClusterSpec, GroupSpec, Machine
 
 RAY_VERSION = "2.60.0"
 """What the image has; pyproject.toml pins it. KubeRay writes probes and refuses options by it."""
@@ -199,7 +198,7 @@ def _worker_group(spec: ClusterSpec, group: GroupSpec) -> dict[str, Any]:
 
 
 def _head_pod(spec: ClusterSpec, recipe_map: str | None) -> dict[str, Any]:
-    container = _container(spec, spec.head, "ray-head", head_variables(spec))
+    container = _container(spec, spec.head, "ray-head", head_variables(spec, gpus_stood_in_for=False))
     container["ports"] = [
         {"name": "gcs-server", "containerPort": 6379},
         {"name": "dashboard", "containerPort": 8265},
@@ -258,11 +257,6 @@ def _pod(
     return pod
 
 
-def shared_memory(machine: Machine) -> str:
-    """What /dev/shm may hold: half the node's memory, for Ray's object store (30 %) and Manta's snapshots."""
-    return f"{bytes_of(machine.memory) // 2 // 2**20}Mi"
-
-
 def _keep_off_spot() -> dict[str, Any]:
     apart = [{"key": key, "operator": "NotIn", "values": [value]} for key, value in SPOT.items()]
     return {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchExpressions": apart}]}}
@@ -312,14 +306,3 @@ def _container_security() -> dict[str, Any]:
 def _same(resources: dict[str, str]) -> dict[str, Any]:
     """Requests that are the limits: the pod gets what it counts on, and is the last to be evicted."""
     return {"requests": resources, "limits": resources}
-
-
-def node_variables(spec: ClusterSpec) -> dict[str, str]:
-    """Variables of every node's processes, without secrets."""
-    return {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": f"{spec.grace_s:g}", **spec.variables}
-
-
-def head_variables(spec: ClusterSpec) -> dict[str, str]:
-    """Variables of the head's processes, without secrets."""
-    groups = groups_variable(spec, gpus_stood_in_for=False)
-    return {**HEALTH_CHECK, **groups, "RAY_JOB_STOP_WAIT_TIME_S": str(math.ceil(spec.grace_s)), **node_variables(spec)}

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from cluster.errors import ClusterError
+from cluster.node_environment import HEALTH_CHECK
 from cluster.processes import RAYLET, children, command_line, is_alive
 from cluster.ray_command import RAY, path_with_commands, without_ray
 from cluster.reclaim import notice
@@ -31,15 +32,6 @@ STORE_BYTES = 100 << 20
 """Shared memory of a node's object store."""
 
 _METRICS = "RAY_enable_metrics_collection"
-
-HEALTH_CHECK = {
-    "RAY_health_check_initial_delay_ms": "10000",
-    "RAY_health_check_period_ms": "500",
-    "RAY_health_check_timeout_ms": "2000",
-    "RAY_health_check_failure_threshold": "4",
-}
-"""With these on the head, a machine that is gone is noticed in a few seconds; with Ray's own values it takes 15 s and
-more. One that is busy starting is given time."""
 
 _TUNED = {"RAY_prestart_worker_first_driver": "0", _METRICS: "0", **HEALTH_CHECK}
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cluster.errors import ClusterError
-from cluster.kuberay import head_variables, node_variables, shared_memory
+from cluster.node_environment import head_variables, node_variables, shared_memory
 from cluster.spec import HEAD, MARKET_LABEL, ClusterSpec, GroupSpec, Machine
 
 CREDENTIALS = "/home/ray/.aws/credentials"
@@ -80,7 +80,11 @@ def ray_config(spec: ClusterSpec) -> dict[str, Any]:
         raise ClusterError("\n".join(problems))
     head = {"resources": {"CPU": 0}, "labels": {MARKET_LABEL: "on-demand"}}
     head["node_config"] = _node_config(spec, spec.head, spot=False, identity=spec.vm.head_service_account)
-    own = {name: value for name, value in head_variables(spec).items() if name not in node_variables(spec)}
+    own = {
+        name: value
+        for name, value in head_variables(spec, gpus_stood_in_for=False).items()
+        if name not in node_variables(spec)
+    }
     return {
         "cluster_name": spec.cluster,
         "max_workers": sum(group.max for group in spec.groups),

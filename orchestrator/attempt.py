@@ -15,8 +15,9 @@ from typing import Any
 import ray
 import ray.train
 
-from cluster.autoscaler_state import AutoscalerState, any_fits, group_limits, look, why_waiting
+from cluster.autoscaler_state import AutoscalerState, any_fits, look, why_waiting
 from cluster.local_ray import joins_cluster
+from cluster.node_environment import group_limits
 from cluster.spec import GPU_STAND_IN
 from data.errors import MantaError, TransientStoreError
 from data.feeder import Feeder

@@ -62,7 +62,8 @@ def watching_nodes(tell: Callable[[str], None]) -> Iterator[NodeWatch]:
 def _look_on(watch: NodeWatch, ended: threading.Event) -> None:
     import ray
 
-    from cluster.autoscaler_state import group_limits, look, why_waiting
+    from cluster.autoscaler_state import look, why_waiting
+    from cluster.node_environment import group_limits
 
     while not ended.wait(LOOK_EVERY_S):
         need = watch.need

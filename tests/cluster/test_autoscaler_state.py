@@ -12,14 +12,12 @@ from hypothesis import strategies as st
 from cluster.autoscaler_state import (
     HEAD_RESOURCE,
     AutoscalerState,
-    GroupLimits,
     NodeState,
     any_fits,
-    group_limits,
-    groups_variable,
     state_of,
     why_waiting,
 )
+from cluster.node_environment import GroupLimits, group_limits, groups_variable
 from cluster.spec import GPU_STAND_IN, ClusterSpec, GroupSpec
 
 NOW = 1000.0

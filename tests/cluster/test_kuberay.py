@@ -18,7 +18,7 @@ from cluster.commented_yaml import dump_all
 from cluster.errors import ClusterError
 from cluster.kuberay import RAY_VERSION, SPOT, manifests, object_name, ray_cluster, ray_job
 from cluster.kuberay_comments import COMMENTS
-from cluster.local_nodes import HEALTH_CHECK
+from cluster.node_environment import HEALTH_CHECK
 from cluster.spec import GROUP_LABEL, MARKET_LABEL, ClusterSpec, bytes_of
 from tests.cluster.specs import cluster_specs
 
