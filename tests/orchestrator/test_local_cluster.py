@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from cluster.autoscaler_state import GPU_STAND_IN
 from cluster.kept_cluster import kept_clusters
 from cluster.processes import of_session
+from cluster.spec import GPU_STAND_IN
 from tests.orchestrator.finished_run import recipe_in
 from tests.orchestrator.manta_process import MantaProcess
 from tests.waiting import wait_until
