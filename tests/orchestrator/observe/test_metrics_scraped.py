@@ -100,7 +100,13 @@ def test_what_is_scraped_is_what_show_says(site: Site) -> None:
         os.kill(first, signal.SIGKILL)
         process.wait_until(lambda: total(site.scrape(), "ray_manta_restarts") == 1, "the restart in the metrics")
 
-        before = site.story()
+        def is_back() -> bool:
+            nonlocal before
+            before = site.story()
+            return bool((before["restarts"], before["world_size"]) == (1, 2))
+
+        before: dict[str, Any] = {}
+        process.wait_until(is_back, "both workers in the record")
         process.wait_until(
             lambda: value(site.scrape(), "ray_manta_step") >= before["step"] + 20, "the metrics to come after the story"
         )
