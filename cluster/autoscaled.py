@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from cluster.errors import ClusterError
-from cluster.local_nodes import START_TIMEOUT_S, STORE_BYTES, free_port
+from cluster.local_nodes import START_TIMEOUT_S, STORE_BYTES, dashboard_of, free_port
 from cluster.node_environment import groups_variable, head_variables
 from cluster.ray_command import RAY, path_with_commands, without_ray
 from cluster.session_keeper import START as KEEPER
@@ -178,18 +178,13 @@ class AutoscaledCluster:
         return self.folder / "head.out"
 
     def _options(self, port: int) -> list[str]:
-        dashboard = []
-        if self._with_dashboard:
-            dashboard_port = free_port()
-            self.dashboard = f"http://127.0.0.1:{dashboard_port}"
-            dashboard = [f"--dashboard-port={dashboard_port}", f"--dashboard-agent-listen-port={free_port()}"]
+        self.dashboard, dashboard = dashboard_of(wanted=self._with_dashboard)
         return [
             "--head",
             "--disable-usage-stats",
             f"--port={port}",
             f"--ray-client-server-port={free_port()}",  # else 10001, which is another cluster's on a shared machine
             "--num-cpus=0",
-            f"--include-dashboard={str(self._with_dashboard).lower()}",
             *dashboard,
             f"--object-store-memory={STORE_BYTES}",
             f"--temp-dir={self._rays_folder}",

@@ -9,6 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from typing import Any
+
+
+def place_of(resources: Mapping[str, float]) -> dict[str, Any]:
+    """Options of an actor or a task that takes these resources, by Ray's names."""
+    others = {name: amount for name, amount in resources.items() if name not in ("CPU", "GPU")}
+    return {"num_cpus": resources.get("CPU", 0), "num_gpus": resources.get("GPU", 0), "resources": others}
 
 
 def ask_for_nodes(places: int, each: Mapping[str, float]) -> None:
@@ -42,10 +49,7 @@ class Knock:
         is_looked_after = False
         with suppress(Exception):  # Ray's own, where it is slow to answer; the workers' controller asks later
             is_looked_after = look(ray.get_runtime_context().gcs_address).is_looked_after
-        others = {name: amount for name, amount in each.items() if name not in ("CPU", "GPU")}
-        task = ray.remote(_nothing).options(
-            num_cpus=each.get("CPU", 0), num_gpus=each.get("GPU", 0), resources=others, max_retries=0
-        )
+        task = ray.remote(_nothing).options(**place_of(each), max_retries=0)
         self._waiting = [task.remote() for _ in range(places)] if is_looked_after else []
 
     def end(self) -> None:

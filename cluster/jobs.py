@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import re
 import threading
@@ -145,9 +146,10 @@ class Jobs:
         """Ask the job to stop: SIGTERM, and SIGKILL when the time it is given for saving is over."""
         self._patiently(lambda: self._client.stop_job(job_id))
 
-    def wait(self, job_id: str) -> Job:
-        """Return when the job has ended."""
-        while not (job := self.find(job_id)).has_ended:
+    def wait(self, job_id: str, timeout_s: float = math.inf) -> Job:
+        """Return when the job has ended, or as it is after `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        while not (job := self.find(job_id)).has_ended and time.monotonic() < deadline:
             time.sleep(STATUS_EVERY_S)
         return job
 

@@ -68,6 +68,10 @@ class KeptCluster:
         """Whether its holder lives."""
         return start_time(self.pid) == self.pid_started
 
+    def join(self) -> None:
+        """Have Ray in this process find it; before Ray is imported, as only then it reads whether to send a token."""
+        os.environ.update(self.environment)
+
 
 def known_folder() -> Path:
     """Where clusters of this user are written down, for nobody else to read: there are tokens in it.

@@ -182,11 +182,9 @@ class LocalNodes:
 
     def __enter__(self) -> Self:
         port = free_port()
-        options = ["--head", f"--port={port}", "--num-cpus=0", f"--include-dashboard={self._with_dashboard}".lower()]
-        if self._with_dashboard:
-            self.dashboard = f"http://127.0.0.1:{(dashboard := free_port())}"
-            options += [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}"]
-        self._head = self._node("head", [*options, f"--temp-dir={self.folder}"])
+        self.dashboard, dashboard = dashboard_of(wanted=self._with_dashboard)
+        options = ["--head", f"--port={port}", "--num-cpus=0", *dashboard, f"--temp-dir={self.folder}"]
+        self._head = self._node("head", options)
         self._head.await_raylet()
         self._head.await_ready()
         self.address = f"127.0.0.1:{port}"
@@ -224,6 +222,15 @@ class LocalNodes:
     def _node(self, name: str, options: list[str]) -> LocalNode:
         options = [*options, f"--object-store-memory={STORE_BYTES}"]
         return LocalNode(name, options, self.environment, self.folder)
+
+
+def dashboard_of(*, wanted: bool) -> tuple[str, list[str]]:
+    """Address of the dashboard that a head is to have, "" for none, and the options of `ray start` for it."""
+    if not wanted:
+        return "", ["--include-dashboard=false"]
+    port, agent = free_port(), free_port()
+    options = ["--include-dashboard=true", f"--dashboard-port={port}", f"--dashboard-agent-listen-port={agent}"]
+    return f"http://127.0.0.1:{port}", options
 
 
 def free_port() -> int:

@@ -66,12 +66,6 @@ def on_node(node_id: str) -> dict[str, Any]:
     return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False)}
 
 
-def place_of(resources: Mapping[str, float]) -> dict[str, Any]:
-    """Options of an actor or a task that takes these resources, by Ray's names."""
-    others = {name: amount for name, amount in resources.items() if name not in ("CPU", "GPU")}
-    return {"num_cpus": resources.get("CPU", 0), "num_gpus": resources.get("GPU", 0), "resources": others}
-
-
 def address_and_port() -> tuple[str, int]:
     """An address of this node that other nodes reach, and a free port on it."""
     from ray.train._internal.utils import get_address_and_port

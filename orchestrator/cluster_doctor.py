@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import secrets
 import shlex
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -68,10 +67,8 @@ def head_checks(job: Job, log: str) -> list[Check]:
 
 
 def _ended(jobs: Jobs, job_id: str) -> Job:
-    deadline = time.monotonic() + HEAD_S
-    while not (job := jobs.find(job_id)).has_ended:
-        if time.monotonic() > deadline:
-            jobs.stop(job_id)
-            raise ClusterError(f"The head's own checks have not ended within {HEAD_S:.0f} s.")
-        time.sleep(0.5)
+    job = jobs.wait(job_id, HEAD_S)
+    if not job.has_ended:
+        jobs.stop(job_id)
+        raise ClusterError(f"The head's own checks have not ended within {HEAD_S:.0f} s.")
     return job

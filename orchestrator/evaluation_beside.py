@@ -7,8 +7,8 @@ from typing import Any
 
 import ray
 
+from cluster.demand import place_of
 from cluster.local_ray import joins_cluster
-from data.ray_internals import place_of
 from orchestrator.config import RunConfig
 from orchestrator.job import TrainJob
 

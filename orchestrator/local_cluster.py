@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
-from typing import Any
 
 from rich.table import Table
 
@@ -122,7 +119,7 @@ def state_of(kept: KeptCluster) -> AutoscalerState:
     Raises:
         ClusterError: it does not answer.
     """
-    os.environ.update(kept.environment)
+    kept.join()
     try:
         return look(kept.address)
     except Exception as error:  # Ray's own, of many kinds
@@ -130,7 +127,7 @@ def state_of(kept: KeptCluster) -> AutoscalerState:
 
 
 def _stop_jobs(kept: KeptCluster, console: Console) -> None:
-    os.environ.update(kept.environment)
+    kept.join()
     with suppress(ClusterError):  # a cluster that does not answer is ended all the same
         jobs = Jobs(kept.dashboard)
         live = [job for job in jobs.list() if not job.has_ended]
@@ -139,11 +136,9 @@ def _stop_jobs(kept: KeptCluster, console: Console) -> None:
             jobs.stop(job.id)
         patience_s = max(STOP_GRACE_S, kept.spec.grace_s)
         deadline = time.monotonic() + patience_s
-        while live and time.monotonic() < deadline:
-            time.sleep(0.5)
-            live = [job for job in live if not jobs.find(job.id).has_ended]
-        if live:
-            console.line(f"{len(live)} jobs have not ended within {patience_s:.0f} s, and are ended now")
+        late = [job for job in live if not jobs.wait(job.id, deadline - time.monotonic()).has_ended]
+        if late:
+            console.line(f"{len(late)} jobs have not ended within {patience_s:.0f} s, and are ended now")
 
 
 def _is_up(kept: KeptCluster, node_id: str) -> bool:
@@ -154,8 +149,4 @@ def _is_up(kept: KeptCluster, node_id: str) -> bool:
 
 
 def _usage(node: NodeState) -> str:
-    return ", ".join(f"{_number(node.used, kind)}/{_number(node.total, kind)} {kind}" for kind in sorted(node.total))
-
-
-def _number(amounts: Mapping[str, Any], kind: str) -> str:
-    return f"{amounts.get(kind, 0.0):g}"
+    return ", ".join(f"{node.used[kind]:g}/{total:g} {kind}" for kind, total in sorted(node.total.items()))

@@ -26,6 +26,7 @@ from orchestrator.observe.utilization import Utilization, peak_of, utilization
 from orchestrator.recipe_file import find_recipe
 from orchestrator.run import Run, open_run, reaching_storage
 from orchestrator.run_record import Attempt, sign_of_life
+from orchestrator.run_state import StepSeconds
 
 _OF_TRANSLATIONS = ("bleu", "bleu_signature", "chrf", "chrf_signature", "translated")
 
@@ -84,8 +85,8 @@ def describe(run: Run, rows: list[dict[str, Any]] | None = None) -> dict[str, An
     rows = [row for row in rows if row["step"] <= state["step"]]
     losses = [row["loss"] for row in rows if row["loss"] is not None]
     goodput = ledger_of_seconds(record.attempts)
-    trained_s = sum(row["step_s"] for row in rows)
-    used = utilization_of(run, state["tokens"], rows)
+    seconds = StepSeconds(sum(row["step_s"] for row in rows), sum(row["step_s"] * row["world_size"] for row in rows))
+    used = utilization_of(run, state["tokens"], seconds)
     return {
         "run": record.run,
         "status": status_of(record.last),
@@ -112,7 +113,7 @@ def describe(run: Run, rows: list[dict[str, Any]] | None = None) -> dict[str, An
         "world_size": record.last.world_size,
         "world_sizes": world_sizes(rows),
         "goodput": {f"{cause}_s": round(seconds, 3) for cause, seconds in goodput.items()},
-        "tokens_per_s": round(state["tokens"] / trained_s, 1) if trained_s else None,
+        "tokens_per_s": round(state["tokens"] / seconds.wall, 1) if seconds.wall else None,
         "device": record.last.device,
         "model_flops_per_s": used.model_flops_per_s,
         "mfu": used.mfu,
@@ -141,14 +142,12 @@ def audit_samples(run: Run, state: dict[str, Any], counts: np.ndarray[Any, np.dt
     )
 
 
-def utilization_of(run: Run, tokens: int, rows: list[dict[str, Any]]) -> Utilization:
-    """What the run has computed in the steps of `rows`, in which it trained on `tokens`, and of what it could have."""
+def utilization_of(run: Run, tokens: int, seconds: StepSeconds) -> Utilization:
+    """What the run has computed in steps that took `seconds` and trained on `tokens`, and of what it could have."""
     config, attempts = run.config, run.record.attempts
     per_token = next((each.flops_per_token for each in reversed(attempts) if each.flops_per_token), None)
-    step_s = sum(row["step_s"] for row in rows)
-    worker_s = sum(row["step_s"] * row["world_size"] for row in rows)
     peak = peak_of((each.device for each in attempts), config.train.precision, config.observe.peak_flops)
-    return utilization(per_token, tokens, step_s, worker_s, peak)
+    return utilization(per_token, tokens, *seconds, peak)
 
 
 def status_of(attempt: Attempt) -> str:

@@ -251,14 +251,14 @@ def reach(address: str | None) -> tuple[KeptCluster | None, str]:
         given = given.rstrip("/").replace("//localhost:", "//127.0.0.1:")
         kept = next((each for each in kept_clusters() if each.dashboard == given), None)
         if kept is not None:
-            os.environ.update(kept.environment)
+            kept.join()
         return kept, given
     if given and (":" in given or "/" in given):
         raise ClusterError(
             f"{given} is no address that jobs can be submitted to: it is the dashboard's, as http://HOST:8265."
         )
     kept = find_kept(given)
-    os.environ.update(kept.environment)  # before Ray is imported: only then it reads whether to send a token
+    kept.join()
     return kept, kept.dashboard
 
 

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple, Protocol
 
 import ray
 
-from data.ray_internals import on_node, place_of
+from cluster.demand import place_of
+from data.ray_internals import on_node
 from orchestrator.training_worker import TrainingWorker
 
 LEAVE_S = 5.0
