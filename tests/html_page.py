@@ -63,3 +63,10 @@ def has_nothing_from_elsewhere(page: Page) -> bool:
         and not {"href", "src", "xlink:href", "srcset", "action"} & names
         and not {name for name in names if name.startswith("on")}
     )
+
+
+def assert_closed(text: str) -> None:
+    """A page that fetches nothing, and lets no script run but its own."""
+    assert "http://" not in text and "https://" not in text and "@import" not in text and "url(http" not in text
+    [policy] = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)
+    assert policy.startswith("default-src 'none'") and "script-src 'sha256-" in policy
