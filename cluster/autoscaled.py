@@ -24,6 +24,7 @@ from typing import Any, Self
 from cluster.errors import ClusterError
 from cluster.local_nodes import START_TIMEOUT_S, STORE_BYTES, dashboard_of, free_port
 from cluster.node_environment import groups_variable, head_variables
+from cluster.processes import ROOT
 from cluster.ray_command import RAY, path_with_commands, without_ray
 from cluster.session_keeper import START as KEEPER
 from cluster.spec import GPU_STAND_IN, ClusterSpec, GroupSpec
@@ -42,8 +43,6 @@ LONGEST_FOLDER = 33
 """Characters in the path of its folder: the system takes 107 for a socket, and Ray adds 67 and a number."""
 
 _LOOK_EVERY_S = 0.1
-
-_ROOT = str(Path(__file__).resolve().parents[1])
 
 
 class AutoscaledCluster:
@@ -230,7 +229,7 @@ class AutoscaledCluster:
             "RAY_CLOUD_INSTANCE_ID": HEAD_NODE_ID,
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             "AUTOSCALER_METRIC_PORT": str(free_port()),
-            "PYTHONPATH": os.pathsep.join([_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]),  # for PROVIDER
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),  # for PROVIDER
         }
 
     def _await_head(self) -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 from cluster.autoscaled import AutoscaledCluster
 from cluster.errors import ClusterError
 from cluster.local_nodes import START_TIMEOUT_S
-from cluster.processes import end_session, start_time
+from cluster.processes import calling, end_session, start_time
 from cluster.spec import ClusterSpec
 
 DOWN_S = 30.0
@@ -32,9 +32,7 @@ DOWN_S = 30.0
 
 _LOOK_EVERY_S = 0.1
 
-_ROOT = Path(__file__).resolve().parents[1]
-
-_HOLDER = f"import sys; sys.path.insert(0, {str(_ROOT)!r}); from cluster.kept_cluster import hold; hold()"
+_HOLDER = calling("cluster.kept_cluster", "hold")
 
 
 @dataclass(frozen=True)
@@ -135,7 +133,7 @@ def bring_up(spec: ClusterSpec) -> KeptCluster:
     log = known_folder() / f"{spec.cluster}.log"
     with log.open("wb") as output:
         holder = subprocess.Popen(
-            [sys.executable, "-c", _HOLDER],
+            _HOLDER,
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,

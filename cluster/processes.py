@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
 RAYLET = "raylet/raylet"
 """End of a raylet's program."""
+
+ROOT = Path(__file__).resolve().parents[1]
+"""Where the project's packages are."""
+
+
+def calling(module: str, function: str) -> tuple[str, ...]:
+    """Command line that calls a function of one of our modules, with what follows as its `sys.argv[1:]`.
+
+    Not `-m`: the project need not be installed, nor the folder it is run in be this one.
+    """
+    script = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {module}; {module}.{function}()"
+    return sys.executable, "-c", script
 
 
 def is_alive(pid: int) -> bool:

@@ -11,23 +11,16 @@ import os
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
-from cluster.processes import end_session
+from cluster.processes import calling, end_session
 
-_ROOT = Path(__file__).resolve().parents[1]
-
-START = (
-    sys.executable,
-    "-c",
-    f"import sys; sys.path.insert(0, {str(_ROOT)!r}); from cluster.session_keeper import main; main(sys.argv[1:])",
-)
+START = calling("cluster.session_keeper", "main")
 """Command line of a keeper; the command to run follows. It prints the session's id, and ends when its input does."""
 
 
-def main(command: list[str]) -> None:
-    """Run `command`, whose output goes to standard error, until it ends or standard input does."""
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True)
+def main() -> None:
+    """Run the command in `sys.argv[1:]`, whose output goes to standard error, until it ends or standard input does."""
+    process = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True)
     print(process.pid, flush=True)
     threading.Thread(target=_end_with_input, args=(process.pid,), daemon=True).start()
     status = process.wait()

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
@@ -18,6 +18,7 @@ import ray
 
 from data.config import DataConfig
 from data.errors import BadShardError
+from data.known_units import KnownUnits
 from data.manifest import Manifest
 from data.packing import Batching, MicroBatch, PackedBatching, UnitStream
 from data.pairs import InputBatch, PairBatching, input_batches
@@ -48,8 +49,7 @@ class FeedSpec:
     """What a feeder needs to know of a run; picklable.
 
     Attributes:
-        counts: (units,) int64, training sequences in each unit, UNKNOWN where it has not been tokenized.
-        skipped: units known to be left out, and why.
+        known: what is known of the units already.
         first_step: step likely to be asked for first; it is made while the workers start.
     """
 
@@ -58,8 +58,7 @@ class FeedSpec:
     seed: int
     global_batch_size: int
     micro_batch_size: int
-    counts: Ints
-    skipped: Mapping[int, str] = field(default_factory=dict)
+    known: KnownUnits
     first_step: int = 0
 
     @property
@@ -162,8 +161,7 @@ class Feeder:
     def __init__(self, spec: FeedSpec) -> None:
         self._spec, self._order, self._batching = spec, spec.order(), spec.batching()
         self._together: tuple[int, list[list[MicroBatch]]] = -1, []
-        self._counts = spec.counts.copy()
-        self._skipped = dict(spec.skipped)
+        self._known = spec.known.copy()
         self._read_ahead = ReadAhead(spec.manifest, spec.job)
         self._blocks: dict[int, _Block] = {}
         self._next_block = spec.first_step // spec.steps_per_block
@@ -193,13 +191,10 @@ class Feeder:
         first_step = block * self._spec.steps_per_block
         return BlockShare(first_step, mine, [made.refs[index] for index in mine], made.target_tokens)
 
-    async def counts(self) -> Ints:
-        """(units,) int64: training sequences in each unit known so far, else UNKNOWN."""
-        return self._counts.copy()
-
-    async def skipped(self) -> dict[int, str]:
-        """Units left out because their shard could not be read, and why."""
-        return dict(self._skipped)
+    async def known(self) -> KnownUnits:
+        """What is known of the units by now."""
+        with self._changed:
+            return self._known.copy()
 
     async def mean_lengths(self) -> tuple[float, float] | None:
         """Tokens of an input and of a text, mean over the pairs made so far; None where there are none."""
@@ -292,22 +287,21 @@ class Feeder:
         while True:
             self._plan_ahead(step * size)
             try:
-                return self._order.samples(step * size, steps * size, self._counts)
+                return self._order.samples(step * size, steps * size, self._known.counts)
             except CountsUnknownError as unknown:
                 for unit in unknown.units:
                     self._learn(int(unit))
 
     def _learn(self, unit: int) -> None:
         stream = self._read_ahead.stream(unit)
-        if stream.problem is not None:
-            if self._spec.job.data.on_bad_shard == "refuse":
-                raise BadShardError(stream.problem)
-            self._skipped[unit] = stream.problem
-        self._counts[unit] = self._batching.count(stream)
+        if stream.problem is not None and self._spec.job.data.on_bad_shard == "refuse":
+            raise BadShardError(stream.problem)
+        with self._changed:
+            self._known.learn(unit, self._batching.count(stream), stream.problem, stream.left_out)
 
     def _plan_ahead(self, sample: int) -> None:
         """Have the next AHEAD_BYTES of shards tokenized; planned anew only when a source enters another window."""
-        windows = self._order.windows_at(sample, self._counts)
+        windows = self._order.windows_at(sample, self._known.counts)
         if windows == self._planned_from:
             return
         self._planned_from = windows

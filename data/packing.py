@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from data.known_units import LeftOut
 from data.sample_order import Samples, place_in
 
 Tokens = NDArray[Any]
@@ -28,11 +29,13 @@ class UnitStream(NamedTuple):
         tokens: one stream; none where the shard could not be read.
         problem: the reason why it could not be read, or None.
         lengths: (pairs, 2) int32, tokens of each pair's input and text; None where documents are no pairs.
+        left_out: of the unit.
     """
 
     tokens: Tokens
     problem: str | None = None
     lengths: NDArray[np.int32] | None = None
+    left_out: LeftOut = LeftOut()
 
 
 @dataclass(frozen=True)

@@ -21,16 +21,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data.cleaning.clean import add_reports, check_steps, told
+from data.cleaning.clean import check_steps, named_rows, told
 from data.cleaning.identity import differences, identity
 from data.config import DataConfig, StoreConfig
 from data.duplicate_pass import find_duplicates, named, up_to_last_dedup
 from data.errors import BadShardError, InputError, ObjectNotFoundError
+from data.known_units import KnownUnits, LeftOut
 from data.manifest import Manifest, build_manifest, check_unchanged
 from data.packing import count_sequences
 from data.sample_order import UNKNOWN, Ints
 from data.store import Store
-from data.tokenized_unit import TokenizeJob, json_digest
+from data.tokenized_unit import TokenizeJob, json_digest, left_out_columns, left_out_of
 from data.tokenizer import Tokenizer
 from data.unit_cleaning import FOLDER, Cleaning
 from data.vocabularies import SIDES, Vocabularies
@@ -106,11 +107,14 @@ class PreparedData:
         problems = [] if self.unit_table is None else self.unit_table["problem"].to_pylist()
         return {unit: problem for unit, problem in enumerate(problems) if problem is not None}
 
+    def known(self) -> KnownUnits:
+        """What is known of the units before the first step."""
+        left_out = LeftOut() if self.unit_table is None else left_out_of(self.unit_table, self.job)
+        return KnownUnits(self.counts(), self.skipped(), left_out)
+
     def step_report(self) -> list[dict[str, Any]]:
         """What every step of `data.steps` was given and removed over all units; none where that is not known."""
-        if self.unit_table is None or self.job.cleaning is None:
-            return []
-        return add_reports(self.unit_table["steps"].to_pylist(), self.job.cleaning.steps)
+        return [] if self.unit_table is None else named_rows(self.known().left_out.steps, self.job.data.steps)
 
     def cleaning_pin(self) -> dict[str, Any]:
         """What a run is pinned to as to its steps (see `Pins`), and their report; nothing where there are none."""
@@ -273,11 +277,7 @@ def _unit_table(
 
     rows, told_at = [], time.monotonic()
     tell(f"tokens: tokenizing {manifest.num_units:,} units")
-    columns = (
-        *UNIT_COLUMNS,
-        *(("too_long",) if job.data.has_pairs else ()),
-        *(("steps",) if job.cleaning is not None else ()),
-    )
+    columns = (*UNIT_COLUMNS, *left_out_columns(job))
     for row in tokenized_units_in_chunks(manifest, job, columns):
         rows.append(row)
         if time.monotonic() - told_at >= TELL_EVERY_S or len(rows) == manifest.num_units:

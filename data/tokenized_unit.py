@@ -19,6 +19,7 @@ import pyarrow as pa
 from data.cleaning.clean import REPORT_COLUMNS
 from data.config import DataConfig, SourceConfig, StoreConfig
 from data.errors import BadShardError, ObjectNotFoundError
+from data.known_units import LeftOut
 from data.manifest import Unit
 from data.packing import Tokens, UnitStream, token_stream
 from data.pairs import joined
@@ -280,16 +281,28 @@ class _Part:
 
 def stream_columns(part: str, job: TokenizeJob) -> list[str]:
     """Columns of a unit's row that `unit_stream` reads for its `train` or `validation` part."""
-    return [part, "problem", *([f"{part}_lengths"] if job.data.has_pairs else [])]
+    return [part, "problem", *([f"{part}_lengths"] if job.data.has_pairs else []), *left_out_columns(job)]
+
+
+def left_out_columns(job: TokenizeJob) -> list[str]:
+    """Columns of a unit's row that tell what of it is not trained on."""
+    return [*(["too_long"] if job.data.has_pairs else []), *(["steps"] if job.cleaning is not None else [])]
 
 
 def unit_stream(table: pa.Table, part: str, job: TokenizeJob) -> UnitStream:
     """A unit's `train` or `validation` stream over its row's own memory."""
     tokens, problem = stream_of(table, part, job.dtype), table["problem"][0].as_py()
-    if not job.data.has_pairs:
-        return UnitStream(tokens, problem)
-    lengths = np.frombuffer(table[f"{part}_lengths"][0].as_py(), np.int32)
-    return UnitStream(tokens, problem, lengths.reshape(-1, 2))
+    lengths = None
+    if job.data.has_pairs:
+        lengths = np.frombuffer(table[f"{part}_lengths"][0].as_py(), np.int32).reshape(-1, 2)
+    return UnitStream(tokens, problem, lengths, left_out_of(table, job))
+
+
+def left_out_of(table: pa.Table, job: TokenizeJob) -> LeftOut:
+    """What is not trained on of the units that are rows of the table."""
+    rows = table.select(left_out_columns(job)).to_pylist() if left_out_columns(job) else [{}] * table.num_rows
+    each = (LeftOut(1, tuple(row.get("steps", ())), row.get("too_long", 0)) for row in rows)
+    return sum(each, start=LeftOut())
 
 
 def stream_of(table: pa.Table, column: str, dtype: np.dtype[np.uint16] | np.dtype[np.uint32]) -> Tokens:

@@ -169,6 +169,9 @@ class EvalConfig(Section):
     translate: int = Field(
         200, ge=0, description="Held-out pairs translated at the end of a run and scored by BLEU and chrF; 0: none."
     )
+    translate_on_the_way: int = Field(
+        0, ge=0, description="Held-out pairs translated and scored at every evaluation on the way; 0: only at the end."
+    )
     language: str | None = Field(
         None, description="Language of the texts, as zh: what counts as a word for BLEU; null: words between spaces."
     )

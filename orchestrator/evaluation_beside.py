@@ -31,11 +31,11 @@ class EvaluationBeside:
         self._evaluator = actor.options(**place).remote(job)  # it lives as long as somebody has this handle
         self._scores = self._evaluator.evaluate.remote(weights)
 
-    def scores(self) -> dict[str, float] | None:
+    def scores(self) -> dict[str, Any] | None:
         """See `orchestrator.monitor.Evaluation`."""
         if not ray.wait([self._scores], timeout=0)[0]:
             return None
-        scores: dict[str, float] = ray.get(self._scores)
+        scores: dict[str, Any] = ray.get(self._scores)
         return scores
 
 
@@ -51,6 +51,6 @@ class _Evaluator:
 
         self._evaluator = Evaluator(job)
 
-    def evaluate(self, weights: Any) -> dict[str, float]:
+    def evaluate(self, weights: Any) -> dict[str, Any]:
         """See `orchestrator.held_out.Evaluator.evaluate`."""
         return self._evaluator.evaluate(weights)

@@ -41,9 +41,8 @@ def evaluate_held_out(
     return held_out_scores(log.loss_sum(), held_out.target_tokens, held_out.text_bytes)
 
 
-def evaluate_translations(job: TrainJob, model: nn.Module, rank: int, world_size: int) -> dict[str, Any]:
-    """BLEU and chrF of held-out pairs, batches shared out among ranks. Rank 0 has them."""
-    count = job.config.eval.translate
+def evaluate_translations(job: TrainJob, model: nn.Module, count: int, rank: int, world_size: int) -> dict[str, Any]:
+    """BLEU and chrF of the first `count` held-out pairs, batches shared out among ranks. Rank 0 has them."""
     if not isinstance(model, Seq2Seq) or not count:
         return {}
     asked: ToTranslate = ray.get(job.feeder.to_translate.remote(count))
@@ -63,8 +62,8 @@ class Evaluator:
         self._job, self._device = job, torch.device("cuda" if job.config.scaling.on_gpu else "cpu")
         self._model = build_model(job.config, job.vocabulary).to(self._device)
 
-    def evaluate(self, weights: Mapping[str, NDArray[Any]]) -> dict[str, float]:
-        """Scores of weights over the held-out set; none where nothing is held out.
+    def evaluate(self, weights: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+        """Scores of weights over the held-out set, and of translations; none where nothing is held out.
 
         Args:
             weights: the file that `NodeKeeper.weights` hands out.
@@ -78,4 +77,11 @@ class Evaluator:
             return {}
         batches = (ray.get(ref) for ref in held_out.refs)
         total = math.fsum(float(loss) for loss in loss_sums(self._model, batches, self._job.config, self._device))
-        return held_out_scores(total, held_out.target_tokens, held_out.text_bytes)
+        return held_out_scores(total, held_out.target_tokens, held_out.text_bytes) | self._translations()
+
+    def _translations(self) -> dict[str, Any]:
+        config = self._job.config
+        if not isinstance(self._model, Seq2Seq) or not config.eval.translate_on_the_way:
+            return {}
+        asked: ToTranslate = ray.get(self._job.feeder.to_translate.remote(config.eval.translate_on_the_way))
+        return scores_of(translate(self._model, asked.batches, asked.tokenizer, config), asked, config)

@@ -207,7 +207,7 @@ class Monitor:
             progress.goodput = {cause: self._past.get(cause, 0.0) + goodput.get(cause, 0.0) for cause in sorted(causes)}
         return self._wishes
 
-    def evaluated(self, step: int, scores: Mapping[str, float], averaged: bool) -> None:
+    def evaluated(self, step: int, scores: Mapping[str, Any], averaged: bool) -> None:
         """Rank 0: what an evaluation on the way has found; nothing where nothing is held out.
 
         Args:
@@ -221,7 +221,8 @@ class Monitor:
             del evaluations[1:-1:2]
         loss, bits = scores["val_loss"], scores["val_bits_per_byte"]
         whose = " (averaged weights)" if averaged else ""
-        self.note(f"step {step}: held-out loss {loss:.4f}, {bits:.4f} bits per byte{whose}")
+        bleu = f", BLEU {scores['val_bleu']:.2f}, chrF {scores['val_chrf']:.2f}" if "val_bleu" in scores else ""
+        self.note(f"step {step}: held-out loss {loss:.4f}, {bits:.4f} bits per byte{bleu}{whose}")
 
     def evaluate_beside(self, job: TrainJob, step: int, weights: Sequence[Any], averaged: bool) -> None:
         """Rank 0: have the one element of `weights`, a reference to those after `step`, evaluated beside training."""

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -165,9 +166,9 @@ class NodeKeeper:
             origin = self._origin or self._go_on_from(self._newest_state())
             saved, ledger = origin
             now = RunState(saved, [row for row in memory.rows(step) if row.step > saved["step"]])
-            counts, skipped = ray.get([job.feeder.counts.remote(), job.feeder.skipped.remote()])
+            known = ray.get(job.feeder.known.remote())
             ledger.write(now.rows)
-            save_file({"counts": counts}, folder / PROGRESS)
+            save_file({"counts": known.counts}, folder / PROGRESS)
             state = {
                 "step": step,
                 "tokens": now.tokens,
@@ -177,7 +178,8 @@ class NodeKeeper:
                 "samples": step * job.config.train.global_batch_size,
                 "seed": job.config.seed,
                 "ledger": ledger.segments,
-                "skipped": skipped,
+                "skipped": known.skipped,
+                "left_out": asdict(known.left_out),
                 "saved_at": time.time(),
                 **job.facts,
             }

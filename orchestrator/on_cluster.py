@@ -30,6 +30,16 @@ def local_places(config: RunConfig) -> Iterator[tuple[str, str]]:
             yield name, place
 
 
+def own_servers(config: RunConfig) -> list[str]:
+    """What is to be said of an object store that the recipe has served on this machine."""
+    if config.store.serve is None:
+        return []
+    return [
+        f"store.serve = {config.store.serve!r}: a server on one machine is none for a cluster; take it out, and name a "
+        "bucket"
+    ]
+
+
 def refuse_keys(config: RunConfig, recipe: Path) -> None:
     """Raises RecipeError if the recipe holds keys: it is kept in the cluster's memory, and on its nodes' disks."""
     problems = [
@@ -57,11 +67,7 @@ def local_paths(config: RunConfig, recipe: Path, *, this_machine: bool) -> list[
         "of a file system that all nodes have"
         for name, place in relative
     ]
-    if config.store.serve is not None:
-        problems.append(
-            f"store.serve = {config.store.serve!r}: a server on one machine is none for a cluster; take it out, and "
-            "name a bucket"
-        )
+    problems += own_servers(config)
     if problems:
         raise RecipeError(listed(str(recipe), problems))
     return []

@@ -17,7 +17,7 @@ from data.errors import InputError
 from orchestrator.cluster_file import load_cluster
 from orchestrator.config import RunConfig, listed, load_recipe
 from orchestrator.errors import RecipeError
-from orchestrator.on_cluster import keys_in, local_places
+from orchestrator.on_cluster import keys_in, local_places, own_servers
 
 Target = Literal["kuberay", "vm"]
 
@@ -99,11 +99,7 @@ def _checked(recipe: Path, spec: ClusterSpec) -> tuple[RunConfig, str]:
 
 def _of_this_machine(config: RunConfig) -> Iterator[str]:
     """What the recipe takes from this machine, and pods would look for in vain."""
-    if config.store.serve is not None:
-        yield (
-            f"store.serve = {config.store.serve!r}: a server on this machine is none for a cluster; take it out, and "
-            "name a bucket"
-        )
+    yield from own_servers(config)
     if "storage" in dict(local_places(config)):
         yield (
             f"storage = {config.storage!r}: pods share no folder; name a bucket here, or as store.url of the cluster's "

@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-import numpy as np
 from safetensors.numpy import load_file
 
 from cluster.demand import Knock
 from cluster.local_ray import joins_cluster, ray_cluster
 from cluster.local_s3 import LocalS3
 from data.feeder import FeedSpec
+from data.known_units import KnownUnits, LeftOut
 from data.open_store import open_store
 from data.prepare import Pins, PreparedData, prepare_data
-from data.sample_order import UNKNOWN
 from data.store import Store
 from data.tokenizer import Tokenizer
 from orchestrator.checkpoint import PROGRESS, fetch_newest, list_checkpoints
@@ -319,16 +318,17 @@ def refuse_changed_config(
 
 def feed_spec(run: Run, data: PreparedData) -> FeedSpec:
     """What the run's feeder has to know: the run's data and, from its newest checkpoint, how far it is known."""
-    train, counts, skipped, step = run.config.train, data.counts(), data.skipped(), 0
+    train, known, step = run.config.train, data.known(), 0
     with tempfile.TemporaryDirectory(prefix="manta-progress-") as scratch:
         fetched = fetch_newest(run.store, run.record, (PROGRESS,), Path(scratch))
         if fetched is not None:
             step, state = fetched[0].step, fetched[1]
             saved = load_file(Path(scratch) / PROGRESS)["counts"]
-            counts = np.where(counts == UNKNOWN, saved, counts)
-            skipped |= {int(unit): reason for unit, reason in state["skipped"].items()}
+            if data.unit_table is None:
+                skipped = {int(unit): reason for unit, reason in state["skipped"].items()}
+                known = KnownUnits(saved, skipped, LeftOut.of_json(state.get("left_out", {})))
     return FeedSpec(
-        data.manifest, data.job, run.config.seed, train.global_batch_size, train.micro_batch_size, counts, skipped, step
+        data.manifest, data.job, run.config.seed, train.global_batch_size, train.micro_batch_size, known, step
     )
 
 

@@ -13,8 +13,9 @@ import numpy as np
 from rich.table import Table
 from safetensors.numpy import load_file
 
-from data.cleaning.clean import told
+from data.cleaning.clean import named_rows, told
 from data.feeder import FeedSpec
+from data.known_units import LeftOut
 from data.manifest import Manifest
 from orchestrator.checkpoint import PROGRESS, fetch_newest, list_checkpoints
 from orchestrator.config import load_recipe
@@ -82,6 +83,7 @@ def describe(run: Run, rows: list[dict[str, Any]] | None = None) -> dict[str, An
         fetched = fetch_newest(run.store, record, (PROGRESS,), Path(scratch))
         state: dict[str, Any] = fetched[1] if fetched else {"step": 0, "tokens": 0, "ledger": [], "skipped": {}}
         samples = audit_samples(run, state, load_file(Path(scratch) / PROGRESS)["counts"] if fetched else None)
+    left_out = LeftOut.of_json(state.get("left_out", {}))
     rows = [row for row in rows if row["step"] <= state["step"]]
     losses = [row["loss"] for row in rows if row["loss"] is not None]
     goodput = ledger_of_seconds(record.attempts)
@@ -102,7 +104,9 @@ def describe(run: Run, rows: list[dict[str, Any]] | None = None) -> dict[str, An
         "samples": {name: value for name, value in asdict(samples).items()} if samples else {},
         "bad_steps": state.get("bad_steps", []),
         "skipped_units": {"count": len(state["skipped"]), "reasons": list(state["skipped"].values())[:10]},
-        "data_steps": record.cleaning.get("report", []),
+        "data_steps": record.cleaning.get("report") or named_rows(left_out.steps, run.config.data.steps),
+        "units_read": left_out.units,
+        "pairs_too_long": left_out.too_long,
         "loss": {"train": losses[-1] if losses else None, "val": record.result.get("val_loss")},
         "val_weights": "averaged" if record.averages_weights else "as trained",
         "val_perplexity": record.result.get("val_perplexity"),
@@ -200,7 +204,10 @@ def print_run(run: Run, console: Console) -> None:
             "skipped", f"{story['skipped_units']['count']} bad units: " + "; ".join(story["skipped_units"]["reasons"])
         )
     if story["data_steps"]:
-        table.add_row("data", "\n".join(told(story["data_steps"])))
+        read = f"over the {story['units_read']:,} units read so far:" if story["units_read"] else "over all units:"
+        table.add_row("data", "\n".join([read, *told(story["data_steps"])]))
+    if story["pairs_too_long"]:
+        table.add_row("too long", f"{story['pairs_too_long']:,} pairs, left out")
     if story["loss"]["train"] is not None:
         table.add_row("training loss", f"{story['loss']['train']:.4f}")
     if story["loss"]["val"] is not None:

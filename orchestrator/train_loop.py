@@ -190,7 +190,7 @@ def finish(
     if step == job.config.train.steps and job.config.data.has_held_out:
         with clock.during("evaluation"), evaluated_weights(average):
             result |= evaluate_held_out(job, model, rank, world_size, device)
-            result |= evaluate_translations(job, model, rank, world_size)
+            result |= evaluate_translations(job, model, job.config.eval.translate, rank, world_size)
     dist.barrier()  # until the last checkpoint is there, another node's memory may be needed
     if recorder is not None:
         ray.get(job.monitor.report.remote(phase="done", result=result, goodput=clock.seconds()))
@@ -270,6 +270,7 @@ def evaluate_on_the_way(
     if recorder is not None:
         recorder.tell(phase="evaluating")
     with evaluated_weights(average):
-        scores = evaluate_held_out(job, model, rank, world_size, device)
+        scores: dict[str, Any] = evaluate_held_out(job, model, rank, world_size, device)
+        scores |= evaluate_translations(job, model, job.config.eval.translate_on_the_way, rank, world_size)
     if recorder is not None:
         job.monitor.evaluated.remote(step, scores, average is not None)

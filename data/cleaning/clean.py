@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -148,14 +148,9 @@ REPORT_COLUMNS = ("documents", "documents_removed", "characters", "characters_re
 """Of a step: what it was given and what of it it removed. It may add characters, which counts below zero."""
 
 
-def add_reports(reports: Iterable[Sequence[dict[str, int]]], steps: Sequence[Step]) -> list[dict[str, Any]]:
-    """The sum of the reports of several units, with the steps' names: a row a step."""
-    total = [{"step": name_of(step), **dict.fromkeys(REPORT_COLUMNS, 0)} for step in steps]
-    for report in reports:
-        for row, added in zip(total, report, strict=False):  # a unit that could not be read has no rows
-            for column in REPORT_COLUMNS:
-                row[column] = int(str(row[column])) + added[column]
-    return total
+def named_rows(rows: Sequence[Mapping[str, int]], steps: Sequence[Step]) -> list[dict[str, Any]]:
+    """The rows of a report with the steps' names; none where there are none."""
+    return [{"step": name_of(step), **row} for step, row in zip(steps, rows, strict=True)] if rows else []
 
 
 def told(report: Sequence[dict[str, Any]]) -> list[str]:

@@ -7,17 +7,17 @@ from typing import Any
 
 from orchestrator.report.curves import Curve, chart, is_wide_range
 from orchestrator.report.lanes import life_by_step, life_by_time
-from orchestrator.report.page import cell, details, entry, figure, key, page, row, section, switch, table, tiles
+from orchestrator.report.page import entry, figure, key, page, section, switch, tiles
 from orchestrator.report.run_facts import KINDS, RunFacts, Story
 from orchestrator.report.run_style import STYLE
 from orchestrator.report.run_tables import (
-    MOST_ROWS,
     all_events,
     attempts,
     checkpoints,
     config,
     data,
     decisions,
+    evaluations,
     groups,
     samples,
     versions,
@@ -150,6 +150,9 @@ def _learning(facts: RunFacts) -> str:
         chart("norm", "gradient norm", facts, [norm], SMALL, is_log=is_wide_range(norm)),
         chart("speed", "tokens/s", facts, [Curve("tokens/s", speeds, seconds)], SMALL, from_zero=True),
     ]
+    if bleu := [(each["step"], each["val_bleu"]) for each in facts.evaluations if is_number(each.get("val_bleu"))]:
+        curve = Curve("BLEU", bleu, is_rare=True, is_smooth=False)
+        small.append(chart("bleu", "BLEU, held out", facts, [curve], SMALL, from_zero=True))
     averaged = " of the averaged weights" if facts.story.get("val_weights") == "averaged" else ""
     wide = window(len(loss))
     if curves[0].band:
@@ -164,22 +167,12 @@ def _learning(facts: RunFacts) -> str:
     if any(event.number for event in facts.events) or len(facts.lives_by_step()) > 1:
         dashed = '<path d="M17 0v14" class="rung"/>'
         entries.append(entry(dashed, "", "workers restarted or resized, or another attempt went on"))
-    rows = [
-        row(
-            cell(f"{each['step']:,}", each["step"], number=True),
-            cell(f"{each['val_loss']:.4f}", number=True),
-            cell(f"{each['val_bits_per_byte']:.4f}" if is_number(each.get("val_bits_per_byte")) else "", number=True),
-            cell(clock(each.get("at")) if each.get("at") else ""),
-        )
-        for each in facts.evaluations[-MOST_ROWS:]
-    ]
-    scores = table(("step", "held-out loss", "bits per byte", "at"), rows, (0, 1, 2))
     return section(
         "Learning curves",
         switch("loss-axis", linear, logarithmic),
         key(*entries),
         tag("div", *(figure(each) for each in small if each), class_="three"),
-        details(f"{count(len(rows), 'evaluation')} as a table", tag("div", scores, class_="scroll")) if rows else "",
+        evaluations(facts),
         note="Point at a place of a curve to read it.",
     )
 

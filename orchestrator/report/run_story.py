@@ -57,7 +57,7 @@ def evaluations_of(record: RunRecord) -> list[dict[str, Any]]:
     }
     if "val_loss" in record.result:
         step, at = record.result.get("step", record.last.step), record.last.heartbeat_at
-        scores = {name: record.result.get(name) for name in ("val_loss", "val_bits_per_byte")}
+        scores = {name: record.result.get(name) for name in ("val_loss", "val_bits_per_byte", "val_bleu", "val_chrf")}
         found[step] = {"step": step, "at": at, **scores}
     return [found[step] for step in sorted(found)]
 

@@ -126,6 +126,37 @@ def data(story: Story) -> str:
     return section("Data", *parts)
 
 
+_SCORES = {
+    "val_loss": ("held-out loss", 4),
+    "val_bits_per_byte": ("bits per byte", 4),
+    "val_bleu": ("BLEU", 2),
+    "val_chrf": ("chrF", 2),
+}
+"""What an evaluation may have found, what that is called, and with how many digits it is shown."""
+
+
+def evaluations(facts: RunFacts) -> str:
+    """The table of evaluations, folded."""
+    shown = facts.evaluations[-MOST_ROWS:]
+    found = [name for name in _SCORES if any(is_number(each.get(name)) for each in shown)]
+    rows = [
+        row(
+            cell(f"{each['step']:,}", each["step"], number=True),
+            *(cell(_told_score(each.get(name), _SCORES[name][1]), number=True) for name in found),
+            cell(clock(each["at"]) if each.get("at") else ""),
+        )
+        for each in shown
+    ]
+    if not rows:
+        return ""
+    told = table(("step", *(_SCORES[name][0] for name in found), "at"), rows, range(1 + len(found)))
+    return details(f"{count(len(rows), 'evaluation')} as a table", tag("div", told, class_="scroll"))
+
+
+def _told_score(value: Any, digits: int) -> str:
+    return f"{value:.{digits}f}" if is_number(value) else ""
+
+
 def checkpoints(story: Story) -> str:
     """The checkpoints that are kept, the newest first."""
     kept = story.get("checkpoints") or ()

@@ -6,6 +6,7 @@ import json
 import random
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ import data.token_pipeline
 from data.config import DataConfig, StoreConfig
 from data.errors import BadShardError, ShardChangedError
 from data.feeder import Feeder, FeedSpec
+from data.known_units import KnownUnits, LeftOut
 from data.local_store import LocalStore
 from data.manifest import build_manifest
 from data.prepare import Pins, prepare_data
@@ -97,8 +99,8 @@ class RawData:
         manifest = build_manifest(config.sources, StoreConfig())
         tokenizer = Tokenizer("bytes", [bytes([value]) for value in range(256)])
         job = TokenizeJob(config, StoreConfig(), tokenizer, LocalStore(str(self.folder / cache)))
-        counts = np.full(manifest.num_units, UNKNOWN)
-        return FeedSpec(manifest, job, SEED, BATCH, MICRO_BATCH, counts, first_step=first_step)
+        known = KnownUnits(np.full(manifest.num_units, UNKNOWN))
+        return FeedSpec(manifest, job, SEED, BATCH, MICRO_BATCH, known, first_step)
 
     def cached(self, cache: str) -> int:
         """Units in a cache."""
@@ -230,8 +232,9 @@ def test_a_step_far_ahead_is_gone_to_and_not_worked_towards(raw: RawData) -> Non
 
 def test_known_counts_are_those_of_the_files(raw: RawData, feed: Feed) -> None:
     feed.step(40)
-    assert feed.call(feed.actor.counts.remote()).tolist() == [len(unit) for unit in raw.sequences(held_out=False)]
-    assert feed.call(feed.actor.skipped.remote()) == {}
+    known = feed.call(feed.actor.known.remote())
+    assert known.counts.tolist() == [len(unit) for unit in raw.sequences(held_out=False)]
+    assert known.skipped == {} and known.left_out == LeftOut(units=len(known.counts))
 
 
 def test_held_out_set_is_that_of_the_files_and_has_nothing_to_do_with_training(raw: RawData, feed: Feed) -> None:
@@ -331,10 +334,9 @@ def test_a_bad_shard_is_skipped_and_counted_where_the_recipe_says_so(tmp_path: P
     assert not any(sample.unit == 8 for sample in line)
     for step in range(steps):
         assert skipping.step(step) == line[step * BATCH : (step + 1) * BATCH]
-    skipped = skipping.call(skipping.actor.skipped.remote())
-    assert list(skipped) == [8] and path in skipped[8]
-    counts = skipping.call(skipping.actor.counts.remote())
-    assert counts[8] == 0
+    known = skipping.call(skipping.actor.known.remote())
+    assert list(known.skipped) == [8] and path in known.skipped[8]
+    assert known.counts[8] == 0
     samples = unpacked(skipping.call(skipping.call(skipping.actor.held_out.remote()).refs))
     assert [(sample.tokens, sample.targets) for sample in samples] == raw.held_out()
 
@@ -408,8 +410,8 @@ class ManyShards(NamedTuple):
         manifest = build_manifest(config.sources, StoreConfig())
         tokenizer = Tokenizer("bytes", [bytes([value]) for value in range(256)])
         job = TokenizeJob(config, StoreConfig(), tokenizer, LocalStore(str(self.folder / cache)))
-        counts = fields.pop("counts", np.full(manifest.num_units, UNKNOWN))
-        return FeedSpec(manifest, job, SEED, BATCH, MICRO_BATCH, counts, **fields)
+        known = KnownUnits(fields.pop("counts", np.full(manifest.num_units, UNKNOWN)))
+        return FeedSpec(manifest, job, SEED, BATCH, MICRO_BATCH, known, **fields)
 
     def case(self) -> Case:
         return Case(SEED, [[len(sequences_of(unit)) for unit in self.units]], [1], 2)
@@ -548,3 +550,42 @@ def test_read_ahead_hands_on_what_it_cannot_get_over(tmp_path: Path) -> None:
         with pytest.raises(ShardChangedError, match=r"lines/00\.txt is missing"):
             reader.stream(0)
     reader.close()
+
+
+def test_what_is_left_out_is_told_alike_when_units_are_read_on_the_way(tmp_path: Path) -> None:
+    """Also after a restart that knows of some units already."""
+    (tmp_path / "pairs").mkdir()
+    for shard in range(5):
+        rows = [("ab" * (1 + n % 3), "x" * (1 + (7 * n + shard) % 40)) for n in range(200)]
+        lines = [json.dumps({"from": read, "to": text}) for read, text in rows]
+        (tmp_path / f"pairs/{shard}.jsonl").write_text("\n".join(lines))
+    fields = {
+        "sources": [{"path": f"{tmp_path}/pairs", "input_column": "from", "text_column": "to"}],
+        "tokenizer": {"kind": "bytes"},
+        "seq_len": 30,
+        "bucket_steps": 1,
+        "shuffle_units": 1,
+        "validation_fraction": 0,
+        "steps": [{"step": "lowercase"}, {"step": "length", "min_chars": 4}],
+    }
+
+    def prepared(prepare: str) -> FeedSpec:
+        config = DataConfig.model_validate({**fields, "prepare": prepare})
+        store = LocalStore(str(tmp_path / prepare))
+        data = prepare_data(config, StoreConfig(), store, Pins(), lambda _: None, lambda *_: None, lambda: None)
+        return FeedSpec(data.manifest, data.job, SEED, BATCH, MICRO_BATCH, data.known())
+
+    expected = prepared("ahead").known
+    assert expected.left_out.too_long > 0 and expected.left_out.steps[1]["documents_removed"] > 0
+    streaming = prepared("streaming")
+    assert streaming.known.left_out == LeftOut()
+
+    first = Feed(streaming)
+    first.step(0)
+    partly = first.call(first.actor.known.remote())
+    assert 0 < partly.left_out.units == (partly.counts != UNKNOWN).sum() < 5
+    later = Feed(replace(streaming, known=partly, first_step=1))
+    later.step(3 * expected.counts.sum() // BATCH)  # in the third epoch: every unit has been read
+    known = later.call(later.actor.known.remote())
+    assert known.counts.tolist() == expected.counts.tolist()
+    assert known.left_out == expected.left_out

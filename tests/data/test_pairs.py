@@ -318,9 +318,9 @@ class TestPrepared:
         if separate:
             assert prepared.job.reads_with.unknown and b"y" not in prepared.job.reads_with.tokens
             assert any(line.startswith("input tokenizer: learned") for line in told)
-        counts = prepared.counts()
-        assert counts.sum() > 72 and "pairs held out" in prepared.summary() and (counts != UNKNOWN).all()
-        return FeedSpec(prepared.manifest, prepared.job, 1, 8, 2, counts)
+        known = prepared.known()
+        assert known.counts.sum() > 72 and "pairs held out" in prepared.summary() and (known.counts != UNKNOWN).all()
+        return FeedSpec(prepared.manifest, prepared.job, 1, 8, 2, known)
 
     def _step(self, feed: Feed, step: int, world_size: int) -> list[MicroBatch]:
         shares = feed.call([feed.actor.share.remote(step, rank, world_size) for rank in range(world_size)])

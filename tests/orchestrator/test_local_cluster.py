@@ -21,7 +21,6 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.sweep
 
 IDLE_S = 5
-STEPS = 1200
 
 
 @pytest.fixture(scope="module")
@@ -65,27 +64,57 @@ def nodes(folder: Path, name: str) -> dict[str, list[dict[str, Any]]]:
     return groups
 
 
-def test_a_run_brings_its_nodes_survives_a_reclaim_and_they_go_when_idle(name: str, tmp_path: Path) -> None:
+def test_runs_bring_nodes_wait_for_them_survive_a_reclaim_and_leave_none(name: str, tmp_path: Path) -> None:
     assert nodes(tmp_path, name).keys() == {"head"}
-    scaling = {"num_workers": 2, "min_workers": 1, "gpus_per_worker": 1, "gpu_resource": GPU_STAND_IN}
-    train = {"steps": STEPS, "schedule": {"name": "constant"}, "global_batch_size": 8}
-    recipe = recipe_in(tmp_path, "reclaimed", train=train)
-    recipe.write_text(json.dumps({**json.loads(recipe.read_text()), "scaling": scaling, "storage": "kept"}))
-    with MantaProcess("submit", recipe.name, "--address", name, folder=tmp_path, environment={}) as submitted:
-        submitted.wait_until(lambda: "waiting for nodes" in submitted.output, "a word about what is waited for")
-        submitted.wait_until(lambda: "step 1/" in submitted.output, "a step")
-        there = nodes(tmp_path, name)
-        assert 1 <= len(there["train"]) <= 3
-        assert all(node["total"] == {"CPU": 1.0, GPU_STAND_IN: 1.0} for node in there["train"])
-        told = manta(tmp_path, "cluster", "reclaim", "train", "--cluster", name, "--grace", "20s")
-        assert "has notice, and 20 s" in told
-        assert submitted.wait(300) == 0, submitted.output
-    # Relative to where the command was given, also for the job.
-    story = json.loads(manta(tmp_path, "show", recipe.name, "--json"))
-    assert story["status"] == "finished" and story["step"] == STEPS
+    # Neither run ends by itself: nothing here depends on how fast this machine trains.
+    first = endless(tmp_path, "first", workers=2, at_least=1)
+    second = endless(tmp_path, "second", workers=3, at_least=3)
+    with submitted(tmp_path, name, first) as training:
+        training.wait_until(lambda: story_of(tmp_path, first)["world_size"] == 2, "two workers")
+        there = nodes(tmp_path, name)["train"]
+        assert 2 <= len(there) <= 3
+        assert all(node["total"] == {"CPU": 1.0, GPU_STAND_IN: 1.0} for node in there)
+        before = len(story_of(tmp_path, first)["disruptions"])
+        said = manta(tmp_path, "cluster", "reclaim", "train", "--cluster", name, "--grace", "20s")
+        assert "has notice, and 20 s" in said
+        training.wait_until(
+            lambda: len(story_of(tmp_path, first)["disruptions"]) > before, "workers that leave the node"
+        )
+        training.wait_until(lambda: story_of(tmp_path, first)["world_size"] == 2, "two workers again")
+        with submitted(tmp_path, name, second) as waiting:
+            waiting.wait_until(lambda: "of at most 3 nodes up" in waiting.output, "a word about what is waited for")
+            assert "waiting for nodes for" in waiting.output and "group train: " in waiting.output
+            manta(tmp_path, "stop", "first", "--address", name)
+            assert training.wait() == 130, training.output
+            waiting.wait_until(lambda: "step 1/" in waiting.output, "its turn")
+            manta(tmp_path, "stop", "second", "--address", name)
+            assert waiting.wait() == 130, waiting.output
+    story = story_of(tmp_path, first)
+    assert story["status"] == "stopped" and story["checkpoints"][-1]["step"] == story["step"] > 0
     assert (story["samples"]["duplicated"], story["samples"]["missing"]) == (0, 0)
     assert [each["replayed_steps"] for each in story["disruptions"]] == [0] * len(story["disruptions"])
     wait_until(lambda: nodes(tmp_path, name).keys() == {"head"}, "idle nodes' end", timeout_s=120)
+
+
+def endless(folder: Path, run: str, workers: int, at_least: int) -> Path:
+    """A recipe of a run of one GPU per worker, that ends when it is stopped."""
+    train = {"steps": 1_000_000, "schedule": {"name": "constant"}, "global_batch_size": 12, "lr": 1e-5}
+    recipe = recipe_in(folder, run, train=train)
+    scaling = {"num_workers": workers, "min_workers": at_least, "gpus_per_worker": 1, "gpu_resource": GPU_STAND_IN}
+    # Its storage is relative to where the command is given, also for the job.
+    recipe.write_text(json.dumps({**json.loads(recipe.read_text()), "scaling": scaling, "storage": "kept"}))
+    return recipe
+
+
+def submitted(folder: Path, name: str, recipe: Path) -> MantaProcess:
+    """`manta submit`, which follows the run."""
+    return MantaProcess("submit", recipe.name, "--address", name, folder=folder, environment={})
+
+
+def story_of(folder: Path, recipe: Path) -> dict[str, Any]:
+    """What `manta show` tells of a run; of one that has not begun, only that it has no workers."""
+    with MantaProcess("show", recipe.name, "--json", folder=folder, environment={}) as show:
+        return json.loads(show.output) if show.wait() == 0 else {"world_size": 0}
 
 
 def test_a_worker_that_no_group_holds_is_refused_at_once(name: str, tmp_path: Path) -> None:

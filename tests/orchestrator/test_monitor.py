@@ -398,6 +398,13 @@ class TestEvaluationBesideTraining:
         monitor.seen_running(2, 3, 0, standing_by=0)
         assert trained(monitor, 2).beside
 
+    def test_scores_of_translations_are_told_too(self, clock: Clock) -> None:
+        monitor, _ = self._monitor(clock)
+        scores = {"val_loss": 2.0, "val_bits_per_byte": 1.5, "val_bleu": 12.345, "val_chrf": 30.0}
+        monitor.evaluated(7, scores, averaged=True)
+        told = "step 7: held-out loss 2.0000, 1.5000 bits per byte, BLEU 12.35, chrF 30.00 (averaged weights)"
+        assert monitor.progress().notes[-1] == told
+
     def test_one_that_fails_is_told_of_and_training_goes_on(self, clock: Clock) -> None:
         monitor, begun = self._monitor(clock)
         monitor.evaluate_beside(JOB, 100, ["weights"], averaged=False)

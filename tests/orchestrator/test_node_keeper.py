@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from data.errors import TransientStoreError
+from data.known_units import KnownUnits
 from data.local_store import LocalStore
 from orchestrator import node_keeper
 from orchestrator.checkpoint import MODEL, OPTIMIZER, CheckpointName, list_checkpoints, tensor_files
@@ -63,7 +64,7 @@ def job_of(store: LocalStore, attempt: int = 1, ema_decay: float | None = None) 
             checkpoint=SimpleNamespace(keep=3),
             observe=SimpleNamespace(tensorboard=True),
         ),
-        feeder=SimpleNamespace(counts=Remote(np.arange(3)), skipped=Remote({})),
+        feeder=SimpleNamespace(known=Remote(KnownUnits(np.arange(3)))),
         monitor=SimpleNamespace(note=Remote(None), saved=Remote(None), keepers=Remote({})),
     )
 

@@ -44,7 +44,7 @@ RECIPE: dict[str, Any] = {
         "label_smoothing": 0.1,
         "schedule": {"name": "inverse_sqrt", "warmup_steps": 10},
     },
-    "eval": {"every_steps": 100, "translate": 20, "beam_size": 2, "language": "de"},
+    "eval": {"every_steps": 100, "translate": 20, "translate_on_the_way": 8, "beam_size": 2, "language": "de"},
 }
 
 
@@ -79,7 +79,7 @@ def trained(folder: Path, recipe: str, kill_after: int | None = None) -> tuple[d
             process.wait_until(lambda: _steps(run) >= kill_after, f"step {kill_after}")
             os.kill(process.pids_of("ray::TrainingWorker")[-1], signal.SIGKILL)
         assert process.wait() == 0, process.output
-        evaluations = re.findall(r"step \d+: held-out loss [\d.]+", process.output)
+        evaluations = re.findall(r"step \d+: held-out loss .*chrF [\d.]+", process.output)
     return json.loads(command("show", recipe, "--json")), evaluations
 
 
@@ -135,8 +135,10 @@ def test_one_worker_and_two_of_which_one_is_killed_end_in_the_same(
         curves = curves_in(Path(store.url_of(TRAIN)))
         assert curves["loss"] == [(row["step"], pytest.approx(row["loss"])) for row in rows]
         held_out = curves_in(Path(store.url_of(HELD_OUT)))
-        assert held_out["loss"] == [(100, pytest.approx(float(evaluations[0].split()[-1]), abs=1e-4)), final(story)]
-        assert held_out["bleu"] == [(STEPS, pytest.approx(story["translations"]["bleu"]))]
+        loss, bleu = (float(number) for number in re.findall(r"(?:loss|BLEU) ([\d.]+)", evaluations[0]))
+        assert held_out["loss"] == [(100, pytest.approx(loss, abs=1e-4)), final(story)]
+        scores = [(100, pytest.approx(bleu, abs=0.01)), (STEPS, pytest.approx(story["translations"]["bleu"]))]
+        assert held_out["bleu"] == scores
     again = json.loads(command("eval", alone, "--json"))
     assert again["val_loss"] == pytest.approx(stories[0]["loss"]["val"], rel=1e-6)
     assert again["val_bleu"] == stories[0]["translations"]["bleu"]

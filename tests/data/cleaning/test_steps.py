@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from data.cleaning import languages, libraries
-from data.cleaning.clean import REPORT_COLUMNS, StepCounts, add_reports, check_steps, clean, told
+from data.cleaning.clean import REPORT_COLUMNS, StepCounts, check_steps, clean, named_rows, told
 from data.cleaning.config import Step, name_of
 from data.cleaning.identity import differences, identity
 from data.errors import CleaningError, InputError
+from data.known_units import LeftOut
 
 _STEPS = TypeAdapter(tuple[Step, ...])
 
@@ -164,7 +165,9 @@ def test_what_each_step_removed_adds_up() -> None:
     assert [result.removed_by for result in results] == [None if r.text else r.removed_by for r in results]
     left = sum(len(result.text or "") for result in results)
     assert sum(map(len, texts)) - sum(row["characters_removed"] for row in rows) == left
-    total = add_reports([rows, [], rows], written)
+    parts = [LeftOut(1, tuple(rows)), LeftOut(1), LeftOut(1, tuple(rows), too_long=3)]
+    assert sum(parts, start=LeftOut()) == LeftOut(3, (parts[0] + parts[2]).steps, 3)
+    total = named_rows((parts[0] + parts[2]).steps, written)
     assert [row["documents"] for row in total] == [10, 10, 8, 6]
     assert [tuple(row) for row in total] == [("step", *REPORT_COLUMNS)] * 4
     assert told(total)[1].startswith("step length: 2 of 10 documents removed, 10 of ")
@@ -173,7 +176,7 @@ def test_what_each_step_removed_adds_up() -> None:
 def test_characters_added_are_said_to_be() -> None:
     counts = StepCounts(1)
     counts.add(clean("我来到", steps("segment")))
-    assert told(add_reports([counts.rows()], steps("segment"))) == [
+    assert told(named_rows(counts.rows(), steps("segment"))) == [
         "step segment zh: 0 of 1 documents removed, 1 of 3 characters added"
     ]
 

@@ -86,6 +86,8 @@ def eventful(steps: int = 600, seed: int = 3) -> dict[str, Any]:
         "bad_steps": [99],
         "skipped_units": {"count": 1, "reasons": ["shard 3 is cut short"]},
         "data_steps": [],
+        "units_read": 3,
+        "pairs_too_long": 0,
         "cleaning": ["step lowercase: 0 of 12 documents removed"],
         "loss": {"train": rows[-1]["loss"], "val": 3.51},
         "val_weights": "averaged",
@@ -134,6 +136,8 @@ def eventful(steps: int = 600, seed: int = 3) -> dict[str, Any]:
                 "at": rows[step - 1]["at"] + 1,
                 "val_loss": 3.3 + 5 * math.exp(-step / 90),
                 "val_bits_per_byte": 2.0,
+                "val_bleu": 31.25 * step / steps,
+                "val_chrf": 50.5 * step / steps,
             }
             for step in range(100, steps + 1, 100)
         ],
@@ -242,7 +246,8 @@ _disruptions = st.fixed_dictionaries(
     }
 )
 _evaluations = st.fixed_dictionaries(
-    {"step": st.integers(1, 14), "at": st.none() | _moments, "val_loss": _numbers, "val_bits_per_byte": _numbers}
+    {"step": st.integers(1, 14), "at": st.none() | _moments, "val_loss": _numbers, "val_bits_per_byte": _numbers},
+    optional={"val_bleu": _numbers, "val_chrf": _numbers},
 )
 
 

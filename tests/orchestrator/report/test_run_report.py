@@ -57,7 +57,7 @@ def test_the_page_of_an_eventful_run_has_all_its_parts() -> None:
     ids = {attributes.get("id") for _, attributes in page.elements}
     assert all(set((chart["aria-labelledby"] or "").split()) <= ids for chart in charts)
     # In two sizes: loss, its logarithm, time, steps, seconds, overhead; and learning rate, norm and speed.
-    assert len(charts) == 2 * 6 + 3
+    assert len(charts) == 2 * 6 + 4
     text = html(eventful())
     for told in ("31.25", "BLEU over 500", "the disk is full", "shard 3 is cut short", "python 3.11.9", "step 99"):
         assert told in text
