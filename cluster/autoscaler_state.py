@@ -49,7 +49,6 @@ class AutoscalerState:
         starting: nodes asked for that have not joined yet, by group, and what their provider says of each.
         failures: launches that failed in the last minutes, the newest first: group, seconds ago, why.
         demands: what waits for room: a bundle of resources, and how many of it.
-        asked: what there is to be room for in all, in use or not, in the same form.
         is_looked_after: whether an autoscaler brings nodes.
     """
 
@@ -57,7 +56,6 @@ class AutoscalerState:
     starting: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     failures: tuple[tuple[str, float, str], ...] = ()
     demands: tuple[tuple[Mapping[str, float], int], ...] = ()
-    asked: tuple[tuple[Mapping[str, float], int], ...] = ()
     is_looked_after: bool = True
 
     def up(self) -> Counter[str]:
@@ -100,7 +98,6 @@ def state_of(status: Any, now: float) -> AutoscalerState:
         starting={group: tuple(details) for group, details in starting.items()},
         failures=tuple(sorted(failures, key=lambda failure: failure[1])),
         demands=_bundles(*demand.placement_group_demand, *demand.ray_task_actor_demand),
-        asked=_bundles(*demand.cluster_constraint_demand),
         is_looked_after=status.stats.autoscaler_version is not None,
     )
 
@@ -140,17 +137,19 @@ def why_waiting(state: AutoscalerState, groups: Sequence[GroupLimits], per_worke
     groups = groups or [GroupLimits(name, per_worker, 0) for name in sorted(seen)]
     if not groups:
         return "its autoscaler has not begun to start any node"
-    fitting = [group for group in groups if _fits(per_worker, group)]
-    if not fitting:
+    able = [group for group in groups if fitting(group, per_worker)]
+    if not able:
         largest = "; ".join(f"{group.name} {_told(group.resources)}" for group in groups)
         return f"no group has nodes that hold a worker of {_told(per_worker)}: {largest}"
     up = state.up()
-    return "; ".join(_told_of_group(group, up[group.name], state) for group in fitting)
+    return "; ".join(_told_of_group(group, up[group.name], state) for group in able)
 
 
 def _told_of_group(group: GroupLimits, up: int, state: AutoscalerState) -> str:
     line = f"group {group.name}: {up} " + (f"of at most {group.most} nodes up" if group.most else "nodes up")
     coming = state.starting.get(group.name, ())
+    if group.most:  # Ray goes on for a moment counting as starting what has joined
+        coming = coming[: max(0, group.most - up)]
     if coming:
         line += f", {len(coming)} starting" + _said(coming)
     failed = next((failure for failure in state.failures if failure[0] == group.name), None)
@@ -166,13 +165,9 @@ def _said(details: Iterable[str]) -> str:
     return f" ({'; '.join(said)})" if said else ""
 
 
-def any_fits(groups: Iterable[GroupLimits], need: Mapping[str, float]) -> bool:
-    """Whether a node of some group would hold `need`."""
-    return any(_fits(need, group) for group in groups)
-
-
-def _fits(need: Mapping[str, float], group: GroupLimits) -> bool:
-    return all(group.resources.get(kind, 0.0) >= amount for kind, amount in need.items())
+def fitting(group: GroupLimits, need: Mapping[str, float]) -> int:
+    """How many of what needs so much a node of the group holds."""
+    return min(int(group.resources.get(kind, 0.0) // amount) for kind, amount in need.items() if amount > 0)
 
 
 def _told(resources: Mapping[str, float]) -> str:

@@ -1,15 +1,25 @@
-"""Tells Ray's autoscaler how many nodes are wanted.
+"""Tells Ray's autoscaler what nodes are wanted, by what waits for room.
 
-An actor that is placed on one node by hard affinity waits for that node and no other, so it is no demand to the
-autoscaler. What is wanted is said in so many words instead, as public `ray.autoscaler.sdk.request_resources` does it,
-or shown by tasks that wait.
+A worker is placed on one node by hard affinity: it waits for that node and no other, and is no demand to the
+autoscaler. What is wanted is shown by tasks and placement groups that wait, each of which the autoscaler looks after by
+itself. `ray.autoscaler.sdk.request_resources` does not do: what all programs of a cluster ask for with it is one
+request, which Ray 2.60 fulfils whole or not at all, so that whoever wants more than there may be keeps nodes from all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
+
+HELD_S, AGAIN_S = 0.5, 1.0
+"""Seconds for which room that has come may be held, and for which it is then left to whoever looks for it, before it is
+waited for again."""
+
+Gang = tuple[Mapping[str, float], ...]
+"""Resources of places that are of use only together."""
 
 
 def place_of(resources: Mapping[str, float]) -> dict[str, Any]:
@@ -18,58 +28,127 @@ def place_of(resources: Mapping[str, float]) -> dict[str, Any]:
     return {"num_cpus": resources.get("CPU", 0), "num_gpus": resources.get("GPU", 0), "resources": others}
 
 
-def ask_for_nodes(places: int, each: Mapping[str, float]) -> None:
-    """Have the autoscaler keep room for so many workers in all, those that run included.
+class _Demand:
+    """What is of use only where an autoscaler looks after the cluster; asked once, as that takes a moment."""
 
-    It holds until the next call, for the whole cluster: whoever calls last is who is heard. Nodes that are needed for
-    it are not let go, idle or not; with 0 places each goes when it has been idle for long enough. In a cluster without
-    an autoscaler nothing comes of it.
+    _brings_nodes: bool | None = None
 
-    Args:
-        places: workers there is to be room for.
-        each: resources of one, such as {"CPU": 1}.
-    """
-    from ray.autoscaler.sdk import request_resources
-
-    request_resources(bundles=[dict(each)] * places)
-
-
-class Knock:
-    """Has nodes come for so many workers, ahead of their need, where an autoscaler brings nodes.
-
-    Tasks that do nothing wait for the workers' resources. They reserve nothing, so whoever needs a place sooner has it,
-    and where there is room they are over at once.
-    """
-
-    def __init__(self, places: int, each: Mapping[str, float]) -> None:
+    def _is_of_use(self) -> bool:
         import ray
 
         from cluster.autoscaler_state import look
 
-        is_looked_after = False
-        with suppress(Exception):  # Ray's own, where it is slow to answer; the workers' controller asks later
-            is_looked_after = look(ray.get_runtime_context().gcs_address).is_looked_after
-        task = ray.remote(_nothing).options(**place_of(each), max_retries=0)
-        self._waiting = [task.remote() for _ in range(places)] if is_looked_after else []
+        if self._brings_nodes is None:
+            with suppress(Exception):  # Ray's own, where it is slow to answer; asked again the next time
+                self._brings_nodes = look(ray.get_runtime_context().gcs_address).is_looked_after
+        return bool(self._brings_nodes)
 
-    def end(self) -> None:
-        """Whoever needs the nodes asks for them from now on; those that are on their way come."""
+
+class Knock(_Demand):
+    """Has nodes come for workers each of which is of use by itself, where an autoscaler brings nodes.
+
+    Tasks that do nothing wait for the workers' resources. They reserve nothing, so whoever needs a place sooner has it,
+    and where there is room they are over at once.
+
+    Args:
+        each: resources of a worker.
+    """
+
+    def __init__(self, each: Mapping[str, float]) -> None:
+        self._each = dict(each)
+        self._waiting: list[Any] = []
+
+    def want(self, places: int) -> None:
+        """Have so many tasks wait; called again and again, as those that are over are no longer counted."""
         import ray
 
-        for each in self._waiting:
-            ray.cancel(each)
-        self._waiting = []
+        if self._waiting:
+            _, self._waiting = ray.wait(self._waiting, num_returns=len(self._waiting), timeout=0)
+        for surplus in self._waiting[max(0, places) :]:
+            ray.cancel(surplus)  # nodes that are on their way for it come
+        del self._waiting[max(0, places) :]
+        if places > len(self._waiting) and self._is_of_use():
+            # "DEFAULT": else one from within a trial of Ray Tune would wait for the trial's own resources.
+            task = ray.remote(_nothing).options(**place_of(self._each), max_retries=0, scheduling_strategy="DEFAULT")
+            self._waiting += [task.remote() for _ in range(places - len(self._waiting))]
 
 
 def _nothing() -> None:
     """Body of a task that is only to wait for its place."""
 
 
-@contextmanager
-def nodes_asked_for(places: int, each: Mapping[str, float]) -> Iterator[None]:
-    """Ask inside the block, and for nothing after it, however it is left."""
-    ask_for_nodes(places, each)
-    try:
-        yield
-    finally:
-        ask_for_nodes(0, each)
+class Gangs(_Demand):
+    """Has nodes come for groups of workers that are of use only as a whole, where an autoscaler brings nodes.
+
+    A placement group that waits reserves nothing. Once its room is there it has it for a moment only, and then leaves
+    it to whoever looks for room: nobody ever holds one place while waiting for another.
+
+    Args:
+        name: of the placement groups; `remove_gangs` removes what a process that died has left behind.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name, self._made = name, 0
+        self._waiting: list[tuple[Gang, Any]] = []
+        self._was_there_at = float("-inf")
+
+    def let_go(self) -> bool:
+        """Give back the room that has come; returns whether any had, which the cluster takes a moment to see."""
+        from ray.util import placement_group_table
+
+        with _changing:
+            there = [each for each in self._waiting if placement_group_table(each[1])["state"] != "PENDING"]
+            for waiting in there:
+                self._was_there_at = time.monotonic()
+                self._remove(waiting)
+        return bool(there)
+
+    def want(self, gangs: Sequence[Gang]) -> None:
+        """Have these wait and no others; called again and again, as those whose room has come wait no longer."""
+        from ray.util import placement_group
+
+        self.let_go()
+        with _changing:
+            missing = list(gangs)
+            for waiting in list(self._waiting):
+                if waiting[0] in missing:
+                    missing.remove(waiting[0])
+                else:
+                    self._remove(waiting)
+            if not missing or time.monotonic() - self._was_there_at < AGAIN_S or not self._is_of_use():
+                return
+            is_first = not self._waiting
+            for gang in missing:
+                self._made += 1  # Ray has no two groups of one name
+                group = placement_group([dict(each) for each in gang], name=f"{self._name}/{self._made}")
+                self._waiting.append((gang, group))
+            if is_first:
+                threading.Thread(target=self._let_go_in_time, name="let-go", daemon=True).start()
+
+    def _let_go_in_time(self) -> None:
+        """Whoever wants them may be long in coming again."""
+        with suppress(Exception):  # Ray is gone, and they with it
+            while self._waiting:
+                self.let_go()
+                time.sleep(HELD_S)
+
+    def _remove(self, waiting: tuple[Gang, Any]) -> None:
+        from ray.util import remove_placement_group
+
+        self._waiting.remove(waiting)
+        remove_placement_group(waiting[1])
+
+
+_changing = threading.RLock()
+"""One for all: what holds it is short, and a `Gangs` is pickled."""
+
+
+def remove_gangs(name: str) -> None:
+    """Remove what is left of the placement groups of that name: those of an actor that died live as long as its job."""
+    from ray import PlacementGroupID
+    from ray.util import placement_group_table, remove_placement_group
+    from ray.util.placement_group import PlacementGroup
+
+    for key, group in placement_group_table().items():
+        if group["name"].startswith(f"{name}/") and group["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(key))))

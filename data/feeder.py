@@ -22,7 +22,7 @@ from data.known_units import KnownUnits
 from data.manifest import Manifest
 from data.packing import Batching, MicroBatch, PackedBatching, UnitStream
 from data.pairs import InputBatch, PairBatching, input_batches
-from data.sample_order import CountsUnknownError, Ints, SampleOrder, Samples
+from data.sample_order import UNKNOWN, CountsUnknownError, Ints, SampleOrder, Samples
 from data.token_pipeline import ReadAhead, tokenized_units_in_chunks
 from data.tokenized_unit import TokenizeJob, documents_of, stream_columns, unit_stream
 from data.tokenizer import Tokenizer
@@ -195,6 +195,10 @@ class Feeder:
         """What is known of the units by now."""
         with self._changed:
             return self._known.copy()
+
+    async def knows_all(self) -> bool:
+        """Whether every unit has been tokenized."""
+        return bool((self._known.counts != UNKNOWN).all())
 
     async def mean_lengths(self) -> tuple[float, float] | None:
         """Tokens of an input and of a text, mean over the pairs made so far; None where there are none."""

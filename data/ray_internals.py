@@ -81,11 +81,13 @@ class Room(NamedTuple):
         free: workers that fit into what is free.
         total: workers that would fit if nobody else used the cluster; has every node there is.
         draining: nodes that are about to go.
+        beside: tasks of one CPU that would fit beside all those workers.
     """
 
     free: Counter[str]
     total: Counter[str]
     draining: frozenset[str]
+    beside: int = 0
 
 
 def look_for_room(per_worker: Mapping[str, float], *, probe: bool = False) -> Room:
@@ -104,29 +106,14 @@ def look_for_room(per_worker: Mapping[str, float], *, probe: bool = False) -> Ro
     if probe:
         with ThreadPoolExecutor(PROBES) as pool:
             answering = list(pool.map(_answers, nodes))
-    free, total = Counter[str](), Counter[str]()
+    free, total, beside = Counter[str](), Counter[str](), 0
     for node, answers in zip(nodes, answering, strict=True):
         name = node["NodeID"]
         if answers and name not in draining:
             free[name] = _fitting(available.get(name, {}), per_worker)
             total[name] = _fitting(node["Resources"], per_worker)
-    return Room(free, total, draining)
-
-
-def ask_for_places(requester: str, bundles: list[dict[str, float]], expire_after_s: float) -> None:
-    """Have the autoscaler, where there is one, bring nodes for `bundles`; none takes an earlier request back.
-
-    Through the actor that adds up what everybody asks for: `request_resources` knows only its last caller.
-    """
-    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
-        get_or_create_autoscaling_coordinator,
-    )
-
-    coordinator = get_or_create_autoscaling_coordinator()  # type: ignore[no-untyped-call]
-    if bundles:
-        coordinator.request_resources.remote(requester_id=requester, resources=bundles, expire_after_s=expire_after_s)
-    else:
-        coordinator.cancel_request.remote(requester)
+            beside += int(node["Resources"].get("CPU", 0) - total[name] * per_worker.get("CPU", 0))
+    return Room(free, total, draining, beside)
 
 
 HEAD_NODE = "node:__internal_head__"

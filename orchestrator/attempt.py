@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -15,25 +14,24 @@ from typing import Any
 import ray
 import ray.train
 
-from cluster.autoscaler_state import AutoscalerState, any_fits, look, why_waiting
+from cluster.demand import remove_gangs
 from cluster.local_ray import joins_cluster
-from cluster.node_environment import group_limits
-from cluster.spec import GPU_STAND_IN
 from data.errors import MantaError, TransientStoreError
 from data.feeder import Feeder
 from data.prepare import PreparedData
-from data.ray_internals import driver_node_id, look_for_room, on_node, quiet_driver, root_cause
-from data.sample_order import UNKNOWN
+from data.ray_internals import driver_node_id, on_node, quiet_driver, root_cause
 from data.shard_file import filesystem_for
+from orchestrator.cluster_size import refuse_small_cluster
 from orchestrator.config import resolved
 from orchestrator.console import Console
-from orchestrator.errors import ClusterTooSmallError, FencedError
+from orchestrator.errors import FencedError
 from orchestrator.evaluation_beside import EvaluationBeside, has_room_beside
-from orchestrator.failures import Retry, Size, in_our_words, one_line
+from orchestrator.failures import Retry, Size, Tokenizes, in_our_words, one_line
 from orchestrator.job import TrainJob, prepare_worker, train_worker
 from orchestrator.monitor import Monitor, Progress
 from orchestrator.node_keeper import NodeKeeper
 from orchestrator.node_memory import forget_attempt
+from orchestrator.node_wait import NodeWait
 from orchestrator.node_watch import NodeWatch
 from orchestrator.observe.flops import Flops
 from orchestrator.observe.observer import Observer
@@ -89,11 +87,11 @@ def run_attempt(
         KeyboardInterrupt: asked to stop; everything done is saved.
         MantaError: what ended the loop, or that a worker died.
     """
-    refuse_small_cluster(run)
+    refuse_small_cluster(run.config.scaling)
     quiet_driver()
     feeder, monitor = start_actors(run, data)
     job = train_job(run, fence, data, feeder, monitor, poll_s)
-    trainer = _Trainer(run, job, places_to_tokenize_in(data))
+    trainer = _Trainer(run, job)
     observer = Observer(run, console.line)
     life = _Life(fence, console, run, observer, Flops(run.config, job.vocabulary, feeder))
     monitor.keeper_of.remote(driver_node_id(), job)  # here most of the time; elsewhere, when a worker asks
@@ -126,6 +124,8 @@ def run_attempt(
     finally:
         observer.close("failed")
         free_memory(monitor)
+        if joins_cluster():
+            remove_gangs(gangs_of(job))
         forget_attempt(run.store.url_of(""), job.attempt)
         with suppress(MantaError):
             run.store.delete_prefix(RAY_TRAIN_FOLDER)
@@ -158,39 +158,6 @@ def free_memory(monitor: Any) -> None:
         ray.wait(discarding, num_returns=len(discarding), timeout=DISCARD_S)
 
 
-def refuse_small_cluster(run: Run) -> None:
-    """Raises ClusterTooSmallError if workers and tokenization can never run at once, however far the cluster grows, or
-    no node of it will ever hold a worker."""
-    scaling, groups, state = run.config.scaling, group_limits(), AutoscalerState(is_looked_after=False)
-    if joins_cluster():
-        try:
-            state = look(ray.get_runtime_context().gcs_address)
-        except Exception:  # Ray's own: a cluster that is slow to answer is not to be refused for that
-            return
-    if state.is_looked_after and not groups:  # nobody knows what may come
-        return
-    if groups and not look_for_room(scaling.per_worker).total.total() and not any_fits(groups, scaling.per_worker):
-        raise ClusterTooSmallError(f"No worker fits: {why_waiting(state, groups, scaling.per_worker)}.")
-    if scaling.fewest < scaling.most:  # nodes come and go: one that is not there may come
-        return
-    may_have = Counter[str]()
-    for group in groups:
-        may_have.update({kind: group.most * each for kind, each in group.resources.items()})
-    have = may_have | Counter(ray.cluster_resources())  # type: ignore[no-untyped-call]
-    for kind, each in scaling.per_worker.items():
-        count = scaling.most * each + (kind == "CPU")
-        if have[kind] < count:
-            stand_in = kind == "GPU" and GPU_STAND_IN in have
-            hint = f", or, as there is {GPU_STAND_IN}, set scaling.gpu_resource={GPU_STAND_IN}" if stand_in else ""
-            raise ClusterTooSmallError(
-                f"The cluster has {have[kind]:g} {kind}s, and the run needs {count:g}: "
-                f"{scaling.most} workers of {scaling.cpus_per_worker} CPUs and {scaling.gpus_per_worker} GPUs, "
-                f"and a CPU to tokenize with. "
-                f"Lower scaling.num_workers or scaling.{'cpus' if kind == 'CPU' else 'gpus'}_per_worker, or add "
-                f"nodes{hint}."
-            )
-
-
 def start_actors(run: Run, data: PreparedData) -> tuple[Any, Any]:
     """Feeder and monitor, on the driver's own node, which is the last to be reclaimed."""
     here = {"num_cpus": 0, **on_node(driver_node_id())}
@@ -203,15 +170,14 @@ def start_actors(run: Run, data: PreparedData) -> tuple[Any, Any]:
         config.scaling.most,
         config.train.micro_batches_per_step,
         EXPECTED_RESTART_S,
-        kept_free=places_to_tokenize_in(data),
     )
     evaluate = EvaluationBeside if has_room_beside(config) else None
     return feeder, ray.remote(Monitor).options(**here).remote(scaling, config.train.steps, start_keeper, evaluate)
 
 
-def places_to_tokenize_in(data: PreparedData) -> int:
-    """Places that no worker takes, where data is tokenized on the way."""
-    return int((data.counts() == UNKNOWN).any())
+def gangs_of(job: TrainJob) -> str:
+    """Name of the placement groups that wait for room for the attempt's workers."""
+    return f"manta {job.config.run} attempt {job.attempt}"
 
 
 def start_keeper(node_id: str, job: TrainJob) -> Any:
@@ -243,14 +209,15 @@ def train_job(run: Run, fence: Fence, data: PreparedData, feeder: Any, monitor: 
 class _Trainer(threading.Thread):
     """Ray Train's `fit()`. In a thread, because it takes Ctrl-C for itself when it runs in the main one."""
 
-    def __init__(self, run: Run, job: TrainJob, kept_free: int) -> None:
+    def __init__(self, run: Run, job: TrainJob) -> None:
         super().__init__(name="trainer", daemon=True)
         scaling = run.config.scaling
         filesystem, path = filesystem_for(run.store.url_of(RAY_TRAIN_FOLDER.rstrip("/")), run.config.store)
         self._trainer = WorkerGroupTrainer(
             train_worker,
             own_cluster=not joins_cluster(),
-            kept_free=kept_free,
+            wait=NodeWait(gangs_of(job), scaling.per_worker, scaling.fewest, scaling.most),
+            tokenizes=Tokenizes(job.feeder),
             retry=Retry(job.monitor),
             size=Size(job.monitor),
             prepare=partial(prepare_worker, run.config),

@@ -55,23 +55,49 @@ class Size:
         self._monitor = monitor
         self._answer: ray.ObjectRef[Wish] | None = None
 
-    def when_idle(self, free: int, total: int, ready: int) -> tuple[int, float] | None:
+    def when_idle(self, free: int, total: int, ready: int, kept_free: int) -> tuple[int, float] | None:
         """See `Monitor.workers_to_start`."""
-        decision: tuple[int, float] | None = ray.get(self._monitor.workers_to_start.remote(free, total, ready))
+        asked = self._monitor.workers_to_start.remote(free, total, ready, kept_free)
+        decision: tuple[int, float] | None = ray.get(asked)
         return decision
 
-    def when_running(self, workers: int, slots: int, on_draining: int, standing_by: int) -> Wish:
+    def when_running(self, workers: int, slots: int, on_draining: int, standing_by: int, kept_free: int) -> Wish:
         """What `Monitor.seen_running` has answered to the look before this one; does not wait."""
         wish = Wish()
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
             wish, self._answer = ray.get(self._answer), None
         if self._answer is None and not wish.hung:  # what is asked now would be answered before the end is known
-            self._answer = self._monitor.seen_running.remote(workers, slots, on_draining, standing_by)
+            self._answer = self._monitor.seen_running.remote(workers, slots, on_draining, standing_by, kept_free)
         return wish
 
     def reached(self, phase: str) -> None:
         """See `Monitor.reached`; does not wait."""
         self._monitor.reached.remote(phase)
+
+
+class Tokenizes:
+    """Asked by Ray Train's controller, in its own process, whether units are left to be tokenized on the way."""
+
+    def __init__(self, feeder: Any) -> None:
+        self._feeder = feeder
+        self._is_done = False
+        self._answer: ray.ObjectRef[bool] | None = None
+
+    def __call__(self) -> bool:
+        """What the feeder has answered to the question before this one; does not wait."""
+        if not self._is_done:
+            if self._answer is None:
+                self._answer = self._feeder.knows_all.remote()
+            elif ray.wait([self._answer], timeout=0)[0]:
+                self._is_done, self._answer = self._answered(self._answer), None
+        return not self._is_done
+
+    @staticmethod
+    def _answered(answer: ray.ObjectRef[bool]) -> bool:
+        try:
+            return ray.get(answer)
+        except ray.exceptions.RayError:  # it is made anew, or the run ends
+            return False
 
 
 def cause_of(error: BaseException) -> tuple[Cause, str]:

@@ -275,8 +275,11 @@ class Monitor:
         """Controller: the places counted on were not to be had; somebody else has them."""
         self.note("the workers did not start: somebody else has their places")
 
-    def workers_to_start(self, free: int, total: int, ready: int) -> tuple[int, float] | None:
+    def workers_to_start(self, free: int, total: int, ready: int, kept_free: int = 0) -> tuple[int, float] | None:
         """Controller: no worker runs, `free` of `total` places for them are free, `ready` have a living one already.
+
+        Args:
+            kept_free: see `Situation`.
 
         Returns:
             workers to start, and seconds after which their start is taken to hang; None: none for now.
@@ -290,7 +293,7 @@ class Monitor:
         is_first = progress.restored_step is None
         if is_first and free < min(total, self._scaling.max_workers) and now - self._failed_at < SETTLING_S:
             return None
-        decision = self._scaling.when_idle(Situation(now, 0, free, standing_by=ready))
+        decision = self._scaling.when_idle(Situation(now, 0, free, standing_by=ready, kept_free=kept_free))
         if isinstance(decision, Start):
             self._waiting_for, self._started_at = "", now
             if progress.phase == "waiting":
@@ -308,11 +311,11 @@ class Monitor:
         if self._progress.disruptions and self._progress.phase in ("restarting", "waiting"):
             self._progress.disruptions[-1].reached(phase, self._now())
 
-    def seen_running(self, workers: int, slots: int, on_draining: int, standing_by: int) -> Wish:
+    def seen_running(self, workers: int, slots: int, on_draining: int, standing_by: int, kept_free: int = 0) -> Wish:
         """Controller: what it sees of the workers and of the cluster; see `GroupSize.when_running`.
 
         Returns:
-            whether workers are to be killed as they hang, and how many are to stand by.
+            whether workers are to be killed as they hang, how many are to stand by, and for how many nodes should come.
         """
         progress, now = self._progress, self._now()
         row = progress.row if self._has_told and progress.phase == "training" else {}
@@ -322,9 +325,9 @@ class Monitor:
         if self._wishes.pause or progress.phase != "training" or row.get("world_size") != workers:
             return Wish()
         left = self._steps - row["step"]
-        seen = Situation(now, workers, slots, on_draining, standing_by, row["step_s"], left)
-        decision = self._scaling.when_running(seen)
-        is_room = self._scaling.spare(workers, slots, standing_by) > 0
+        seen = Situation(now, workers, slots, on_draining, standing_by, row["step_s"], left, kept_free)
+        decision, wanted = self._scaling.when_running(seen), self._scaling.wanted(seen)
+        is_room = self._scaling.spare(seen) > 0
         beside = self._evaluate is not None and self._evaluating is None and is_room
         self._wishes = self._wishes._replace(beside=beside)
         if isinstance(decision, Save) and decision.why != self._saved_because:
@@ -339,8 +342,8 @@ class Monitor:
             if not self._preparing_for:
                 self._decide(f"preparing {decision.newcomers} workers more while {workers} train: {decision.why}")
             self._preparing_for = decision.why
-            return Wish(stand_by=decision.newcomers)
-        return Wish()
+            return Wish(stand_by=decision.newcomers, wanted=wanted)
+        return Wish(wanted=wanted)
 
     def saved(self, step: int, at: float) -> None:
         """A keeper, or rank 0 of what it went on from: there is a checkpoint of `step`, from `at`."""

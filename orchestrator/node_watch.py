@@ -7,11 +7,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
+from orchestrator.node_wait import TOKENIZING
+
 LOOK_EVERY_S, REPEAT_S, PATIENCE_S = 2.0, 30.0, 3.0
 """Seconds from one look at the cluster to the next; until the same is said again; and of waiting that nobody minds."""
-
-TOKENIZING = {"CPU": 1.0}
-"""What a task that tokenizes takes."""
 
 
 class NodeWatch:
@@ -72,5 +71,5 @@ def _look_on(watch: NodeWatch, ended: threading.Event) -> None:
             continue
         with suppress(Exception):  # a cluster that does not answer now may do so later; others say when it is gone
             state = look(ray.get_runtime_context().gcs_address)
-            waiting = bool(state.demands or state.asked or state.starting)
+            waiting = bool(state.demands or state.starting)
             watch.saw(waiting, why_waiting(state, group_limits(), need) if waiting else "")

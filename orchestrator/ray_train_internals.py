@@ -30,6 +30,7 @@ from ray.train.v2._internal.util import invoke_context_managers
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from data.ray_internals import Room, look_for_room, root_cause
+from orchestrator.node_wait import NodeWait
 from orchestrator.worker_pool import DEATHS, GroupSize, StartTimeoutError, WorkerPool, WorkersHung
 
 IDLE_LOOK_S = 0.25
@@ -54,26 +55,28 @@ class WorkerGroupTrainer(DataParallelTrainer):
     imports Ray Data in every worker, also where there are none: seconds and megabytes, for a run with its own feeder.
 
     Args:
-        own_cluster: the cluster ends with this process, and nobody has to be asked for nodes.
+        own_cluster: the cluster ends with this process: nobody else is there, and no nodes come.
+        wait: how the workers have nodes come for them.
         retry: asked whether a worker group that failed with this error is started again; its second argument is
             whether a node with workers has gone. Picklable, since the controller asks it in its own process.
         size: asked how many workers there are to be; picklable likewise.
         prepare: see `WorkerPool`.
-        kept_free: places that nodes are asked for beside the workers', see `ScalingPolicy`.
+        tokenizes: asked whether a CPU beside the workers is needed to tokenize with; picklable likewise.
     """
 
     def __init__(
         self,
         *args: Any,
         own_cluster: bool,
+        wait: NodeWait,
         retry: Callable[[BaseException, bool], bool],
         size: GroupSize,
         prepare: Callable[[], None],
-        kept_free: int,
+        tokenizes: Callable[[], bool],
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._asked = AskedSize(self.scaling_config, size, prepare, own_cluster, kept_free)
+        self._asked = AskedSize(self.scaling_config, size, prepare, own_cluster, wait, tokenizes)
         self._retry = retry
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -103,11 +106,16 @@ class AskedSize(FixedScalingPolicy):
     """What Ray Train's controller asks for a number of workers; it has them ready, too."""
 
     def __init__(
-        self, scaling_config: Any, size: GroupSize, prepare: Callable[[], None], own_cluster: bool, kept_free: int = 0
+        self,
+        scaling_config: Any,
+        size: GroupSize,
+        prepare: Callable[[], None],
+        own_cluster: bool,
+        wait: NodeWait,
+        tokenizes: Callable[[], bool],
     ) -> None:
         super().__init__(scaling_config)
-        self._kept_free = kept_free
-        self.size, self._own_cluster = size, own_cluster
+        self.size, self._own_cluster, self._wait, self._tokenizes = size, own_cluster, wait, tokenizes
         self._per_worker = scaling_config._resources_per_worker_not_none
         self.pool = WorkerPool(self._per_worker, prepare)
         self._lost, self._lost_at = Counter[str](), 0.0
@@ -118,7 +126,7 @@ class AskedSize(FixedScalingPolicy):
         """In the controller's process: its worker groups have their workers from the pool from now on."""
         TrainController.worker_group_cls = PooledGroup
         _here.append(self)
-        if not self._own_cluster:  # asks the coordinator of autoscaling for the workers' resources
+        if not self._own_cluster:  # tells Ray Data, through Ray's coordinator, which places are not for its tasks
             super().after_controller_start(train_run_context)
 
     async def before_controller_shutdown(self) -> None:
@@ -139,6 +147,9 @@ class AskedSize(FixedScalingPolicy):
     def make_decision_for_non_running_worker_group(self) -> NoopDecision | ResizeDecision:
         """Settle what is left of the last group, and ask for the size of the next."""
         self._stop_watching()
+        if self._wait.let_go():
+            time.sleep(IDLE_LOOK_S)
+            return NoopDecision()
         room, self._seen = self._seen or self._room(probe=True), None
         self.pool.keep(room.total)  # first: who is on a node that is gone would be waited for
         lost = self.pool.leave_group()
@@ -150,10 +161,13 @@ class AskedSize(FixedScalingPolicy):
         seats = {
             node: min(total, room.free[node] + have[node] + self._lost[node]) for node, total in room.total.items()
         }
-        decision = self.size.when_idle(sum(seats.values()), sum(room.total.values()), self.pool.ready())
+        kept_free = self._kept_free(room)
+        decision = self.size.when_idle(sum(seats.values()), sum(room.total.values()), self.pool.ready(), kept_free)
         if decision is None:
+            self._wait.for_start(sum(seats.values()), sum(have.values()), kept_free)
             time.sleep(IDLE_LOOK_S)  # the controller asks again at once
             return NoopDecision()
+        self._wait.is_over()
         workers, patience_s = decision
         self.pool.fill(workers, seats)
         self.size.reached("placement")
@@ -177,16 +191,24 @@ class AskedSize(FixedScalingPolicy):
         seats = {node: room.free[node] + have[node] for node in room.total}
         on_draining = sum(count for node, count in self.pool.group_nodes().items() if node in room.draining)
         ready = sum(member.is_ready() for member in standing_by)
-        wish = self.size.when_running(self.pool.in_group, sum(seats.values()), on_draining, ready)
+        kept_free = self._kept_free(room)
+        wish = self.size.when_running(self.pool.in_group, sum(seats.values()), on_draining, ready, kept_free)
         if wish.hung:
             where = ", ".join(f"rank {rank} on node {node[:NODE_ID_SHOWN]}" for rank, node in self.pool.kill_silent())
             raise WorkersHung(f"{wish.hung}; killed: {where}")
         if wish.stand_by > len(standing_by):
             self.pool.fill(self.pool.in_group + wish.stand_by, seats)
+        if wish.wanted is not None:
+            held = sum(have[node] for node in room.total)
+            self._wait.for_running(wish.wanted, self.pool.in_group, sum(seats.values()), held, kept_free)
         return NoopDecision()
 
+    def _kept_free(self, room: Room) -> int:
+        return int(not room.beside and self._tokenizes())
+
     def _get_num_workers_for_resource_request(self) -> int:
-        return super()._get_num_workers_for_resource_request() + self._kept_free
+        # Only places that are there: a request that cannot be fulfilled keeps nodes from everybody, see cluster.demand.
+        return sum(self.pool.nodes().values())
 
     def _maybe_send_resource_request(self) -> None:
         if not self._own_cluster:
@@ -206,6 +228,7 @@ class AskedSize(FixedScalingPolicy):
 
     def _end(self) -> None:
         self._stop_watching()
+        self._wait.end()
         self.pool.end()
 
 

@@ -115,7 +115,8 @@ class RayWhenNeeded:
                 self._stack.enter_context(ray_cluster(num_cpus, num_gpus))
                 self._started = True
                 if joins_cluster():
-                    self._knock = Knock(workers, self._scaling.per_worker)
+                    self._knock = Knock(self._scaling.per_worker)
+                    self._knock.want(workers)
 
     def begin(self) -> None:
         """Start in the background; what goes wrong there is found again, and said, by the call that needs Ray."""
@@ -130,7 +131,7 @@ class RayWhenNeeded:
     def knocked(self) -> None:
         """The workers' own controller asks for nodes from now on."""
         if self._knock is not None:
-            self._knock.end()
+            self._knock.want(0)
 
     def __enter__(self) -> Self:
         return self

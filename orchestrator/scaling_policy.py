@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 SETTLE_S = 3.0
@@ -26,6 +27,7 @@ class Situation:
         standing_by: processes on the other nodes that are ready to become workers at once.
         step_s: seconds of a step as it is; None where none has been measured.
         steps_left: steps to the end of the run.
+        kept_free: slots that no worker takes: without a CPU to tokenize with, a run that tokenizes on the way starves.
     """
 
     now: float
@@ -35,6 +37,12 @@ class Situation:
     standing_by: int = 0
     step_s: float | None = None
     steps_left: int = 0
+    kept_free: int = 0
+
+    @property
+    def for_workers(self) -> int:
+        """Slots that workers may take."""
+        return self.slots - self.kept_free
 
 
 @dataclass(frozen=True)
@@ -92,14 +100,10 @@ class ScalingPolicy:
         micro_batches: micro-batches in a step; a step takes as long as its busiest worker, so its time goes with
             ceil(micro_batches / workers).
         restart_s: seconds that a change of size is expected to cost.
-        kept_free: places that no worker takes: without a CPU to tokenize with, a run that tokenizes on the way starves.
     """
 
-    def __init__(
-        self, min_workers: int, max_workers: int, micro_batches: int, restart_s: float, kept_free: int = 0
-    ) -> None:
+    def __init__(self, min_workers: int, max_workers: int, micro_batches: int, restart_s: float) -> None:
         self.min_workers, self.max_workers = min_workers, max_workers
-        self._kept_free = kept_free
         self.restart_s = restart_s
         self._micro_batches = micro_batches
         self._room_since: tuple[int, float] | None = None
@@ -109,9 +113,9 @@ class ScalingPolicy:
     def when_idle(self, seen: Situation) -> Start | Wait:
         """What to do where no worker runs; those standing by are on as many of the slots."""
         self._room_since = self._preparing_since = None
-        slots = seen.slots - self._kept_free
+        slots = seen.for_workers
         if slots < self.min_workers:
-            kept = f" beside the {self._kept_free} kept free to tokenize with" if self._kept_free else ""
+            kept = f" beside the {seen.kept_free} kept free to tokenize with" if seen.kept_free else ""
             return Wait(
                 f"the cluster has room for {max(0, slots)} workers{kept}, and scaling.min_workers={self.min_workers}"
             )
@@ -128,14 +132,14 @@ class ScalingPolicy:
                 self._is_leaving, self._preparing_since = True, None
             return self._away(seen)
         self._is_leaving = False
-        workers = self._useful(seen.slots - self._kept_free)
+        workers = self._useful(seen.for_workers)
         if workers <= seen.workers or seen.step_s is None:
             self._room_since = self._preparing_since = None
             return Noop()
         if self._room_since is None or self._room_since[0] != workers:
             self._room_since = (workers, seen.now)
         settled_s = seen.now - self._room_since[1]
-        saved_s = seen.steps_left * seen.step_s * (1 - self._rounds(workers) / self._rounds(seen.workers))
+        saved_s = self._saved_s(seen, workers)
         if settled_s < SETTLE_S or saved_s < GAIN_FACTOR * self.restart_s:
             return Noop()
         why = (
@@ -154,7 +158,7 @@ class ScalingPolicy:
     def _away(self, seen: Situation) -> Save | Prepare | SaveThenResize:
         """What to do where workers are on nodes about to go."""
         self._room_since = None
-        slots = seen.slots - self._kept_free
+        slots = seen.for_workers
         why = f"{seen.on_draining} of {seen.workers} workers are on nodes about to go; room for {seen.slots}"
         if slots < self.min_workers:
             return Save(f"{why}, and scaling.min_workers={self.min_workers}")
@@ -171,9 +175,21 @@ class ScalingPolicy:
             self._preparing_since = now
         return now - self._preparing_since
 
-    def spare(self, workers: int, slots: int, standing_by: int) -> int:
-        """Slots that no worker can use, while so many run."""
-        return slots - self._kept_free - workers - standing_by if workers >= self.max_workers else 0
+    def spare(self, seen: Situation) -> int:
+        """Slots that no worker can use, while workers run."""
+        return seen.for_workers - seen.workers - seen.standing_by if seen.workers >= self.max_workers else 0
+
+    def wanted(self, seen: Situation) -> int:
+        """Workers that it would have if there were room for any number, while some run."""
+        most = self._useful(self.max_workers)
+        pays = most > seen.workers and self._saved_s(seen, most) >= GAIN_FACTOR * self.restart_s
+        return most if pays else seen.workers
+
+    def _saved_s(self, seen: Situation, workers: int) -> float:
+        """Seconds that the steps left take less with so many workers; no end of them before a step was measured."""
+        if seen.step_s is None:
+            return math.inf
+        return seen.steps_left * seen.step_s * (1 - self._rounds(workers) / self._rounds(seen.workers))
 
     def _useful(self, slots: int) -> int:
         """Workers that make a step as short as `slots` can, and no more of them than that takes."""

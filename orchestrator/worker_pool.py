@@ -36,25 +36,28 @@ class Wish(NamedTuple):
     Attributes:
         hung: why they are taken to hang; "" where they are not.
         stand_by: workers to have standing by, ready to join.
+        wanted: workers for which nodes should come, as far as there are none; None: as before.
     """
 
     hung: str = ""
     stand_by: int = 0
+    wanted: int | None = None
 
 
 class GroupSize(Protocol):
     """Decides how many workers there are; asked in the controller's process."""
 
-    def when_idle(self, free: int, total: int, ready: int) -> tuple[int, float] | None:
+    def when_idle(self, free: int, total: int, ready: int, kept_free: int) -> tuple[int, float] | None:
         """No worker runs; `free` of `total` places are free, and on `ready` of them a worker lives already.
 
-        Returns how many to start, and seconds after which a start is taken to hang; None: none yet.
+        `kept_free` of the free ones are for no worker, see `Situation`. Returns how many to start, and seconds after
+        which a start is taken to hang; None: none yet.
         """
 
-    def when_running(self, workers: int, slots: int, on_draining: int, standing_by: int) -> Wish:
+    def when_running(self, workers: int, slots: int, on_draining: int, standing_by: int, kept_free: int) -> Wish:
         """`workers` run, `on_draining` of them on nodes about to go; `slots` are on the others, theirs included.
 
-        `standing_by` more are ready to join.
+        `standing_by` more are ready to join, and `kept_free` of the slots are for no worker, see `Situation`.
         """
 
     def reached(self, phase: str) -> None:

@@ -17,7 +17,7 @@ from orchestrator.config import RunConfig, differing_fields
 from orchestrator.console import Console
 from orchestrator.errors import ConfigChangedError, MantaError, RunInUseError, UnknownRunError
 from orchestrator.observe.trackers import refuse_missing_packages
-from orchestrator.run import Run, prepared, reaching_storage, stores, train
+from orchestrator.run import prepared, reaching_storage, stores, train
 from orchestrator.run_record import Fence, load_record
 from orchestrator.sweep.best import remember_sweep, write_best
 from orchestrator.sweep.desk import Desk
@@ -163,11 +163,11 @@ def run_trials(
     sweep: Sweep, root: Store, fence: Fence, desk: Desk, data: PreparedData, console: Console, watch: Watch | None
 ) -> None:
     """Have Ray Tune run what trials are left, until they have ended or a signal asks for an end."""
-    from orchestrator.attempt import refuse_small_cluster
+    from orchestrator.cluster_size import refuse_small_cluster
     from orchestrator.sweep.cleanup import free_node_memory
     from orchestrator.sweep.tuning import fit
 
-    refuse_small_cluster(Run(sweep.base, root, root, fence.record))
+    refuse_small_cluster(sweep.base.scaling)
     # An attempt that was killed has freed nothing.
     runs = [stint.run for record in desk.book for stint in record.stints]
     free_node_memory([root.child(f"runs/{run}").url_of("") for run in runs])

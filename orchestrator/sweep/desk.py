@@ -57,13 +57,14 @@ class Desk:
         is_population = self.sweep.spec.scheduler.name == "pbt"  # begun all at once; they take turns by Tune's count
         limit = self.sweep.spec.max_concurrent
         if not is_population and limit is not None and len(shares) >= limit:
+            self._cluster.ask(0, scaling.fewest)
             return None
         most: int | None = scaling.fewest
         if not is_population:
             left = self.left if limit is None else min(self.left, limit - len(shares))
             most = share(self._cluster.total(), shares, left, scaling.fewest, scaling.most)
             waiting = left - (most is not None)
-            self._cluster.ask(waiting * scaling.fewest)
+            self._cluster.ask(waiting, scaling.fewest)
             if most is None:
                 return None
         assert most is not None

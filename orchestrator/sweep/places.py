@@ -9,10 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from data.ray_internals import ask_for_places, look_for_room
+from cluster.demand import Gangs
+from data.ray_internals import look_for_room
 
-LOOK_EVERY_S, ASK_EVERY_S = 1.0, 5.0
-"""Seconds between two looks at the cluster's nodes, and between two requests for more."""
+LOOK_EVERY_S, ASK_EVERY_S = 1.0, 1.0
+"""Seconds between two looks at the cluster's nodes, and at what waits for more."""
 
 
 def share(total: int, shares: Mapping[str, int], left: int, fewest: int, most: int) -> int | None:
@@ -41,15 +42,16 @@ class Cluster:
     """The places there are.
 
     Args:
-        name: under which nodes are asked for.
+        name: of what waits for nodes.
         per_worker: resources of a worker.
         at_most: places counted on, of those there are; None: all.
     """
 
     def __init__(self, name: str, per_worker: Mapping[str, float], at_most: int | None) -> None:
-        self._name, self._per_worker, self._at_most = name, dict(per_worker), at_most
+        self._per_worker, self._at_most = dict(per_worker), at_most
+        self._gangs = Gangs(name)
         self._looked_at = self._asked_at = float("-inf")
-        self._total = self._asked = 0
+        self._total, self._asked = 0, (0, 0)
 
     def total(self) -> int:
         """Places on all nodes that are there and stay, taken ones included."""
@@ -59,9 +61,13 @@ class Cluster:
             self._total = found if self._at_most is None else min(found, self._at_most)
         return self._total
 
-    def ask(self, workers: int) -> None:
-        """Ask for nodes with so many more places, where nodes can be had; those that run ask for their own."""
+    def ask(self, trials: int, fewest: int) -> None:
+        """Have nodes come for so many more trials of `fewest` workers, where any can be had.
+
+        Those that run ask for their own.
+        """
+        asked = (trials, fewest)
         due = time.monotonic() - self._asked_at >= ASK_EVERY_S
-        if self._at_most is None and (workers or self._asked) and (due or workers != self._asked):
-            self._asked, self._asked_at = workers, time.monotonic()
-            ask_for_places(self._name, [self._per_worker] * workers, 4 * ASK_EVERY_S)
+        if self._at_most is None and (due or asked != self._asked):
+            self._asked, self._asked_at = asked, time.monotonic()
+            self._gangs.want([tuple([self._per_worker] * fewest)] * trials)

@@ -7,11 +7,13 @@ import logging
 import time
 
 import ray
+from ray.util import placement_group_table
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.demand import ask_for_nodes, nodes_asked_for
+from cluster.demand import Gangs, remove_gangs
 
 WAIT_S = 60.0
+CPU = {"CPU": 1.0}
 
 
 def workers() -> list[str]:
@@ -53,22 +55,29 @@ def main() -> None:
     del refs
     told["tasks: down"] = await_workers(0)
 
-    with nodes_asked_for(2, {"CPU": 1}):
-        told["asked: up"] = await_workers(2)
-        actors = [
-            Pinned.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote()
-            for node in workers()
-        ]
-        told["asked: actors where they were put"] = sorted(ray.get([a.node.remote() for a in actors])) == sorted(
-            workers()
-        )
-    time.sleep(8)  # longer than idle nodes are kept
-    told["in use, asked for no more: there"] = len(workers())
+    gang = Gangs("of three")
+    gang.want([(CPU, CPU, CPU)])
+    told["gang: up"] = await_workers(3)
+    *used, _ = workers()
+    actors = [
+        Pinned.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote() for node in used
+    ]
+    told["actors where they were put"] = sorted(ray.get([a.node.remote() for a in actors])) == sorted(used)
+    gang.want([])
+    told["one not used: down to 2"] = await_workers(2)
+
+    greedy, modest = Gangs("of more than there may be"), Gangs("of one")
+    greedy.want([(CPU, CPU, CPU, CPU)])
+    modest.want([(CPU,)])
+    told["beside one that waits in vain: up to 3"] = await_workers(3)
+    told["what has come is left to others"] = ray.get(work.remote()) in workers()
+    remove_gangs("of more than there may be")
+    modest.want([])
+    states = [group["state"] for group in placement_group_table().values()]
+    told["placement groups left"] = sum(state != "REMOVED" for state in states)
     ray.kill(actors.pop())
-    told["one given back: down to 1"] = await_workers(1)
     del actors
     told["all given back: down"] = await_workers(0)
-    ask_for_nodes(0, {"CPU": 1})
     print(json.dumps(told))
 
 

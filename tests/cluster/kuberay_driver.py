@@ -42,9 +42,9 @@ class Driver:
         """End the actor that was placed on that pod."""
         self._order("drop", pod)
 
-    def ask(self, places: int, **resources: float) -> None:
-        """Ask for so many places in all."""
-        self._order("ask", places, resources)
+    def want(self, *gang: Mapping[str, float]) -> None:
+        """Wait for these places, all at once, and for no others."""
+        self._order("want", [gang] if gang else [])
 
     def alive(self) -> dict[str, int]:
         """Nodes that are there, by group."""
@@ -81,7 +81,7 @@ def main() -> None:
     from ray.core.generated.common_pb2 import NodeDeathInfo
 
     from cluster.autoscaler_state import look
-    from cluster.demand import ask_for_nodes
+    from cluster.demand import Gangs
 
     def pod() -> str:
         return os.environ["RAY_CLOUD_INSTANCE_ID"]
@@ -124,7 +124,12 @@ def main() -> None:
         state = look(ray.get_runtime_context().gcs_address)
         return [node.idle_s for node in state.nodes if node.group == group]
 
-    orders = {"hold": hold, "placed": placed, "drop": drop, "nodes": nodes, "idle": idle, "ask": ask_for_nodes}
+    gangs = Gangs("wanted")
+
+    def want(wanted: list[list[Mapping[str, float]]]) -> None:
+        gangs.want([tuple(gang) for gang in wanted])
+
+    orders = {"hold": hold, "placed": placed, "drop": drop, "nodes": nodes, "idle": idle, "want": want}
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # Ray says things on stdout
     ray.init(log_to_driver=False, logging_level=logging.ERROR)

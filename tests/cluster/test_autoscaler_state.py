@@ -13,7 +13,7 @@ from cluster.autoscaler_state import (
     HEAD_RESOURCE,
     AutoscalerState,
     NodeState,
-    any_fits,
+    fitting,
     state_of,
     why_waiting,
 )
@@ -100,6 +100,10 @@ class TestWhyWaiting:
         state = AutoscalerState(nodes=(node_of("train"),), starting={"train": ("", "")})
         assert why_waiting(state, [TRAIN, TOKENIZE], WORKER) == "group train: 1 of at most 3 nodes up, 2 starting"
 
+    def test_does_not_tell_of_more_than_there_may_be(self) -> None:
+        state = AutoscalerState(nodes=(node_of("train"), node_of("train")), starting={"train": ("", "")})
+        assert why_waiting(state, [TRAIN], WORKER) == "group train: 2 of at most 3 nodes up, 1 starting"
+
     def test_tells_why_a_start_failed(self) -> None:
         state = AutoscalerState(failures=(("train", 12.4, "InsufficientInstanceCapacity: no g5 in us-east-1a"),))
         told = why_waiting(state, [TRAIN], WORKER)
@@ -131,8 +135,9 @@ def test_groups_are_known_on_their_nodes_as_the_spec_has_them(sizes: list[tuple[
             monkeypatch.setenv(name, value)
         known = group_limits()
     assert [(each.name, each.most) for each in known] == [(group.name, group.max) for group in groups]
-    assert any_fits(known, {"CPU": 1, GPU_STAND_IN: 1}) == any(gpus for _, gpus in sizes)
-    assert not any_fits(known, {"CPU": 1, "GPU": 1})
+    held = [fitting(each, {"CPU": 2, GPU_STAND_IN: 1}) for each in known]
+    assert held == [min(cpus // 2, gpus) for cpus, gpus in sizes]
+    assert not any(fitting(each, {"CPU": 1, "GPU": 1}) for each in known)
 
 
 def node_of(group: str) -> NodeState:

@@ -146,9 +146,9 @@ def test_survivors_go_on_at_once_and_are_joined_by_newcomers_later(clock: Clock)
     trained(monitor, 3)
     monitor.seen_running(workers=3, slots=4, on_draining=0, standing_by=0)
     clock.now += SETTLE_S
-    assert monitor.seen_running(workers=3, slots=4, on_draining=0, standing_by=0) == Wish(stand_by=1)
+    assert monitor.seen_running(workers=3, slots=4, on_draining=0, standing_by=0) == Wish(stand_by=1, wanted=4)
     assert not trained(monitor, 3).pause
-    assert monitor.seen_running(workers=3, slots=4, on_draining=0, standing_by=1) == Wish()
+    assert monitor.seen_running(workers=3, slots=4, on_draining=0, standing_by=1) == Wish(wanted=4)
     assert trained(monitor, 3).pause
     assert sum("preparing 1 workers" in line for line in monitor.progress().notes) == 1
 
@@ -244,7 +244,7 @@ def test_a_loop_that_says_nothing_for_many_times_its_usual_hangs(clock: Clock) -
     assert seen(monitor, workers=2, slots=2, on_draining=0) == Wish(), "the first step may compile"
     trained(monitor, 2)
     clock.now += HANG_S
-    assert seen(monitor, workers=2, slots=2, on_draining=0) == Wish()
+    assert seen(monitor, workers=2, slots=2, on_draining=0).hung == ""
     clock.now += 0.1
     assert seen(monitor, workers=2, slots=2, on_draining=0).hung == "no step for 15 s, and one takes 0.50 s"
     monitor.report(phase="waiting for data", goodput={})

@@ -19,6 +19,7 @@ from data.config import StoreConfig
 from data.errors import BadShardError, MantaError
 from data.ray_internals import root_cause
 from data.shard_file import filesystem_for
+from orchestrator.node_wait import NodeWait
 from orchestrator.process_group import ProcessGroup, ProcessGroupConfig
 from orchestrator.ray_train_internals import WorkerGroupTrainer
 from orchestrator.training_worker import TrainingWorker
@@ -135,11 +136,11 @@ class Always(NamedTuple):
 
     workers: int
 
-    def when_idle(self, free: int, total: int, ready: int) -> tuple[int, float] | None:
-        assert ready <= free <= total
+    def when_idle(self, free: int, total: int, ready: int, kept_free: int) -> tuple[int, float] | None:
+        assert ready <= free <= total and kept_free == 0, "two of four places are of use to nobody but who tokenizes"
         return self.workers, 60.0
 
-    def when_running(self, workers: int, slots: int, on_draining: int, standing_by: int) -> Wish:
+    def when_running(self, workers: int, slots: int, on_draining: int, standing_by: int, kept_free: int) -> Wish:
         assert slots >= workers == self.workers and on_draining == standing_by == 0
         return Wish()
 
@@ -153,11 +154,11 @@ class TellsOfHangs(NamedTuple):
     workers: int
     folder: Path
 
-    def when_idle(self, free: int, total: int, ready: int) -> tuple[int, float] | None:
+    def when_idle(self, free: int, total: int, ready: int, kept_free: int) -> tuple[int, float] | None:
         (self.folder / "is-stopped").unlink(missing_ok=True)
         return self.workers, 60.0
 
-    def when_running(self, workers: int, slots: int, on_draining: int, standing_by: int) -> Wish:
+    def when_running(self, workers: int, slots: int, on_draining: int, standing_by: int, kept_free: int) -> Wish:
         return Wish("rank 1 has stopped" if (self.folder / "is-stopped").exists() else "")
 
     def reached(self, phase: str) -> None:
@@ -169,10 +170,10 @@ class Impatient(NamedTuple):
 
     workers: int
 
-    def when_idle(self, free: int, total: int, ready: int) -> tuple[int, float] | None:
+    def when_idle(self, free: int, total: int, ready: int, kept_free: int) -> tuple[int, float] | None:
         return self.workers, 8.0
 
-    def when_running(self, workers: int, slots: int, on_draining: int, standing_by: int) -> Wish:
+    def when_running(self, workers: int, slots: int, on_draining: int, standing_by: int, kept_free: int) -> Wish:
         return Wish()
 
     def reached(self, phase: str) -> None:
@@ -202,6 +203,10 @@ def stop_once(folder: str) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
 
 
+def always() -> bool:
+    return True
+
+
 def import_torch() -> None:
     import torch  # noqa: F401
 
@@ -227,8 +232,9 @@ def trainer_of(
     filesystem, path = filesystem_for(str(folder / "ray-train"), StoreConfig())
     return WorkerGroupTrainer(
         worker,
-        kept_free=0,
         own_cluster=True,
+        wait=NodeWait("test", {"CPU": 1}, 2, 2),
+        tokenizes=always,
         retry=retry,
         size=size,
         prepare=import_torch,

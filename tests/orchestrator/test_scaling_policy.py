@@ -44,11 +44,26 @@ def test_waits_below_the_minimum_and_says_for_what() -> None:
 
 
 def test_a_place_that_is_kept_free_is_no_workers() -> None:
-    one = ScalingPolicy(2, 8, 16, 6.0, kept_free=1)
-    assert one.when_idle(Situation(0.0, 0, 3)).workers == 2  # type: ignore[union-attr]
-    waiting = one.when_idle(Situation(0.0, 0, 2))
+    one = policy()
+    assert one.when_idle(Situation(0.0, 0, 3, kept_free=1)).workers == 2  # type: ignore[union-attr]
+    waiting = one.when_idle(Situation(0.0, 0, 2, kept_free=1))
     assert isinstance(waiting, Wait) and "room for 1 workers beside the 1 kept free to tokenize with" in waiting.why
-    assert one.when_running(running(10.0, 2, 3)) == Noop() == one.when_running(running(20.0, 2, 3))
+    for now in (10.0, 20.0):
+        assert one.when_running(running(now, 2, 3, kept_free=1)) == Noop()
+
+
+@pytest.mark.parametrize(
+    ("workers", "more", "wanted"),
+    [
+        (2, {}, 8),
+        (7, {}, 8),  # 7 are as fast as 6: it is 8 that would help
+        (2, {"step_s": None}, 8),  # nobody knows yet what growing saves
+        (2, {"steps_left": 5}, 2),  # it would not pay any more
+        (8, {"steps_left": 5}, 8),
+    ],
+)
+def test_nodes_are_wanted_for_as_many_as_would_pay(workers: int, more: dict[str, object], wanted: int) -> None:
+    assert policy().wanted(running(0.0, workers, workers, **more)) == wanted
 
 
 def test_takes_no_worker_that_would_not_shorten_the_step() -> None:

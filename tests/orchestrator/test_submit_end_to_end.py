@@ -20,7 +20,7 @@ from tests.orchestrator.manta_process import ROOT, MantaProcess
 
 pytestmark = pytest.mark.chaos
 
-STEPS = 3000
+STEPS = 1500
 
 
 @pytest.fixture(scope="module")

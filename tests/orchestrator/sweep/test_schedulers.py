@@ -24,7 +24,7 @@ class _Plenty:
     def total(self) -> int:
         return 100
 
-    def ask(self, workers: int) -> None:
+    def ask(self, trials: int, fewest: int) -> None:
         pass
 
 

@@ -1,0 +1,81 @@
+"""Refuses a run that its cluster can never hold, before anybody waits for it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import ray
+
+from cluster.autoscaler_state import AutoscalerState, fitting, look, why_waiting
+from cluster.local_ray import joins_cluster
+from cluster.node_environment import GroupLimits, group_limits
+from cluster.spec import GPU_STAND_IN
+from data.ray_internals import Room, look_for_room
+from orchestrator.config import ScalingConfig
+from orchestrator.errors import ClusterTooSmallError
+
+
+def refuse_small_cluster(scaling: ScalingConfig) -> None:
+    """Raises ClusterTooSmallError if workers and tokenization can never run at once, however far the cluster grows, or
+    no node of it will ever hold a worker."""
+    groups, state = group_limits(), AutoscalerState(is_looked_after=False)
+    if joins_cluster():
+        try:
+            state = look(ray.get_runtime_context().gcs_address)
+        except Exception:  # Ray's own: a cluster that is slow to answer is not to be refused for that
+            return
+    if groups:
+        _refuse_by_groups(scaling, groups, state, look_for_room(scaling.per_worker))
+    elif not state.is_looked_after and scaling.fewest == scaling.most:  # else nobody knows what may come
+        _refuse_by_sum(scaling)
+
+
+def _refuse_by_groups(
+    scaling: ScalingConfig, groups: Sequence[GroupLimits], state: AutoscalerState, room: Room
+) -> None:
+    if not room.total.total() and not any(fitting(group, scaling.per_worker) for group in groups):
+        raise ClusterTooSmallError(f"No worker fits: {why_waiting(state, groups, scaling.per_worker)}.")
+    if problem := beyond_groups(scaling, groups, room):
+        raise ClusterTooSmallError(problem)
+
+
+def beyond_groups(scaling: ScalingConfig, groups: Sequence[GroupLimits], room: Room) -> str:
+    """Why the fewest workers, and who tokenizes for them, are more than the groups have places for; "": they are not.
+
+    Args:
+        room: of nodes that are there, which may be of no group.
+    """
+    if any(group.most == 0 for group in groups):  # nobody knows how many there may be
+        return ""
+    per_node = {group.name: fitting(group, scaling.per_worker) for group in groups}
+    places = max(room.total.total(), sum(group.most * per_node[group.name] for group in groups))
+    beside = room.beside + sum(
+        group.most * int(group.resources.get("CPU", 0) - per_node[group.name] * scaling.cpus_per_worker)
+        for group in groups
+    )
+    if places - (beside == 0) >= scaling.fewest:
+        return ""
+    told = ", ".join(f"{group.most} nodes of {group.name} with {per_node[group.name]} each" for group in groups)
+    taken = "" if beside else ", one of which is needed to tokenize in"
+    field = "scaling.min_workers" if scaling.fewest < scaling.most else "scaling.num_workers"
+    return (
+        f"The run needs {scaling.fewest} workers, and the cluster will never have more than {places} places for them"
+        f"{taken}: {told}. Lower {field}, or raise the max of a group."
+    )
+
+
+def _refuse_by_sum(scaling: ScalingConfig) -> None:
+    have: Counter[str] = Counter(ray.cluster_resources())  # type: ignore[no-untyped-call]
+    for kind, each in scaling.per_worker.items():
+        count = scaling.most * each + (kind == "CPU")
+        if have[kind] < count:
+            stand_in = kind == "GPU" and GPU_STAND_IN in have
+            hint = f", or, as there is {GPU_STAND_IN}, set scaling.gpu_resource={GPU_STAND_IN}" if stand_in else ""
+            raise ClusterTooSmallError(
+                f"The cluster has {have[kind]:g} {kind}s, and the run needs {count:g}: "
+                f"{scaling.most} workers of {scaling.cpus_per_worker} CPUs and {scaling.gpus_per_worker} GPUs, "
+                f"and a CPU to tokenize with. "
+                f"Lower scaling.num_workers or scaling.{'cpus' if kind == 'CPU' else 'gpus'}_per_worker, or add "
+                f"nodes{hint}."
+            )

@@ -1,0 +1,99 @@
+"""What a run waits for, by what it has: against Ray's own rule that a gang comes whole and a single place by itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.node_wait import TOKENIZING, NodeWait
+
+WORKER = {"CPU": 1.0, "GPU": 1.0}
+
+
+class Waits:
+    """In place of what waits in Ray."""
+
+    def __init__(self) -> None:
+        self.gangs: list[Any] = []
+        self.singles = 0
+
+    def want(self, wanted: Any) -> None:
+        if isinstance(wanted, int):
+            self.singles = max(0, wanted)
+        else:
+            self.gangs = list(wanted)
+
+
+@pytest.fixture
+def waits() -> Waits:
+    return Waits()
+
+
+def wait_of(waits: Waits, fewest: int = 2, most: int = 4) -> NodeWait:
+    wait = NodeWait("test", WORKER, fewest, most)
+    wait._gangs = wait._knock = waits  # type: ignore[assignment]
+    return wait
+
+
+def test_from_no_nodes_the_fewest_wait_together_with_who_tokenizes_and_the_rest_one_by_one(waits: Waits) -> None:
+    wait_of(waits).for_start(places=0, held=0, kept_free=1)
+    assert waits.gangs == [(WORKER, WORKER, TOKENIZING)] and waits.singles == 2
+
+
+def test_a_place_that_is_there_is_one_of_the_gang_and_keeps_singles_from_waiting(waits: Waits) -> None:
+    wait_of(waits).for_start(places=1, held=0, kept_free=0)
+    assert waits.gangs == [(WORKER, WORKER)] and waits.singles == 0
+
+
+def test_living_workers_have_their_places_already(waits: Waits) -> None:
+    """A gang for their places too would be more than there may be."""
+    wait_of(waits, fewest=3, most=3).for_start(places=2, held=2, kept_free=0)
+    assert waits.gangs == [(WORKER,)]
+    wait_of(waits, fewest=2, most=2).for_start(places=2, held=2, kept_free=1)
+    assert waits.gangs == [(TOKENIZING,)]
+
+
+def test_with_room_enough_nothing_is_waited_for(waits: Waits) -> None:
+    wait_of(waits).for_start(places=3, held=0, kept_free=1)
+    assert waits.gangs == [] and waits.singles == 0
+    wait_of(waits).for_running(wanted=2, workers=2, places=2, held=2, kept_free=1)
+    assert waits.gangs == [] and waits.singles == 0
+
+
+def test_growing_waits_for_places_one_by_one(waits: Waits) -> None:
+    wait_of(waits).for_running(wanted=4, workers=2, places=2, held=2, kept_free=0)
+    assert waits.gangs == [] and waits.singles == 2
+
+
+def test_a_free_place_that_is_of_no_use_alone_waits_for_another(waits: Waits) -> None:
+    wait_of(waits).for_running(wanted=4, workers=2, places=3, held=2, kept_free=0)
+    assert waits.gangs == [(WORKER, WORKER)] and waits.singles == 0
+
+
+def test_a_place_kept_free_is_used_once_there_is_another_to_tokenize_in(waits: Waits) -> None:
+    wait_of(waits).for_running(wanted=3, workers=2, places=3, held=2, kept_free=1)
+    assert waits.gangs == [(WORKER, TOKENIZING)] and waits.singles == 0
+
+
+def test_places_on_nodes_about_to_go_are_waited_for_elsewhere(waits: Waits) -> None:
+    wait_of(waits).for_running(wanted=2, workers=2, places=1, held=1, kept_free=0)
+    assert waits.gangs == [] and waits.singles == 1
+
+
+@given(st.integers(1, 4), st.integers(0, 4), st.integers(0, 8), st.integers(0, 4), st.integers(0, 1))
+def test_whatever_is_missing_is_waited_for_by_what_does_not_fit_into_what_is_free(
+    fewest: int, more: int, places: int, held: int, kept_free: int
+) -> None:
+    """Else it would be over at once, and bring nobody."""
+    waits, held = Waits(), min(held, places)
+    wait_of(waits, fewest, fewest + more).for_start(places, held, kept_free)
+    if places >= fewest + kept_free:
+        assert waits.gangs == [] and waits.singles == 0
+        return
+    [gang] = waits.gangs
+    workers = sum(place == WORKER for place in gang)
+    assert workers == max(0, fewest - held) and len(gang) - workers == kept_free
+    assert len(gang) > places - held
