@@ -98,7 +98,7 @@ def state_of(status: Any, now: float) -> AutoscalerState:
         starting={group: tuple(details) for group, details in starting.items()},
         failures=tuple(sorted(failures, key=lambda failure: failure[1])),
         demands=_bundles(*demand.placement_group_demand, *demand.ray_task_actor_demand),
-        is_looked_after=status.stats.autoscaler_version is not None,
+        is_looked_after=status.stats.autoscaler_version not in (None, "0"),  # the first report is 1
     )
 
 

@@ -18,6 +18,9 @@ HELD_S, AGAIN_S = 0.5, 1.0
 """Seconds for which room that has come may be held, and for which it is then left to whoever looks for it, before it is
 waited for again."""
 
+LOOK_EVERY_S = 10.0
+"""Seconds between two looks for an autoscaler where none has been seen."""
+
 Gang = tuple[Mapping[str, float], ...]
 """Resources of places that are of use only together."""
 
@@ -29,19 +32,22 @@ def place_of(resources: Mapping[str, float]) -> dict[str, Any]:
 
 
 class _Demand:
-    """What is of use only where an autoscaler looks after the cluster; asked once, as that takes a moment."""
+    """What is of use only where an autoscaler looks after the cluster."""
 
-    _brings_nodes: bool | None = None
+    def __init__(self) -> None:
+        self._brings_nodes, self._looked_at = False, float("-inf")
 
     def _is_of_use(self) -> bool:
+        """Whether one does: once seen, it stays; one that has not reported yet may come."""
         import ray
 
         from cluster.autoscaler_state import look
 
-        if self._brings_nodes is None:
-            with suppress(Exception):  # Ray's own, where it is slow to answer; asked again the next time
+        if not self._brings_nodes and time.monotonic() - self._looked_at >= LOOK_EVERY_S:
+            self._looked_at = time.monotonic()
+            with suppress(Exception):  # Ray's own, where it is slow to answer
                 self._brings_nodes = look(ray.get_runtime_context().gcs_address).is_looked_after
-        return bool(self._brings_nodes)
+        return self._brings_nodes
 
 
 class Knock(_Demand):
@@ -55,6 +61,7 @@ class Knock(_Demand):
     """
 
     def __init__(self, each: Mapping[str, float]) -> None:
+        super().__init__()
         self._each = dict(each)
         self._waiting: list[Any] = []
 
@@ -88,7 +95,8 @@ class Gangs(_Demand):
     """
 
     def __init__(self, name: str) -> None:
-        self._name, self._made = name, 0
+        super().__init__()
+        self._name, self._made, self._is_watched = name, 0, False
         self._waiting: list[tuple[Gang, Any]] = []
         self._was_there_at = float("-inf")
 
@@ -117,20 +125,24 @@ class Gangs(_Demand):
                     self._remove(waiting)
             if not missing or time.monotonic() - self._was_there_at < AGAIN_S or not self._is_of_use():
                 return
-            is_first = not self._waiting
             for gang in missing:
                 self._made += 1  # Ray has no two groups of one name
                 group = placement_group([dict(each) for each in gang], name=f"{self._name}/{self._made}")
                 self._waiting.append((gang, group))
-            if is_first:
+            if not self._is_watched:
+                self._is_watched = True
                 threading.Thread(target=self._let_go_in_time, name="let-go", daemon=True).start()
 
     def _let_go_in_time(self) -> None:
         """Whoever wants them may be long in coming again."""
-        with suppress(Exception):  # Ray is gone, and they with it
-            while self._waiting:
+        while True:
+            time.sleep(HELD_S)
+            with suppress(Exception):  # Ray's own: it is slow to answer, or gone, and they with it
                 self.let_go()
-                time.sleep(HELD_S)
+            with _changing:
+                if not self._waiting:
+                    self._is_watched = False
+                    return
 
     def _remove(self, waiting: tuple[Gang, Any]) -> None:
         from ray.util import remove_placement_group
@@ -144,11 +156,15 @@ _changing = threading.RLock()
 
 
 def remove_gangs(name: str) -> None:
-    """Remove what is left of the placement groups of that name: those of an actor that died live as long as its job."""
+    """Remove what is left of the placement groups of that name: those of an actor that died live as long as its job.
+
+    What cannot be removed now goes when the job ends.
+    """
     from ray import PlacementGroupID
     from ray.util import placement_group_table, remove_placement_group
     from ray.util.placement_group import PlacementGroup
 
-    for key, group in placement_group_table().items():
-        if group["name"].startswith(f"{name}/") and group["state"] != "REMOVED":
-            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(key))))
+    with suppress(Exception):  # Ray's own
+        for key, group in placement_group_table().items():
+            if group["name"].startswith(f"{name}/") and group["state"] != "REMOVED":
+                remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(key))))

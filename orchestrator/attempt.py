@@ -20,6 +20,7 @@ from data.errors import MantaError, TransientStoreError
 from data.feeder import Feeder
 from data.prepare import PreparedData
 from data.ray_internals import driver_node_id, on_node, quiet_driver, root_cause
+from data.sample_order import UNKNOWN
 from data.shard_file import filesystem_for
 from orchestrator.cluster_size import refuse_small_cluster
 from orchestrator.config import resolved
@@ -31,7 +32,7 @@ from orchestrator.job import TrainJob, prepare_worker, train_worker
 from orchestrator.monitor import Monitor, Progress
 from orchestrator.node_keeper import NodeKeeper
 from orchestrator.node_memory import forget_attempt
-from orchestrator.node_wait import NodeWait
+from orchestrator.node_wait import NodeWait, gangs_of
 from orchestrator.node_watch import NodeWatch
 from orchestrator.observe.flops import Flops
 from orchestrator.observe.observer import Observer
@@ -39,7 +40,7 @@ from orchestrator.process_group import ProcessGroupConfig
 from orchestrator.ray_train_internals import WorkerGroupTrainer
 from orchestrator.run import Run, feed_spec
 from orchestrator.run_record import HEARTBEAT_S, PRESUMED_DEAD_S, Attempt, Fence
-from orchestrator.scaling_policy import ScalingPolicy
+from orchestrator.scaling_policy import scaling_policy
 from orchestrator.vocabulary import vocabulary_of
 
 POLL_S, STARTING_POLL_S = 1.0, 0.25
@@ -50,9 +51,6 @@ RAY_TRAIN_FOLDER = "ray-train/"
 
 FEEDER_RESTARTS = 3
 """Deaths of the feeder that a run gets over; more are no accident."""
-
-EXPECTED_RESTART_S = 3.0
-"""Seconds that starting a worker group again is taken to cost, until one has been measured."""
 
 KEEPER_THREADS = 4
 """Calls of a keeper that run side by side: an upload, and whatever a group that starts meanwhile asks."""
@@ -87,11 +85,12 @@ def run_attempt(
         KeyboardInterrupt: asked to stop; everything done is saved.
         MantaError: what ended the loop, or that a worker died.
     """
-    refuse_small_cluster(run.config.scaling)
+    tokenizes = bool((data.counts() == UNKNOWN).any())
+    refuse_small_cluster(run.config.scaling, tokenizes=tokenizes)
     quiet_driver()
     feeder, monitor = start_actors(run, data)
     job = train_job(run, fence, data, feeder, monitor, poll_s)
-    trainer = _Trainer(run, job)
+    trainer = _Trainer(run, job, tokenizes)
     observer = Observer(run, console.line)
     life = _Life(fence, console, run, observer, Flops(run.config, job.vocabulary, feeder))
     monitor.keeper_of.remote(driver_node_id(), job)  # here most of the time; elsewhere, when a worker asks
@@ -125,7 +124,7 @@ def run_attempt(
         observer.close("failed")
         free_memory(monitor)
         if joins_cluster():
-            remove_gangs(gangs_of(job))
+            remove_gangs(gangs_of(run.config.run))
         forget_attempt(run.store.url_of(""), job.attempt)
         with suppress(MantaError):
             run.store.delete_prefix(RAY_TRAIN_FOLDER)
@@ -165,19 +164,9 @@ def start_actors(run: Run, data: PreparedData) -> tuple[Any, Any]:
     restarts = {"max_restarts": FEEDER_RESTARTS, "max_task_retries": FEEDER_RESTARTS}
     feeder = ray.remote(Feeder).options(**here, **restarts).remote(feed_spec(run, data))
     config = run.config
-    scaling = ScalingPolicy(
-        config.scaling.fewest,
-        config.scaling.most,
-        config.train.micro_batches_per_step,
-        EXPECTED_RESTART_S,
-    )
+    scaling = scaling_policy(config)
     evaluate = EvaluationBeside if has_room_beside(config) else None
     return feeder, ray.remote(Monitor).options(**here).remote(scaling, config.train.steps, start_keeper, evaluate)
-
-
-def gangs_of(job: TrainJob) -> str:
-    """Name of the placement groups that wait for room for the attempt's workers."""
-    return f"manta {job.config.run} attempt {job.attempt}"
 
 
 def start_keeper(node_id: str, job: TrainJob) -> Any:
@@ -209,15 +198,15 @@ def train_job(run: Run, fence: Fence, data: PreparedData, feeder: Any, monitor: 
 class _Trainer(threading.Thread):
     """Ray Train's `fit()`. In a thread, because it takes Ctrl-C for itself when it runs in the main one."""
 
-    def __init__(self, run: Run, job: TrainJob) -> None:
+    def __init__(self, run: Run, job: TrainJob, tokenizes: bool) -> None:
         super().__init__(name="trainer", daemon=True)
-        scaling = run.config.scaling
+        scaling, most = run.config.scaling, scaling_policy(run.config).most_of_use
         filesystem, path = filesystem_for(run.store.url_of(RAY_TRAIN_FOLDER.rstrip("/")), run.config.store)
         self._trainer = WorkerGroupTrainer(
             train_worker,
             own_cluster=not joins_cluster(),
-            wait=NodeWait(gangs_of(job), scaling.per_worker, scaling.fewest, scaling.most),
-            tokenizes=Tokenizes(job.feeder),
+            wait=NodeWait(gangs_of(run.config.run, job.attempt), scaling.per_worker, scaling.fewest, most),
+            tokenizes=Tokenizes(job.feeder, is_done=not tokenizes),
             retry=Retry(job.monitor),
             size=Size(job.monitor),
             prepare=partial(prepare_worker, run.config),

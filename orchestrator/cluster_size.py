@@ -16,9 +16,13 @@ from orchestrator.config import ScalingConfig
 from orchestrator.errors import ClusterTooSmallError
 
 
-def refuse_small_cluster(scaling: ScalingConfig) -> None:
-    """Raises ClusterTooSmallError if workers and tokenization can never run at once, however far the cluster grows, or
-    no node of it will ever hold a worker."""
+def refuse_small_cluster(scaling: ScalingConfig, *, tokenizes: bool) -> None:
+    """Raises ClusterTooSmallError if the workers can never run at once, however far the cluster grows, or no node of it
+    will ever hold one.
+
+    Args:
+        tokenizes: whether they need a CPU beside them to tokenize with.
+    """
     groups, state = group_limits(), AutoscalerState(is_looked_after=False)
     if joins_cluster():
         try:
@@ -26,21 +30,21 @@ def refuse_small_cluster(scaling: ScalingConfig) -> None:
         except Exception:  # Ray's own: a cluster that is slow to answer is not to be refused for that
             return
     if groups:
-        _refuse_by_groups(scaling, groups, state, look_for_room(scaling.per_worker))
+        _refuse_by_groups(scaling, tokenizes, groups, state, look_for_room(scaling.per_worker))
     elif not state.is_looked_after and scaling.fewest == scaling.most:  # else nobody knows what may come
-        _refuse_by_sum(scaling)
+        _refuse_by_sum(scaling, tokenizes)
 
 
 def _refuse_by_groups(
-    scaling: ScalingConfig, groups: Sequence[GroupLimits], state: AutoscalerState, room: Room
+    scaling: ScalingConfig, tokenizes: bool, groups: Sequence[GroupLimits], state: AutoscalerState, room: Room
 ) -> None:
     if not room.total.total() and not any(fitting(group, scaling.per_worker) for group in groups):
         raise ClusterTooSmallError(f"No worker fits: {why_waiting(state, groups, scaling.per_worker)}.")
-    if problem := beyond_groups(scaling, groups, room):
+    if problem := beyond_groups(scaling, tokenizes, groups, room):
         raise ClusterTooSmallError(problem)
 
 
-def beyond_groups(scaling: ScalingConfig, groups: Sequence[GroupLimits], room: Room) -> str:
+def beyond_groups(scaling: ScalingConfig, tokenizes: bool, groups: Sequence[GroupLimits], room: Room) -> str:
     """Why the fewest workers, and who tokenizes for them, are more than the groups have places for; "": they are not.
 
     Args:
@@ -54,10 +58,11 @@ def beyond_groups(scaling: ScalingConfig, groups: Sequence[GroupLimits], room: R
         group.most * int(group.resources.get("CPU", 0) - per_node[group.name] * scaling.cpus_per_worker)
         for group in groups
     )
-    if places - (beside == 0) >= scaling.fewest:
+    kept_free = int(tokenizes and beside == 0)
+    if places - kept_free >= scaling.fewest:
         return ""
     told = ", ".join(f"{group.most} nodes of {group.name} with {per_node[group.name]} each" for group in groups)
-    taken = "" if beside else ", one of which is needed to tokenize in"
+    taken = ", one of which is needed to tokenize in" if kept_free else ""
     field = "scaling.min_workers" if scaling.fewest < scaling.most else "scaling.num_workers"
     return (
         f"The run needs {scaling.fewest} workers, and the cluster will never have more than {places} places for them"
@@ -65,17 +70,17 @@ def beyond_groups(scaling: ScalingConfig, groups: Sequence[GroupLimits], room: R
     )
 
 
-def _refuse_by_sum(scaling: ScalingConfig) -> None:
+def _refuse_by_sum(scaling: ScalingConfig, tokenizes: bool) -> None:
     have: Counter[str] = Counter(ray.cluster_resources())  # type: ignore[no-untyped-call]
     for kind, each in scaling.per_worker.items():
-        count = scaling.most * each + (kind == "CPU")
+        count = scaling.most * each + (tokenizes and kind == "CPU")
         if have[kind] < count:
             stand_in = kind == "GPU" and GPU_STAND_IN in have
             hint = f", or, as there is {GPU_STAND_IN}, set scaling.gpu_resource={GPU_STAND_IN}" if stand_in else ""
             raise ClusterTooSmallError(
                 f"The cluster has {have[kind]:g} {kind}s, and the run needs {count:g}: "
-                f"{scaling.most} workers of {scaling.cpus_per_worker} CPUs and {scaling.gpus_per_worker} GPUs, "
-                f"and a CPU to tokenize with. "
+                f"{scaling.most} workers of {scaling.cpus_per_worker} CPUs and {scaling.gpus_per_worker} GPUs"
+                f"{', and a CPU to tokenize with' if tokenizes else ''}. "
                 f"Lower scaling.num_workers or scaling.{'cpus' if kind == 'CPU' else 'gpus'}_per_worker, or add "
                 f"nodes{hint}."
             )

@@ -78,9 +78,8 @@ class Size:
 class Tokenizes:
     """Asked by Ray Train's controller, in its own process, whether units are left to be tokenized on the way."""
 
-    def __init__(self, feeder: Any) -> None:
-        self._feeder = feeder
-        self._is_done = False
+    def __init__(self, feeder: Any, *, is_done: bool) -> None:
+        self._feeder, self._is_done = feeder, is_done
         self._answer: ray.ObjectRef[bool] | None = None
 
     def __call__(self) -> bool:

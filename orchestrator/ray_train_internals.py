@@ -9,6 +9,7 @@ There is no placement group, and nothing to clean up after a controller that die
 from __future__ import annotations
 
 import logging
+import random
 import threading
 import time
 from collections import Counter
@@ -38,6 +39,9 @@ IDLE_LOOK_S = 0.25
 
 START_TIMEOUT_S = 60.0
 """Seconds in which workers must be up on places that were seen to be free; after that, look again."""
+
+HOLD_S = (5.0, 15.0)
+"""Seconds, drawn between these, for which workers that are too few to begin keep their places."""
 
 NODE_ID_SHOWN = 12
 """Characters of a node's id that tell it from the others."""
@@ -116,6 +120,9 @@ class AskedSize(FixedScalingPolicy):
     ) -> None:
         super().__init__(scaling_config)
         self.size, self._own_cluster, self._wait, self._tokenizes = size, own_cluster, wait, tokenizes
+        self._reserved = 0
+        self._holds_since: float | None = None
+        self._patience_s = random.uniform(*HOLD_S)
         self._per_worker = scaling_config._resources_per_worker_not_none
         self.pool = WorkerPool(self._per_worker, prepare)
         self._lost, self._lost_at = Counter[str](), 0.0
@@ -163,10 +170,13 @@ class AskedSize(FixedScalingPolicy):
         }
         kept_free = self._kept_free(room)
         decision = self.size.when_idle(sum(seats.values()), sum(room.total.values()), self.pool.ready(), kept_free)
+        self._reserve(sum(seats.values()))
         if decision is None:
             self._wait.for_start(sum(seats.values()), sum(have.values()), kept_free)
+            self._hold_no_longer()
             time.sleep(IDLE_LOOK_S)  # the controller asks again at once
             return NoopDecision()
+        self._holds_since = None
         self._wait.is_over()
         workers, patience_s = decision
         self.pool.fill(workers, seats)
@@ -192,6 +202,7 @@ class AskedSize(FixedScalingPolicy):
         on_draining = sum(count for node, count in self.pool.group_nodes().items() if node in room.draining)
         ready = sum(member.is_ready() for member in standing_by)
         kept_free = self._kept_free(room)
+        self._reserve(sum(seats.values()))
         wish = self.size.when_running(self.pool.in_group, sum(seats.values()), on_draining, ready, kept_free)
         if wish.hung:
             where = ", ".join(f"rank {rank} on node {node[:NODE_ID_SHOWN]}" for rank, node in self.pool.kill_silent())
@@ -200,15 +211,35 @@ class AskedSize(FixedScalingPolicy):
             self.pool.fill(self.pool.in_group + wish.stand_by, seats)
         if wish.wanted is not None:
             held = sum(have[node] for node in room.total)
-            self._wait.for_running(wish.wanted, self.pool.in_group, sum(seats.values()), held, kept_free)
+            self._wait.for_running(wish.wanted, sum(seats.values()), held, kept_free)
         return NoopDecision()
 
     def _kept_free(self, room: Room) -> int:
         return int(not room.beside and self._tokenizes())
 
+    def _hold_no_longer(self) -> None:
+        """Let workers go that have waited for others for long: two runs that each hold what the other needs would wait
+        for ever. One of them is the first to give in, as their patience differs."""
+        now = time.monotonic()
+        if not self.pool.nodes():
+            self._holds_since = None
+        elif self._holds_since is None:
+            self._holds_since = now
+        elif now - self._holds_since >= self._patience_s:
+            self.pool.keep(())
+            self._holds_since, self._patience_s = None, random.uniform(*HOLD_S)
+
+    def _reserve(self, places: int) -> None:
+        """Have Ray Data's tasks leave so many places alone, as far as they are of use.
+
+        Only such that are there: Ray's autoscaler fulfils a request for more whole or not at all, see `cluster.demand`.
+        """
+        self._reserved, before = min(places, self._wait.most), self._reserved
+        if self._reserved != before and not self._own_cluster:
+            self._send_resource_request()  # type: ignore[no-untyped-call]
+
     def _get_num_workers_for_resource_request(self) -> int:
-        # Only places that are there: a request that cannot be fulfilled keeps nodes from everybody, see cluster.demand.
-        return sum(self.pool.nodes().values())
+        return self._reserved
 
     def _maybe_send_resource_request(self) -> None:
         if not self._own_cluster:
@@ -220,7 +251,7 @@ class AskedSize(FixedScalingPolicy):
             return look_for_room(self._per_worker, probe=probe)
         except Exception as error:  # the controller does not survive one; what is not seen now is seen later
             _logger.warning("The cluster's state is not to be had: %s", error)
-            return Room(Counter(), self.pool.nodes(), frozenset())
+            return Room(Counter(), self.pool.nodes(), frozenset(), beside=1)
 
     def _stop_watching(self) -> None:
         if self._watch is not None:

@@ -33,6 +33,7 @@ from orchestrator.node_watch import watching_nodes
 from orchestrator.observe.trackers import refuse_missing_packages
 from orchestrator.recipe_file import remember_recipe
 from orchestrator.run_record import HEARTBEAT_S, Fence, RunRecord, load_record
+from orchestrator.scaling_policy import scaling_policy
 from orchestrator.vocabulary import vocabulary_of
 
 
@@ -96,10 +97,14 @@ class RayWhenNeeded:
     """Ray, started at most once and ended with the block.
 
     Called, it returns when Ray runs. `begin` only sets out, so that other things can be waited for meanwhile.
+
+    Args:
+        trains: workers will be started, and may have nodes come for them from the beginning.
     """
 
-    def __init__(self, config: RunConfig, tell: Callable[[str], None]) -> None:
-        self._scaling, self._tell = config.scaling, tell
+    def __init__(self, config: RunConfig, tell: Callable[[str], None], *, trains: bool = False) -> None:
+        self._scaling, self._tell, self._trains = config.scaling, tell, trains
+        self._of_use = scaling_policy(config).most_of_use
         self._stack, self._lock, self._started = ExitStack(), threading.Lock(), False
         self._ended = threading.Event()
         self._knock: Knock | None = None
@@ -114,9 +119,9 @@ class RayWhenNeeded:
                 num_gpus = workers * self._scaling.gpus_per_worker if self._scaling.on_gpu else 0
                 self._stack.enter_context(ray_cluster(num_cpus, num_gpus))
                 self._started = True
-                if joins_cluster():
+                if joins_cluster() and self._trains:
                     self._knock = Knock(self._scaling.per_worker)
-                    self._knock.want(workers)
+                    self._knock.want(self._of_use)
 
     def begin(self) -> None:
         """Start in the background; what goes wrong there is found again, and said, by the call that needs Ray."""
@@ -212,7 +217,7 @@ def train(config: RunConfig, *, takeover: bool = False, started_at: float | None
     console = Console()
     remember_recipe(config.run, resolved(config))
     with ExitStack() as stack:
-        start_ray = stack.enter_context(RayWhenNeeded(config, console.line))
+        start_ray = stack.enter_context(RayWhenNeeded(config, console.line, trains=True))
         if config.store.serve is not None:
             start_ray.begin()  # the object store takes seconds to come up, and so does Ray
         config = stack.enter_context(reaching_storage(config))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from orchestrator.config import RunConfig
+
 SETTLE_S = 3.0
 """Seconds for which more room must have been there before it is used: machines come and go in bunches."""
 
@@ -13,6 +15,10 @@ PREPARE_S, DRAIN_PREPARE_S = 60.0, 5.0
 
 GAIN_FACTOR = 2.0
 """Growing must save this many times the seconds it costs: the room may be gone again before it has paid."""
+
+
+EXPECTED_RESTART_S = 3.0
+"""Seconds that starting a worker group again is taken to cost, until one has been measured."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,11 @@ class ScalingPolicy:
         self._preparing_since: float | None = None
         self._is_leaving = False
 
+    @property
+    def most_of_use(self) -> int:
+        """Workers that it would have if there were room for any number."""
+        return self._useful(self.max_workers)
+
     def when_idle(self, seen: Situation) -> Start | Wait:
         """What to do where no worker runs; those standing by are on as many of the slots."""
         self._room_since = self._preparing_since = None
@@ -181,7 +192,7 @@ class ScalingPolicy:
 
     def wanted(self, seen: Situation) -> int:
         """Workers that it would have if there were room for any number, while some run."""
-        most = self._useful(self.max_workers)
+        most = self.most_of_use
         pays = most > seen.workers and self._saved_s(seen, most) >= GAIN_FACTOR * self.restart_s
         return most if pays else seen.workers
 
@@ -201,3 +212,9 @@ class ScalingPolicy:
     def _rounds(self, workers: int) -> int:
         """Micro-batches of the busiest of so many workers."""
         return -(-self._micro_batches // max(1, workers))
+
+
+def scaling_policy(config: RunConfig) -> ScalingPolicy:
+    """That of a run."""
+    scaling = config.scaling
+    return ScalingPolicy(scaling.fewest, scaling.most, config.train.micro_batches_per_step, EXPECTED_RESTART_S)

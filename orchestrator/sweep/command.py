@@ -167,7 +167,7 @@ def run_trials(
     from orchestrator.sweep.cleanup import free_node_memory
     from orchestrator.sweep.tuning import fit
 
-    refuse_small_cluster(sweep.base.scaling)
+    refuse_small_cluster(sweep.base.scaling, tokenizes=False)
     # An attempt that was killed has freed nothing.
     runs = [stint.run for record in desk.book for stint in record.stints]
     free_node_memory([root.child(f"runs/{run}").url_of("") for run in runs])

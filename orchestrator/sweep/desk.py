@@ -129,7 +129,7 @@ class Desk:
 
     def ended(self, name: str, result: Mapping[str, Any]) -> None:
         """A trial's run has ended, by itself or because it was stopped; its share is free."""
-        self._shares.pop(name, None)
+        self._give_back(name)
         record = self.book[name]
         if record.has_ended or self.interrupted:
             return
@@ -141,11 +141,15 @@ class Desk:
 
     def died(self, name: str, reason: str) -> None:
         """A trial's own process has died."""
-        self._shares.pop(name, None)
+        self._give_back(name)
         record = self.book[name]
         if not record.has_ended and not self.interrupted:
             record.end("failed", reason)
             self.book.save(record)
+
+    def _give_back(self, name: str) -> None:
+        self._shares.pop(name, None)
+        self._cluster.clear(self.book[name].stint.run)
 
     def moved(self, record: TrialRecord, point: dict[str, Any], donor: TrialRecord) -> Assignment:
         """A trial goes on from a donor's state with other values, as a new run; the records know when this returns."""

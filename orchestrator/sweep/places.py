@@ -9,8 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from cluster.demand import Gangs
+from cluster.demand import Gangs, remove_gangs
 from data.ray_internals import look_for_room
+from orchestrator.node_wait import gangs_of
 
 LOOK_EVERY_S, ASK_EVERY_S = 1.0, 1.0
 """Seconds between two looks at the cluster's nodes, and at what waits for more."""
@@ -60,6 +61,11 @@ class Cluster:
             found = look_for_room(self._per_worker).total.total()
             self._total = found if self._at_most is None else min(found, self._at_most)
         return self._total
+
+    def clear(self, run: str) -> None:
+        """Have nothing wait for a run that has ended, however it has."""
+        if self._at_most is None:
+            remove_gangs(gangs_of(run))
 
     def ask(self, trials: int, fewest: int) -> None:
         """Have nodes come for so many more trials of `fewest` workers, where any can be had.

@@ -87,7 +87,8 @@ class TestRaysReport:
     def test_no_autoscaler_is_seen_by_its_version(self) -> None:
         from ray.autoscaler.v2 import schema
 
-        assert not state_of(schema.ClusterStatus(), NOW).is_looked_after
+        nobody = schema.ClusterStatus(stats=schema.Stats(autoscaler_version="0"))  # as GCS answers by itself
+        assert not state_of(nobody, NOW).is_looked_after and not state_of(schema.ClusterStatus(), NOW).is_looked_after
 
     def test_it_is_asked_for_by_this_name(self) -> None:
         from ray.autoscaler.v2.sdk import get_cluster_status

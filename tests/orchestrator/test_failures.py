@@ -78,10 +78,10 @@ def test_one_word_of_a_hang_ends_one_group(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(ray, "wait", lambda refs, timeout: (refs, []))
     monkeypatch.setattr(ray, "get", lambda ref: ref)
     size = Size(SimpleNamespace(seen_running=seen_running))
-    assert size.when_running(2, 2, 0, 0) == Wish()
-    assert size.when_running(2, 2, 0, 0).hung == "no step for 16 s"
+    assert size.when_running(2, 2, 0, 0, 0) == Wish()
+    assert size.when_running(2, 2, 0, 0, 0).hung == "no step for 16 s"
     assert len(asked) == 1
-    assert size.when_running(2, 2, 0, 0) == Wish(), "the next group is looked at afresh"
+    assert size.when_running(2, 2, 0, 0, 0) == Wish(), "the next group is looked at afresh"
 
 
 def test_an_error_of_one_rank_is_not_hidden_by_the_others_complaints() -> None:

@@ -59,28 +59,34 @@ def test_living_workers_have_their_places_already(waits: Waits) -> None:
 def test_with_room_enough_nothing_is_waited_for(waits: Waits) -> None:
     wait_of(waits).for_start(places=3, held=0, kept_free=1)
     assert waits.gangs == [] and waits.singles == 0
-    wait_of(waits).for_running(wanted=2, workers=2, places=2, held=2, kept_free=1)
+    wait_of(waits).for_running(wanted=2, places=2, held=2, kept_free=1)
     assert waits.gangs == [] and waits.singles == 0
 
 
 def test_growing_waits_for_places_one_by_one(waits: Waits) -> None:
-    wait_of(waits).for_running(wanted=4, workers=2, places=2, held=2, kept_free=0)
+    wait_of(waits).for_running(wanted=4, places=2, held=2, kept_free=0)
     assert waits.gangs == [] and waits.singles == 2
 
 
 def test_a_free_place_that_is_of_no_use_alone_waits_for_another(waits: Waits) -> None:
-    wait_of(waits).for_running(wanted=4, workers=2, places=3, held=2, kept_free=0)
+    wait_of(waits).for_running(wanted=4, places=3, held=2, kept_free=0)
     assert waits.gangs == [(WORKER, WORKER)] and waits.singles == 0
 
 
 def test_a_place_kept_free_is_used_once_there_is_another_to_tokenize_in(waits: Waits) -> None:
-    wait_of(waits).for_running(wanted=3, workers=2, places=3, held=2, kept_free=1)
+    wait_of(waits).for_running(wanted=3, places=3, held=2, kept_free=1)
     assert waits.gangs == [(WORKER, TOKENIZING)] and waits.singles == 0
+    wait_of(waits).for_running(wanted=3, places=4, held=2, kept_free=1)
+    assert waits.gangs == [] and waits.singles == 0, "it only waits for the room to settle"
+    wait_of(waits).for_running(wanted=4, places=2, held=2, kept_free=1)
+    assert waits.gangs == [(TOKENIZING,)] and waits.singles == 2
 
 
 def test_places_on_nodes_about_to_go_are_waited_for_elsewhere(waits: Waits) -> None:
-    wait_of(waits).for_running(wanted=2, workers=2, places=1, held=1, kept_free=0)
+    wait_of(waits).for_running(wanted=2, places=1, held=1, kept_free=0)
     assert waits.gangs == [] and waits.singles == 1
+    wait_of(waits).for_running(wanted=3, places=3, held=2, kept_free=1)
+    assert waits.gangs == [(WORKER, TOKENIZING)], "the one that is free is for no worker"
 
 
 @given(st.integers(1, 4), st.integers(0, 4), st.integers(0, 8), st.integers(0, 4), st.integers(0, 1))
@@ -97,3 +103,19 @@ def test_whatever_is_missing_is_waited_for_by_what_does_not_fit_into_what_is_fre
     workers = sum(place == WORKER for place in gang)
     assert workers == max(0, fewest - held) and len(gang) - workers == kept_free
     assert len(gang) > places - held
+
+
+@given(st.integers(0, 6), st.integers(0, 8), st.integers(0, 6), st.integers(0, 1))
+def test_growing_brings_no_more_than_it_needs_and_one_place_at_least(
+    wanted: int, places: int, held: int, kept_free: int
+) -> None:
+    waits, held = Waits(), min(held, places)
+    wait_of(waits).for_running(wanted, places, held, kept_free)
+    free, missing = places - held, max(0, wanted - held)
+    need = missing + (kept_free if missing else 0) - free
+    waiting = sum(map(len, waits.gangs)) + waits.singles
+    if need <= 0:
+        assert waiting == 0
+    else:
+        assert free < waiting <= free + need
+        assert waits.singles == 0 or free == 0

@@ -137,7 +137,8 @@ class Always(NamedTuple):
     workers: int
 
     def when_idle(self, free: int, total: int, ready: int, kept_free: int) -> tuple[int, float] | None:
-        assert ready <= free <= total and kept_free == 0, "two of four places are of use to nobody but who tokenizes"
+        assert ready <= free <= total
+        assert kept_free == 1, "all CPUs are places for workers, and one is needed to tokenize with"
         return self.workers, 60.0
 
     def when_running(self, workers: int, slots: int, on_draining: int, standing_by: int, kept_free: int) -> Wish:

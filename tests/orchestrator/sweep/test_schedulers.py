@@ -27,6 +27,9 @@ class _Plenty:
     def ask(self, trials: int, fewest: int) -> None:
         pass
 
+    def clear(self, run: str) -> None:
+        pass
+
 
 def desk_of(sweep: Sweep, folder: Path) -> Desk:
     return Desk(sweep, TrialBook(LocalStore(str(folder))), _Plenty())  # type: ignore[arg-type]
