@@ -376,12 +376,22 @@ def pairs_to_translate(
         split: "train", "validation" or "test".
         start_ray: called if a unit must be tokenized; Ray runs when it returns.
     """
-    job, data, ordinals = spec.job, spec.job.data, _units_of(spec, split)
-    found = _raw_pairs(spec, ordinals) if split == "train" else _held_out_pairs(spec, ordinals, start_ray)
-    pairs = list(islice(found, count))
+    job, data = spec.job, spec.job.data
+    pairs = list(islice(raw_pairs(spec, split, start_ray), count))
     inputs = [read for read, _ in pairs]
     batches = input_batches(inputs, job.reads_with, data.most_input_tokens, spec.micro_batch_size)
     return ToTranslate(batches, [text for _, text in pairs], job.tokenizer)
+
+
+def raw_pairs(spec: FeedSpec, split: str, start_ray: Callable[[], None] = lambda: None) -> Iterator[tuple[str, str]]:
+    """The inputs and texts of a split in the manifest's order, as they are after `data.steps`.
+
+    Args:
+        split: "train", "validation" or "test".
+        start_ray: called if a unit must be tokenized; Ray runs when it returns.
+    """
+    ordinals = _units_of(spec, split)
+    return _read_pairs(spec, ordinals) if split == "train" else _held_out_pairs(spec, ordinals, start_ray)
 
 
 def _units_of(spec: FeedSpec, split: str) -> list[int]:
@@ -398,7 +408,7 @@ def _held_out_pairs(
         yield from json.loads(table["validation_pairs"][0].as_py())
 
 
-def _raw_pairs(spec: FeedSpec, ordinals: Sequence[int]) -> Iterator[tuple[str, str]]:
+def _read_pairs(spec: FeedSpec, ordinals: Sequence[int]) -> Iterator[tuple[str, str]]:
     job = spec.job
     for unit in map(spec.manifest.unit, ordinals):
         for document in documents_of(unit, job.data, job.store_config, job.cleaning, for_training=True):

@@ -270,6 +270,21 @@ def evaluate(
     step: Annotated[
         int | None, typer.Option(metavar="N", help="Checkpoint of this step instead of the newest.")
     ] = None,
+    nearest: Annotated[
+        bool,
+        typer.Option(
+            "--nearest", help="Also score what retrieval finds: the text of the training pair whose input is nearest."
+        ),
+    ] = False,
+    workers: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Processes that share the work, with the resources of a training worker each, on the cluster of "
+            "RAY_ADDRESS or on this machine; 0: this process alone. The result is the same.",
+        ),
+    ] = 0,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -284,7 +299,7 @@ def evaluate(
     skip_compiler()
     from orchestrator.evaluate import evaluate
 
-    result = evaluate(config, split, step)
+    result = evaluate(config, split, step, workers, nearest=nearest)
     typer.echo(json.dumps(result, indent=2) if as_json else "\n".join(f"{k:<24}{v}" for k, v in result.items()))
 
 
@@ -335,6 +350,10 @@ def generate(
         list[str] | None,
         typer.Option("--prompt", help="Beginning to continue, in place of the recipe's; may be repeated."),
     ] = None,
+    prompt_file: Annotated[
+        Path | None,
+        typer.Option("--prompts", metavar="FILE", help="A file with a prompt a line: sentences to translate."),
+    ] = None,
     max_new_tokens: Annotated[str | None, typer.Option(metavar="N", help="Most tokens for one prompt.")] = None,
     temperature: Annotated[str | None, typer.Option(metavar="T", help="0 takes the likeliest token.")] = None,
     top_k: Annotated[str | None, typer.Option(metavar="K", help="Draw among the K likeliest tokens.")] = None,
@@ -349,6 +368,8 @@ def generate(
 
     The options stand for --set sample.temperature=… and so on.
     """
+    if prompt_file is not None:
+        prompts = [*(prompts or []), *_lines(prompt_file)]
     # As overrides, they are checked where the recipe's own values are, and reported together with them.
     given = {
         "max_new_tokens": max_new_tokens,
@@ -415,20 +436,16 @@ def report(
 
 @app.command(
     epilog="Example: [bold]manta doctor recipes/quickstart.yaml[/], "
-    "[bold]manta doctor recipes/mine.yaml --cluster http://HOST:8265[/]"
+    "[bold]manta doctor recipes/mine.yaml --cluster --address http://HOST:8265[/]"
 )
 def doctor(
     recipe: Annotated[
         Path | None, typer.Argument(metavar="[RECIPE]", help="Also try this recipe's object storage.")
     ] = None,
     cluster: Annotated[
-        str | None,
-        typer.Option(
-            "--cluster",
-            metavar="URL|NAME",
-            help="Examine a cluster instead of this machine: its dashboard, or the name of one of this machine.",
-        ),
-    ] = None,
+        bool, typer.Option("--cluster", help="Examine a cluster instead of this machine, the one of --address.")
+    ] = False,
+    address: Address = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -439,12 +456,12 @@ def doctor(
     config = _load(recipe, overrides) if recipe else None
     from orchestrator.doctor import examine, print_checks
 
-    if cluster is None:
-        checks = examine(config)
-    else:
+    if cluster or address is not None:
         from orchestrator.cluster_doctor import examine_cluster
 
-        checks = examine_cluster(cluster, config, recipe, overrides or [], Path())
+        checks = examine_cluster(address, config, recipe, overrides or [], Path())
+    else:
+        checks = examine(config)
     if as_json:
         typer.echo(json.dumps([check.as_dict() for check in checks], indent=2))
     else:
@@ -515,6 +532,18 @@ def schema(
     model = ClusterSpec if of_cluster else RunConfig
     schema = model.model_json_schema()
     typer.echo(markdown(model) if as_table else json.dumps(schema, indent=2, ensure_ascii=False))
+
+
+def _lines(file: Path) -> list[str]:
+    from orchestrator.errors import InputError
+
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--prompts {file}: {error}") from None
+    if not lines:
+        raise InputError(f"--prompts {file}: it is empty.")
+    return lines
 
 
 def _load(recipe: Path, overrides: list[str] | None) -> RunConfig:

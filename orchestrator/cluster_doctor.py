@@ -34,7 +34,7 @@ def examine_cluster(
         jobs = Jobs(address)
         live = [job for job in jobs.list() if not job.has_ended]
     except ClusterError as error:
-        return [Check("cluster", "fail", str(error), "Name its dashboard: --cluster http://HOST:8265")]
+        return [Check("cluster", "fail", str(error), "Name its dashboard: --address http://HOST:8265")]
     checks = [Check("cluster", "ok", f"{address} answers; {len(live)} jobs live")]
     arguments = ["doctor", "--json"]
     if config is not None and recipe is not None:

@@ -56,7 +56,8 @@ def generate_from(url: str, overrides: Sequence[str]) -> None:
     folder = HfFolder.open(url, folder_settings({}, overrides).store)
     settings = folder_settings(folder.sampling(), overrides)
     model, tokenizer = folder_model(folder)
-    _print(folder.url, continuations(model, tokenizer, settings.sample), settings.sample, Console())
+    texts = continuations(model, tokenizer, settings.sample)
+    _print(folder.url, texts, settings.sample, Console(), apart=isinstance(model, Seq2Seq))
 
 
 def folder_settings(sampling: dict[str, Any], overrides: Sequence[str]) -> FolderSettings:
@@ -99,13 +100,15 @@ def print_samples(trained: TrainedModel, config: RunConfig, console: Console) ->
     """A continuation of every prompt; without prompts, of nothing. Of an encoder-decoder, what it makes of them."""
     job = trained.data.job
     texts = continuations(trained.model, job.tokenizer, config.sample, job.reads_with)
-    _print(f"step {trained.step}" + (", averaged weights" if trained.averaged else ""), texts, config.sample, console)
+    title = f"step {trained.step}" + (", averaged weights" if trained.averaged else "")
+    _print(title, texts, config.sample, console, apart=isinstance(trained.model, Seq2Seq))
 
 
-def _print(title: str, texts: Sequence[str], sample: SampleConfig, console: Console) -> None:
+def _print(title: str, texts: Sequence[str], sample: SampleConfig, console: Console, *, apart: bool) -> None:
+    """Every prompt with its text: on lines of their own where it is no continuation."""
     for prompt, text in zip(sample.prompts or ("",), texts, strict=True):
         console.rich.print(title, style="bold", markup=False, highlight=False)
-        console.rich.print(prompt, style="bold", end="", markup=False, highlight=False)
+        console.rich.print(prompt, style="bold", end="\n" if apart else "", markup=False, highlight=False)
         console.rich.print(text, markup=False, highlight=False)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from data.feeder import ToTranslate
@@ -34,7 +34,7 @@ def translate(model: Seq2Seq, batches: Iterable[InputBatch], tokenizer: Tokenize
     return texts
 
 
-def scores_of(texts: dict[int, str], asked: ToTranslate, config: RunConfig) -> dict[str, Any]:
+def scores_of(texts: Mapping[int, str], asked: ToTranslate, config: RunConfig) -> dict[str, Any]:
     """BLEU, chrF and their signatures, by the names that evaluations go by."""
     in_order = [texts[place] for place in range(len(asked.references))]
     scores = translation_scores(in_order, asked.references, config.eval.language)

@@ -126,7 +126,7 @@ def test_a_translator_translates_there(tmp_path: Path) -> None:
     assert tokenizer.batch_decode(found, skip_special_tokens=True) == list(PAIRS.values())
     prompts = [option for source in PAIRS for option in ("--prompt", source)]
     here = texts_of(manta("generate", "--from", "exported", *prompts), str(tmp_path / "exported"))
-    assert here == [f"{source}{target}\n" for source, target in PAIRS.items()]
+    assert here == [f"{source}\n{target}\n" for source, target in PAIRS.items()]
     said = manta("generate", "--from", "exported", "--prompt", "long " * 40, status=2)
     assert "tokens is longer than the model reads, 32. Cut it." in said
 

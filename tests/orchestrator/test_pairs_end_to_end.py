@@ -139,9 +139,14 @@ def test_one_worker_and_two_of_which_one_is_killed_end_in_the_same(
         assert held_out["loss"] == [(100, pytest.approx(loss, abs=1e-4)), final(story)]
         scores = [(100, pytest.approx(bleu, abs=0.01)), (STEPS, pytest.approx(story["translations"]["bleu"]))]
         assert held_out["bleu"] == scores
-    again = json.loads(command("eval", alone, "--json"))
+    with MantaProcess("eval", alone, "--json", "--workers", "2", folder=tmp_path, environment={}) as process:
+        assert process.wait() == 0, process.output
+        again = json.loads(process.output)
     assert again["val_loss"] == pytest.approx(stories[0]["loss"]["val"], rel=1e-6)
     assert again["val_bleu"] == stories[0]["translations"]["bleu"]
+    told = json.loads(command("eval", alone, "--json", "--nearest"))
+    assert again.items() <= told.items()
+    assert told.keys() - again.keys() == {"val_nearest_bleu", "val_nearest_chrf"} and told["val_nearest_chrf"] > 0
 
 
 def mean_lengths(run: Run) -> tuple[float, float]:
