@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +32,7 @@ from data.cleaning.identity import identity, refuse_other_code
 from data.config import DataConfig, StoreConfig
 from data.errors import BadShardError, CleaningError, ObjectNotFoundError
 from data.manifest import Manifest, Unit
+from data.progress import Tell, told_of
 from data.readers import read_documents
 from data.store import Store
 from data.tokenized_unit import documents_depend_on, is_for_training, load_cached, load_or_make, row_key
@@ -50,8 +50,6 @@ SCHEMA = pa.schema(
         ("problem", pa.string()),
     ]
 )
-
-TELL_EVERY_S = 2.0
 
 
 def up_to_last_dedup(steps: Sequence[Step]) -> tuple[Step, ...]:
@@ -94,7 +92,7 @@ def find_duplicates(
     manifest: Manifest,
     *,
     ahead: bool,
-    tell: Callable[[str], None],
+    tell: Tell,
     start_ray: Callable[[], None],
 ) -> str:
     """Find or make the artifact that says which documents are duplicates; returns its digest.
@@ -136,21 +134,12 @@ def find_duplicates(
     return digest
 
 
-def _fingerprints(
-    job: FingerprintJob, manifest: Manifest, tell: Callable[[str], None], start_ray: Callable[[], None]
-) -> list[pa.Table]:
+def _fingerprints(job: FingerprintJob, manifest: Manifest, tell: Tell, start_ray: Callable[[], None]) -> list[pa.Table]:
     from data.token_pipeline import chunks, rows_in_order  # imports Ray, which often is not needed
 
     load, make = partial(load_cached, job=job), partial(load_or_fingerprint, job=job)
-    rows: list[pa.Table] = []
-    told_at = time.monotonic()
-    for chunk in chunks(manifest):
-        for row in rows_in_order(chunk, load, make, start_ray):
-            rows.append(row)
-            if time.monotonic() - told_at >= TELL_EVERY_S:
-                told_at = time.monotonic()
-                tell(f"duplicates: {len(rows):,} of {manifest.num_units:,} units")
-    return rows
+    rows = (row for chunk in chunks(manifest) for row in rows_in_order(chunk, load, make, start_ray))
+    return list(told_of(rows, manifest.num_units, "duplicates", tell))
 
 
 def load_or_fingerprint(unit: Unit, job: FingerprintJob) -> pa.Table:

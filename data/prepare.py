@@ -11,7 +11,6 @@ Everything is found again under a key of what it was made from, so doing it twic
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +28,7 @@ from data.errors import BadShardError, InputError, ObjectNotFoundError
 from data.known_units import KnownUnits, LeftOut
 from data.manifest import Manifest, build_manifest, check_unchanged
 from data.packing import count_sequences
+from data.progress import Tell, told_of
 from data.sample_order import UNKNOWN, Ints
 from data.store import Store
 from data.tokenized_unit import TokenizeJob, json_digest, left_out_columns, left_out_of
@@ -51,12 +51,6 @@ UNIT_COLUMNS = (
 )
 
 _NO_SUMS = ("ordinal", "problem", "steps")
-
-TELL_EVERY_S = 2.0
-"""Seconds between two lines of progress."""
-
-Tell = Callable[[str], None]
-"""Takes a line of progress."""
 
 
 @dataclass(frozen=True)
@@ -275,15 +269,10 @@ def _unit_table(
     start_ray()
     from data.token_pipeline import tokenized_units_in_chunks  # imports Ray, which often is not needed
 
-    rows, told_at = [], time.monotonic()
     tell(f"tokens: tokenizing {manifest.num_units:,} units")
     columns = (*UNIT_COLUMNS, *left_out_columns(job))
-    for row in tokenized_units_in_chunks(manifest, job, columns):
-        rows.append(row)
-        if time.monotonic() - told_at >= TELL_EVERY_S or len(rows) == manifest.num_units:
-            told_at = time.monotonic()
-            tell(f"tokens: {len(rows):,} of {manifest.num_units:,} units")
-    table = pa.concat_tables(rows)
+    rows = tokenized_units_in_chunks(manifest, job, columns)
+    table = pa.concat_tables(told_of(rows, manifest.num_units, "tokens", tell))
     if table["problem"].null_count == len(table):  # bad shards get another chance with another version of the reader
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from data.config import StoreConfig
 from data.errors import InputError, ObjectNotFoundError, StoreAccessError, TransientStoreError
+from data.extras import installing
 from data.s3_access import READ_TIMEOUT_S, S3Access, aws_environment
 from data.store import ATTEMPTS, first_line, split_url
 
@@ -68,7 +69,7 @@ def _gs_filesystem(timeout_s: float) -> Any:
     try:
         import gcsfs
     except ImportError:
-        raise InputError("gs:// needs a package that is not installed. Run: pip install 'manta[gs]'") from None
+        raise InputError(f"gs:// needs a package that is not installed: {installing('gs')}.") from None
     return fs.PyFileSystem(fs.FSSpecHandler(gcsfs.GCSFileSystem()))
 
 

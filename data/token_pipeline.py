@@ -90,7 +90,7 @@ def _made_in_ray_data(units: Sequence[Unit], make: Callable[[Unit], pa.Table]) -
     for ref in ordered_block_refs(dataset):
         row = ray.get(ref)
         if "error" in row.column_names:
-            raise pickle.loads(row["error"][0].as_py())
+            raise pickle.loads(row["error"][0].as_py())  # noqa: S301 (of our own task, through Ray)
         yield row
 
 

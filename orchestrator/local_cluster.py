@@ -36,7 +36,10 @@ def bring_up(spec: ClusterSpec) -> None:
     groups = ", ".join(f"{group.min} to {group.max} nodes of {group.name}" for group in spec.groups)
     console.line(f"cluster {spec.cluster}: up, {groups}; its dashboard is at {kept.dashboard}")
     if any(group.gpus for group in spec.groups):
-        console.line(f"GPUs are stood in for: train with --set scaling.gpu_resource={GPU_STAND_IN}")
+        console.line(
+            f"GPUs are stood in for, which `manta submit` sees to; other commands take --set "
+            f"scaling.gpu_resource={GPU_STAND_IN}"
+        )
     join = f'eval "$(manta cluster env {spec.cluster})"'
     console.line(f"now: manta submit RECIPE; or in a shell: {join}; manta train RECIPE")
 

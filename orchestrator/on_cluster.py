@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from data.cleaning.config import FunctionStep
 from data.config import SECRET
 from data.store import split_url
 from orchestrator.config import RunConfig, listed
@@ -18,6 +19,12 @@ def keys_in(config: RunConfig) -> list[str]:
 
 def local_places(config: RunConfig) -> Iterator[tuple[str, str]]:
     """Dotted names of fields that name a file or folder of a machine, and what they say; `store.serve` is another."""
+    for name, place in _places(config).items():
+        if place is not None and split_url(place)[0] == "file":
+            yield name, place
+
+
+def _places(config: RunConfig) -> dict[str, str | None]:
     places = {
         "storage": config.storage,
         "train.init_from": config.train.init_from,
@@ -25,9 +32,7 @@ def local_places(config: RunConfig) -> Iterator[tuple[str, str]]:
     }
     for index, source in enumerate(config.data.sources):
         places |= {f"data.sources.{index}.path": source.path, f"data.sources.{index}.input_path": source.input_path}
-    for name, place in places.items():
-        if place is not None and split_url(place)[0] == "file":
-            yield name, place
+    return places
 
 
 def own_servers(config: RunConfig) -> list[str]:
@@ -37,6 +42,24 @@ def own_servers(config: RunConfig) -> list[str]:
     return [
         f"store.serve = {config.store.serve!r}: a server on one machine is none for a cluster; take it out, and name a "
         "bucket"
+    ]
+
+
+def image_needs(config: RunConfig) -> list[str]:
+    """What an image must hold for the recipe, beside what Manta's has where nothing is said, each in a line."""
+    steps = [step for step in config.data.steps if not isinstance(step, FunctionStep)]
+    wanted = {
+        "text": bool(steps),
+        "gs": any(split_url(place)[0] == "gs" for place in _places(config).values() if place is not None),
+        "mlflow": config.observe.mlflow.tracking_uri is not None,
+        "wandb": config.observe.wandb.project is not None,
+    }
+    extras = ",".join(name for name, is_wanted in wanted.items() if is_wanted)
+    lines = [f"the extras {extras}: docker build --build-arg EXTRAS={extras}"] if extras else []
+    own = {step.path.rpartition(".")[0] for step in config.data.steps if isinstance(step, FunctionStep)}
+    return [
+        *lines,
+        *(f"the module {module}, which data.steps names: only the recipe travels" for module in sorted(own)),
     ]
 
 

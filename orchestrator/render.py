@@ -17,7 +17,7 @@ from data.errors import InputError
 from orchestrator.cluster_file import load_cluster
 from orchestrator.config import RunConfig, listed, load_recipe
 from orchestrator.errors import RecipeError
-from orchestrator.on_cluster import keys_in, local_places, own_servers
+from orchestrator.on_cluster import image_needs, keys_in, local_places, own_servers
 
 Target = Literal["kuberay", "vm"]
 
@@ -68,7 +68,8 @@ def render(
         )
     config, text = _checked(recipe, spec)
     objects = kuberay.manifests(spec, config.run, text, spec.store.url)
-    return _heading(path, overrides, f"--recipe {recipe}") + dump_all(objects, COMMENTS)
+    needs = "".join(f"# Its image must hold {need}.\n" for need in image_needs(config))
+    return _heading(path, overrides, f"--recipe {recipe}") + needs + dump_all(objects, COMMENTS)
 
 
 def _heading(path: Path, overrides: Sequence[str], options: str) -> str:

@@ -17,6 +17,7 @@ from rich.table import Table
 from cluster.errors import ClusterError
 from cluster.jobs import Job, JobExistsError, Jobs
 from cluster.kept_cluster import KeptCluster, find_kept, kept_clusters
+from cluster.spec import GPU_STAND_IN, ClusterSpec
 from data.store import split_url
 from orchestrator.config import RunConfig
 from orchestrator.console import Console
@@ -71,9 +72,9 @@ def submit(
         ClusterError: the cluster does not answer, or refuses the job.
     """
     kept, address = reach(address)
-    if kept is not None and kept.spec.store.url is not None:
-        config = config.model_copy(update={"storage": kept.spec.store.url})
-        overrides = [*overrides, f"storage={kept.spec.store.url}"]
+    if kept is not None:
+        config, changes = at_home(config, kept.spec)
+        overrides = [*overrides, *changes]
     refuse_keys(config, recipe)
     shipped = shipped_as(recipe, folder)
     moved = local_paths(config, recipe, this_machine=kept is not None)
@@ -94,6 +95,20 @@ def submit(
         )
         return 0
     return follow(jobs, job_id, config.run)
+
+
+def at_home(config: RunConfig, spec: ClusterSpec) -> tuple[RunConfig, list[str]]:
+    """The recipe as it runs on a cluster of this machine, and the overrides that say so: the spec's store, if it has
+    one, and in place of GPUs what stands in for them."""
+    overrides = []
+    if spec.store.url is not None:
+        config = config.model_copy(update={"storage": spec.store.url})
+        overrides.append(f"storage={spec.store.url}")
+    if config.scaling.on_gpu:
+        scaling = config.scaling.model_copy(update={"gpu_resource": GPU_STAND_IN})
+        config = config.model_copy(update={"scaling": scaling})
+        overrides.append(f"scaling.gpu_resource={GPU_STAND_IN}")
+    return config, overrides
 
 
 def shipped_as(recipe: Path, folder: Path) -> Path:

@@ -8,8 +8,9 @@ from functools import cache
 from types import ModuleType
 
 from data.errors import InputError
+from data.extras import installing
 
-INSTALL = "pip install 'manta[text]'"
+INSTALL = installing("text")
 
 
 def library(module: str, needed_by: str) -> ModuleType:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from data.extras import installing
 from orchestrator.errors import InputError
 from orchestrator.observe.config import ObserveConfig
 from orchestrator.observe.event_files import Point
@@ -122,7 +123,7 @@ def refuse_missing_packages(observe: ObserveConfig) -> None:
             field = "tracking_uri" if package == "mlflow" else "project"
             raise InputError(
                 f"observe.{package}.{field} = {where}: the package {package} is not installed here. Install it with "
-                f"pip install 'manta[{package}]', or leave observe.{package} out."
+                f"{installing(package)}, or leave observe.{package} out."
             )
 
 

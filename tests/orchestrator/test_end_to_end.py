@@ -547,3 +547,18 @@ def test_two_attempts_never_write_one_run(endless: tuple[Run, MantaProcess], alo
     assert (found["status"], found["attempts"], found["step"]) == ("stopped", 2, len(losses))
     assert found["samples"]["seen"] == found["samples"]["expected"] == len(losses) * GLOBAL_BATCH_SIZE
     assert (found["samples"]["duplicated"], found["samples"]["missing"]) == (0, 0)
+
+
+def test_no_key_is_in_anything_that_a_run_leaves(alone: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept in the store, checkpoints and reports among it, and what commands wrote here and printed."""
+    alone.in_process(monkeypatch, "report")
+    site, key = alone.site, alone.site.environment["AWS_SECRET_ACCESS_KEY"].encode()
+    pages = site.client.get_paginator("list_objects_v2").paginate(Bucket=site.bucket)
+    kept = [found["Key"] for page in pages for found in page.get("Contents", ())]
+    assert any("checkpoints/" in each for each in kept) and any("tensorboard/" in each for each in kept)
+    assert any(each.endswith("report.html") for each in kept)
+    left = [path for path in site.folder.rglob("*") if path.is_file()]
+    assert left
+    holding = [each for each in kept if key in site.client.get_object(Bucket=site.bucket, Key=each)["Body"].read()]
+    holding += [str(path) for path in left if key in path.read_bytes()]
+    assert holding == []

@@ -127,7 +127,7 @@ def test_a_worker_that_no_group_holds_is_refused_at_once(name: str, tmp_path: Pa
 
 def test_the_head_examines_itself(name: str, tmp_path: Path) -> None:
     recipe = recipe_in(tmp_path, "examined")
-    output = manta(tmp_path, "doctor", recipe.name, "--cluster", name, "--json")
+    output = manta(tmp_path, "doctor", recipe.name, "--cluster", "--address", name, "--json")
     checks = {check["name"]: check for check in json.loads(output)}
     assert checks["cluster"]["status"] == "ok"
     assert checks["head: object storage"]["status"] == "ok"

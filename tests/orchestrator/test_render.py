@@ -84,6 +84,15 @@ def test_the_specs_bucket_takes_the_place_of_a_folder(tmp_path: Path) -> None:
     assert "--set storage=s3://my-bucket/manta" in render(EXAMPLE, recipe=recipe_of(tmp_path, storage="runs/"))
 
 
+def test_what_the_image_must_hold_is_said(tmp_path: Path) -> None:
+    steps = [{"step": "lowercase"}, {"step": "function", "path": "mine.cleaning.urls"}]
+    data, observe = {**USUAL["data"], "steps": steps}, {"wandb": {"project": "mine"}}
+    text = render(EXAMPLE, recipe=recipe_of(tmp_path, data=data, observe=observe))
+    said = [line for line in text.splitlines() if line.startswith("# Its image must hold")]
+    assert len(said) == 2 and "--build-arg EXTRAS=text,wandb" in said[0] and "the module mine.cleaning" in said[1]
+    assert "# Its image must hold" not in render(EXAMPLE, recipe=recipe_of(tmp_path))
+
+
 def test_a_broken_recipe_fails_here(tmp_path: Path) -> None:
     assert "train.steps" in refused(recipe_of(tmp_path, train={**USUAL["train"], "steps": 0}))
 

@@ -9,10 +9,11 @@ import pytest
 
 from cluster.errors import ClusterError
 from cluster.jobs import Job
+from cluster.spec import GPU_STAND_IN, ClusterSpec, GroupSpec, StoreSpec
 from orchestrator.config import differing_fields, load_recipe, result_fields
 from orchestrator.errors import InputError, RecipeError
 from orchestrator.on_cluster import local_paths, refuse_keys
-from orchestrator.submit import exit_status, newest_job, next_id, reach, runtime_env, shipped_as, submit
+from orchestrator.submit import at_home, exit_status, newest_job, next_id, reach, runtime_env, shipped_as, submit
 from tests.orchestrator.finished_run import recipe_in
 
 RECIPE = Path("mine.yaml")
@@ -126,3 +127,14 @@ def job(
     status: str, code: int | None, message: str = "", name: str = "mine-1", metadata: Mapping[str, str] | None = None
 ) -> Job:
     return Job(name, status, "manta train", metadata or {}, message, code, 0.0, 1.0)
+
+
+def test_a_recipe_is_at_home_on_a_cluster_of_this_machine(tmp_path: Path) -> None:
+    groups = (GroupSpec(name="train", cpus=1, gpus=1, max=2),)
+    spec = ClusterSpec(cluster="here", groups=groups, store=StoreSpec(url="s3://bucket/there"))
+    config = load_recipe(recipe_in(tmp_path), ["scaling.gpus_per_worker=1"])
+    changed, overrides = at_home(config, spec)
+    assert changed == load_recipe(recipe_in(tmp_path), ["scaling.gpus_per_worker=1", *overrides])
+    assert changed.storage == "s3://bucket/there" and changed.scaling.per_worker == {"CPU": 1, GPU_STAND_IN: 1}
+    named = load_recipe(recipe_in(tmp_path), ["scaling.gpus_per_worker=1", "scaling.gpu_resource=other"])
+    assert at_home(named, ClusterSpec(cluster="here", groups=groups)) == (named, [])

@@ -109,7 +109,7 @@ def test_a_package_that_is_missing_is_named_with_the_remedy(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     refuse_missing_packages(ObserveConfig())
-    with pytest.raises(InputError, match=rf"observe.{package}.{field} = there.*pip install 'manta\[{package}\]'"):
+    with pytest.raises(InputError, match=rf"observe.{package}.{field} = there.*pip install .* '\.\[{package}\]'"):
         refuse_missing_packages(ObserveConfig.model_validate({package: {field: "there"}}))
 
 

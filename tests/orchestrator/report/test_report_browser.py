@@ -92,7 +92,7 @@ def test_the_charts_are_drawn_and_legible(
     browser.open(pages[name], width)
     charts = charts_of(browser)
     expected = {f"{chart}-{size}" for chart in ("loss", "time", "steps", "seconds", "overhead")}
-    assert set(charts) == expected | {"lr-small", "norm-small", "speed-small"}
+    assert set(charts) == expected | {"lr-small", "norm-small", "speed-small", "bleu-small"}
     for chart in charts.values():
         assert chart["drawn"] > 0 and chart["width"] > 250 and chart["height"] > 20, chart
         assert chart["text"] >= 10, f"letters {chart['text']} pixels high in {chart['name']}"
