@@ -135,12 +135,16 @@ class Gangs(_Demand):
 
     def _let_go_in_time(self) -> None:
         """Whoever wants them may be long in coming again."""
+        import ray
+
         while True:
             time.sleep(HELD_S)
-            with suppress(Exception):  # Ray's own: it is slow to answer, or gone, and they with it
-                self.let_go()
+            is_gone = not ray.is_initialized()  # and they with it; asking would join it again
+            if not is_gone:
+                with suppress(Exception):  # Ray's own, where it is slow to answer
+                    self.let_go()
             with _changing:
-                if not self._waiting:
+                if is_gone or not self._waiting:
                     self._is_watched = False
                     return
 

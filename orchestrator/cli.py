@@ -378,7 +378,7 @@ def generate(
         "top_p": top_p,
         "seed": seed,
         "beam_size": beam_size,
-        "prompts": json.dumps(prompts) if prompts else None,
+        "prompts": json.dumps(prompts, ensure_ascii=False) if prompts else None,
     }
     all_overrides = [
         *(overrides or []),
@@ -538,11 +538,9 @@ def _lines(file: Path) -> list[str]:
     from orchestrator.errors import InputError
 
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--prompts {file}: {error}") from None
-    if not lines:
-        raise InputError(f"--prompts {file}: it is empty.")
     return lines
 
 

@@ -14,7 +14,7 @@ from orchestrator.config import RunConfig
 from orchestrator.doctor import Check
 from orchestrator.errors import MantaError
 from orchestrator.on_cluster import local_paths, refuse_keys
-from orchestrator.submit import reach, runtime_env, shipped_as
+from orchestrator.submit import at_home, reach, runtime_env, shipped_as
 
 HEAD_S = 240.0
 """Seconds that the head may take for its own checks, one of which may have to wait for a node to start."""
@@ -39,6 +39,9 @@ def examine_cluster(
     arguments = ["doctor", "--json"]
     if config is not None and recipe is not None:
         try:
+            if kept is not None:
+                config, changes = at_home(config, kept.spec)
+                overrides = [*overrides, *changes]
             refuse_keys(config, recipe)
             shipped = shipped_as(recipe, folder)
             moved = local_paths(config, recipe, this_machine=kept is not None)

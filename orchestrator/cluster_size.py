@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import ray
 
-from cluster.autoscaler_state import AutoscalerState, fitting, look, why_waiting
+from cluster.autoscaler_state import AutoscalerState, fitting, why_waiting
 from cluster.local_ray import joins_cluster
 from cluster.node_environment import GroupLimits, group_limits
 from cluster.spec import GPU_STAND_IN
@@ -20,26 +20,21 @@ def refuse_small_cluster(scaling: ScalingConfig, *, tokenizes: bool) -> None:
     """Raises ClusterTooSmallError if the workers can never run at once, however far the cluster grows, or no node of it
     will ever hold one.
 
+    Of a cluster that is joined and not made from a spec nobody knows what may come, by hand or by itself.
+
     Args:
         tokenizes: whether they need a CPU beside them to tokenize with.
     """
-    groups, state = group_limits(), AutoscalerState(is_looked_after=False)
-    if joins_cluster():
-        try:
-            state = look(ray.get_runtime_context().gcs_address)
-        except Exception:  # Ray's own: a cluster that is slow to answer is not to be refused for that
-            return
+    groups = group_limits()
     if groups:
-        _refuse_by_groups(scaling, tokenizes, groups, state, look_for_room(scaling.per_worker))
-    elif not state.is_looked_after and scaling.fewest == scaling.most:  # else nobody knows what may come
+        _refuse_by_groups(scaling, tokenizes, groups, look_for_room(scaling.per_worker))
+    elif not joins_cluster():
         _refuse_by_sum(scaling, tokenizes)
 
 
-def _refuse_by_groups(
-    scaling: ScalingConfig, tokenizes: bool, groups: Sequence[GroupLimits], state: AutoscalerState, room: Room
-) -> None:
+def _refuse_by_groups(scaling: ScalingConfig, tokenizes: bool, groups: Sequence[GroupLimits], room: Room) -> None:
     if not room.total.total() and not any(fitting(group, scaling.per_worker) for group in groups):
-        raise ClusterTooSmallError(f"No worker fits: {why_waiting(state, groups, scaling.per_worker)}.")
+        raise ClusterTooSmallError(f"No worker fits: {why_waiting(AutoscalerState(), groups, scaling.per_worker)}.")
     if problem := beyond_groups(scaling, tokenizes, groups, room):
         raise ClusterTooSmallError(problem)
 

@@ -84,7 +84,7 @@ def evaluate(
         split: "train", "validation" or "test".
         step: of the checkpoint; None: the newest.
         workers: processes that share the work, on the cluster that this one joins or on this machine; 0: this process
-            does it. The result is the same.
+            does it. The result is the same, on devices of one kind.
         nearest: also score the texts that retrieval finds, see `NearestPair`.
 
     Raises:
@@ -118,7 +118,7 @@ def evaluate(
         if workers:
             from orchestrator.evaluation_workers import evaluate_apart
 
-            part = evaluate_apart(config, trained.step, batches, inputs, workers)
+            part = evaluate_apart(run, trained.step, batches, inputs, workers)
         else:
             part = evaluate_part(config, trained, dict(enumerate(batches)), inputs)
     target_tokens, text_bytes = measure_held_out(batches, trained.data.tokenizer.token_bytes)

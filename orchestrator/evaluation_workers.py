@@ -13,34 +13,36 @@ from cluster.local_ray import ray_cluster
 from data.packing import MicroBatch
 from data.pairs import InputBatch
 from data.ray_internals import quiet_driver
-from orchestrator.config import RunConfig
 from orchestrator.evaluate import Part
 from orchestrator.node_watch import watching_nodes
+from orchestrator.run import Run
 
 RETRIES = 3
 """Deaths of a process that are got over: what it does can be done again."""
 
 
 def evaluate_apart(
-    config: RunConfig, step: int, batches: Sequence[MicroBatch], inputs: Sequence[InputBatch], workers: int
+    run: Run, step: int, batches: Sequence[MicroBatch], inputs: Sequence[InputBatch], workers: int
 ) -> Part:
-    """Have up to `workers` processes, of the resources of a training worker each, do a part, and put it together."""
+    """Have up to `workers` tasks, of the resources of a training worker each, do a part, and put it together.
+
+    Where there is room for fewer, those that wait begin when others have ended.
+    """
     workers = min(workers, max(len(batches), len(inputs)))
-    scaling = config.scaling
+    scaling = run.config.scaling
     gpus = workers * scaling.gpus_per_worker if scaling.on_gpu else 0
     with ray_cluster(workers * scaling.cpus_per_worker, gpus), watching_nodes(_tell) as watch:
         quiet_driver()
         watch.need = scaling.per_worker
-        actor: Any = ray.remote(_Worker)
-        options = {**place_of(scaling.per_worker), "max_restarts": RETRIES, "max_task_retries": RETRIES}
-        actors = [actor.options(**options).remote(config, step) for _ in range(workers)]
+        task = ray.remote(_evaluate_part).options(**place_of(scaling.per_worker), max_retries=RETRIES)
         slots = dict(enumerate(batches))
-        parts: list[Part] = ray.get(
-            [
-                each.part.remote({slot: slots[slot] for slot in range(at, len(slots), workers)}, inputs[at::workers])
-                for at, each in enumerate(actors)
-            ]
-        )
+        refs = [
+            task.remote(run, step, {slot: slots[slot] for slot in range(at, len(slots), workers)}, inputs[at::workers])
+            for at in range(workers)
+        ]
+        ray.wait(refs)
+        watch.need = None  # the rest has its turn
+        parts: list[Part] = ray.get(refs)
     losses = {slot: loss for part in parts for slot, loss in part.losses.items()}
     return Part(losses, {place: text for part in parts for place, text in part.texts.items()})
 
@@ -49,20 +51,12 @@ def _tell(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-class _Worker:
-    """Body of the actor; torch is imported in its process alone."""
+def _evaluate_part(run: Run, step: int, batches: Mapping[int, MicroBatch], inputs: Sequence[InputBatch]) -> Any:
+    """Body of the task; torch is imported in its process alone."""
+    from model.eager import skip_compiler
 
-    def __init__(self, config: RunConfig, step: int) -> None:
-        from model.eager import skip_compiler
+    skip_compiler()
+    from orchestrator.evaluate import evaluate_part
+    from orchestrator.trained_model import load_trained
 
-        skip_compiler()
-        from orchestrator.run import open_run
-        from orchestrator.trained_model import load_trained
-
-        self._config, self._trained = config, load_trained(config, open_run(config), step)
-
-    def part(self, batches: Mapping[int, MicroBatch], inputs: Sequence[InputBatch]) -> Part:
-        """See `orchestrator.evaluate.evaluate_part`."""
-        from orchestrator.evaluate import evaluate_part
-
-        return evaluate_part(self._config, self._trained, batches, inputs)
+    return evaluate_part(run.config, load_trained(run.config, run, step), batches, inputs)

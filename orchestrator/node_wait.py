@@ -31,7 +31,7 @@ class NodeWait:
     """
 
     def __init__(self, name: str, per_worker: Mapping[str, float], fewest: int, most: int) -> None:
-        self._per_worker, self._fewest, self.most = dict(per_worker), fewest, most
+        self._per_worker, self._fewest, self._most = dict(per_worker), fewest, most
         self._gangs, self._knock = Gangs(name), Knock(per_worker)
 
     def let_go(self) -> bool:
@@ -48,7 +48,7 @@ class NodeWait:
         """
         missing = places < self._fewest + kept_free
         gang = (*[self._per_worker] * (self._fewest - held), *[TOKENIZING] * kept_free)
-        self._want([gang] if missing and gang else [], self.most - self._fewest if missing and places == held else 0)
+        self._want([gang] if missing and gang else [], self._most - self._fewest if missing and places == held else 0)
 
     def is_over(self) -> None:
         """Workers start; what was wanted beyond them still is."""

@@ -11,6 +11,9 @@ from data.store import split_url
 from orchestrator.config import RunConfig, listed
 from orchestrator.errors import RecipeError
 
+_OF_LIBRARIES = ("near_dedup", "language", "stop_words", "lemmatize", "segment")
+"""Steps that need the extra `text`."""
+
 
 def keys_in(config: RunConfig) -> list[str]:
     """Dotted names of the keys to the object store that the recipe holds."""
@@ -47,9 +50,8 @@ def own_servers(config: RunConfig) -> list[str]:
 
 def image_needs(config: RunConfig) -> list[str]:
     """What an image must hold for the recipe, beside what Manta's has where nothing is said, each in a line."""
-    steps = [step for step in config.data.steps if not isinstance(step, FunctionStep)]
     wanted = {
-        "text": bool(steps),
+        "text": any(step.step in _OF_LIBRARIES for step in config.data.steps),
         "gs": any(split_url(place)[0] == "gs" for place in _places(config).values() if place is not None),
         "mlflow": config.observe.mlflow.tracking_uri is not None,
         "wandb": config.observe.wandb.project is not None,

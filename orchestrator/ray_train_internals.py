@@ -120,7 +120,6 @@ class AskedSize(FixedScalingPolicy):
     ) -> None:
         super().__init__(scaling_config)
         self.size, self._own_cluster, self._wait, self._tokenizes = size, own_cluster, wait, tokenizes
-        self._reserved = 0
         self._holds_since: float | None = None
         self._patience_s = random.uniform(*HOLD_S)
         self._per_worker = scaling_config._resources_per_worker_not_none
@@ -170,7 +169,6 @@ class AskedSize(FixedScalingPolicy):
         }
         kept_free = self._kept_free(room)
         decision = self.size.when_idle(sum(seats.values()), sum(room.total.values()), self.pool.ready(), kept_free)
-        self._reserve(sum(seats.values()))
         if decision is None:
             self._wait.for_start(sum(seats.values()), sum(have.values()), kept_free)
             self._hold_no_longer()
@@ -202,7 +200,6 @@ class AskedSize(FixedScalingPolicy):
         on_draining = sum(count for node, count in self.pool.group_nodes().items() if node in room.draining)
         ready = sum(member.is_ready() for member in standing_by)
         kept_free = self._kept_free(room)
-        self._reserve(sum(seats.values()))
         wish = self.size.when_running(self.pool.in_group, sum(seats.values()), on_draining, ready, kept_free)
         if wish.hung:
             where = ", ".join(f"rank {rank} on node {node[:NODE_ID_SHOWN]}" for rank, node in self.pool.kill_silent())
@@ -229,17 +226,9 @@ class AskedSize(FixedScalingPolicy):
             self.pool.keep(())
             self._holds_since, self._patience_s = None, random.uniform(*HOLD_S)
 
-    def _reserve(self, places: int) -> None:
-        """Have Ray Data's tasks leave so many places alone, as far as they are of use.
-
-        Only such that are there: Ray's autoscaler fulfils a request for more whole or not at all, see `cluster.demand`.
-        """
-        self._reserved, before = min(places, self._wait.most), self._reserved
-        if self._reserved != before and not self._own_cluster:
-            self._send_resource_request()  # type: ignore[no-untyped-call]
-
     def _get_num_workers_for_resource_request(self) -> int:
-        return self._reserved
+        # Only places that workers have: a request for more than there may be keeps nodes from all, see cluster.demand.
+        return sum(self.pool.nodes().values())
 
     def _maybe_send_resource_request(self) -> None:
         if not self._own_cluster:

@@ -23,6 +23,9 @@ from orchestrator.recipe_file import apply_overrides
 from orchestrator.run import open_run, reaching_storage
 from orchestrator.trained_model import TrainedModel, load_trained
 
+TOGETHER = 64
+"""Prompts that are decoded at once; a file may have thousands."""
+
 
 class FolderSettings(Section):
     """What of a recipe matters to a folder that has none."""
@@ -108,8 +111,9 @@ def _print(title: str, texts: Sequence[str], sample: SampleConfig, console: Cons
     """Every prompt with its text: on lines of their own where it is no continuation."""
     for prompt, text in zip(sample.prompts or ("",), texts, strict=True):
         console.rich.print(title, style="bold", markup=False, highlight=False)
-        console.rich.print(prompt, style="bold", end="\n" if apart else "", markup=False, highlight=False)
-        console.rich.print(text, markup=False, highlight=False)
+        end = "\n" if apart else ""
+        console.rich.print(prompt, style="bold", end=end, markup=False, highlight=False, soft_wrap=True)
+        console.rich.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def continuations(
@@ -131,8 +135,12 @@ def continuations(
             generate_ids, temperature=sample.temperature, top_k=sample.top_k, top_p=sample.top_p, seed=sample.seed
         )
     end_of_text, vocab_limit = tokenizer.end_of_text, tokenizer.vocab_size
-    written = decode(model, inputs, sample.max_new_tokens, end_of_text=end_of_text, vocab_limit=vocab_limit)
-    return [tokenizer.decode(ids) for ids in written]
+    texts: list[str] = []
+    for start in range(0, len(inputs), TOGETHER):
+        some = inputs[start : start + TOGETHER]
+        written = decode(model, some, sample.max_new_tokens, end_of_text=end_of_text, vocab_limit=vocab_limit)
+        texts += [tokenizer.decode(ids) for ids in written]
+    return texts
 
 
 def _read(prompt: str, model: Transformer | Seq2Seq, tokenizer: Tokenizer) -> list[int]:

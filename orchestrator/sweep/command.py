@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -172,7 +172,7 @@ def run_trials(
     runs = [stint.run for record in desk.book for stint in record.stints]
     free_node_memory([root.child(f"runs/{run}").url_of("") for run in runs])
     at_once = slots(desk.places, desk.left, sweep.base.scaling.fewest, sweep.spec.max_concurrent)
-    with stopping(desk, console):
+    with stopping(desk, console), closing(desk):
         fit(sweep, root, fence, desk, data, at_once, console, watch)
     settle(desk, root)
     left_behind = [record for record in desk.book if record.status == "failed"]

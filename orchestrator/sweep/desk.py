@@ -147,9 +147,14 @@ class Desk:
             record.end("failed", reason)
             self.book.save(record)
 
+    def close(self) -> None:
+        """Nothing is waited for any more."""
+        self._cluster.ask(0, self.sweep.base.scaling.fewest)
+
     def _give_back(self, name: str) -> None:
         self._shares.pop(name, None)
-        self._cluster.clear(self.book[name].stint.run)
+        for stint in self.book[name].stints:
+            self._cluster.clear(stint.run)
 
     def moved(self, record: TrialRecord, point: dict[str, Any], donor: TrialRecord) -> Assignment:
         """A trial goes on from a donor's state with other values, as a new run; the records know when this returns."""

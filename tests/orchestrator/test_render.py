@@ -85,7 +85,7 @@ def test_the_specs_bucket_takes_the_place_of_a_folder(tmp_path: Path) -> None:
 
 
 def test_what_the_image_must_hold_is_said(tmp_path: Path) -> None:
-    steps = [{"step": "lowercase"}, {"step": "function", "path": "mine.cleaning.urls"}]
+    steps = [{"step": "segment"}, {"step": "function", "path": "mine.cleaning.urls"}]
     data, observe = {**USUAL["data"], "steps": steps}, {"wandb": {"project": "mine"}}
     text = render(EXAMPLE, recipe=recipe_of(tmp_path, data=data, observe=observe))
     said = [line for line in text.splitlines() if line.startswith("# Its image must hold")]
