@@ -481,7 +481,7 @@ class TestUrls:
         monkeypatch.delattr(pyarrow.fs, "GcsFileSystem", raising=False)
         monkeypatch.setitem(sys.modules, "gcsfs", None)
         shard_file._gs_filesystem.cache_clear()
-        with pytest.raises(InputError, match=r"pip install 'manta\[gs\]'"):
+        with pytest.raises(InputError, match=r"pip install .* '\.\[gs\]'"):
             filesystem_for("gs://bucket/shard", StoreConfig())
 
 
