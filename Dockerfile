@@ -22,6 +22,8 @@ ARG EXTRAS=text,gs
 
 # By number, as Kubernetes can tell from it that this is not root: the user `ray` of Ray's images.
 USER 1000:100
+# Made by this user: WORKDIR alone makes a folder as root in some builders.
+RUN mkdir -p /home/ray/manta
 WORKDIR /home/ray/manta
 
 # torch first and by itself: by far the largest layer, and the one that changes least.

@@ -127,6 +127,11 @@ def test_a_translator_translates_there(tmp_path: Path) -> None:
     prompts = [option for source in PAIRS for option in ("--prompt", source)]
     here = texts_of(manta("generate", "--from", "exported", *prompts), str(tmp_path / "exported"))
     assert here == [f"{source}\n{target}\n" for source, target in PAIRS.items()]
+    (tmp_path / "sentences.txt").write_text("\n".join(list(PAIRS) * 40) + "\n")  # more than are decoded at once
+    of_file = manta("generate", "--from", "exported", "--prompts", "sentences.txt")
+    assert texts_of(of_file, str(tmp_path / "exported")) == here * 40
+    said = manta("generate", "--from", "exported", "--prompts", "nothing.txt", status=2)
+    assert "--prompts nothing.txt" in said
     said = manta("generate", "--from", "exported", "--prompt", "long " * 40, status=2)
     assert "tokens is longer than the model reads, 32. Cut it." in said
 
