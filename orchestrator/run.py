@@ -120,6 +120,9 @@ class RayWhenNeeded:
                 self._stack.enter_context(ray_cluster(num_cpus, num_gpus))
                 self._started = True
                 if joins_cluster() and self._trains:
+                    from data.ray_internals import quiet_driver  # imports Ray
+
+                    quiet_driver()  # of tasks that wait for nodes Ray says that they never will have any
                     self._knock = Knock(self._scaling.per_worker)
                     self._knock.want(self._of_use)
 
