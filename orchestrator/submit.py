@@ -45,6 +45,8 @@ PATIENCE_S = PRESUMED_DEAD_S + 15
 
 SUBMIT_TRIES = 5
 
+_PACKAGE_GONE = "Failed to download runtime_env file package"
+
 _ROOT = Path(__file__).resolve().parents[1]
 
 _PACKAGES = ("orchestrator", "model", "data", "cluster")
@@ -85,16 +87,27 @@ def submit(
         *(word for override in (*overrides, *moved) for word in ("--set", override)),
         *(["--takeover"] if takeover else []),
     ]
-    metadata = {RUN: config.run, STORAGE: _in_one_form(config.storage), SUBMISSION: secrets.token_hex(8)}
-    job_id = _submit(jobs, shlex.join(command), runtime_env(folder), metadata)
-    console.line(f"job {job_id} submitted to {address}")
-    if not wait:
-        where = _at(jobs)
-        console.line(
-            f"follow it with `manta logs {config.run} --follow{where}`; stop it with `manta stop {config.run}{where}`"
-        )
-        return 0
-    return follow(jobs, job_id, config.run)
+    for is_again in (False, True):
+        metadata = {RUN: config.run, STORAGE: _in_one_form(config.storage), SUBMISSION: secrets.token_hex(8)}
+        job_id = _submit(jobs, shlex.join(command), runtime_env(folder), metadata)
+        console.line(f"job {job_id} submitted to {address}")
+        if not wait:
+            where = _at(jobs)
+            console.line(
+                f"follow it with `manta logs {config.run} --follow{where}`; stop it with `manta stop "
+                f"{config.run}{where}`"
+            )
+            return 0
+        job = _followed(jobs, job_id, config.run)
+        if is_again or job is None or not was_lost(job):
+            break
+        console.line(f"job {job_id}: what it ships was gone before it began; submitting it again")
+    return LEFT if job is None else exit_status(job)
+
+
+def was_lost(job: Job) -> bool:
+    """Whether the job never began because Ray no longer had what was shipped for it; seen once, and not understood."""
+    return job.status == "FAILED" and "runtime_env setup failed" in job.message and _PACKAGE_GONE in job.message
 
 
 def at_home(config: RunConfig, spec: ClusterSpec) -> tuple[RunConfig, list[str]]:
@@ -165,14 +178,13 @@ def next_id(run: str, taken: Sequence[str]) -> str:
     return f"{run}-{max(numbers, default=0) + 1}"
 
 
-def follow(jobs: Jobs, job_id: str, run: str) -> int:
-    """Show what a job prints until it has ended; returns its exit status. Ctrl-C leaves it running."""
+def _followed(jobs: Jobs, job_id: str, run: str) -> Job | None:
+    """Show what a job prints until it has ended; returns it then. Ctrl-C leaves it running: None."""
     try:
-        job = jobs.follow(job_id, _show)
+        return jobs.follow(job_id, _show)
     except KeyboardInterrupt:
         Console().line(f"job {job_id} goes on; stop it, which saves, with `manta stop {run}{_at(jobs)}`")
-        return LEFT
-    return exit_status(job)
+        return None
 
 
 def exit_status(job: Job) -> int:
@@ -215,7 +227,8 @@ def show_logs(run: str, address: str | None, *, follows: bool) -> int:
     jobs = Jobs(address, Console().line)
     job = newest_job(jobs, run)
     if follows:
-        return follow(jobs, job.id, run)
+        ended = _followed(jobs, job.id, run)
+        return LEFT if ended is None else exit_status(ended)
     _show(jobs.logs(job.id))
     return 0
 

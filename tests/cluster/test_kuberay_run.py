@@ -34,7 +34,7 @@ SPEC = ClusterSpec(
     head=HeadSpec(cpus=1, memory="1Gi"),
     groups=(GroupSpec(name="train", cpus=1, memory="1Gi", max=WORKERS, spot=True),),
     idle_timeout_s=10,
-    grace_s=3,
+    grace_s=5,
 )
 
 

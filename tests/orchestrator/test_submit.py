@@ -13,7 +13,17 @@ from cluster.spec import GPU_STAND_IN, ClusterSpec, GroupSpec, StoreSpec
 from orchestrator.config import differing_fields, load_recipe, result_fields
 from orchestrator.errors import InputError, RecipeError
 from orchestrator.on_cluster import local_paths, refuse_keys
-from orchestrator.submit import at_home, exit_status, newest_job, next_id, reach, runtime_env, shipped_as, submit
+from orchestrator.submit import (
+    at_home,
+    exit_status,
+    newest_job,
+    next_id,
+    reach,
+    runtime_env,
+    shipped_as,
+    submit,
+    was_lost,
+)
 from tests.orchestrator.finished_run import recipe_in
 
 RECIPE = Path("mine.yaml")
@@ -138,3 +148,20 @@ def test_a_recipe_is_at_home_on_a_cluster_of_this_machine(tmp_path: Path) -> Non
     assert changed.storage == "s3://bucket/there" and changed.scaling.per_worker == {"CPU": 1, GPU_STAND_IN: 1}
     named = load_recipe(recipe_in(tmp_path), ["scaling.gpus_per_worker=1", "scaling.gpu_resource=other"])
     assert at_home(named, ClusterSpec(cluster="here", groups=groups)) == (named, [])
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "lost"),
+    [
+        (
+            "FAILED",
+            "runtime_env setup failed: …\nOSError: Failed to download runtime_env file package gcs://a.zip",
+            True,
+        ),
+        ("FAILED", "runtime_env setup failed: …\nRuntimeError: pip is not there", False),
+        ("FAILED", "Job entrypoint command failed with exit code 1", False),
+        ("SUCCEEDED", "Failed to download runtime_env file package", False),
+    ],
+)
+def test_a_job_whose_package_was_gone_is_told_from_others(status: str, message: str, lost: bool) -> None:
+    assert was_lost(job(status, None, message)) is lost
