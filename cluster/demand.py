@@ -88,7 +88,7 @@ class Gangs(_Demand):
     """Has nodes come for groups of workers that are of use only as a whole, where an autoscaler brings nodes.
 
     A placement group that waits reserves nothing. Once its room is there it has it for a moment only, and then leaves
-    it to whoever looks for room: nobody ever holds one place while waiting for another.
+    it to whoever looks for room: no gang ever holds one place while waiting for another.
 
     Args:
         name: of the placement groups; `remove_gangs` removes what a process that died has left behind.

@@ -103,12 +103,14 @@ class PreparedData:
 
     def known(self) -> KnownUnits:
         """What is known of the units before the first step."""
-        left_out = LeftOut() if self.unit_table is None else left_out_of(self.unit_table, self.job)
-        return KnownUnits(self.counts(), self.skipped(), left_out)
+        return KnownUnits(self.counts(), self.skipped(), self._left_out())
+
+    def _left_out(self) -> LeftOut:
+        return LeftOut() if self.unit_table is None else left_out_of(self.unit_table, self.job)
 
     def step_report(self) -> list[dict[str, Any]]:
         """What every step of `data.steps` was given and removed over all units; none where that is not known."""
-        return [] if self.unit_table is None else named_rows(self.known().left_out.steps, self.job.data.steps)
+        return named_rows(self._left_out().steps, self.job.data.steps)
 
     def cleaning_pin(self) -> dict[str, Any]:
         """What a run is pinned to as to its steps (see `Pins`), and their report; nothing where there are none."""

@@ -538,10 +538,9 @@ def _lines(file: Path) -> list[str]:
     from orchestrator.errors import InputError
 
     try:
-        lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        return file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--prompts {file}: {error}") from None
-    return lines
 
 
 def _load(recipe: Path, overrides: list[str] | None) -> RunConfig:

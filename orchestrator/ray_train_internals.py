@@ -3,7 +3,8 @@
 `tests/orchestrator/test_ray_train_internals.py` holds Ray to it by name. Checked against Ray 2.60.0.
 
 Workers are actors of the controller's own, tied to nodes and kept from group to group (`orchestrator.worker_pool`).
-There is no placement group, and nothing to clean up after a controller that died: its actors end with it.
+They are in no placement group, and end with a controller that dies. What then is left of placement groups that wait for
+nodes (`orchestrator.node_wait`) is removed by `cluster.demand.remove_gangs`.
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ class AskedSize(FixedScalingPolicy):
         """In the controller's process: its worker groups have their workers from the pool from now on."""
         TrainController.worker_group_cls = PooledGroup
         _here.append(self)
-        if not self._own_cluster:  # tells Ray Data, through Ray's coordinator, which places are not for its tasks
+        if not self._own_cluster:  # tells Ray's coordinator of the workers' places; none yet
             super().after_controller_start(train_run_context)
 
     async def before_controller_shutdown(self) -> None:
