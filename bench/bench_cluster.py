@@ -24,7 +24,7 @@ from harness import Command, Verdict
 FIRST_STEP_S = 30.0
 IDLE_AND_S = 15.0
 
-LOOK_EVERY_S = 0.5
+POLL_INTERVAL_S = 0.5
 
 
 def main() -> None:
@@ -69,12 +69,17 @@ def measure(folder: Path, name: str, number: int, workers: int) -> dict[str, Any
     while len(nodes := status(folder, name)["nodes"]) > 1:
         if time.monotonic() - ended > 300:
             sys.exit(f"these nodes do not go: {nodes}")
-        time.sleep(LOOK_EVERY_S)
+        time.sleep(POLL_INTERVAL_S)
     gone_s = time.monotonic() - ended
     with Command(*harness.manta("show", recipe, "--json"), folder=folder) as command:
         command.wait()
-        story = json.loads("\n".join(line for _, line in command.lines))
-    return {"first_step_s": step, "from_job_s": story["first_step_s"], "gone_s": gone_s, "goodput": story["goodput"]}
+        summary = json.loads("\n".join(line for _, line in command.lines))
+    return {
+        "first_step_s": step,
+        "from_job_s": summary["first_step_s"],
+        "gone_s": gone_s,
+        "goodput": summary["goodput"],
+    }
 
 
 def status(folder: Path, name: str) -> dict[str, Any]:

@@ -22,9 +22,9 @@ import harness
 import torch
 from harness import Verdict
 
-from model.beam_search import beam_search
 from model.config import ModelConfig
-from model.generate import generate
+from model.decoding.beam_search import beam_search
+from model.decoding.generate import generate
 from model.seq2seq import Seq2Seq
 from model.transformer import Transformer
 

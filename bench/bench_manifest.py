@@ -41,10 +41,11 @@ import yaml
 from harness import MemoryWatch, Verdict
 
 from data.config import DataConfig, SourceConfig
-from data.feeder import AHEAD_BYTES, FeedSpec
-from data.manifest import Manifest
-from data.sample_order import UNKNOWN, SampleOrder
-from orchestrator.corpora import standard_library
+from data.feed.feeder import AHEAD_BYTES
+from data.feed.spec import FeedSpec
+from data.order.sample_order import UNKNOWN, SampleOrder
+from data.shards.manifest import Manifest
+from orchestrator.commands.corpora import standard_library
 
 ORDER_MS = 10.0
 MEMORY_GB = 1.0
@@ -215,8 +216,8 @@ def measure_run(folder: Path, shards: int, real: int, shard_bytes: int, steps: i
         "units_at_first_step": sum(moment <= attempt.started_at + attempt.first_step_s for moment in read_at),
         "units_at_end": len(read_at),
         "first_step_s": attempt.first_step_s,
-        "samples": run.story["samples"],
-        "goodput": run.story["goodput"],
+        "samples": run.summary["samples"],
+        "goodput": run.summary["goodput"],
         "peak_gb": {role: max(process.peak for process in seen) / 1e9 for role, seen in memory.items()},
         "memory": memory,
         "lines": run.lines,

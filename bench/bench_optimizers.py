@@ -23,11 +23,12 @@ import torch
 from harness import Verdict
 from torch import nn
 
-from model.config import OptimizerConfig
-from model.optimizer import build_optimizer, clip_gradients
-from model.weight_average import WeightAverage
-from orchestrator.config import RunConfig, load_recipe
-from orchestrator.forward import build_model
+from model.optim.config import OptimizerConfig
+from model.optim.optimizer import build_optimizer, clip_gradients
+from model.optim.weight_average import WeightAverage
+from orchestrator.config.load import load_recipe
+from orchestrator.config.recipe import RunConfig
+from orchestrator.evaluation.forward import build_model
 
 END_OF_TEXT = 0
 

@@ -28,9 +28,9 @@ from dataclasses import dataclass, field
 import harness
 from harness import Verdict
 
-from orchestrator.node_memory import COST_SHARE
-from orchestrator.save_policy import observed_mtbf_s, save_cost_s, save_interval_s
-from orchestrator.scaling_policy import SaveThenResize, ScalingPolicy, Situation, Start
+from orchestrator.policy.save_interval import observed_mtbf_s, save_cost_s, save_interval_s
+from orchestrator.policy.scaling import Observation, SaveThenResize, ScalingPolicy, Start
+from orchestrator.snapshots.store import COST_SHARE
 
 WEEK_S = 7 * 24 * 3600
 RECLAIMS_A_MONTH, NOTICE_S = 0.20, 120
@@ -111,7 +111,7 @@ def simulate(world: World, seed: int) -> Week:
         if now < busy_until:
             week.stopped_s += 1
         elif not workers:
-            decision = policy.when_idle(Situation(now, 0, there))
+            decision = policy.when_idle(Observation(now, 0, there))
             if isinstance(decision, Start):
                 workers, stretch_began = decision.workers, now
             else:
@@ -120,7 +120,7 @@ def simulate(world: World, seed: int) -> Week:
             step_s = math.ceil(world.micro_batches / workers) * world.micro_batch_s
             left = int((WEEK_S - now) / step_s)
             on_draining = sum(ours for _, ours in draining)
-            seen = Situation(now, workers, there, on_draining, step_s, left)
+            seen = Observation(now, workers, there, on_draining, step_s, left)
             if isinstance(policy.when_running(seen), SaveThenResize):
                 draining = [(at, False) for at, _ in draining]
                 end(now, planned=True)

@@ -41,7 +41,7 @@ def main() -> None:
             },
         )
         runs = [start(folder, number) for number in range(options.rounds)]
-    first_step_s = [run.story["first_step_s"] for run in runs]
+    first_step_s = [run.summary["first_step_s"] for run in runs]
     verdicts = [
         Verdict.at_most("command to first step, warm caches", statistics.median(first_step_s), FIRST_STEP_S, "s"),
         *(
@@ -56,7 +56,7 @@ def main() -> None:
         "first_step_s": harness.spread(first_step_s),
         "help_s": {name: harness.spread(values) for name, values in helps.items()},
         "phases_s": phases(runs),
-        "startup_s": [run.story["goodput"]["startup_s"] for run in runs],
+        "startup_s": [run.summary["goodput"]["startup_s"] for run in runs],
         "lines": [run.lines for run in runs],
     }
     harness.report("startup", options, verdicts, details)

@@ -22,10 +22,10 @@ from typing import Any
 import harness
 from harness import Verdict
 
-from orchestrator.run import reaching_storage, stores
+from orchestrator.run.run import reaching_storage, stores
 from orchestrator.sweep.records import TrialBook
 from orchestrator.sweep.spec import load_sweep
-from orchestrator.sweep.story import SweepStory, describe_sweep
+from orchestrator.sweep.summary import SweepSummary, describe_sweep
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "sweep.yaml"
 
@@ -53,7 +53,7 @@ def main() -> None:
     best, winner = full["best"], early["best"]
     assert best is not None and winner is not None
     excess = losses[winner["id"]] / best["loss"] - 1
-    trials = [trial["first_step_s"] for trial in story(folder, "starts")["trials"]]
+    trials = [trial["first_step_s"] for trial in summary(folder, "starts")["trials"]]
     verdicts = [
         Verdict.at_most("steps of the sweep to those of all trials to the end", early["cost"]["share"], SHARE),
         Verdict.told("  worker-seconds", early["cost"]["worker_s"] / full["cost"]["worker_s"]),
@@ -79,16 +79,16 @@ def overrides_of(folder: Path, name: str) -> list[str]:
     return [f"sweep={name}", *harness.quickstart_overrides(folder)]
 
 
-def tune(folder: Path, name: str, *overrides: str) -> SweepStory:
+def tune(folder: Path, name: str, *overrides: str) -> SweepSummary:
     """Run a sweep, or go on with it."""
     print(f"  sweep {name}", flush=True)
     options = harness.as_options([*overrides_of(folder, name), *overrides])
     with harness.Command(*harness.manta("tune", str(RECIPE), *options), folder=folder) as command:
         command.wait()
-    return story(folder, name, *overrides)
+    return summary(folder, name, *overrides)
 
 
-def story(folder: Path, name: str, *overrides: str) -> SweepStory:
+def summary(folder: Path, name: str, *overrides: str) -> SweepSummary:
     """What there is to say of a sweep."""
     sweep = load_sweep(RECIPE, [*overrides_of(folder, name), *overrides])
     with reaching_storage(sweep.base) as config:

@@ -35,13 +35,13 @@ import tiktoken
 import zstandard
 from harness import Verdict
 
-from cluster.local_ray import ray_cluster
+from cluster.local.ray import ray_cluster
 from data.config import DataConfig, SourceConfig, StoreConfig, TokenizerConfig
-from data.manifest import build_manifest
-from data.tokenized_unit import TokenizeJob
-from data.tokenizer import Tokenizer, train_tokenizer
-from orchestrator.config import load_recipe
-from orchestrator.run import stores
+from data.shards.build import build_manifest
+from data.tokens.tokenizer import Tokenizer, train_tokenizer
+from data.tokens.unit import TokenizeJob
+from orchestrator.config.load import load_recipe
+from orchestrator.run.run import stores
 
 RATIO = 0.7
 CORES = 2
@@ -140,7 +140,7 @@ def cache_in(folder: Path) -> Any:
 
 def run_pipeline(job: TokenizeJob, units: Sequence[Any], cache: Path) -> int:
     """Every unit's stream, in order, through Ray Data; returns the tokens of text among them."""
-    from data.token_pipeline import tokenized_units  # after Ray's settings are in place
+    from data.tokens.pipeline import tokenized_units  # after Ray's settings are in place
 
     tokens = 0
     for table in tokenized_units(units, replace(job, cache=cache_in(cache)), ["train", "train_tokens", "documents"]):

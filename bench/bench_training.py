@@ -39,9 +39,10 @@ import numpy as np
 from harness import Command, FinishedRun, Verdict
 
 from data.prepare import Pins, prepare_data
-from data.tokenized_unit import load_cached, stream_of
-from orchestrator.config import load_recipe, resolved
-from orchestrator.run import reaching_storage, stores
+from data.tokens.unit import load_cached, stream_of
+from orchestrator.config.load import load_recipe
+from orchestrator.config.result_fields import resolved
+from orchestrator.run.run import reaching_storage, stores
 
 RATIO = 0.95
 WAIT_PERCENT = 2.0
@@ -113,7 +114,7 @@ def main() -> None:
         "ratios_by_median_step": {name: harness.spread(values) for name, values in typical.items()},
         "data_wait_percent": {name: harness.spread(values) for name, values in waits.items()},
         "books_s_per_step": {name: [books_s(run) for run in turns[name]] for name in waits},
-        "goodput": {name: [run.story["goodput"] for run in turns[name]] for name in waits},
+        "goodput": {name: [run.summary["goodput"] for run in turns[name]] for name in waits},
         "first_and_last_loss": {name: [ends_of(result) for result in results] for name, results in turns.items()},
     }
     harness.report("training", options, verdicts, details)
@@ -189,7 +190,7 @@ def typical_step_s(result: FinishedRun | dict[str, Any], warmup: int) -> float:
 
 def books_s(run: FinishedRun) -> float:
     """Seconds a step that the loop spends outside of `step_s`."""
-    goodput = run.story["goodput"]
+    goodput = run.summary["goodput"]
     loop_s = goodput["training_s"] + goodput["data_wait_s"]
     return max(0.0, loop_s - sum(row["step_s"] for row in run.rows)) / len(run.rows)
 

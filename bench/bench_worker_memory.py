@@ -34,8 +34,9 @@ from harness import MemoryWatch, Verdict
 from model.config import ModelConfig
 from model.size import count_parameters
 from model.transformer import Transformer
-from orchestrator.config import RunConfig, load_recipe
-from orchestrator.run import reaching_storage
+from orchestrator.config.load import load_recipe
+from orchestrator.config.recipe import RunConfig
+from orchestrator.run.run import reaching_storage
 
 BEYOND_MB = 500.0
 BYTES_PER_PARAMETER = 16
@@ -111,7 +112,7 @@ def measure(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
         "workers": [asdict(worker) for worker in workers],
         "model": config.model.model_dump(),
         "micro_batch_size": config.train.micro_batch_size,
-        "checkpoints": run.story["checkpoints"],
+        "checkpoints": run.summary["checkpoints"],
     }
 
 

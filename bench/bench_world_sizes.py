@@ -14,8 +14,8 @@ from pathlib import Path
 import harness
 from harness import FinishedRun, Verdict
 
-from orchestrator.config import load_recipe
-from orchestrator.run import reaching_storage
+from orchestrator.config.load import load_recipe
+from orchestrator.run.run import reaching_storage
 
 MICRO_BATCHES = 8
 TOLERANCE = 1e-6
@@ -37,8 +37,8 @@ def main() -> None:
                 runs[world_size] = train_at(folder, recipe, options.steps, world_size)
     first, *others = options.world_sizes
     differences = {size: relative_differences(runs[first], runs[size]) for size in others}
-    digests = {size: run.story["samples"]["digest"] for size, run in runs.items()}
-    in_order = all(run.story["samples"]["in_order"] for run in runs.values())
+    digests = {size: run.summary["samples"]["digest"] for size, run in runs.items()}
+    in_order = all(run.summary["samples"]["in_order"] for run in runs.values())
     verdicts = [
         Verdict.at_most(f"W={size}: largest relative difference of a loss", max(values), TOLERANCE)
         for size, values in differences.items()

@@ -29,19 +29,20 @@ from typing import Any, Self, TypeVar
 from rich.console import Console
 from rich.table import Table
 
-from cluster.local_s3 import LocalS3
-from cluster.processes import of_session
+from cluster.local.processes import of_session
+from cluster.local.s3 import LocalS3
 from data.errors import MantaError
-from orchestrator.config import RunConfig, load_recipe
-from orchestrator.ledger import metrics_lines
-from orchestrator.quickstart import QUICKSTARTS, RECIPE, make_corpus
-from orchestrator.run import open_run, reaching_storage, stores
-from orchestrator.run_record import Attempt, load_record
-from orchestrator.show import describe
+from orchestrator.commands.quickstart import QUICKSTARTS, RECIPE, make_corpus
+from orchestrator.config.load import load_recipe
+from orchestrator.config.recipe import RunConfig
+from orchestrator.run.ledger import metrics_lines
+from orchestrator.run.record import Attempt, load_record
+from orchestrator.run.run import open_run, reaching_storage, stores
+from orchestrator.run.summary import describe
 
 RESULTS = Path(__file__).resolve().parent / "results"
 COMMAND_TIMEOUT_S = 1200.0
-LOOK_EVERY_S = 0.5
+POLL_INTERVAL_S = 0.5
 SIGN_EVERY_S = 5.0
 """Reading a run's record costs a twentieth of a second on either side: more often, it would slow what is measured."""
 
@@ -110,7 +111,7 @@ class Command:
         return self._process.pid
 
     def wait(self, look: Callable[[], object] = lambda: None) -> float:
-        """Wait for its end, calling `look` every LOOK_EVERY_S; returns the seconds it took.
+        """Wait for its end, calling `look` every POLL_INTERVAL_S; returns the seconds it took.
 
         Raises:
             SystemExit: it failed or took too long; the message has its output.
@@ -118,7 +119,7 @@ class Command:
         while self._process.poll() is None:
             look()
             with suppress(subprocess.TimeoutExpired):
-                self._process.wait(LOOK_EVERY_S)
+                self._process.wait(POLL_INTERVAL_S)
             if time.monotonic() - self._began > COMMAND_TIMEOUT_S:
                 self._fail(f"still running after {COMMAND_TIMEOUT_S:.0f} s")
         took_s = time.monotonic() - self._began
@@ -251,13 +252,13 @@ class FinishedRun:
     """A run that has ended.
 
     Attributes:
-        story: what `manta show --json` prints.
+        summary: what `manta show --json` prints.
         rows: what metrics.jsonl holds.
         signs: the attempt's record as it was seen while the run went on, oldest first.
         lines: the command's output, see `Command`.
     """
 
-    story: dict[str, Any]
+    summary: dict[str, Any]
     rows: list[dict[str, Any]]
     signs: list[Attempt] = field(default_factory=list)
     lines: list[tuple[float, str]] = field(default_factory=list)
@@ -278,7 +279,7 @@ def train(
     """`manta train` to its end, in a process of its own.
 
     Args:
-        look: given the command, returns what is to be called every LOOK_EVERY_S while it runs.
+        look: given the command, returns what is to be called every POLL_INTERVAL_S while it runs.
         serve: have the store running from before the command, and watch the run through it; else the command starts
             it by itself, and `signs` has only the last one.
     """

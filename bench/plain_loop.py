@@ -26,8 +26,9 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
-from model.config import ModelConfig, ScheduleConfig
-from model.schedule import learning_rate
+from model.config import ModelConfig
+from model.optim.config import ScheduleConfig
+from model.optim.schedule import learning_rate
 from model.transformer import Transformer
 
 

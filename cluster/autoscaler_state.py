@@ -146,16 +146,18 @@ def why_waiting(state: AutoscalerState, groups: Sequence[GroupLimits], per_worke
 
 
 def _told_of_group(group: GroupLimits, up: int, state: AutoscalerState) -> str:
-    line = f"group {group.name}: {up} " + (f"of at most {group.most} nodes up" if group.most else "nodes up")
+    line = f"group {group.name}: {up} " + (
+        f"of at max_nodes {group.max_nodes} nodes up" if group.max_nodes else "nodes up"
+    )
     coming = state.starting.get(group.name, ())
-    if group.most:  # Ray goes on for a moment counting as starting what has joined
-        coming = coming[: max(0, group.most - up)]
+    if group.max_nodes:  # Ray goes on for a moment counting as starting what has joined
+        coming = coming[: max(0, group.max_nodes - up)]
     if coming:
         line += f", {len(coming)} starting" + _said(coming)
     failed = next((failure for failure in state.failures if failure[0] == group.name), None)
     if failed is not None:
         line += f", a start failed {failed[1]:.0f} s ago: {' '.join(failed[2].split())[:300] or 'no reason given'}"
-    if not coming and failed is None and up >= group.most > 0:
+    if not coming and failed is None and up >= group.max_nodes > 0:
         line += ", all of them taken"
     return line
 

@@ -14,14 +14,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-HELD_S, AGAIN_S = 0.5, 1.0
+HELD_S, RETRY_S = 0.5, 1.0
 """Seconds for which room that has come may be held, and for which it is then left to whoever looks for it, before it is
 waited for again."""
 
-LOOK_EVERY_S = 10.0
+POLL_INTERVAL_S = 10.0
 """Seconds between two looks for an autoscaler where none has been seen."""
 
-Gang = tuple[Mapping[str, float], ...]
+Bundles = tuple[Mapping[str, float], ...]
 """Resources of places that are of use only together."""
 
 
@@ -43,14 +43,14 @@ class _Demand:
 
         from cluster.autoscaler_state import look
 
-        if not self._brings_nodes and time.monotonic() - self._looked_at >= LOOK_EVERY_S:
+        if not self._brings_nodes and time.monotonic() - self._looked_at >= POLL_INTERVAL_S:
             self._looked_at = time.monotonic()
             with suppress(Exception):  # Ray's own, where it is slow to answer
                 self._brings_nodes = look(ray.get_runtime_context().gcs_address).is_looked_after
         return self._brings_nodes
 
 
-class Knock(_Demand):
+class TaskDemand(_Demand):
     """Has nodes come for workers each of which is of use by itself, where an autoscaler brings nodes.
 
     Tasks that do nothing wait for the workers' resources. They reserve nothing, so whoever needs a place sooner has it,
@@ -84,23 +84,23 @@ def _nothing() -> None:
     """Body of a task that is only to wait for its place."""
 
 
-class Gangs(_Demand):
+class PlacementGroupDemand(_Demand):
     """Has nodes come for groups of workers that are of use only as a whole, where an autoscaler brings nodes.
 
     A placement group that waits reserves nothing. Once its room is there it has it for a moment only, and then leaves
-    it to whoever looks for room: no gang ever holds one place while waiting for another.
+    it to whoever looks for room: no bundles ever holds one place while waiting for another.
 
     Args:
-        name: of the placement groups; `remove_gangs` removes what a process that died has left behind.
+        name: of the placement groups; `remove_placement_groups` removes what a process that died has left behind.
     """
 
     def __init__(self, name: str) -> None:
         super().__init__()
         self._name, self._made, self._is_watched = name, 0, False
-        self._waiting: list[tuple[Gang, Any]] = []
+        self._waiting: list[tuple[Bundles, Any]] = []
         self._was_there_at = float("-inf")
 
-    def let_go(self) -> bool:
+    def release(self) -> bool:
         """Give back the room that has come; returns whether any had, which the cluster takes a moment to see."""
         from ray.util import placement_group_table
 
@@ -111,29 +111,29 @@ class Gangs(_Demand):
                 self._remove(waiting)
         return bool(there)
 
-    def want(self, gangs: Sequence[Gang]) -> None:
+    def want(self, groups: Sequence[Bundles]) -> None:
         """Have these wait and no others; called again and again, as those whose room has come wait no longer."""
         from ray.util import placement_group
 
-        self.let_go()
+        self.release()
         with _changing:
-            missing = list(gangs)
+            missing = list(groups)
             for waiting in list(self._waiting):
                 if waiting[0] in missing:
                     missing.remove(waiting[0])
                 else:
                     self._remove(waiting)
-            if not missing or time.monotonic() - self._was_there_at < AGAIN_S or not self._is_of_use():
+            if not missing or time.monotonic() - self._was_there_at < RETRY_S or not self._is_of_use():
                 return
-            for gang in missing:
+            for bundles in missing:
                 self._made += 1  # Ray has no two groups of one name
-                group = placement_group([dict(each) for each in gang], name=f"{self._name}/{self._made}")
-                self._waiting.append((gang, group))
+                group = placement_group([dict(each) for each in bundles], name=f"{self._name}/{self._made}")
+                self._waiting.append((bundles, group))
             if not self._is_watched:
                 self._is_watched = True
-                threading.Thread(target=self._let_go_in_time, name="let-go", daemon=True).start()
+                threading.Thread(target=self._release_in_time, name="let-go", daemon=True).start()
 
-    def _let_go_in_time(self) -> None:
+    def _release_in_time(self) -> None:
         """Whoever wants them may be long in coming again."""
         import ray
 
@@ -142,13 +142,13 @@ class Gangs(_Demand):
             is_gone = not ray.is_initialized()  # and they with it; asking would join it again
             if not is_gone:
                 with suppress(Exception):  # Ray's own, where it is slow to answer
-                    self.let_go()
+                    self.release()
             with _changing:
                 if is_gone or not self._waiting:
                     self._is_watched = False
                     return
 
-    def _remove(self, waiting: tuple[Gang, Any]) -> None:
+    def _remove(self, waiting: tuple[Bundles, Any]) -> None:
         from ray.util import remove_placement_group
 
         self._waiting.remove(waiting)
@@ -156,10 +156,10 @@ class Gangs(_Demand):
 
 
 _changing = threading.RLock()
-"""One for all: what holds it is short, and a `Gangs` is pickled."""
+"""One for all: what holds it is short, and a `PlacementGroupDemand` is pickled."""
 
 
-def remove_gangs(name: str) -> None:
+def remove_placement_groups(name: str) -> None:
     """Remove what is left of the placement groups of that name: those of an actor that died live as long as its job.
 
     What cannot be removed now goes when the job ends.

@@ -206,15 +206,15 @@ class _Log:
     def __init__(self, client: Any, job_id: str, show: Callable[[str], None]) -> None:
         self._client, self._job_id, self._show = client, job_id, show
         self._shown = 0
-        self._heard_at = 0.0
+        self._last_report_at = 0.0
         self._lock = threading.Lock()
         self._reader: threading.Thread | None = None
 
     def keep_coming(self) -> None:
         """Ask for it if nobody does, or if the last request has had nothing to say for long."""
-        silent = time.monotonic() - self._heard_at > QUIET_S
+        silent = time.monotonic() - self._last_report_at > QUIET_S
         if self._reader is None or silent or not self._reader.is_alive():
-            self._heard_at = time.monotonic()
+            self._last_report_at = time.monotonic()
             # A daemon: a connection that hangs is not to keep the command from ending.
             self._reader = threading.Thread(target=lambda: asyncio.run(self._read()), daemon=True)
             self._reader.start()
@@ -233,7 +233,7 @@ class _Log:
                 with self._lock:
                     if threading.current_thread() is not self._reader:
                         return
-                    self._heard_at = time.monotonic()
+                    self._last_report_at = time.monotonic()
                     self._show(text[max(0, self._shown - seen) :])
                     seen += len(text)
                     self._shown = max(self._shown, seen)

@@ -29,7 +29,7 @@ class GroupLimits:
 
     name: str
     resources: Mapping[str, float]
-    most: int
+    max_nodes: int
 
 
 def group_limits() -> list[GroupLimits]:
@@ -47,7 +47,7 @@ def groups_variable(spec: ClusterSpec, *, gpus_stood_in_for: bool) -> dict[str, 
         {
             "name": group.name,
             "resources": {"CPU": group.cpus, **({gpu: group.gpus} if group.gpus else {}), **group.resources},
-            "most": group.max,
+            "max_nodes": group.max,
         }
         for group in spec.groups
     ]

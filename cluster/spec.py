@@ -30,12 +30,13 @@ HEAD = "head"
 MARKET_LABEL, GROUP_LABEL = "ray.io/market-type", "ray.io/node-group"
 """Labels that Ray keeps for whether a node may be reclaimed, and for the group it is of."""
 
-
 COUNTED = ("CPU", "GPU", "TPU", "memory", "object_store_memory", "node:")
 """How names of resources begin that Ray counts by itself."""
 
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
+
 _LABEL_PREFIX = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 

@@ -122,7 +122,7 @@ class DataConfig(Section):
     """From shards to training sequences. Everything here shapes what the model sees, so a run may not change it."""
 
     sources: tuple[SourceConfig, ...] = Field(min_length=1, description="One or more bodies of text.")
-    steps: tuple[Step, ...] = Field(
+    cleaning: tuple[Step, ...] = Field(
         (), description="What is done to every document before it is tokenized, in this order; nothing by default."
     )
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig, description="How text becomes token ids.")
@@ -205,9 +205,9 @@ class DataConfig(Section):
             )
         if not self.has_pairs and (self.input_tokenizer is not None or self.input_len is not None):
             problems.append("input_tokenizer and input_len need sources of pairs. Set input_column or input_path.")
-        for index, step in enumerate(self.steps):
+        for index, step in enumerate(self.cleaning):
             if isinstance(step, TextStep) and step.on != "both" and not self.has_pairs:
-                problems.append(f"steps.{index}: on = {step.on} needs sources of pairs. Leave it out.")
+                problems.append(f"cleaning.{index}: on = {step.on} needs sources of pairs. Leave it out.")
         if not self.sources_of("train"):
             problems.append("all sources are held out. Set split to train or hash for one of them.")
         if self.rotate_units and self.has_pairs:

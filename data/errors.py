@@ -6,7 +6,7 @@
     │   ├── BadShardError           a shard cannot be read as its format says
     │   ├── ShardChangedError       a shard is not the one the manifest pinned
     │   ├── DiskFullError           no space where something had to be written
-    │   ├── CleaningError           a function of data.steps failed on a document
+    │   ├── CleaningError           a function of data.cleaning failed on a document
     │   └── TokenizerError          a tokenizer does not fit what it is asked to do
     ├── TransientStoreError         the store did not answer in time; worth a retry, exit status 1
     ├── ObjectNotFoundError         no object under this key; for the caller to act on
@@ -17,11 +17,21 @@ All survive pickling, because they cross process borders in Ray: one positional 
 
 from __future__ import annotations
 
+from cluster.errors import MantaError
 
-class MantaError(Exception):
-    """An error with a message for a person; the command line prints it without a traceback."""
-
-    exit_status = 1
+__all__ = [
+    "BadShardError",
+    "CleaningError",
+    "ConflictError",
+    "DiskFullError",
+    "InputError",
+    "MantaError",
+    "ObjectNotFoundError",
+    "ShardChangedError",
+    "StoreAccessError",
+    "TokenizerError",
+    "TransientStoreError",
+]
 
 
 class InputError(MantaError):
@@ -47,7 +57,7 @@ class DiskFullError(InputError):
 
 
 class CleaningError(InputError):
-    """A function that data.steps names raised, or returned what is no text."""
+    """A function that data.cleaning names raised, or returned what is no text."""
 
 
 class TokenizerError(InputError):

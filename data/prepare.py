@@ -21,20 +21,22 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data.cleaning.clean import check_steps, named_rows, told
+from data.cleaning.duplicate_pass import find_duplicates, named, up_to_last_dedup
 from data.cleaning.identity import differences, identity
+from data.cleaning.units import FOLDER, Cleaning
 from data.config import DataConfig, StoreConfig
-from data.duplicate_pass import find_duplicates, named, up_to_last_dedup
 from data.errors import BadShardError, InputError, ObjectNotFoundError
-from data.known_units import KnownUnits, LeftOut
-from data.manifest import Manifest, build_manifest, check_unchanged
-from data.packing import count_sequences
+from data.order.known_units import Excluded, KnownUnits
+from data.order.packing import count_sequences
+from data.order.sample_order import UNKNOWN, Ints
 from data.progress import Tell, told_of
-from data.sample_order import UNKNOWN, Ints
-from data.store import Store
-from data.tokenized_unit import TokenizeJob, json_digest, left_out_columns, left_out_of
-from data.tokenizer import Tokenizer
-from data.unit_cleaning import FOLDER, Cleaning
-from data.vocabularies import SIDES, Vocabularies
+from data.shards.build import build_manifest
+from data.shards.listing import check_unchanged
+from data.shards.manifest import Manifest
+from data.stores.store import Store
+from data.tokens.tokenizer import Tokenizer
+from data.tokens.unit import TokenizeJob, excluded_columns, excluded_of, json_digest
+from data.tokens.vocabularies import SIDES, Vocabularies
 
 AHEAD_LIMIT_BYTES = 1 << 30
 """Shard bytes up to which `prepare: auto` tokenizes everything before the first step."""
@@ -103,14 +105,14 @@ class PreparedData:
 
     def known(self) -> KnownUnits:
         """What is known of the units before the first step."""
-        return KnownUnits(self.counts(), self.skipped(), self._left_out())
+        return KnownUnits(self.counts(), self.skipped(), self._excluded())
 
-    def _left_out(self) -> LeftOut:
-        return LeftOut() if self.unit_table is None else left_out_of(self.unit_table, self.job)
+    def _excluded(self) -> Excluded:
+        return Excluded() if self.unit_table is None else excluded_of(self.unit_table, self.job)
 
     def step_report(self) -> list[dict[str, Any]]:
-        """What every step of `data.steps` was given and removed over all units; none where that is not known."""
-        return named_rows(self._left_out().steps, self.job.data.steps)
+        """What every step of `data.cleaning` was given and removed over all units; none where that is not known."""
+        return named_rows(self._excluded().steps, self.job.data.cleaning)
 
     def cleaning_pin(self) -> dict[str, Any]:
         """What a run is pinned to as to its steps (see `Pins`), and their report; nothing where there are none."""
@@ -134,7 +136,7 @@ class PreparedData:
             f"{shards}; {total['documents']:,} {what}, {total['train_tokens']:,} tokens to train on; "
             f"{total['validation_documents']:,} {what} held out"
             + (f"; {total['too_long']:,} pairs too long and left out" if total.get("too_long") else "")
-            + (f"; {removed:,} removed by data.steps" if removed else "")
+            + (f"; {removed:,} removed by data.cleaning" if removed else "")
             + (f"; {skipped} bad units skipped" if skipped else "")
             + (f"; {total['invalid_utf8']} invalid UTF-8 sequences replaced" if total["invalid_utf8"] else "")
         )
@@ -178,7 +180,7 @@ def prepare_data(
             recipe cannot work here (all of them named), or failed on a document.
         TransientStoreError: the store failed in a way that may pass.
     """
-    check_steps(config.steps)
+    check_steps(config.cleaning)
     manifest = _manifest(config, store_config, store, pins.manifest, tell)
     ahead = config.prepare == "ahead" or (config.prepare == "auto" and manifest.total_bytes <= AHEAD_LIMIT_BYTES)
     cleaning = _cleaning(config, store_config, store, manifest, pins.cleaning, ahead, tell, start_ray)
@@ -228,22 +230,22 @@ def _cleaning(
     start_ray: Callable[[], None],
 ) -> Cleaning | None:
     """What is done to documents, with duplicates found; None for a recipe without steps."""
-    if not config.steps:
+    if not config.cleaning:
         return None
-    code = identity(config.steps)
+    code = identity(config.cleaning)
     if pinned and pinned["code"] != code:
         raise InputError(
-            f"The run was begun with other code behind data.steps, and goes on only with the same: "
+            f"The run was begun with other code behind data.cleaning, and goes on only with the same: "
             f"{differences(code, pinned['code'])}. Restore it, or begin a new run (--set run=NAME)."
         )
     duplicates = pinned["duplicates"] if pinned else None
     is_missing = not pinned or (duplicates is not None and store.head(f"{FOLDER}/{duplicates}.arrow") is None)
-    if is_missing and up_to_last_dedup(config.steps):
+    if is_missing and up_to_last_dedup(config.cleaning):
         found = find_duplicates(config, store_config, store, manifest, ahead=ahead, tell=tell, start_ray=start_ray)
         if pinned and found != duplicates:
             raise InputError(f"Other duplicates are found now ({found[:12]}) than those the run is pinned to.")
         duplicates = found
-    return Cleaning(config.steps, code, duplicates, store)
+    return Cleaning(config.cleaning, code, duplicates, store)
 
 
 def _unit_table(
@@ -269,10 +271,10 @@ def _unit_table(
         if not make:
             return None
     start_ray()
-    from data.token_pipeline import tokenized_units_in_chunks  # imports Ray, which often is not needed
+    from data.tokens.pipeline import tokenized_units_in_chunks  # imports Ray, which often is not needed
 
     tell(f"tokens: tokenizing {manifest.num_units:,} units")
-    columns = (*UNIT_COLUMNS, *left_out_columns(job))
+    columns = (*UNIT_COLUMNS, *excluded_columns(job))
     rows = tokenized_units_in_chunks(manifest, job, columns)
     table = pa.concat_tables(told_of(rows, manifest.num_units, "tokens", tell))
     if table["problem"].null_count == len(table):  # bad shards get another chance with another version of the reader
@@ -294,7 +296,7 @@ def _refuse_unusable(config: DataConfig, manifest: Manifest, table: pa.Table) ->
             raise InputError(
                 f"data.sources.{index}.path={source.path!r} holds nothing to train on: "
                 f"its documents are empty, held out (data.validation_fraction={config.validation_fraction}) or skipped"
-                + (", or data.steps removes them" if config.steps else "")
+                + (", or data.cleaning removes them" if config.cleaning else "")
                 + (f"; or all pairs are too long for {_longest_pair(config)}." if config.has_pairs else ".")
             )
 

@@ -17,6 +17,7 @@ from model.cache import Cache, LayerCache
 from model.config import ModelConfig
 
 _NORM_EPS = 1e-5  # Radford et al. 2019 and Touvron et al. 2023 both use this value.
+
 _INIT_STD = 0.02  # Radford et al. 2018, section 4.1.
 
 

@@ -9,8 +9,8 @@ from rich.console import Console as RichConsole
 from rich.live import Live
 from rich.text import Text
 
-if TYPE_CHECKING:  # commands that only talk to a cluster set how before Ray is imported
-    from orchestrator.monitor import Progress
+if TYPE_CHECKING:
+    from orchestrator.run.progress import Progress
 
 PLAIN_EVERY_S = 10.0
 """Seconds between progress lines where the output is not a terminal."""

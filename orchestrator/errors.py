@@ -12,7 +12,7 @@
     │   ├── BadShardError               (data) a shard cannot be read as its format says
     │   ├── ShardChangedError           (data) a shard is not the one the manifest pinned
     │   ├── DiskFullError               (data) no space where something had to be written
-    │   ├── CleaningError           (data) a function of data.steps failed on a document
+    │   ├── CleaningError           (data) a function of data.cleaning failed on a document
     │   └── TokenizerError              (data) a tokenizer does not fit what it is asked to do
     ├── TransientStoreError             (data) the store did not answer in time; worth a retry; exit status 1
     ├── ObjectNotFoundError             (data) no object under this key; for the caller to act on
@@ -20,9 +20,8 @@
     ├── CheckpointDamagedError          a checkpoint's files are not those its manifest names; the one before is used
     ├── WorkerDiedError                 a training worker ended without being asked to; worth a retry; exit status 1
     ├── BadLossError                    the loss went astray a second time; a retry would come to the same step again
-    └── FencedError                     a newer attempt has taken the run over; this one must stop writing
-
-    ClusterError                        (cluster) a server or cluster did not start or answer; exit status 1
+    ├── FencedError                     a newer attempt has taken the run over; this one must stop writing
+    └── ClusterError                    (cluster) a server or cluster did not start or answer; exit status 1
 
 All survive pickling, because they cross process borders in Ray: one positional message and nothing else.
 """

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from cluster.local_ray import shut_down
-from cluster.local_s3 import LocalS3
+from cluster.local.ray import shut_down
+from cluster.local.s3 import LocalS3
 from data.config import StoreConfig
 
 _numbers = itertools.count(1)

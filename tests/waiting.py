@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 WAIT_S = 60.0
-LOOK_EVERY_S = 0.02
+POLL_INTERVAL_S = 0.02
 
 
 def wait_until(true: Callable[[], object], what: str, timeout_s: float = WAIT_S) -> None:
@@ -18,4 +18,4 @@ def wait_until(true: Callable[[], object], what: str, timeout_s: float = WAIT_S)
     deadline = time.monotonic() + timeout_s
     while not true():
         assert time.monotonic() < deadline, f"{what}: not within {timeout_s:.0f} s"
-        time.sleep(LOOK_EVERY_S)
+        time.sleep(POLL_INTERVAL_S)

@@ -12,7 +12,7 @@ from gpu.setting import Setting
 from gpu.stages import Found
 from gpu.training import ENCODER_DECODER, GPT2_124M, GPT2_350M, GPT2_760M, WARMUP_STEPS, Shape, Training, sized
 from orchestrator.train.loop import apply_update, compute
-from orchestrator.train.step_sync import Orders
+from orchestrator.train.step_sync import StepDirective
 
 _TOP = 25
 """Kernels that the profile lists."""
@@ -103,6 +103,6 @@ def parts_of_step(training: Training) -> dict[str, Any]:
     done: list[Any] = []
     return {
         "compute": lambda: done.extend(compute(training.ddp, training.share, config, 0, setting.device)),
-        "combine": lambda: done[0].combine(Orders(), 0, done[1]),
+        "combine": lambda: done[0].combine(StepDirective(), 0, done[1]),
         "update": lambda: apply_update(training.model, training.optimizer, training.shape.lr, config.train.grad_clip),
     }

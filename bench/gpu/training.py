@@ -21,7 +21,7 @@ from orchestrator.run.utilization import model_flops_per_token, peak_of, utiliza
 from orchestrator.run.vocabulary import Vocabulary
 from orchestrator.train.batches import FetchedShare
 from orchestrator.train.loop import apply_update, compute, data_parallel
-from orchestrator.train.step_sync import Orders
+from orchestrator.train.step_sync import StepDirective
 
 MICRO_BATCHES = 4
 """Micro-batches in a step."""
@@ -131,9 +131,9 @@ class Training:
         """One step of the training loop."""
         self.setting.synchronize()
         began = time.perf_counter()
-        log, told_s = compute(self.ddp, self.share, self.config, len(self.steps), self.setting.device)
-        log.combine(Orders(), 0, told_s)
-        loss = log.loss_sum() / self.share.target_tokens
+        sync, told_s = compute(self.ddp, self.share, self.config, len(self.steps), self.setting.device)
+        sync.combine(StepDirective(), 0, told_s)
+        loss = sync.loss_sum() / self.share.target_tokens
         grad_norm = apply_update(self.model, self.optimizer, self.shape.lr, self.config.train.grad_clip)
         self.setting.synchronize()
         self.steps.append(Step(loss, grad_norm, time.perf_counter() - began, told_s))

@@ -103,7 +103,7 @@ def cleaner(steps: tuple[Step, ...]) -> Cleaner:
     return Cleaner(steps)
 
 
-def check_steps(steps: Sequence[Step], where: str = "data.steps") -> None:
+def check_steps(steps: Sequence[Step], where: str = "data.cleaning") -> None:
     """Make sure that every step can work on this machine: import its library or function.
 
     Raises:
@@ -171,6 +171,6 @@ def _called(index: int, step: FunctionStep, function: Clean, text: str) -> str |
     except Exception as error:
         shown = repr(text if len(text) <= 60 else text[:60] + "…")
         raise CleaningError(
-            f"data.steps.{index} ({step.path}) failed on the text {shown}: {type(error).__name__}: {error}. "
+            f"data.cleaning.{index} ({step.path}) failed on the text {shown}: {type(error).__name__}: {error}. "
             "It must return a str, or None to remove the document."
         ) from error

@@ -1,4 +1,4 @@
-"""The steps of `data.steps`, as a recipe writes them."""
+"""The steps of `data.cleaning`, as a recipe writes them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, Field, model_validator
 
-from data.cleaning.languages import IDENTIFIED, WITH_LEMMAS, WITH_STOP_WORDS
+from data.cleaning.libraries import IDENTIFIED, WITH_LEMMAS, WITH_STOP_WORDS
 from data.section import Section
 
 
@@ -179,7 +179,7 @@ Step: TypeAlias = Annotated[
     | FunctionStep,
     Field(discriminator="step"),
 ]
-"""One entry of `data.steps`."""
+"""One entry of `data.cleaning`."""
 
 DedupSteps = (DedupStep, NearDedupStep)
 """The steps that depend on the whole data set, and change no text."""

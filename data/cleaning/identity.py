@@ -44,7 +44,7 @@ def digest_of(identity: str) -> str:
 def differences(one: str, other: str) -> str:
     """Where two identities differ, for a person: what the first has, and what the second."""
     return "; ".join(
-        f"data.steps.{index} ({(first or second)['step']}): {_shown(first, second)}, not {_shown(second, first)}"
+        f"data.cleaning.{index} ({(first or second)['step']}): {_shown(first, second)}, not {_shown(second, first)}"
         for index, (first, second) in enumerate(zip_longest(json.loads(one), json.loads(other)))
         if first != second
     )

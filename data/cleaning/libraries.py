@@ -1,7 +1,5 @@
 """Libraries that only some steps need: imported when they are, and named with the remedy where they are missing."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.metadata
 from functools import cache
@@ -32,3 +30,30 @@ def version_of(module: str) -> str | None:
         return importlib.metadata.version(module)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+_IDENTIFIED = """
+ace af am an ar ary arz as az ba bcl be bg bn br bs ca crh cs cy da de dz el en eo es et eu ext fa fi fo fr fuv fy ga
+gcf gcr gd gl gom grc gu gug guw ha hbo he hi hr ht hu hy id ig is it ja jv ka kab kik kk km kn ko ku ky la lb lg lij
+ln lo lt ltg lv mg mk ml mn mr ms mt my ne nl nn no nso oc om or pa pcm pl ps pt qu ro ru rw sa sdh se si sk sl sn so
+sq sr st sv sw ta te tg th tk tl tr tt ug uk ur uz uzs vec vi vo wa wuu xh yo yue zh zu zxx
+"""
+
+_WITH_STOP_WORDS = """
+af ar bg bn br ca cs da de el en eo es et eu fa fi fr ga gl gu ha he hi hr hu hy id it ko ku la lt lv mr ms nl no pl
+pt ro ru sk sl so st sv sw tl tr uk ur vi yo zh zu
+"""
+
+_WITH_LEMMAS = """
+ar ast bg ca cs cy da de el en enm eo es et fa fi fr ga gd gl grc gv hbs he hi hu hy id is it ka la lb lt lv mk ml ms
+nb nl nn pl pt ro ru se sk sl sq sv sw tl tr uk
+"""
+
+IDENTIFIED = frozenset(_IDENTIFIED.split())
+"""Told apart by py3langid."""
+
+WITH_STOP_WORDS = frozenset(_WITH_STOP_WORDS.split())
+"""stopwordsiso has a list for them; Japanese and Thai are left out, as nothing here sets their words apart."""
+
+WITH_LEMMAS = frozenset(_WITH_LEMMAS.split())
+"""simplemma has a dictionary for them."""

@@ -29,7 +29,6 @@ Clean = Callable[[str], str | None]
 IDENTIFIED_CHARS = 4096
 """Characters of a document's beginning from which its language is told: more cost time and change next to nothing."""
 
-
 LEMMAS_KEPT = 1 << 16
 """Words whose lemmas a process remembers: most words of a text are among the last so many different ones."""
 

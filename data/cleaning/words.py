@@ -1,6 +1,6 @@
-"""What a word is, for the steps that need words.
+r"""What a word is, for the steps that need words.
 
-A word is a run of letters, marks, digits and connectors (\\w of UTS #18), with apostrophes inside it. Chinese has no
+A word is a run of letters, marks, digits and connectors (\w of UTS #18), with apostrophes inside it. Chinese has no
 spaces between words: runs with Han characters are cut by jieba's dictionary, unless a step before has set the words
 apart. Runs with kana are left whole, as the dictionary knows no Japanese.
 """
@@ -26,6 +26,7 @@ def _pattern(pattern: str) -> Any:
 
 
 _WORD = r"\w+(?:['\u2019]\w+)*"
+
 _HAN, _KANA = r"\p{Han}", r"[\p{Hiragana}\p{Katakana}]"
 
 

@@ -17,21 +17,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.faulty_proxy import FaultyProxy
-from cluster.local_nodes import LocalNodes
-from data.errors import MantaError
+from cluster.local.faulty_proxy import FaultyProxy
+from cluster.local.nodes import LocalNodes
+from data.errors import InputError, MantaError
 from orchestrator.chaos.cost import costs, gaps_after, largest_difference
 from orchestrator.chaos.faults import STOCK_WORKER, Injected, Injector
 from orchestrator.chaos.plan import draw_faults, refuse_unknown
-from orchestrator.config import RunConfig, load_recipe, resolved
+from orchestrator.config.load import load_recipe
+from orchestrator.config.recipe import RunConfig
+from orchestrator.config.result_fields import resolved
 from orchestrator.console import Console
-from orchestrator.errors import InputError
-from orchestrator.ledger import metrics_lines
-from orchestrator.run import open_run, prepare, reaching_storage, stores
-from orchestrator.run_record import load_record
-from orchestrator.show import describe
+from orchestrator.driver.prepare import prepare
+from orchestrator.run.ledger import metrics_lines
+from orchestrator.run.record import load_record
+from orchestrator.run.run import open_run, reaching_storage, stores
+from orchestrator.run.summary import describe
 
-LOOK_EVERY_S = 0.5
+POLL_INTERVAL_S = 0.5
 """Seconds between two looks at the run's record, which is written every few seconds."""
 
 RECOVERY_S = 180.0
@@ -132,7 +134,7 @@ class _Setting:
                 faults = self.disturb(process, injector, lambda: self.progress_of(names["disturbed"]))
                 _await_end(process, names["disturbed"])
                 injector.settle()
-        undisturbed, disturbed = (self.story(names[which]) for which in ("undisturbed", "disturbed"))
+        undisturbed, disturbed = (self.summary(names[which]) for which in ("undisturbed", "disturbed"))
         return {
             "faults": costs(faults, disturbed["disruptions"], disturbed["started_at"]),
             "loss_max_rel_diff": largest_difference(undisturbed.pop("losses"), disturbed.pop("losses")),
@@ -216,10 +218,12 @@ class _Setting:
         if endpoint_url:
             sets.append(f"store.endpoint_url={endpoint_url}")
         scaling = self.config.scaling
-        if scaling.fewest == scaling.most:
+        if scaling.effective_min_workers == scaling.effective_max_workers:
             sets += ["scaling.min_workers=1", f"scaling.max_workers={self.plan.nodes}"]
         options = [part for each in sets for part in ("--set", each)]
-        return self.program([sys.executable, "-m", "orchestrator.cli", "train", str(self.recipe), *options], nodes, run)
+        return self.program(
+            [sys.executable, "-m", "orchestrator.cli.main", "train", str(self.recipe), *options], nodes, run
+        )
 
     @contextmanager
     def program(self, command: Sequence[str], nodes: LocalNodes, name: str) -> Iterator[subprocess.Popen[str]]:
@@ -263,11 +267,11 @@ class _Setting:
             return attempt.step, attempt.phase == "training"
         return 0, False
 
-    def story(self, run: str) -> dict[str, Any]:
+    def summary(self, run: str) -> dict[str, Any]:
         """What there is to say of a run, and its losses."""
         opened = open_run(self.config_of(run))
         told: Mapping[str, Any] = describe(opened)
-        wanted = ("run", "status", "samples", "world_sizes", "goodput", "tokens_per_s", "disruptions", "bad_steps")
+        wanted = ("run", "status", "samples", "world_sizes", "goodput", "tokens_per_s", "disruptions", "skipped_steps")
         losses = [json.loads(line)["loss"] for line in metrics_lines(opened.store)]
         return {name: told[name] for name in wanted} | {
             "losses": losses,
@@ -279,7 +283,7 @@ def _await(process: subprocess.Popen[str], condition: Callable[[], bool], patien
     """Wait until a condition holds, the program ends, or patience does."""
     deadline = time.monotonic() + patience_s
     while process.poll() is None and time.monotonic() < deadline and not condition():
-        time.sleep(LOOK_EVERY_S)
+        time.sleep(POLL_INTERVAL_S)
 
 
 def _await_end(process: subprocess.Popen[str], name: str) -> None:

@@ -12,7 +12,7 @@ from orchestrator.chaos.faults import Injected
 def costs(
     faults: Sequence[Injected], disruptions: Sequence[Mapping[str, Any]], began_at: float
 ) -> list[dict[str, Any]]:
-    """A row for every fault; see `Disruption.story` for what a disruption says.
+    """A row for every fault; see `Disruption.summary` for what a disruption says.
 
     Args:
         faults: in the order they were done.

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from cluster.faulty_proxy import FaultyProxy
-from cluster.local_nodes import LocalNode, LocalNodes
-from data.store import Store
-from orchestrator.checkpoint import MODEL, list_checkpoints
+from cluster.local.faulty_proxy import FaultyProxy
+from cluster.local.nodes import LocalNode, LocalNodes
+from data.stores.store import Store
+from orchestrator.run.checkpoint import MODEL, list_checkpoints
 
 WORKER, STOCK_WORKER = "ray::TrainingWorker", "ray::RayTrainWorker"
 """Titles that Ray gives the processes of training workers, ours and Ray Train's own."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 
-from orchestrator.errors import InputError
+from data.errors import InputError
 
 KINDS = {
     "kill-worker": "SIGKILL to a training worker",
@@ -31,10 +31,10 @@ def refuse_unknown(kinds: Sequence[str]) -> None:
         raise InputError(f"No such fault: {', '.join(unknown) or 'none given'}. There are:\n{listed}")
 
 
-def draw_faults(kinds: Sequence[str], seed: int, nodes: int, fewest: int, most: int) -> Iterator[str]:
+def draw_faults(kinds: Sequence[str], seed: int, nodes: int, min_workers: int, max_workers: int) -> Iterator[str]:
     """Kinds of faults without end: each once before any comes again, in an order that the seed decides.
 
-    A fault that would leave fewer than `fewest` nodes or more than `most` is put off; where only such are left, a node
+    A fault that would leave fewer than `min_workers` nodes or more than `max_workers` is put off; where only such are left, a node
     is added, or lost, in between.
 
     Args:
@@ -46,15 +46,15 @@ def draw_faults(kinds: Sequence[str], seed: int, nodes: int, fewest: int, most: 
         if not deck:
             deck = list(kinds)
             draw.shuffle(deck)
-        possible = [kind for kind in deck if not _refused(kind, nodes, fewest, most)]
+        possible = [kind for kind in deck if not _refused(kind, nodes, min_workers, max_workers)]
         if possible:
             kind = possible[0]
             deck.remove(kind)
         else:
-            kind = "add-node" if nodes <= fewest else "remove-node"
+            kind = "add-node" if nodes <= min_workers else "remove-node"
         nodes += (kind == "add-node") - (kind in LOSING)
         yield kind
 
 
-def _refused(kind: str, nodes: int, fewest: int, most: int) -> bool:
-    return (kind in LOSING and nodes <= fewest) or (kind == "add-node" and nodes >= most)
+def _refused(kind: str, nodes: int, min_workers: int, max_workers: int) -> bool:
+    return (kind in LOSING and nodes <= min_workers) or (kind == "add-node" and nodes >= max_workers)

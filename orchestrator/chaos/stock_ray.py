@@ -25,10 +25,10 @@ def loop(settings: dict[str, Any]) -> None:
     import ray.train.torch
     import torch
 
-    from model.optimizer import build_optimizer
-    from orchestrator.config import RunConfig
-    from orchestrator.forward import build_model
-    from orchestrator.vocabulary import Vocabulary
+    from model.optim.optimizer import build_optimizer
+    from orchestrator.config.recipe import RunConfig
+    from orchestrator.evaluation.forward import build_model
+    from orchestrator.run.vocabulary import Vocabulary
 
     config = RunConfig.model_validate(settings["config"])
     context = ray.train.get_context()
@@ -66,7 +66,7 @@ def loop(settings: dict[str, Any]) -> None:
                 ray.train.report({"step": step}, checkpoint=there)
 
 
-def main(config_path: str, log: str, fewest: str, most: str) -> None:
+def main(config_path: str, log: str, min_workers: str, max_workers: str) -> None:
     """Train until killed."""
     import ray
     import ray.train
@@ -76,7 +76,7 @@ def main(config_path: str, log: str, fewest: str, most: str) -> None:
     ray.train.torch.TorchTrainer(
         loop,
         train_loop_config={"config": json.loads(Path(config_path).read_text()), "log": log},
-        scaling_config=ray.train.ScalingConfig(num_workers=(int(fewest), int(most))),  # type: ignore[arg-type]
+        scaling_config=ray.train.ScalingConfig(num_workers=(int(min_workers), int(max_workers))),  # type: ignore[arg-type]
         run_config=ray.train.RunConfig(
             name="stock",
             storage_path=str(Path(log).parent / "stock-ray"),

@@ -11,13 +11,14 @@ import importlib.util
 import struct
 import sys
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
-from data.store import Store
-from orchestrator.ledger import read_segments
+from data.stores.store import Store
+from orchestrator.observe.tracker import Point, Tracked
+from orchestrator.run.ledger import read_segments
 
 TRAIN, HELD_OUT = "tensorboard/train/", "tensorboard/held-out/"
 """Below the run's folder."""
@@ -27,19 +28,6 @@ PREFIX = "events.out.tfevents."
 
 _OF_ROWS = ("loss", "lr", "grad_norm", "world_size")
 """Columns of the ledger that are shown as they are."""
-
-
-class Point(NamedTuple):
-    """What is known of a step.
-
-    Attributes:
-        at: seconds since the epoch.
-        values: by name; those that are None are left out.
-    """
-
-    step: int
-    at: float
-    values: Mapping[str, float | None]
 
 
 class TrainingEvents:
@@ -110,7 +98,7 @@ def _masked(crc: int) -> bytes:
 
 @cache
 def _tensorboard() -> tuple[Any, Any]:
-    """CRC-32C and the type of an event, as tensorboardX has them: 2 MB in the keeper of every node."""
+    """CRC-32C and the type of an event, as tensorboardX has them: 2 MB in the agent of every node."""
     with _package_alone("tensorboardX"):
         from tensorboardX.crc32c import crc32c
         from tensorboardX.proto.event_pb2 import Event
@@ -133,3 +121,28 @@ def _package_alone(name: str) -> Iterator[None]:
     finally:
         if sys.modules.get(name) is package:
             del sys.modules[name]
+
+
+class HeldOutEvents:
+    """See `orchestrator.observe.trackers.Tracker`. A file an evaluation: one done again replaces the one before."""
+
+    name = "TensorBoard's folder"
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def begin(self, run: Tracked) -> None:
+        """Remove what was found after the step that is gone on from: the run comes there again."""
+        for found in list(self._store.list(HELD_OUT)):
+            if found.key > evaluation_key(run.step, final=True):
+                self._store.delete(found.key)
+
+    def log(self, points: Sequence[Point]) -> None:
+        """Nothing: steps have files of their own, see `TrainingEvents`."""
+
+    def evaluated(self, point: Point, *, final: bool) -> None:
+        """Write it."""
+        self._store.put(evaluation_key(point.step, final=final), event_file([point]))
+
+    def finish(self, status: str) -> None:
+        """Nothing: all is written."""

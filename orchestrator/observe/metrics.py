@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from orchestrator.failure_policy import Cause
-from orchestrator.goodput import CAUSES
+from orchestrator.policy.failure import Cause
+from orchestrator.run.goodput import CAUSES
 
 WIRE_PREFIX = "ray_"
 """What Ray puts before every name."""
@@ -32,7 +32,8 @@ PHASES = (
 
 _RESTARTS = (*get_args(Cause), "bad step", "resize")
 
-Story = Mapping[str, Any]
+Summary = Mapping[str, Any]
+
 Value = float | None | Mapping[str, float]
 
 
@@ -43,13 +44,13 @@ class Metric:
     Attributes:
         name: without Ray's prefix.
         help: what it says, with its unit.
-        value: from a story, see `live_story`; None where it is not known. By label where there is one.
+        value: from a summary, see `live_summary`; None where it is not known. By label where there is one.
         label: beside `run`.
     """
 
     name: str
     help: str
-    value: Callable[[Story], Value]
+    value: Callable[[Summary], Value]
     label: str | None = None
 
     @property
@@ -57,43 +58,45 @@ class Metric:
         """As Prometheus reads it."""
         return WIRE_PREFIX + self.name
 
-    def samples(self, story: Story) -> Iterator[tuple[dict[str, str], float]]:
+    def samples(self, summary: Summary) -> Iterator[tuple[dict[str, str], float]]:
         """Labels and value of what is known and finite."""
-        value = self.value(story)
+        value = self.value(summary)
         by_label: Mapping[Any, Any] = value if isinstance(value, Mapping) else {None: value}
         for label, number in by_label.items():
             if number is not None and math.isfinite(number):
                 own = {} if self.label is None else {self.label: label}
-                yield {"run": story["run"], **own}, float(number)
+                yield {"run": summary["run"], **own}, float(number)
 
 
-def _field(name: str) -> Callable[[Story], Value]:
-    return lambda story: story.get(name)
+def _field(name: str) -> Callable[[Summary], Value]:
+    return lambda summary: summary.get(name)
 
 
-def _of_checkpoint(name: str) -> Callable[[Story], Value]:
-    return lambda story: (story.get("checkpoint") or {}).get(name)
+def _of_checkpoint(name: str) -> Callable[[Summary], Value]:
+    return lambda summary: (summary.get("checkpoint") or {}).get(name)
 
 
-def _goodput(story: Story) -> Value:
-    return {cause: story["goodput"].get(f"{cause}_s", 0.0) for cause in CAUSES}
+def _goodput(summary: Summary) -> Value:
+    return {cause: summary["goodput"].get(f"{cause}_s", 0.0) for cause in CAUSES}
 
 
-def _restarts(story: Story) -> Value:
+def _restarts(summary: Summary) -> Value:
     # All causes from the beginning: what comes from nowhere is no increase to Prometheus.
-    return dict.fromkeys(_RESTARTS, 0) | Counter(each["cause"] for each in story["disruptions"])
+    return dict.fromkeys(_RESTARTS, 0) | Counter(each["cause"] for each in summary["disruptions"])
 
 
-def _phase(story: Story) -> Value:
-    return {phase: float(phase == story["phase"]) for phase in PHASES}
+def _phase(summary: Summary) -> Value:
+    return {phase: float(phase == summary["phase"]) for phase in PHASES}
 
 
 METRICS = (
     Metric("manta_step", "Optimizer updates in the run's state.", _field("step")),
     Metric("manta_steps", "Optimizer updates in the whole run.", _field("steps")),
     Metric("manta_tokens", "Target tokens trained on.", _field("tokens")),
-    Metric("manta_loss", "Training loss of the newest step, nats a token.", lambda story: story["loss"]["train"]),
-    Metric("manta_held_out_loss", "Loss of the newest evaluation, nats a token.", lambda story: story["loss"]["val"]),
+    Metric("manta_loss", "Training loss of the newest step, nats a token.", lambda summary: summary["loss"]["train"]),
+    Metric(
+        "manta_held_out_loss", "Loss of the newest evaluation, nats a token.", lambda summary: summary["loss"]["val"]
+    ),
     Metric("manta_learning_rate", "Learning rate of the newest step.", _field("lr")),
     Metric("manta_grad_norm", "Norm of the newest step's gradient before clipping.", _field("grad_norm")),
     Metric("manta_world_size", "Training workers; 0 while there are none.", _field("world_size")),
@@ -132,8 +135,8 @@ class RayMetrics:
             for metric in METRICS
         }
 
-    def set(self, story: Story) -> None:
+    def set(self, summary: Summary) -> None:
         """Set what is known; what is not known any more stays as it was."""
         for metric in METRICS:
-            for labels, value in metric.samples(story):
+            for labels, value in metric.samples(summary):
                 self._gauges[metric.name].set(value, labels)

@@ -6,8 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from orchestrator.observe.event_files import Point
-from orchestrator.observe.trackers import Tracked
+from orchestrator.observe.tracker import Point, Tracked
 
 RUN_TAG = "manta.id"
 """Tag by which a later attempt finds the run."""

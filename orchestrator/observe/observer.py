@@ -7,16 +7,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from orchestrator.config import flatten, resolved
-from orchestrator.monitor import Progress
-from orchestrator.observe.event_files import Point
-from orchestrator.observe.held_out_events import HeldOutEvents
+from orchestrator.config.result_fields import flatten, resolved
+from orchestrator.observe.event_files import HeldOutEvents
 from orchestrator.observe.metrics import RayMetrics
-from orchestrator.observe.story import live_story
-from orchestrator.observe.trackers import FLUSH_S, Tracked, Tracker, Tracking, trackers
-from orchestrator.run import Run
-from orchestrator.run_record import Attempt
-from orchestrator.show import ledger_of_seconds
+from orchestrator.observe.tracker import Point, Tracked, Tracker
+from orchestrator.observe.trackers import FLUSH_S, Tracking, trackers
+from orchestrator.run.progress import Progress
+from orchestrator.run.record import Attempt
+from orchestrator.run.run import Run
+from orchestrator.run.summary import ledger_of_seconds, live_summary
 
 TELL_EVERY_S = 1.0
 """Seconds from one time that anybody is told to the next; who polls a loop more often does not want that watched."""
@@ -34,7 +33,7 @@ class Observer:
 
     def __init__(self, run: Run, tell: Callable[[str], object], now: Callable[[], float] = time.monotonic) -> None:
         self._run, self._tell, self._now = run, tell, now
-        self._told_at = -TELL_EVERY_S
+        self._last_report_at = -TELL_EVERY_S
         self._metrics: RayMetrics | None = RayMetrics()
         self._tracking: list[Tracking] = []
         self._step, self._evaluated_at = 0, float("-inf")
@@ -46,9 +45,9 @@ class Observer:
         Args:
             now: whether this is to be told at once, as at the end.
         """
-        if self._now() - self._told_at < TELL_EVERY_S and not now:
+        if self._now() - self._last_report_at < TELL_EVERY_S and not now:
             return
-        self._told_at = self._now()
+        self._last_report_at = self._now()
         self._set_metrics(attempts, progress)
         if not self._has_begun and progress.restored_step is not None:
             self._has_begun, self._step = True, progress.restored_step
@@ -95,7 +94,7 @@ class Observer:
         if self._metrics is None:
             return
         try:
-            self._metrics.set(live_story(self._run.config, attempts, progress, ledger_of_seconds(attempts)))
+            self._metrics.set(live_summary(self._run.config, attempts, progress, ledger_of_seconds(attempts)))
         except Exception as error:  # Ray's to explain, and no reason to end a run
             self._metrics = None
             self._tell(f"metrics are not set any more: {type(error).__name__}: {error}")

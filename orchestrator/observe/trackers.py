@@ -9,55 +9,18 @@ import importlib.util
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
 
+from data.errors import InputError
 from data.extras import installing
-from orchestrator.errors import InputError
-from orchestrator.observe.config import ObserveConfig
-from orchestrator.observe.event_files import Point
+from orchestrator.config.observe import ObserveConfig
+from orchestrator.observe.tracker import Point, Tracked, Tracker
 
 QUEUED = 4096
 """Messages that may wait for a tracker; of more, the newest are lost."""
 
 FLUSH_S = 15.0
 """Seconds that a tracker has at the end of a run for what waits."""
-
-
-@dataclass(frozen=True)
-class Tracked:
-    """A run as trackers know it.
-
-    Attributes:
-        id: the same in every attempt at it, and for no other run.
-        step: that the attempt goes on from.
-        parameters: resolved config by dotted name, without keys.
-    """
-
-    id: str
-    name: str
-    url: str
-    step: int
-    parameters: Mapping[str, Any]
-
-
-class Tracker(Protocol):
-    """Where a run is told to. Called from one thread; whatever it raises ends the tracking."""
-
-    name: str
-
-    def begin(self, run: Tracked) -> None:
-        """Begin the run there, or go on with it."""
-
-    def log(self, points: Sequence[Point]) -> None:
-        """Steps of training in order; later calls have later ones, but where a new attempt does steps again."""
-
-    def evaluated(self, point: Point, *, final: bool) -> None:
-        """An evaluation on the held-out set; of an earlier step, where it ran beside training."""
-
-    def finish(self, status: str) -> None:
-        """The attempt has ended: "finished", "stopped" or "failed"."""
 
 
 class Tracking:

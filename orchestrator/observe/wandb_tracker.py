@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.observe.config import WandbConfig
-from orchestrator.observe.event_files import Point
-from orchestrator.observe.trackers import Tracked
+from orchestrator.config.observe import WandbConfig
+from orchestrator.observe.tracker import Point, Tracked
 
 FOLDER = Path(".manta")
 """Where it keeps its files, in a folder `wandb`, unless WANDB_DIR says otherwise."""

@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from orchestrator.report.format import label
 from orchestrator.report.run_facts import RunFacts
 from orchestrator.report.series import Point, band, outline, smoothed
-from orchestrator.report.sizes import RIGHT, TOP, Size
-from orchestrator.report.svg import Scale, axes, esc, line, mark, polygon, polyline, svg, tag
-from orchestrator.report.words import label
+from orchestrator.report.svg import RIGHT, TOP, Scale, Size, axes, esc, line, mark, polygon, polyline, svg, tag
 
 LOG_FROM, SLICE = 20.0, 9.0
 """Values so many times apart are shown on a logarithmic axis; pixels of a place to point at."""
@@ -84,7 +83,7 @@ def chart(
     if from_zero:
         y = Scale(0.0, y.high, bottom, TOP)
     x = Scale(
-        0, max(facts.story.get("steps") or 1, *(curve.points[-1][0] for curve in shown)) * 1.005, size.left, right
+        0, max(facts.summary.get("steps") or 1, *(curve.points[-1][0] for curve in shown)) * 1.005, size.left, right
     )
     drawn = [_changes(facts, x, bottom)]
     for curve in shown:

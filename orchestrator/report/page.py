@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from orchestrator.errors import InputError
+from data.errors import InputError
 from orchestrator.report.style import SCRIPT, STYLE
 from orchestrator.report.svg import colour, dash, esc, mark, polyline, tag
 

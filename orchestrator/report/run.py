@@ -1,4 +1,4 @@
-"""A run as a page to look at: one file of HTML that needs nothing else, made of the run's story alone."""
+"""A run as a page to look at: one file of HTML that needs nothing else, made of the run's summary alone."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from orchestrator.report.curves import Curve, chart, is_wide_range
-from orchestrator.report.lanes import life_by_step, life_by_time
+from orchestrator.report.format import clock, count, duration, is_number, percent
+from orchestrator.report.goodput import bars, seconds_of
 from orchestrator.report.page import entry, figure, key, page, section, switch, tiles
-from orchestrator.report.run_facts import KINDS, RunFacts, Story
+from orchestrator.report.run_facts import KINDS, RunFacts, Summary
 from orchestrator.report.run_style import STYLE
 from orchestrator.report.run_tables import (
     all_events,
@@ -22,20 +23,18 @@ from orchestrator.report.run_tables import (
     samples,
     versions,
 )
-from orchestrator.report.seconds import bars, seconds_of
 from orchestrator.report.series import window
-from orchestrator.report.sizes import NARROW, SMALL, WIDE, Size
-from orchestrator.report.svg import esc, mark, polygon, polyline, tag
-from orchestrator.report.words import clock, count, duration, is_number, percent
+from orchestrator.report.svg import NARROW, SMALL, WIDE, Size, esc, mark, polygon, polyline, tag
+from orchestrator.report.timeline import life_by_step, life_by_time
 
 ALIVE = ("preparing", "running")
 
 _SIZES = (("wide-only", WIDE), ("narrow", NARROW))
 
 
-def html(story: Story) -> str:
-    """The report. Whatever is in the story is shown as text; what it does not have is left out."""
-    facts = RunFacts(story)
+def html(summary: Summary) -> str:
+    """The report. Whatever is in the summary is shown as text; what it does not have is left out."""
+    facts = RunFacts(summary)
     parts = [
         _header(facts),
         _tiles(facts),
@@ -43,26 +42,26 @@ def html(story: Story) -> str:
         _life(facts),
         section(
             "Where the seconds went",
-            bars(story.get("goodput") or {}, _SIZES),
+            bars(summary.get("goodput") or {}, _SIZES),
             note="Every second of the run under exactly one cause, from the first command to the last sign of life.",
         ),
-        samples(story),
-        data(story),
-        checkpoints(story),
+        samples(summary),
+        data(summary),
+        checkpoints(summary),
         decisions(facts),
-        config(story),
+        config(summary),
         versions(facts),
     ]
-    return page(f"Run {story.get('run', '')}", *parts, style=STYLE)
+    return page(f"Run {summary.get('run', '')}", *parts, style=STYLE)
 
 
 def _header(facts: RunFacts) -> str:
-    story = facts.story
-    status = str(story.get("status") or "")
+    summary = facts.summary
+    status = str(summary.get("status") or "")
     badge = tag("span", esc(status), class_=f"badge {status if status.isalpha() else ''}")
-    parts = [tag("h1", "Run ", esc(story.get("run", "")), badge)]
-    if story.get("message"):
-        parts.append(tag("p", esc(story["message"]), class_="message"))
+    parts = [tag("h1", "Run ", esc(summary.get("run", "")), badge)]
+    if summary.get("message"):
+        parts.append(tag("p", esc(summary["message"]), class_="message"))
     if status in ALIVE:
         parts.append(tag("p", esc(_of_now(facts))))
     elif not facts.rows:
@@ -71,12 +70,12 @@ def _header(facts: RunFacts) -> str:
         parts.append(tag("p", esc(f"The command that began it goes on from step {facts.rows[-1]['step']:,}.")))
     told = f"Started {clock(facts.began)}"
     told += f", last sign of life {clock(facts.ended)}" if status in ALIVE else f", ended {clock(facts.ended)}"
-    told += f". Kept in {story.get('url', '')}. Report made {clock(story.get('made_at'))}."
+    told += f". Kept in {summary.get('url', '')}. Report made {clock(summary.get('made_at'))}."
     return tag("header", *parts, tag("p", esc(told), class_="soft"))
 
 
 def _of_now(facts: RunFacts) -> str:
-    last, phase = facts.lives[-1] if facts.lives else {}, facts.story.get("phase") or "preparing"
+    last, phase = facts.lives[-1] if facts.lives else {}, facts.summary.get("phase") or "preparing"
     newest = last.get("step") or 0
     if not newest:
         return f"The run is alive and at no step yet: {phase}. Make this report again later."
@@ -87,29 +86,31 @@ def _of_now(facts: RunFacts) -> str:
 
 
 def _tiles(facts: RunFacts) -> str:
-    story = facts.story
-    loss: Mapping[str, Any] = story.get("loss") or {}
-    told = [(f"{story.get('step', 0):,}", f"of {story.get('steps', 0):,} steps; {story.get('tokens', 0):,} tokens")]
+    summary = facts.summary
+    loss: Mapping[str, Any] = summary.get("loss") or {}
+    told = [
+        (f"{summary.get('step', 0):,}", f"of {summary.get('steps', 0):,} steps; {summary.get('tokens', 0):,} tokens")
+    ]
     if is_number(loss.get("val")):
-        whose = ", averaged weights" if story.get("val_weights") == "averaged" else ""
+        whose = ", averaged weights" if summary.get("val_weights") == "averaged" else ""
         more = [
-            f"{what} {story[name]:{form}}"
+            f"{what} {summary[name]:{form}}"
             for name, what, form in (
                 ("val_perplexity", "perplexity", ".2f"),
                 ("val_bits_per_byte", "bits per byte", ".4f"),
             )
-            if is_number(story.get(name))
+            if is_number(summary.get(name))
         ]
         told.append((f"{loss['val']:.4f}", f"held-out loss{whose}; " + ", ".join(more)))
     if is_number(loss.get("train")):
         told.append((f"{loss['train']:.4f}", "training loss of the last step"))
-    scores: Mapping[str, Any] = story.get("translations") or {}
+    scores: Mapping[str, Any] = summary.get("translations") or {}
     if is_number(scores.get("bleu")):
         chrf = f"; chrF {scores['chrf']:.2f}" if is_number(scores.get("chrf")) else ""
         told.append((f"{scores['bleu']:.2f}", f"BLEU over {scores.get('translated')} held-out pairs{chrf}"))
-    if is_number(story.get("tokens_per_s")):
-        told.append((f"{story['tokens_per_s']:,.0f}", "tokens/s while training"))
-    seconds = seconds_of(story.get("goodput") or {})
+    if is_number(summary.get("tokens_per_s")):
+        told.append((f"{summary['tokens_per_s']:,.0f}", "tokens/s while training"))
+    seconds = seconds_of(summary.get("goodput") or {})
     if seconds.get("training"):
         active = sum(each for cause, each in seconds.items() if cause != "idle")
         pauses = f", and {duration(seconds['idle'])} of pauses" if seconds.get("idle") else ""
@@ -153,7 +154,7 @@ def _learning(facts: RunFacts) -> str:
     if bleu := [(each["step"], each["val_bleu"]) for each in facts.evaluations if is_number(each.get("val_bleu"))]:
         curve = Curve("BLEU", bleu, is_rare=True, is_smooth=False)
         small.append(chart("bleu", "BLEU, held out", facts, [curve], SMALL, from_zero=True))
-    averaged = " of the averaged weights" if facts.story.get("val_weights") == "averaged" else ""
+    averaged = " of the averaged weights" if facts.summary.get("val_weights") == "averaged" else ""
     wide = window(len(loss))
     if curves[0].band:
         entries = [entry(polygon([(0, 1), (34, 1), (34, 13), (0, 13)], "band"), "g0", "training loss of single steps")]

@@ -1,4 +1,4 @@
-"""A run's story, read for showing: its curves, its life by time and by step, and every event on it. Pure."""
+"""A run's summary, read for showing: its curves, its life by time and by step, and every event on it. Pure."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
+from orchestrator.report.format import clock, duration, is_number
 from orchestrator.report.series import Point
-from orchestrator.report.words import clock, duration, is_number
 
-Story = Mapping[str, Any]
-"""What `orchestrator.report.run_story.story_of` makes; all of it is JSON."""
+Summary = Mapping[str, Any]
+"""What `orchestrator.report.run_data.summary_of` makes; all of it is JSON."""
 
 KINDS = ("restart", "resize", "checkpoint", "evaluation", "left out")
 """Of events that happen at one moment, in the order in which they are shown."""
@@ -63,13 +63,13 @@ class Span:
 class RunFacts:
     """What is shown of a run."""
 
-    def __init__(self, story: Story) -> None:
-        self.story = story
-        self.rows: Sequence[Mapping[str, Any]] = story.get("rows") or ()
-        self.lives: Sequence[Mapping[str, Any]] = story.get("lives") or ()
-        self.disruptions: Sequence[Mapping[str, Any]] = story.get("disruptions") or ()
+    def __init__(self, summary: Summary) -> None:
+        self.summary = summary
+        self.rows: Sequence[Mapping[str, Any]] = summary.get("rows") or ()
+        self.lives: Sequence[Mapping[str, Any]] = summary.get("lives") or ()
+        self.disruptions: Sequence[Mapping[str, Any]] = summary.get("disruptions") or ()
         self.evaluations: Sequence[Mapping[str, Any]] = [
-            each for each in story.get("evaluations") or () if is_number(each.get("val_loss"))
+            each for each in summary.get("evaluations") or () if is_number(each.get("val_loss"))
         ]
         self.began: float = self.lives[0]["started_at"] if self.lives else 0.0
         self.ended: float = max((life["ended_at"] for life in self.lives), default=self.began)
@@ -97,7 +97,7 @@ class RunFacts:
     def events(self) -> list[Event]:
         """All events, in the order of steps."""
         found = [*self._ends_of_groups(), *self._saves(), *self._evaluated()]
-        for step in self.story.get("bad_steps") or ():
+        for step in self.summary.get("skipped_steps") or ():
             found.append(Event("left out", step, self.at_step(step), f"step {step:,}: its data is left out"))
         return sorted(found, key=lambda event: (event.step, event.at or 0.0))
 
@@ -147,7 +147,7 @@ class RunFacts:
             yield Event(kind, each["step"], each.get("at"), f"{number}: {told_of_group(each)}", number)
 
     def _saves(self) -> Iterator[Event]:
-        for save in self.story.get("saves") or ():
+        for save in self.summary.get("saves") or ():
             yield Event("checkpoint", save["step"], self.at_step(save["step"]), f"checkpoint of step {save['step']:,}")
 
     def _evaluated(self) -> Iterator[Event]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from orchestrator.report.format import clock, count, duration, is_number, label
 from orchestrator.report.page import cell, details, row, section, table
-from orchestrator.report.run_facts import RunFacts, Story
+from orchestrator.report.run_facts import RunFacts, Summary
 from orchestrator.report.svg import esc, tag
 from orchestrator.report.time_scale import since
-from orchestrator.report.words import clock, count, duration, is_number, label
 
 MOST_ROWS = 300
 """Rows of a table, the newest; `manta show --json` has all."""
@@ -92,9 +92,9 @@ def _newest(rows: Sequence[str], of: Sequence[object]) -> str:
     return tag("span", esc(told), class_="soft") if told else ""
 
 
-def samples(story: Story) -> str:
+def samples(summary: Summary) -> str:
     """The audit of the samples."""
-    found: Mapping[str, Any] = story.get("samples") or {}
+    found: Mapping[str, Any] = summary.get("samples") or {}
     if not found:
         return section("Samples", tag("p", "Nothing to audit before the first checkpoint.", class_="none"))
     right = found.get("in_order") and not found.get("duplicated") and not found.get("missing")
@@ -111,18 +111,18 @@ def samples(story: Story) -> str:
     )
 
 
-def data(story: Story) -> str:
+def data(summary: Summary) -> str:
     """What was left out, skipped and cleaned."""
     parts = []
-    if story.get("bad_steps"):
-        steps = ", ".join(f"{step:,}" for step in story["bad_steps"])
+    if summary.get("skipped_steps"):
+        steps = ", ".join(f"{step:,}" for step in summary["skipped_steps"])
         parts.append(tag("p", esc(f"Left out: the data of step {steps}, on which the loss went astray.")))
-    skipped: Mapping[str, Any] = story.get("skipped_units") or {}
+    skipped: Mapping[str, Any] = summary.get("skipped_units") or {}
     if skipped.get("count"):
         reasons = (tag("li", esc(reason)) for reason in skipped.get("reasons") or ())
         parts.append(tag("p", esc(f"{skipped['count']:,} bad units were skipped.")) + tag("ul", *reasons))
-    if story.get("cleaning"):
-        parts.append(tag("ul", *(tag("li", esc(line)) for line in story["cleaning"])))
+    if summary.get("cleaning"):
+        parts.append(tag("ul", *(tag("li", esc(line)) for line in summary["cleaning"])))
     return section("Data", *parts)
 
 
@@ -157,9 +157,9 @@ def _told_score(value: Any, digits: int) -> str:
     return f"{value:.{digits}f}" if is_number(value) else ""
 
 
-def checkpoints(story: Story) -> str:
+def checkpoints(summary: Summary) -> str:
     """The checkpoints that are kept, the newest first."""
-    kept = story.get("checkpoints") or ()
+    kept = summary.get("checkpoints") or ()
     if not kept:
         return section("Checkpoints", tag("p", "There is none yet.", class_="none"))
     rows = [
@@ -170,7 +170,7 @@ def checkpoints(story: Story) -> str:
         )
         for each in reversed(kept)
     ]
-    saved = len(story.get("saves") or ())
+    saved = len(summary.get("saves") or ())
     note = f"{saved:,} were saved in all; the newest are kept." if saved else ""
     told = tag("div", table(("step", "attempt", "where"), rows, (0, 1)), class_="scroll")
     return section("Checkpoints", told, note=note)
@@ -178,7 +178,7 @@ def checkpoints(story: Story) -> str:
 
 def decisions(facts: RunFacts) -> str:
     """What was decided about workers, with the numbers behind it."""
-    made = facts.story.get("decisions") or ()
+    made = facts.summary.get("decisions") or ()
     rows = [
         row(
             cell(each["attempt"], number=True),
@@ -195,9 +195,9 @@ def decisions(facts: RunFacts) -> str:
     return section("What was decided about workers", shown, is_long=True)
 
 
-def config(story: Story) -> str:
+def config(summary: Summary) -> str:
     """Every field, those that were set in bold."""
-    fields = story.get("config") or ()
+    fields = summary.get("config") or ()
     shown = [
         tag(
             "div",

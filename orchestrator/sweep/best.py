@@ -8,9 +8,10 @@ from typing import Any
 import yaml
 
 from data.config import SECRET
-from orchestrator.config import config_from, flatten
+from orchestrator.config.load import config_from
+from orchestrator.config.recipe_file import read_recipe
+from orchestrator.config.result_fields import flatten
 from orchestrator.errors import RecipeError, UnknownRunError
-from orchestrator.recipe_file import read_recipe
 from orchestrator.sweep.records import TrialRecord
 from orchestrator.sweep.spec import Sweep, changed
 
@@ -28,7 +29,7 @@ def best_recipe(sweep: Sweep, best: TrialRecord) -> dict[str, Any]:
     which `manta train` goes on.
     """
     shortened = flatten(sweep.spec.set).get("train.steps") is not None and "steps" in sweep.full.get("train", {})
-    document = changed(sweep.document, {**best.point, "run": best.stint.run})
+    document = changed(sweep.document, {**best.point, "run": best.trial_run.run})
     if shortened:
         document["train"]["steps"] = sweep.full["train"]["steps"]
         document["run"] = f"{sweep.name}-best"

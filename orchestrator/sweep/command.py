@@ -10,29 +10,34 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cluster.local_ray import joins_cluster, ray_cluster
+from cluster.local.ray import joins_cluster, ray_cluster
+from data.errors import MantaError
 from data.prepare import PreparedData
-from data.store import Store
-from orchestrator.config import RunConfig, differing_fields
+from data.stores.store import Store
+from orchestrator.config.recipe import RunConfig
+from orchestrator.config.result_fields import differing_fields
 from orchestrator.console import Console
-from orchestrator.errors import ConfigChangedError, MantaError, RunInUseError, UnknownRunError
+from orchestrator.driver.prepare import prepared
+from orchestrator.driver.train import train
+from orchestrator.errors import ConfigChangedError, RunInUseError, UnknownRunError
 from orchestrator.observe.trackers import refuse_missing_packages
-from orchestrator.run import prepared, reaching_storage, stores, train
-from orchestrator.run_record import Fence, load_record
+from orchestrator.run.fence import Fence
+from orchestrator.run.record import load_record
+from orchestrator.run.run import reaching_storage, stores
 from orchestrator.sweep.best import remember_sweep, write_best
-from orchestrator.sweep.desk import Desk
-from orchestrator.sweep.places import Cluster, slots
+from orchestrator.sweep.capacity import Cluster, slots
+from orchestrator.sweep.coordinator import TrialCoordinator
 from orchestrator.sweep.records import RECORD, TrialBook
+from orchestrator.sweep.report.table import print_sweep
 from orchestrator.sweep.show import Watch, live, write_report
 from orchestrator.sweep.spec import Sweep, load_sweep
-from orchestrator.sweep.story import SweepStory, best_of, story_of
-from orchestrator.sweep.table import print_sweep
+from orchestrator.sweep.summary import SweepSummary, best_of, summary_of
 
 
 def tune(
     recipe: Path, overrides: list[str], *, resume_best: bool = False, takeover: bool = False, watch: Watch | None = None
-) -> SweepStory:
-    """Run the sweep, or go on with it; prints what it does. Returns its story.
+) -> SweepSummary:
+    """Run the sweep, or go on with it; prints what it does. Returns its summary.
 
     Args:
         resume_best: then train the winner to its full length.
@@ -57,20 +62,20 @@ def tune(
         fence = claim(sweep, store, book, takeover)
         try:
             with live(console) as screen:
-                story = run_sweep(sweep, root, fence, book, console, watch or screen)
+                summary = run_sweep(sweep, root, fence, book, console, watch or screen)
         except BaseException as error:
             close_sweep(fence, error)
             if isinstance(error, KeyboardInterrupt):
                 console.line(f"the sweep is saved; `manta tune {recipe}` goes on with it.")
             raise
-        print_sweep(story, console.rich)
-        console.line(f"report: {write_report(story, store)}")
-    if resume_best and story["best"] is not None:
-        from orchestrator.config import load_recipe
+        print_sweep(summary, console.rich)
+        console.line(f"report: {write_report(summary, store)}")
+    if resume_best and summary["best"] is not None:
+        from orchestrator.config.load import load_recipe
 
-        console.line(f"training the winner: {story['best']['recipe']}")
-        train(load_recipe(story["best"]["recipe"]))
-    return story
+        console.line(f"training the winner: {summary['best']['recipe']}")
+        train(load_recipe(summary["best"]["recipe"]))
+    return summary
 
 
 def refuse_changed(sweep: Sweep, store: Store, book: TrialBook) -> None:
@@ -102,21 +107,22 @@ def claim(sweep: Sweep, store: Store, book: TrialBook, takeover: bool) -> Fence:
 
 def run_sweep(
     sweep: Sweep, root: Store, fence: Fence, book: TrialBook, console: Console, watch: Watch | None
-) -> SweepStory:
+) -> SweepSummary:
     """Prepare the data, run what trials are left, and write down the winner."""
-    desk = Desk(sweep, book, _cluster(sweep))
-    if desk.left:
+    coordinator = TrialCoordinator(sweep, book, _cluster(sweep))
+    if coordinator.left:
         config = sweep.base
         with _own_ray(config):
             data = prepare_once(sweep, root, fence, console)
             fence.update(attempt={"status": "running"})
-            begun = len(book) - len(desk.to_resume)
+            begun = len(book) - len(coordinator.to_resume)
             console.line(
                 f"sweep {sweep.name}: {sweep.trials} trials of {sweep.steps} steps, {sweep.spec.searcher.name} search, "
-                f"{sweep.spec.scheduler.name}" + (f"; {begun} have ended, {len(desk.to_resume)} go on" if begun else "")
+                f"{sweep.spec.scheduler.name}"
+                + (f"; {begun} have ended, {len(coordinator.to_resume)} go on" if begun else "")
             )
-            run_trials(sweep, root, fence, desk, data, console, watch)
-    if desk.interrupted:
+            run_trials(sweep, root, fence, coordinator, data, console, watch)
+    if coordinator.interrupted:
         raise KeyboardInterrupt
     best = best_of(book)
     if best is not None:
@@ -126,13 +132,13 @@ def run_sweep(
         fence.update(result={**fence.record.result, "recipe": str(path)})
         console.line(f"best: trial {best.id}, loss {best.loss:.4f}; `manta train {path}` trains it")
     fence.update(attempt={"status": "finished"})
-    story = story_of(sweep, fence.record, list(book))
-    cost = story["cost"]
+    summary = summary_of(sweep, fence.record, list(book))
+    cost = summary["cost"]
     console.line(
         f"{cost['steps']:,} steps in all, {cost['share']:.0%} of what all trials to their ends would have taken; "
         f"{cost['worker_s']:,.0f} worker-seconds"
     )
-    return story
+    return summary
 
 
 def prepare_once(sweep: Sweep, root: Store, fence: Fence, console: Console) -> PreparedData:
@@ -140,7 +146,7 @@ def prepare_once(sweep: Sweep, root: Store, fence: Fence, console: Console) -> P
 
     def tell(line: str) -> None:
         console.line(line)
-        fence.sign_of_life()
+        fence.heartbeat()
 
     data_config = sweep.base.data.model_copy(update={"prepare": "ahead"})
     config = sweep.base.model_copy(update={"data": data_config})
@@ -160,47 +166,55 @@ def prepare_once(sweep: Sweep, root: Store, fence: Fence, console: Console) -> P
 
 
 def run_trials(
-    sweep: Sweep, root: Store, fence: Fence, desk: Desk, data: PreparedData, console: Console, watch: Watch | None
+    sweep: Sweep,
+    root: Store,
+    fence: Fence,
+    coordinator: TrialCoordinator,
+    data: PreparedData,
+    console: Console,
+    watch: Watch | None,
 ) -> None:
     """Have Ray Tune run what trials are left, until they have ended or a signal asks for an end."""
-    from orchestrator.cluster_size import refuse_small_cluster
-    from orchestrator.sweep.cleanup import free_node_memory
+    from orchestrator.nodes.capacity import refuse_small_cluster
+    from orchestrator.snapshots.agent import free_node_memory
     from orchestrator.sweep.tuning import fit
 
     refuse_small_cluster(sweep.base.scaling, tokenizes=False)
     # An attempt that was killed has freed nothing.
-    runs = [stint.run for record in desk.book for stint in record.stints]
+    runs = [trial_run.run for record in coordinator.book for trial_run in record.trial_runs]
     free_node_memory([root.child(f"runs/{run}").url_of("") for run in runs])
-    at_once = slots(desk.places, desk.left, sweep.base.scaling.fewest, sweep.spec.max_concurrent)
-    with stopping(desk, console), closing(desk):
-        fit(sweep, root, fence, desk, data, at_once, console, watch)
-    settle(desk, root)
-    left_behind = [record for record in desk.book if record.status == "failed"]
-    free_node_memory([root.child(f"runs/{record.stint.run}").url_of("") for record in left_behind])
+    at_once = slots(
+        coordinator.places, coordinator.left, sweep.base.scaling.effective_min_workers, sweep.spec.max_concurrent
+    )
+    with stopping(coordinator, console), closing(coordinator):
+        fit(sweep, root, fence, coordinator, data, at_once, console, watch)
+    settle(coordinator, root)
+    left_behind = [record for record in coordinator.book if record.status == "failed"]
+    free_node_memory([root.child(f"runs/{record.trial_run.run}").url_of("") for record in left_behind])
 
 
-def settle(desk: Desk, root: Store) -> None:
+def settle(coordinator: TrialCoordinator, root: Store) -> None:
     """Take the steps that stopped trials did beyond their last word from their runs' own records."""
-    for record in desk.book:
+    for record in coordinator.book:
         if record.status not in ("stopped", "running"):
             continue
         with suppress(MantaError):
-            last = load_record(root.child(f"runs/{record.stint.run}")).last
-            if last.step > record.stint.step > 0:
-                record.worker_s *= last.step / record.stint.step
-                record.stint.step = last.step
+            last = load_record(root.child(f"runs/{record.trial_run.run}")).last
+            if last.step > record.trial_run.step > 0:
+                record.worker_s *= last.step / record.trial_run.step
+                record.trial_run.step = last.step
             record.workers = 0
-        desk.book.save(record)
+        coordinator.book.save(record)
 
 
 @contextmanager
-def stopping(desk: Desk, console: Console) -> Iterator[None]:
+def stopping(coordinator: TrialCoordinator, console: Console) -> Iterator[None]:
     """Ctrl-C and SIGTERM inside the block stop the sweep in order; a second one leaves at once."""
 
     def handle(_signal: int, _frame: Any) -> None:
-        if desk.interrupted:
+        if coordinator.interrupted:
             raise KeyboardInterrupt
-        desk.interrupted = True
+        coordinator.interrupted = True
         console.line("saving all trials, then stopping; Ctrl-C again leaves at once, without saving.")
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -221,7 +235,11 @@ def close_sweep(fence: Fence, error: BaseException) -> None:
 def _cluster(sweep: Sweep) -> Cluster:
     scaling = sweep.base.scaling
     # A cluster of our own offers more CPUs than the machine has, see `_own_ray`.
-    at_most = None if joins_cluster() else max(scaling.fewest, (os.cpu_count() or 1) // scaling.cpus_per_worker)
+    at_most = (
+        None
+        if joins_cluster()
+        else max(scaling.effective_min_workers, (os.cpu_count() or 1) // scaling.cpus_per_worker)
+    )
     return Cluster(sweep.name, scaling.per_worker, at_most)
 
 
@@ -230,5 +248,5 @@ def _own_ray(config: RunConfig) -> Iterator[None]:
     """Ray for the sweep: joined, or started with a CPU for every core and those that one trial needs."""
     scaling, cores = config.scaling, os.cpu_count() or 1
     gpus = len(list(Path("/dev").glob("nvidia[0-9]*"))) if scaling.on_gpu else 0
-    with ray_cluster(max(cores, scaling.fewest * scaling.cpus_per_worker) + 1, gpus):
+    with ray_cluster(max(cores, scaling.effective_min_workers * scaling.cpus_per_worker) + 1, gpus):
         yield

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from data.store import Store
+from data.stores.store import Store
+from orchestrator.config.renamed import with_new_names
 
 RECORD = "sweep.json"
 
@@ -28,7 +29,7 @@ class Report:
 
     Attributes:
         number: counts the reports of the whole sweep, in the order in which they came.
-        stint: number of the trial's run it belongs to; a trial that went on from another's state began a new one.
+        trial_run: number of the trial's run it belongs to; a trial that went on from another's state began a new one.
         attempt: of the run, which wrote the checkpoint of this step; 0 where there need not be one.
     """
 
@@ -37,7 +38,7 @@ class Report:
     loss: float | None
     worker_s: float
     at: float
-    stint: int = 0
+    trial_run: int = 0
     attempt: int = 0
 
 
@@ -52,7 +53,7 @@ class Donor:
 
 
 @dataclass
-class Stint:
+class TrialRun:
     """A run of a trial. All but the first begin with a donor's state.
 
     Attributes:
@@ -84,7 +85,7 @@ class TrialRecord:
     """
 
     number: int
-    stints: list[Stint]
+    trial_runs: list[TrialRun]
     status: str = "pending"
     reason: str = ""
     reports: list[Report] = field(default_factory=list)
@@ -102,14 +103,14 @@ class TrialRecord:
         return f"t{self.number:03d}"
 
     @property
-    def stint(self) -> Stint:
+    def trial_run(self) -> TrialRun:
         """Its run."""
-        return self.stints[-1]
+        return self.trial_runs[-1]
 
     @property
     def point(self) -> dict[str, Any]:
         """Its values, by dotted name."""
-        return self.stint.point
+        return self.trial_run.point
 
     @property
     def has_ended(self) -> bool:
@@ -124,11 +125,11 @@ class TrialRecord:
     @property
     def step(self) -> int:
         """Steps done, over all of its runs."""
-        return sum(stint.steps_done for stint in self.stints)
+        return sum(trial_run.steps_done for trial_run in self.trial_runs)
 
     def has_reported(self, step: int) -> bool:
         """Whether its run has told of `step`, or of a later one."""
-        return any(report.stint == len(self.stints) - 1 and report.step >= step for report in self.reports)
+        return any(report.trial_run == len(self.trial_runs) - 1 and report.step >= step for report in self.reports)
 
     def end(self, status: str, reason: str = "") -> None:
         """Note how it ended."""
@@ -142,10 +143,19 @@ class TrialRecord:
     def from_json(cls, content: bytes) -> TrialRecord:
         """Inverse of `to_json`."""
         fields = json.loads(content)
+        if "stints" in fields:  # as version 0.1.0 wrote it
+            fields["trial_runs"] = fields.pop("stints")
+            fields["reports"] = [{**each, "trial_run": each.pop("stint")} for each in fields["reports"]]
         fields["reports"] = [Report(**report) for report in fields["reports"]]
-        fields["stints"] = [
-            Stint(**{**stint, "donor": Donor(**stint["donor"]) if stint["donor"] else None})
-            for stint in fields["stints"]
+        fields["trial_runs"] = [
+            TrialRun(
+                **{
+                    **trial_run,
+                    "point": with_new_names(trial_run["point"]),
+                    "donor": Donor(**trial_run["donor"]) if trial_run["donor"] else None,
+                }
+            )
+            for trial_run in fields["trial_runs"]
         ]
         return cls(**fields)
 
@@ -186,7 +196,7 @@ class TrialBook:
     def report(self, record: TrialRecord, step: int, loss: float | None, worker_s: float, attempt: int) -> Report:
         """Keep a report; it is in the store when this returns."""
         self._reports += 1
-        stint = len(record.stints) - 1
-        record.reports.append(Report(self._reports, step, loss, worker_s, time.time(), stint, attempt))
+        trial_run = len(record.trial_runs) - 1
+        record.reports.append(Report(self._reports, step, loss, worker_s, time.time(), trial_run, attempt))
         self.save(record)
         return record.reports[-1]

@@ -11,18 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from ray.tune.schedulers import (
-    ASHAScheduler,
-    FIFOScheduler,
-    TrialScheduler,
-)
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from data.ray_internals import median_rule, population
-from orchestrator.sweep.desk import Desk
-from orchestrator.sweep.marks import grace_steps
+from orchestrator.sweep.coordinator import TrialCoordinator
+from orchestrator.sweep.milestones import grace_steps
 from orchestrator.sweep.records import TrialRecord
 from orchestrator.sweep.space import perturbed
+from orchestrator.sweep.tune_internals import median_rule, population
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
@@ -41,17 +37,17 @@ _STRUCTURE = (
 
 
 class Suggestions(Searcher):
-    """Tune's searcher: the next trial of the desk."""
+    """Tune's searcher: the next trial of the coordinator."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, coordinator: TrialCoordinator) -> None:
         super().__init__(metric="loss", mode="min")
-        self._desk = desk
+        self._coordinator = coordinator
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial's assignment; None: not now."""
-        if self._desk.interrupted or self._desk.left == 0:
+        if self._coordinator.interrupted or self._coordinator.left == 0:
             return str(Searcher.FINISHED)
-        assignment = self._desk.next()
+        assignment = self._coordinator.next()
         return None if assignment is None else {"trial": assignment.id, "assignment": assignment}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -81,58 +77,60 @@ class _Known:
 class RecordedScheduler(FIFOScheduler):
     """Stops trials by a rule of Tune's, told everything that an earlier attempt at the sweep has heard."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, coordinator: TrialCoordinator) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._desk = desk
-        self._rule: Any = _rule_of(desk)
+        self._coordinator = coordinator
+        self._rule: Any = _rule_of(coordinator)
         self._known: set[str] = set()
-        reports = [(report, record) for record in desk.book for report in record.reports if report.loss is not None]
-        for record in desk.book:
+        reports = [
+            (report, record) for record in coordinator.book for report in record.reports if report.loss is not None
+        ]
+        for record in coordinator.book:
             self._add(record)
         for report, record in sorted(reports, key=lambda each: each[0].number):
             stop = self._ask(record, report.step, report.loss) == TrialScheduler.STOP
             # The attempt that heard it may have died before it could act on it.
-            if stop and not record.has_ended and report is record.reports[-1] and report.step < desk.sweep.steps:
-                desk.decided(record, report.step, stop=True)
-        for record in desk.book:
+            if stop and not record.has_ended and report is record.reports[-1] and report.step < coordinator.sweep.steps:
+                coordinator.decided(record, report.step, stop=True)
+        for record in coordinator.book:
             if record.has_ended:
                 self._complete(record)
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         """A trial is there."""
-        self._add(self._desk.book[trial.config["trial"]])
+        self._add(self._coordinator.book[trial.config["trial"]])
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Keep the report, then ask the rule about it."""
-        is_new = self._desk.heard(trial.config["trial"], result)
-        record, step = self._desk.book[trial.config["trial"]], result.get("step")
+        is_new = self._coordinator.heard(trial.config["trial"], result)
+        record, step = self._coordinator.book[trial.config["trial"]], result.get("step")
         if not is_new or step is None or record.loss is None:
             return str(TrialScheduler.CONTINUE)
         decision = self._ask(record, step, record.loss)
-        if step >= self._desk.sweep.steps:  # it is at its end, and saves and evaluates
+        if step >= self._coordinator.sweep.steps:  # it is at its end, and saves and evaluates
             return str(TrialScheduler.CONTINUE)
-        self._desk.decided(record, step, decision == TrialScheduler.STOP)
+        self._coordinator.decided(record, step, decision == TrialScheduler.STOP)
         return decision
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         """A trial has ended, or is being stopped."""
         if "at_step" in result:
-            self._desk.heard(trial.config["trial"], result)
-        self._desk.ended(trial.config["trial"], result)
-        self._complete(self._desk.book[trial.config["trial"]])
+            self._coordinator.heard(trial.config["trial"], result)
+        self._coordinator.ended(trial.config["trial"], result)
+        self._complete(self._coordinator.book[trial.config["trial"]])
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """A trial's process has died."""
-        self._desk.died(trial.config["trial"], f"the trial's process died: {_last_line(trial)}")
+        self._coordinator.died(trial.config["trial"], f"the trial's process died: {_last_line(trial)}")
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
         """A trial that had not begun is not to be."""
-        self._desk.ended(trial.config["trial"], {"status": "stopped"})
+        self._coordinator.ended(trial.config["trial"], {"status": "stopped"})
 
     def _add(self, record: TrialRecord) -> None:
         if self._rule is not None and record.id not in self._known:
             # A bracket is drawn from numpy's global generator: the same for this trial whenever it is asked for.
-            np.random.seed((self._desk.sweep.spec.searcher.seed * 1_000_003 + record.number) % 2**32)
+            np.random.seed((self._coordinator.sweep.spec.searcher.seed * 1_000_003 + record.number) % 2**32)
             self._rule.on_trial_add(None, _Known(record.id))
         self._known.add(record.id)
 
@@ -150,31 +148,33 @@ class RecordedScheduler(FIFOScheduler):
 class RecordedPopulation(RecordedScheduler):
     """Tune's population-based training over our checkpoints: whoever goes on from another's state begins a new run."""
 
-    def __init__(self, desk: Desk) -> None:
-        super().__init__(desk)
-        self._movable = [name for name in desk.sweep.spec.space if not name.startswith(_STRUCTURE)]
-        random.seed(f"{desk.sweep.spec.searcher.seed}/{len(desk.book)}")  # Tune draws donors from the global generator
+    def __init__(self, coordinator: TrialCoordinator) -> None:
+        super().__init__(coordinator)
+        self._movable = [name for name in coordinator.sweep.spec.space if not name.startswith(_STRUCTURE)]
+        random.seed(
+            f"{coordinator.sweep.spec.searcher.seed}/{len(coordinator.book)}"
+        )  # Tune draws donors from the global generator
         self._population = population(
             self._moved,
             **_ATTRIBUTES,
-            perturbation_interval=grace_steps(desk.sweep),
-            quantile_fraction=desk.sweep.spec.scheduler.quantile,
+            perturbation_interval=grace_steps(coordinator.sweep),
+            quantile_fraction=coordinator.sweep.spec.scheduler.quantile,
         )
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         """A trial is there."""
         self._population.on_trial_add(tune_controller, trial)
-        record = self._desk.book[trial.config["trial"]]
+        record = self._coordinator.book[trial.config["trial"]]
         if record.loss is not None:
             self._population.know(trial, record.reports[-1].step, -record.loss)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Keep the report, then let it be compared."""
-        is_new = self._desk.heard(trial.config["trial"], result)
-        record, step = self._desk.book[trial.config["trial"]], result.get("step")
-        if not is_new or step is None or record.loss is None or step >= self._desk.sweep.steps:
+        is_new = self._coordinator.heard(trial.config["trial"], result)
+        record, step = self._coordinator.book[trial.config["trial"]], result.get("step")
+        if not is_new or step is None or record.loss is None or step >= self._coordinator.sweep.steps:
             return str(TrialScheduler.CONTINUE)
-        self._desk.decided(record, step, stop=False)
+        self._coordinator.decided(record, step, stop=False)
         return str(self._population.on_trial_result(tune_controller, trial, result))
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
@@ -183,21 +183,21 @@ class RecordedPopulation(RecordedScheduler):
         return chosen
 
     def _moved(self, trial: Trial, trial_to_clone: Trial) -> dict[str, Any]:
-        book, sweep = self._desk.book, self._desk.sweep
+        book, sweep = self._coordinator.book, self._coordinator.sweep
         record, donor = book[trial.config["trial"]], book[trial_to_clone.config["trial"]]
-        rng = random.Random(f"{sweep.spec.searcher.seed}/{record.number}/{len(record.stints)}")
+        rng = random.Random(f"{sweep.spec.searcher.seed}/{record.number}/{len(record.trial_runs)}")
         point = perturbed(sweep.spec.space, donor.point, self._movable, rng, sweep.spec.scheduler.resample)
-        return {"trial": record.id, "assignment": self._desk.moved(record, point, donor)}
+        return {"trial": record.id, "assignment": self._coordinator.moved(record, point, donor)}
 
 
-def scheduler_of(desk: Desk) -> TrialScheduler:
+def scheduler_of(coordinator: TrialCoordinator) -> TrialScheduler:
     """The scheduler that the sweep's recipe asks for, knowing what is in the records."""
-    is_population = desk.sweep.spec.scheduler.name == "pbt"
-    return RecordedPopulation(desk) if is_population else RecordedScheduler(desk)
+    is_population = coordinator.sweep.spec.scheduler.name == "pbt"
+    return RecordedPopulation(coordinator) if is_population else RecordedScheduler(coordinator)
 
 
-def _rule_of(desk: Desk) -> Any:
-    spec, sweep = desk.sweep.spec.scheduler, desk.sweep
+def _rule_of(coordinator: TrialCoordinator) -> Any:
+    spec, sweep = coordinator.sweep.spec.scheduler, coordinator.sweep
     if spec.name in ("asha", "hyperband"):
         return ASHAScheduler(
             **_ATTRIBUTES,

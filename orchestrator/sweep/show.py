@@ -10,15 +10,15 @@ from pathlib import Path
 
 from rich.live import Live
 
-from data.store import Store
+from data.stores.store import Store
 from orchestrator.console import Console
 from orchestrator.report.page import write_page
-from orchestrator.run import reaching_storage, stores
+from orchestrator.run.run import reaching_storage, stores
 from orchestrator.sweep.best import FOLDER
-from orchestrator.sweep.report import html
+from orchestrator.sweep.report.page import html
+from orchestrator.sweep.report.table import live_table, print_sweep
 from orchestrator.sweep.spec import load_sweep
-from orchestrator.sweep.story import SweepStory, describe_sweep
-from orchestrator.sweep.table import live_table, print_sweep
+from orchestrator.sweep.summary import SweepSummary, describe_sweep
 
 REPORT = "report.html"
 """Name of the report, in the sweep's folder here and in its storage."""
@@ -26,8 +26,8 @@ REPORT = "report.html"
 REFRESHES_PER_S = 2
 """Times a second that the live table is drawn."""
 
-Watch = Callable[[SweepStory], None]
-"""Gets the sweep's story about once a second while it runs."""
+Watch = Callable[[SweepSummary], None]
+"""Gets the sweep's summary about once a second while it runs."""
 
 
 @contextmanager
@@ -37,17 +37,17 @@ def live(console: Console) -> Iterator[Watch | None]:
         yield None
         return
     with Live(console=console.rich, refresh_per_second=REFRESHES_PER_S, transient=True) as screen:
-        yield lambda story: screen.update(live_table(story))
+        yield lambda summary: screen.update(live_table(summary))
 
 
-def write_report(story: SweepStory, store: Store, to: Path | None = None) -> Path:
+def write_report(summary: SweepSummary, store: Store, to: Path | None = None) -> Path:
     """Write the report here and into the sweep's storage; returns where it is here.
 
     Args:
         to: where it is to be; None: in the sweep's folder.
     """
-    page = html(story)
-    path = to or FOLDER / story["sweep"] / REPORT
+    page = html(summary)
+    path = to or FOLDER / summary["sweep"] / REPORT
     write_page(path, page)
     store.put(REPORT, page.encode())
     return path
@@ -68,7 +68,7 @@ def report_sweep(recipe: Path, to: Path | None, overrides: Sequence[str]) -> Pat
 
 
 def show_sweep(recipe: Path, as_json: bool, overrides: Sequence[str]) -> None:
-    """Print the story of a sweep, as JSON or for a person, who also gets the report anew.
+    """Print the summary of a sweep, as JSON or for a person, who also gets the report anew.
 
     Raises:
         UnknownRunError: it was never started.
@@ -78,9 +78,9 @@ def show_sweep(recipe: Path, as_json: bool, overrides: Sequence[str]) -> None:
         sweep = replace(sweep, base=base)
         root, _ = stores(base)
         root.check()
-        story = describe_sweep(sweep, root)
+        summary = describe_sweep(sweep, root)
         if as_json:
-            print(json.dumps(story, indent=2))
+            print(json.dumps(summary, indent=2))
             return
-        print_sweep(story, console.rich)
-        console.line(f"report: {write_report(story, root.child(f'sweeps/{sweep.name}'))}")
+        print_sweep(summary, console.rich)
+        console.line(f"report: {write_report(summary, root.child(f'sweeps/{sweep.name}'))}")

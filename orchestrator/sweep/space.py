@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from data.config import Section
+from data.section import Section
 
 Kind = Literal["choice", "grid", "uniform", "loguniform", "int"]
 
@@ -143,8 +143,8 @@ class Domain(Section):
         place = self.values.index(value) + rng.choice((-1, 1)) if value in self.values else 0
         return self.values[min(max(place, 0), len(self.values) - 1)]
 
-    def story(self) -> dict[str, Any]:
-        """The domain as `SweepStory` has it."""
+    def summary(self) -> dict[str, Any]:
+        """The domain as `SweepSummary` has it."""
         when = {name: list(wanted) for name, wanted in self.conditions().items()} or None
         if self.values is not None:
             return {"kind": self.kind, "values": list(self.values), "when": when}

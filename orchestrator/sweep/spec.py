@@ -10,11 +10,15 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from data.config import Section
-from orchestrator.config import RunConfig, config_from, field_problems, flatten, is_free, listed
+from data.section import Section
+from orchestrator.config.load import config_from
+from orchestrator.config.problems import field_problems, listed
+from orchestrator.config.recipe import RunConfig
+from orchestrator.config.recipe_file import apply_overrides, assign, read_recipe
+from orchestrator.config.renamed import rename_fields, with_new_names
+from orchestrator.config.result_fields import flatten, is_free
+from orchestrator.config.schema import fields_of, nearest_name
 from orchestrator.errors import RecipeError
-from orchestrator.recipe_file import apply_overrides, assign, read_recipe
-from orchestrator.schema import fields_of, nearest_name
 from orchestrator.sweep.space import Domain, Point, Space, counts, extreme_points, grid, in_order
 
 COMBINATIONS = 1024
@@ -146,7 +150,7 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> Sweep:
         RecipeError: all problems are in the message, those that only some trial would have among them.
     """
     path = Path(path)
-    document = read_recipe(path)
+    document = _with_new_names(read_recipe(path))
     mine = [each for each in overrides if each.partition("=")[0].split(".")[0] not in RunConfig.model_fields]
     problems = apply_overrides(document, mine)
     try:
@@ -155,6 +159,7 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> Sweep:
         raise RecipeError(listed(str(path), problems + field_problems(error, SweepSpec))) from None
     full = copy.deepcopy(spec.recipe) if isinstance(spec.recipe, dict) else read_recipe(path.parent / spec.recipe)
     full["run"] = spec.sweep
+    problems += rename_fields(full)[1]
     base = changed(full, flatten(spec.set))
     problems += apply_overrides(base, [each for each in overrides if each not in mine])
     problems += [*_space_problems(spec.space), *_point_problems(spec)]
@@ -166,6 +171,20 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> Sweep:
     if problems:
         raise RecipeError(listed(str(path), problems))
     return sweep
+
+
+def _with_new_names(document: dict[str, Any]) -> dict[str, Any]:
+    """The sweep's recipe with fields of the run under their present names; says so where it has an old one."""
+    set_, space, searcher = (document.get(name) for name in ("set", "space", "searcher"))
+    result = dict(document)
+    if isinstance(set_, dict):
+        result["set"] = with_new_names(flatten(set_))
+    if isinstance(space, dict):
+        result["space"] = with_new_names(space)
+    if isinstance(searcher, dict) and isinstance(points := searcher.get("points"), list):
+        renamed = [with_new_names(point) if isinstance(point, dict) else point for point in points]
+        result["searcher"] = {**searcher, "points": renamed}
+    return result
 
 
 def changed(document: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def suggest(sweep: Sweep, number: int, known: Sequence[TrialRecord]) -> Point:
 
 def untried(points: Sequence[Point], known: Sequence[TrialRecord]) -> Point:
     """The first of `points` that no trial has had; the first of all where every one has."""
-    tried = [record.stints[0].point for record in known]
+    tried = [record.trial_runs[0].point for record in known]
     return next((point for point in points if point not in tried), points[0])
 
 
@@ -53,7 +53,7 @@ def suggest_by_optuna(space: Space, seed: int, known: Sequence[TrialRecord]) -> 
     study = optuna.create_study(sampler=sampler)
     states = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.PRUNED}
     for record in known:
-        point = record.stints[0].point
+        point = record.trial_runs[0].point
         state = states.get(record.status, TrialState.RUNNING)
         reports = {} if record.status == "failed" else {each.step: each.loss for each in record.reports if each.loss}
         if state == TrialState.COMPLETE and not reports:

@@ -17,14 +17,17 @@ import ray.tune
 
 from data.errors import MantaError
 from data.prepare import PreparedData
-from orchestrator.checkpoint import CheckpointName, list_checkpoints
-from orchestrator.config import result_fields
-from orchestrator.ledger import metrics_lines
-from orchestrator.monitor import Progress
-from orchestrator.run import Run, close_attempt, initial_weights_of, stores
-from orchestrator.run_record import Fence, load_record
+from orchestrator.config.result_fields import result_fields
+from orchestrator.driver.prepare import initial_weights_of
+from orchestrator.driver.train import close_attempt
+from orchestrator.run.checkpoint import CheckpointName, list_checkpoints
+from orchestrator.run.fence import Fence
+from orchestrator.run.ledger import metrics_lines
+from orchestrator.run.progress import Progress
+from orchestrator.run.record import load_record
+from orchestrator.run.run import Run, stores
 from orchestrator.sweep.fork import fork
-from orchestrator.sweep.marks import due, marks, mean_loss, rungs
+from orchestrator.sweep.milestones import due, mean_loss, milestones, rungs
 from orchestrator.sweep.records import Donor
 from orchestrator.sweep.spec import Sweep
 
@@ -56,7 +59,7 @@ class Assignment:
     """What a trial's actor is told.
 
     Attributes:
-        most: most workers it may use, by the sweep's shares; 0: as the recipe says.
+        max_workers: max_workers workers it may use, by the sweep's shares; 0: as the recipe says.
         reported: newest step reported before.
     """
 
@@ -64,7 +67,7 @@ class Assignment:
     run: str
     point: dict[str, Any]
     started_at: float
-    most: int = 0
+    max_workers: int = 0
     reported: int = 0
     donor: Donor | None = None
 
@@ -84,7 +87,7 @@ class _Seen:
 
 
 class TrialDriver(ray.tune.Trainable):
-    """The actor. `step` waits for the next report, at most RESULT_S."""
+    """The actor. `step` waits for the next report, at max_workers RESULT_S."""
 
     def setup(self, config: dict[str, Any], context: TrialContext | None = None) -> None:
         """Take the assignment; training begins with the first `step`."""
@@ -121,7 +124,7 @@ class Trial:
     """The run of an assignment, in a thread of its own."""
 
     def __init__(self, context: TrialContext, assignment: Assignment) -> None:
-        from orchestrator.attempt import StopRequests
+        from orchestrator.driver.stop_requests import StopRequests
 
         self.assignment, self._context = assignment, context
         self._requests = StopRequests()
@@ -130,14 +133,14 @@ class Trial:
         self._polled_at = time.monotonic()
         self._setup_s: float | None = None
         sweep = context.sweep
-        self._marks = [mark for mark in marks(sweep) if mark > assignment.reported]
+        self._milestones = [mark for mark in milestones(sweep) if mark > assignment.reported]
         # Another trial may go on from this one's state at these steps: they are reported once they are in storage.
-        self._saved_marks = set(rungs(sweep)) if sweep.spec.scheduler.name == "pbt" else set()
+        self._saved_milestones = set(rungs(sweep)) if sweep.spec.scheduler.name == "pbt" else set()
         self._thread = threading.Thread(target=self._train, name="trial", daemon=True)
 
     def has_reported(self, step: int) -> None:
         """Nothing up to `step` is to be reported again."""
-        self._marks = [mark for mark in self._marks if mark > step]
+        self._milestones = [mark for mark in self._milestones if mark > step]
 
     def next_result(self, timeout_s: float) -> dict[str, Any]:
         """The next report or the run's end, or after `timeout_s` only how far it is."""
@@ -193,17 +196,17 @@ class Trial:
 
     def _report_due(self) -> None:
         sweep, seen = self._context.sweep, self._seen
-        for mark in due(self._marks, seen.step):
+        for mark in due(self._milestones, seen.step):
             if sweep.spec.metric == "val_loss":
                 if mark not in seen.evaluations:
                     return
                 loss: float | None = seen.evaluations[mark]
             else:
                 loss = mean_loss(seen.losses, mark, sweep.spec.window)
-            attempt = self._saved_by(mark) if mark in self._saved_marks else 0
+            attempt = self._saved_by(mark) if mark in self._saved_milestones else 0
             if attempt is None:
                 return
-            self._marks.remove(mark)
+            self._milestones.remove(mark)
             seen.reports.append({"step": mark, "loss": loss, "attempt": attempt})
             self._changed.notify_all()
 
@@ -229,17 +232,17 @@ class Trial:
             self._changed.notify_all()
 
     def _run(self) -> None:
-        from orchestrator.attempt import run_attempt
+        from orchestrator.driver.attempt import run_attempt
 
         sweep, data, assignment = self._context.sweep, self._context.data, self.assignment
         config = sweep.config_of(assignment.point, assignment.run)
-        if assignment.most:
-            scaling = config.scaling.model_copy(update={"max_workers": assignment.most})
+        if assignment.max_workers:
+            scaling = config.scaling.model_copy(update={"max_workers": assignment.max_workers})
             config = config.model_copy(update={"scaling": scaling})
         # A place that is free is another trial's.
-        config = config.model_copy(update={"eval": config.eval.model_copy(update={"beside": False})})
-        if self._saved_marks:
-            saving = {"every_steps": min(self._saved_marks), "keep": max(config.checkpoint.keep, 4)}
+        config = config.model_copy(update={"eval": config.eval.model_copy(update={"background": False})})
+        if self._saved_milestones:
+            saving = {"every_steps": min(self._saved_milestones), "keep": max(config.checkpoint.keep, 4)}
             config = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update=saving)})
         root, self._store = stores(config)
         if assignment.donor is not None:

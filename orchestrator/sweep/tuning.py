@@ -13,19 +13,19 @@ from typing import Any
 from ray import tune
 from ray.tune import Callback, PlacementGroupFactory, RunConfig, Stopper, TuneConfig, Tuner
 
-from cluster.local_ray import joins_cluster
+from cluster.local.ray import joins_cluster
 from data.errors import MantaError, TransientStoreError
 from data.prepare import PreparedData
-from data.ray_internals import HEAD_NODE
-from data.shard_file import filesystem_for
-from data.store import Store
+from data.shards.file import filesystem_for
+from data.stores.store import Store
 from orchestrator.console import Console
-from orchestrator.run_record import PRESUMED_DEAD_S, Fence
-from orchestrator.sweep.desk import Desk
+from orchestrator.run.fence import PRESUMED_DEAD_S, Fence
+from orchestrator.sweep.coordinator import TrialCoordinator
 from orchestrator.sweep.schedulers import Suggestions, scheduler_of
 from orchestrator.sweep.spec import Sweep
-from orchestrator.sweep.story import SweepStory, story_of
+from orchestrator.sweep.summary import SweepSummary, summary_of
 from orchestrator.sweep.trial import TrialContext, TrialDriver
+from orchestrator.sweep.tune_internals import HEAD_NODE
 
 LEAST_OF_HEAD = 0.001
 """What a trial's actor takes of the head node's own resource; it takes no CPU."""
@@ -55,11 +55,11 @@ def fit(
     sweep: Sweep,
     root: Store,
     fence: Fence,
-    desk: Desk,
+    coordinator: TrialCoordinator,
     data: PreparedData,
     at_once: int,
     console: Console,
-    watch: Callable[[SweepStory], None] | None,
+    watch: Callable[[SweepSummary], None] | None,
 ) -> None:
     """Run what trials are left.
 
@@ -77,7 +77,7 @@ def fit(
         tune.with_parameters(TrialDriver, context=TrialContext(sweep, data, passed_on)),
         PlacementGroupFactory([{"CPU": 0, HEAD_NODE: of_head}]),
     )
-    life = _Life(sweep, fence, desk, console, watch)
+    life = _Life(sweep, fence, coordinator, console, watch)
     with tempfile.TemporaryDirectory(prefix="manta-tune-") as scratch:
         storage: dict[str, Any] = {"storage_path": scratch}
         if joins_cluster():  # the head may be another machine than this one
@@ -86,13 +86,15 @@ def fit(
         tuner = Tuner(
             trainable,
             tune_config=TuneConfig(
-                search_alg=Suggestions(desk),
-                scheduler=scheduler_of(desk),
-                num_samples=desk.left + 1,
+                search_alg=Suggestions(coordinator),
+                scheduler=scheduler_of(coordinator),
+                num_samples=coordinator.left + 1,
                 trial_name_creator=lambda trial: str(trial.config["trial"]),
                 trial_dirname_creator=lambda trial: str(trial.config["trial"]),
             ),
-            run_config=RunConfig(name=sweep.name, stop=_WhenInterrupted(desk), callbacks=[life], verbose=0, **storage),
+            run_config=RunConfig(
+                name=sweep.name, stop=_WhenInterrupted(coordinator), callbacks=[life], verbose=0, **storage
+            ),
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it advises against what is done here on purpose
@@ -105,36 +107,42 @@ def fit(
 
 
 class _WhenInterrupted(Stopper):
-    """Ends the experiment once the desk is interrupted."""
+    """Ends the experiment once the coordinator is interrupted."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, coordinator: TrialCoordinator) -> None:
+        self._coordinator = coordinator
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
-        return self._desk.interrupted
+        return self._coordinator.interrupted
 
 
 class _Life(Callback):
-    """Signs of life for the sweep's record, lines for the terminal and stories for whoever watches."""
+    """Signs of life for the sweep's record, lines for the terminal and summaries for whoever watches."""
 
     def __init__(
         self,
         sweep: Sweep,
         fence: Fence,
-        desk: Desk,
+        coordinator: TrialCoordinator,
         console: Console,
-        watch: Callable[[SweepStory], None] | None,
+        watch: Callable[[SweepSummary], None] | None,
     ) -> None:
-        self._sweep, self._fence, self._desk, self._console, self._watch = sweep, fence, desk, console, watch
+        self._sweep, self._fence, self._coordinator, self._console, self._watch = (
+            sweep,
+            fence,
+            coordinator,
+            console,
+            watch,
+        )
         self._told: dict[str, tuple[str, int]] = {}
         self._watched_at = self._alive_at = time.monotonic()
         self.error: MantaError | None = None
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
-        return object, ()  # see `Desk`
+        return object, ()  # see `TrialCoordinator`
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """After every event, ten times a second at least."""
@@ -143,7 +151,7 @@ class _Life(Callback):
             return
         self._watched_at = now
         try:
-            self._fence.sign_of_life()
+            self._fence.heartbeat()
             self._alive_at = now
         except TransientStoreError as error:
             if now - self._alive_at > PRESUMED_DEAD_S:
@@ -151,17 +159,17 @@ class _Life(Callback):
         except MantaError as error:
             self._end(error)
         if self._watch is not None:
-            self._watch(story_of(self._sweep, self._fence.record, list(self._desk.book)))
+            self._watch(summary_of(self._sweep, self._fence.record, list(self._coordinator.book)))
         else:
             self.tell()
 
     def _end(self, error: MantaError) -> None:
-        self.error, self._desk.interrupted = error, True
+        self.error, self._coordinator.interrupted = error, True
 
     def tell(self) -> None:
         """A line for every trial that has begun, moved or ended since the last call."""
-        for record in self._desk.book:
-            state = (record.status, len(record.stints))
+        for record in self._coordinator.book:
+            state = (record.status, len(record.trial_runs))
             if self._told.get(record.id, ("pending", 1)) == state:
                 continue
             self._told[record.id] = state
@@ -171,6 +179,6 @@ class _Life(Callback):
             )
             loss = "" if record.loss is None else f"  loss {record.loss:.4f}"
             why = f": {record.reason.splitlines()[0][:160]}" if record.reason else ""
-            donor = record.stint.donor
+            donor = record.trial_run.donor
             origin = f" from {donor.id} at step {donor.step}" if donor is not None else ""
             self._console.line(f"{record.id} {record.status}{origin}, step {record.step}{loss}  ({point}){why}")

@@ -9,14 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.autoscaler_state import (
-    HEAD_RESOURCE,
-    AutoscalerState,
-    NodeState,
-    fitting,
-    state_of,
-    why_waiting,
-)
+from cluster.autoscaler_state import HEAD_RESOURCE, AutoscalerState, NodeState, fitting, state_of, why_waiting
 from cluster.node_environment import GroupLimits, group_limits, groups_variable
 from cluster.spec import GPU_STAND_IN, ClusterSpec, GroupSpec
 
@@ -99,11 +92,11 @@ class TestRaysReport:
 class TestWhyWaiting:
     def test_names_the_groups_that_would_do_and_how_far_they_are(self) -> None:
         state = AutoscalerState(nodes=(node_of("train"),), starting={"train": ("", "")})
-        assert why_waiting(state, [TRAIN, TOKENIZE], WORKER) == "group train: 1 of at most 3 nodes up, 2 starting"
+        assert why_waiting(state, [TRAIN, TOKENIZE], WORKER) == "group train: 1 of at max_nodes 3 nodes up, 2 starting"
 
     def test_does_not_tell_of_more_than_there_may_be(self) -> None:
         state = AutoscalerState(nodes=(node_of("train"), node_of("train")), starting={"train": ("", "")})
-        assert why_waiting(state, [TRAIN], WORKER) == "group train: 2 of at most 3 nodes up, 1 starting"
+        assert why_waiting(state, [TRAIN], WORKER) == "group train: 2 of at max_nodes 3 nodes up, 1 starting"
 
     def test_tells_why_a_start_failed(self) -> None:
         state = AutoscalerState(failures=(("train", 12.4, "InsufficientInstanceCapacity: no g5 in us-east-1a"),))
@@ -112,7 +105,7 @@ class TestWhyWaiting:
 
     def test_tells_that_all_there_may_be_are_taken(self) -> None:
         state = AutoscalerState(nodes=tuple(node_of("train") for _ in range(3)))
-        assert why_waiting(state, [TRAIN], WORKER).endswith("3 of at most 3 nodes up, all of them taken")
+        assert why_waiting(state, [TRAIN], WORKER).endswith("3 of at max_nodes 3 nodes up, all of them taken")
 
     def test_tells_that_no_group_will_ever_do(self) -> None:
         told = why_waiting(AutoscalerState(), [TRAIN, TOKENIZE], {"CPU": 16.0})
@@ -135,7 +128,7 @@ def test_groups_are_known_on_their_nodes_as_the_spec_has_them(sizes: list[tuple[
         for name, value in groups_variable(spec, gpus_stood_in_for=True).items():
             monkeypatch.setenv(name, value)
         known = group_limits()
-    assert [(each.name, each.most) for each in known] == [(group.name, group.max) for group in groups]
+    assert [(each.name, each.max_nodes) for each in known] == [(group.name, group.max) for group in groups]
     held = [fitting(each, {"CPU": 2, GPU_STAND_IN: 1}) for each in known]
     assert held == [min(cpus // 2, gpus) for cpus, gpus in sizes]
     assert not any(fitting(each, {"CPU": 1, "GPU": 1}) for each in known)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.kuberay import RAY_VERSION, ray_cluster
+from cluster.render.kuberay import RAY_VERSION, ray_cluster
 from cluster.spec import ClusterSpec, looks_secret
 
 ROOT = Path(__file__).parents[2]

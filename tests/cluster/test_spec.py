@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from cluster.spec import ClusterSpec, bytes_of
-from orchestrator.cluster_file import load_cluster
+from orchestrator.config.cluster_spec import load_cluster
 from orchestrator.errors import RecipeError
 
 SPECS = sorted((Path(__file__).parents[2] / "recipes" / "clusters").glob("*.yaml"))

@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
-from tests.orchestrator.manta_process import MantaProcess
+from tests.end_to_end.manta_process import MantaProcess
 
 pytestmark = pytest.mark.ray
 

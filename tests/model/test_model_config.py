@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from model.config import ModelConfig, OptimizerConfig, ParameterGroup, ScheduleConfig
+from model.config import ModelConfig
+from model.optim.config import OptimizerConfig, ParameterGroup, ScheduleConfig
 
 
 def test_defaults_are_filled_in() -> None:

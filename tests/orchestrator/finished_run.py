@@ -10,13 +10,15 @@ from typing import Any
 
 import torch
 
-from orchestrator.checkpoint import CheckpointName, write_checkpoint
-from orchestrator.config import RunConfig, load_recipe, result_fields
-from orchestrator.forward import build_model
-from orchestrator.model_state import save_state
-from orchestrator.run import Run, open_run, stores
-from orchestrator.run_record import Fence
-from orchestrator.vocabulary import vocabulary_of
+from orchestrator.config.load import load_recipe
+from orchestrator.config.recipe import RunConfig
+from orchestrator.config.result_fields import result_fields
+from orchestrator.evaluation.forward import build_model
+from orchestrator.run.checkpoint import CheckpointName, write_checkpoint
+from orchestrator.run.fence import Fence
+from orchestrator.run.run import Run, open_run, stores
+from orchestrator.run.vocabulary import vocabulary_of
+from orchestrator.snapshots.tensors import save_state
 
 STEP = 4
 

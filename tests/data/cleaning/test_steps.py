@@ -16,12 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from data.cleaning import languages, libraries
+from data.cleaning import libraries
+from data.cleaning import libraries as languages
 from data.cleaning.clean import REPORT_COLUMNS, StepCounts, check_steps, clean, named_rows, told
 from data.cleaning.config import Step, name_of
 from data.cleaning.identity import differences, identity
 from data.errors import CleaningError, InputError
-from data.known_units import LeftOut
+from data.order.known_units import Excluded
 
 _STEPS = TypeAdapter(tuple[Step, ...])
 
@@ -165,8 +166,8 @@ def test_what_each_step_removed_adds_up() -> None:
     assert [result.removed_by for result in results] == [None if r.text else r.removed_by for r in results]
     left = sum(len(result.text or "") for result in results)
     assert sum(map(len, texts)) - sum(row["characters_removed"] for row in rows) == left
-    parts = [LeftOut(1, tuple(rows)), LeftOut(1), LeftOut(1, tuple(rows), too_long=3)]
-    assert sum(parts, start=LeftOut()) == LeftOut(3, (parts[0] + parts[2]).steps, 3)
+    parts = [Excluded(1, tuple(rows)), Excluded(1), Excluded(1, tuple(rows), too_long=3)]
+    assert sum(parts, start=Excluded()) == Excluded(3, (parts[0] + parts[2]).steps, 3)
     total = named_rows((parts[0] + parts[2]).steps, written)
     assert [row["documents"] for row in total] == [10, 10, 8, 6]
     assert [tuple(row) for row in total] == [("step", *REPORT_COLUMNS)] * 4
@@ -234,9 +235,9 @@ def test_what_cannot_be_had_is_refused_all_at_once(own: Path) -> None:
     with pytest.raises(InputError) as caught:
         check_steps(asked)
     first, second, third = str(caught.value).splitlines()
-    assert first.startswith("data.steps.1 (function own_steps_for_test.missing)") and "has no 'missing'" in first
-    assert second.startswith("data.steps.2") and "cannot be called" in second
-    assert third.startswith("data.steps.3 (function no_such.f): importing no_such fails")
+    assert first.startswith("data.cleaning.1 (function own_steps_for_test.missing)") and "has no 'missing'" in first
+    assert second.startswith("data.cleaning.2") and "cannot be called" in second
+    assert third.startswith("data.cleaning.3 (function no_such.f): importing no_such fails")
 
 
 def test_other_code_is_another_identity(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,7 +246,7 @@ def test_other_code_is_another_identity(own: Path, monkeypatch: pytest.MonkeyPat
     own.write_text(MODULE.replace("upper", "title"))
     identity.cache_clear()
     after = identity(asked)
-    assert before != after and "data.steps.1 (function): own_steps_for_test" in differences(before, after)
+    assert before != after and "data.cleaning.1 (function): own_steps_for_test" in differences(before, after)
 
 
 def test_another_version_of_a_library_is_another_identity(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,8 +255,8 @@ def test_another_version_of_a_library_is_another_identity(monkeypatch: pytest.Mo
     monkeypatch.setattr("data.cleaning.identity.version_of", lambda name: "9.9")
     identity.cache_clear()
     assert differences(before, identity(asked)) == (
-        "data.steps.1 (lemmatize): simplemma 2.0.0, not simplemma 9.9; "
-        "data.steps.2 (near_dedup): rensa 0.5.0, not rensa 9.9"
+        "data.cleaning.1 (lemmatize): simplemma 2.0.0, not simplemma 9.9; "
+        "data.cleaning.2 (near_dedup): rensa 0.5.0, not rensa 9.9"
     )
     identity.cache_clear()
 
@@ -305,7 +306,7 @@ def test_a_library_that_is_not_installed_is_named_with_its_step_and_the_remedy(m
     with pytest.raises(InputError) as caught:
         check_steps(steps("lowercase", STOP_EN, "near_dedup"))
     assert len(str(caught.value).splitlines()) == 2
-    assert "data.steps.1 (stop_words en): stop_words en needs stopwordsiso" in str(caught.value)
+    assert "data.cleaning.1 (stop_words en): stop_words en needs stopwordsiso" in str(caught.value)
     assert str(caught.value).count(libraries.INSTALL) == 2
 
 

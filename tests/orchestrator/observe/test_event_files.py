@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from data.errors import TransientStoreError
-from data.local_store import LocalStore
-from orchestrator.ledger import StepLedger, StepRow
-from orchestrator.observe.event_files import HELD_OUT, TRAIN, Point, TrainingEvents, event_file
-from orchestrator.observe.held_out_events import HeldOutEvents
-from orchestrator.observe.trackers import Tracked
+from data.stores.local import LocalStore
+from orchestrator.observe.event_files import HELD_OUT, TRAIN, HeldOutEvents, TrainingEvents, event_file
+from orchestrator.observe.tracker import Point, Tracked
+from orchestrator.run.ledger import StepLedger, StepRow
 from tests.orchestrator.event_reader import curves_in
 
 
@@ -116,7 +115,7 @@ def test_evaluations_after_the_step_gone_on_from_are_forgotten(store: LocalStore
 
 
 def test_torch_is_not_imported_for_it() -> None:
-    """A keeper writes these files on every node; and Ray Tune finds the whole of tensorboardX afterwards."""
+    """A agent writes these files on every node; and Ray Tune finds the whole of tensorboardX afterwards."""
     script = (
         "import sys; from orchestrator.observe.event_files import event_file, Point; event_file([Point(1, 0., {})]);"
         "assert 'torch' not in sys.modules; import tensorboardX; tensorboardX.SummaryWriter"

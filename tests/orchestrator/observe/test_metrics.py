@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config import load_recipe
-from orchestrator.goodput import CAUSES
-from orchestrator.monitor import Progress
+from orchestrator.config.load import load_recipe
 from orchestrator.observe.metrics import METRICS, PHASES, Metric
-from orchestrator.observe.story import live_story
-from orchestrator.run_record import Attempt
-from orchestrator.run_state import StepSeconds
+from orchestrator.run.goodput import CAUSES
+from orchestrator.run.progress import Progress
+from orchestrator.run.record import Attempt
+from orchestrator.run.state import StepSeconds
+from orchestrator.run.summary import live_summary
 from tests.orchestrator.finished_run import recipe_in
 
 ROOT = Path(__file__).parents[3]
@@ -28,7 +28,7 @@ def attempt(number: int, **fields: Any) -> Attempt:
 
 
 @pytest.fixture
-def story(tmp_path: Path) -> dict[str, Any]:
+def summary(tmp_path: Path) -> dict[str, Any]:
     config = load_recipe(recipe_in(tmp_path), ["observe.peak_flops=1e9"])
     row = {"step": 3, "tokens": 600, "loss": None, "lr": 0.1, "grad_norm": None}
     progress = Progress(
@@ -43,12 +43,12 @@ def story(tmp_path: Path) -> dict[str, Any]:
         2, phase="training", world_size=2, disruptions=[{"cause": "node"}, {"cause": "resize"}], flops_per_token=1e6
     )
     attempts = (attempt(1, disruptions=[{"cause": "node"}]), last)
-    return live_story(config, attempts, progress, {"training": 40.0, "idle": 50.0, "wall": 150.0})
+    return live_summary(config, attempts, progress, {"training": 40.0, "idle": 50.0, "wall": 150.0})
 
 
-def samples(name: str, story: dict[str, Any]) -> dict[str, float]:
+def samples(name: str, summary: dict[str, Any]) -> dict[str, float]:
     [metric] = [metric for metric in METRICS if metric.name == name]
-    return {labels.get(metric.label or "", ""): value for labels, value in metric.samples(story)}
+    return {labels.get(metric.label or "", ""): value for labels, value in metric.samples(summary)}
 
 
 def test_names_are_prometheus_own() -> None:
@@ -58,39 +58,44 @@ def test_names_are_prometheus_own() -> None:
     assert len(WIRE_NAMES) == len(METRICS)
 
 
-def test_values_follow_from_the_story(story: dict[str, Any]) -> None:
-    assert samples("manta_step", story) == {"": 3}
-    assert samples("manta_steps", story) == {"": 4}
-    assert samples("manta_tokens_per_second", story) == {"": 300}
-    assert samples("manta_model_flops_per_second", story) == {"": 3e8}
-    assert samples("manta_mfu", story) == {"": pytest.approx(0.15)}
-    assert samples("manta_held_out_loss", story) == {"": 1.5}
-    assert samples("manta_checkpoint_step", story) == {"": 2}
-    assert samples("manta_checkpoint_timestamp_seconds", story) == {"": 1234.5}
-    assert samples("manta_world_size", story) == {"": 2}
-    assert samples("manta_attempts", story) == {"": 2}
+def test_values_follow_from_the_story(summary: dict[str, Any]) -> None:
+    assert samples("manta_step", summary) == {"": 3}
+    assert samples("manta_steps", summary) == {"": 4}
+    assert samples("manta_tokens_per_second", summary) == {"": 300}
+    assert samples("manta_model_flops_per_second", summary) == {"": 3e8}
+    assert samples("manta_mfu", summary) == {"": pytest.approx(0.15)}
+    assert samples("manta_held_out_loss", summary) == {"": 1.5}
+    assert samples("manta_checkpoint_step", summary) == {"": 2}
+    assert samples("manta_checkpoint_timestamp_seconds", summary) == {"": 1234.5}
+    assert samples("manta_world_size", summary) == {"": 2}
+    assert samples("manta_attempts", summary) == {"": 2}
 
 
-def test_what_is_not_known_is_not_set(story: dict[str, Any]) -> None:
-    assert samples("manta_loss", story) == samples("manta_grad_norm", story) == {}
-    odd = Metric("manta_odd", "Odd.", lambda story: float("nan"))
-    assert list(odd.samples(story)) == []
+def test_what_is_not_known_is_not_set(summary: dict[str, Any]) -> None:
+    assert samples("manta_loss", summary) == samples("manta_grad_norm", summary) == {}
+    odd = Metric("manta_odd", "Odd.", lambda summary: float("nan"))
+    assert list(odd.samples(summary)) == []
 
 
-def test_labels_are_all_there_from_the_beginning(story: dict[str, Any]) -> None:
-    restarts = samples("manta_restarts", story)
+def test_labels_are_all_there_from_the_beginning(summary: dict[str, Any]) -> None:
+    restarts = samples("manta_restarts", summary)
     assert (restarts["node"], restarts["resize"], sum(restarts.values())) == (2, 1, 3)
     assert restarts["bad step"] == restarts["crash"] == restarts["hang"] == 0
-    goodput = samples("manta_goodput_seconds", story)
+    goodput = samples("manta_goodput_seconds", summary)
     assert goodput.keys() == set(CAUSES) and sum(goodput.values()) == 90
-    assert samples("manta_phase", story) == {phase: float(phase == "training") for phase in PHASES}
+    assert samples("manta_phase", summary) == {phase: float(phase == "training") for phase in PHASES}
 
 
 def test_a_run_that_has_no_step_yet_has_metrics(tmp_path: Path) -> None:
     config = load_recipe(recipe_in(tmp_path))
-    story = live_story(config, (attempt(1, phase="starting"),), Progress(), {"startup": 3.0})
-    assert samples("manta_step", story) == samples("manta_mfu", story) == samples("manta_checkpoint_step", story) == {}
-    assert samples("manta_goodput_seconds", story)["startup"] == 3.0
+    summary = live_summary(config, (attempt(1, phase="starting"),), Progress(), {"startup": 3.0})
+    assert (
+        samples("manta_step", summary)
+        == samples("manta_mfu", summary)
+        == samples("manta_checkpoint_step", summary)
+        == {}
+    )
+    assert samples("manta_goodput_seconds", summary)["startup"] == 3.0
 
 
 def expressions(value: Any) -> list[str]:

@@ -8,9 +8,8 @@ import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from orchestrator.observe.event_files import Point
 from orchestrator.observe.mlflow_tracker import MlflowTracker
-from orchestrator.observe.trackers import Tracked
+from orchestrator.observe.tracker import Point, Tracked
 
 # MLflow's tables use what SQLAlchemy is about to drop.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")]

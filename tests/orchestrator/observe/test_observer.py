@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
-from data.local_store import LocalStore
-from orchestrator.config import RunConfig, load_recipe, result_fields
-from orchestrator.monitor import Progress
+from data.stores.local import LocalStore
+from orchestrator.config.load import load_recipe
+from orchestrator.config.recipe import RunConfig
+from orchestrator.config.result_fields import result_fields
 from orchestrator.observe import observer as module
 from orchestrator.observe.event_files import HELD_OUT
 from orchestrator.observe.observer import Observer
-from orchestrator.run import Run, stores
-from orchestrator.run_record import Fence
+from orchestrator.run.fence import Fence
+from orchestrator.run.progress import Progress
+from orchestrator.run.run import Run, stores
 from tests.orchestrator.event_reader import curves_in
 from tests.orchestrator.finished_run import recipe_in
 from tests.waiting import wait_until
@@ -112,7 +114,7 @@ def test_metrics_that_cannot_be_set_are_told_of_once(
     def fail(*_: Any) -> None:
         raise RuntimeError("no agent")
 
-    monkeypatch.setattr(module, "live_story", fail)
+    monkeypatch.setattr(module, "live_summary", fail)
     run, fence = made("observe.tensorboard=false")
     said: list[str] = []
     observer = Observer(run, said.append, Clock())

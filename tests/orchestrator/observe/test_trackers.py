@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config import config_from, load_recipe
-from orchestrator.errors import InputError, RecipeError
-from orchestrator.monitor import Progress
+from data.errors import InputError
+from orchestrator.config.load import config_from, load_recipe
+from orchestrator.config.observe import ObserveConfig
+from orchestrator.errors import RecipeError
 from orchestrator.observe import trackers as module
-from orchestrator.observe.config import ObserveConfig
-from orchestrator.observe.event_files import Point
 from orchestrator.observe.observer import new_points
-from orchestrator.observe.trackers import Tracked, Tracking, refuse_missing_packages
+from orchestrator.observe.tracker import Point, Tracked
+from orchestrator.observe.trackers import Tracking, refuse_missing_packages
+from orchestrator.run.progress import Progress
 from tests.orchestrator.finished_run import recipe_in
 
 RUN = Tracked("id", "run", "url", 0, {"train.lr": 0.1})

@@ -4,7 +4,7 @@ import pytest
 
 from model.config import ModelConfig
 from model.size import flops_per_pair, flops_per_token
-from orchestrator.observe.utilization import PEAKS, model_flops_per_token, peak_of, utilization
+from orchestrator.run.utilization import PEAKS, model_flops_per_token, peak_of, utilization
 
 
 def test_what_two_workers_do_of_what_they_can() -> None:

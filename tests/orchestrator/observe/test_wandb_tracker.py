@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.observe.config import WandbConfig
-from orchestrator.observe.event_files import Point
-from orchestrator.observe.trackers import Tracked
+from orchestrator.config.observe import WandbConfig
+from orchestrator.observe.tracker import Point, Tracked
 from orchestrator.observe.wandb_tracker import WandbTracker
 from tests.waiting import wait_until
 

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from orchestrator.report.run import html
-from orchestrator.sweep.report import html as html_of_sweep
+from orchestrator.sweep.report.page import html as html_of_sweep
 from tests.browser import Tab, tab
-from tests.orchestrator.report.run_stories import eventful, not_begun
-from tests.orchestrator.sweep.stories import realistic
+from tests.orchestrator.report.run_summaries import eventful, not_begun
+from tests.orchestrator.sweep.summaries import realistic
 
 pytestmark = pytest.mark.slow
 
-PHONE, DESK = 400, 1280
+PHONE, COORDINATOR = 400, 1280
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [PHONE, DESK])
+@pytest.mark.parametrize("width", [PHONE, COORDINATOR])
 @pytest.mark.parametrize("name", ["eventful", "long", "early", "odd", "sweep"])
 def test_a_page_fits_and_nothing_is_fetched_or_goes_wrong(
     browser: Tab, pages: dict[str, Path], name: str, width: int, dark: bool
@@ -84,7 +84,7 @@ def charts_of(browser: Tab) -> dict[str, dict[str, Any]]:
     return {chart["name"]: chart for chart in browser.value(CHARTS)}
 
 
-@pytest.mark.parametrize(("width", "size"), [(DESK, "wide"), (PHONE, "narrow")])
+@pytest.mark.parametrize(("width", "size"), [(COORDINATOR, "wide"), (PHONE, "narrow")])
 @pytest.mark.parametrize("name", ["eventful", "long"])
 def test_the_charts_are_drawn_and_legible(
     browser: Tab, pages: dict[str, Path], name: str, width: int, size: str
@@ -100,13 +100,13 @@ def test_the_charts_are_drawn_and_legible(
 
 
 def test_the_other_axis_is_shown_when_asked_for(browser: Tab, pages: dict[str, Path]) -> None:
-    browser.open(pages["eventful"], DESK)
+    browser.open(pages["eventful"], COORDINATOR)
     browser.value("document.querySelector('label[for=loss-axis-log]').click()")
     assert "loss-log-wide" in charts_of(browser) and "loss-wide" not in charts_of(browser)
 
 
 def test_a_place_that_is_pointed_at_tells_its_values(browser: Tab, pages: dict[str, Path]) -> None:
-    browser.open(pages["eventful"], DESK)
+    browser.open(pages["eventful"], COORDINATOR)
     box = browser.value(
         "(rect => { rect.scrollIntoView({block: 'center'}); const b = rect.getBoundingClientRect();"
         "return [b.x + b.width / 2, b.y + b.height / 2] })(document.querySelectorAll('.wide-only .slice rect')[40])"
@@ -129,7 +129,7 @@ def test_events_of_one_lane_do_not_cover_each_other(browser: Tab, pages: dict[st
 
 
 def test_on_paper_everything_is_black_on_white_and_wide(browser: Tab, pages: dict[str, Path]) -> None:
-    browser.open(pages["eventful"], DESK, dark=True)
+    browser.open(pages["eventful"], COORDINATOR, dark=True)
     browser.call("Emulation.setEmulatedMedia", media="print", features=[])
     assert "time-wide" in charts_of(browser) and "time-narrow" not in charts_of(browser)
     assert browser.value("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"

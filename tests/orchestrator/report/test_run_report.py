@@ -1,4 +1,4 @@
-"""The report of a run: it stands by itself, adds up, escapes everything, and stumbles over no story."""
+"""The report of a run: it stands by itself, adds up, escapes everything, and stumbles over no summary."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.goodput import CAUSES
+from orchestrator.report.goodput import REST, bar, seconds_of
 from orchestrator.report.run import html
 from orchestrator.report.run_facts import Event, RunFacts, clusters
-from orchestrator.report.seconds import REST, bar, seconds_of
-from orchestrator.report.sizes import NARROW, WIDE
+from orchestrator.report.svg import NARROW, WIDE
+from orchestrator.run.goodput import CAUSES
 from tests.html_page import Page, assert_closed, has_nothing_from_elsewhere, places
-from tests.orchestrator.report.run_stories import BEGAN, eventful, not_begun, stories
+from tests.orchestrator.report.run_summaries import BEGAN, eventful, not_begun, summaries
 
 unhurried = settings(deadline=None)
-any_story = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+any_summary = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 
 ROOT = Path(__file__).parents[3]
 
 
-@any_story
-@given(stories())
-def test_any_story_gives_a_page(story: dict[str, Any]) -> None:
-    text = html(story)
+@any_summary
+@given(summaries())
+def test_any_story_gives_a_page(summary: dict[str, Any]) -> None:
+    text = html(summary)
     page = Page(text)
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
@@ -71,32 +71,32 @@ def test_before_the_first_step_the_page_says_so() -> None:
 
 
 def test_a_live_run_says_how_far_what_is_shown_goes() -> None:
-    story = eventful() | {"status": "running", "phase": "training"}
-    story["lives"][-1] |= {"status": "running", "step": 640}
-    assert "at step 640 (training). What is shown goes to its newest checkpoint: step 600" in html(story)
+    summary = eventful() | {"status": "running", "phase": "training"}
+    summary["lives"][-1] |= {"status": "running", "step": 640}
+    assert "at step 640 (training). What is shown goes to its newest checkpoint: step 600" in html(summary)
 
 
 def test_a_sample_that_was_lost_is_said_at_once() -> None:
-    story = eventful()
-    story["samples"] |= {"missing": 1, "in_order": False}
-    assert "NOT every sample once and in order." in html(story)
+    summary = eventful()
+    summary["samples"] |= {"missing": 1, "in_order": False}
+    assert "NOT every sample once and in order." in html(summary)
 
 
 def test_a_run_of_an_older_version_is_shown() -> None:
-    story = eventful() | {"evaluations": [], "saves": []}
-    for life in story["lives"]:
+    summary = eventful() | {"evaluations": [], "saves": []}
+    for life in summary["lives"]:
         del life["versions"]
-    text = html(story)
+    text = html(summary)
     assert "The run's record does not tell them." in text and "Learning curves" in text
 
 
 def test_a_long_run_with_many_events_is_a_page_of_less_than_a_megabyte() -> None:
-    story = eventful(steps=100_000)
-    one = story["disruptions"][0]
-    story["disruptions"] = [one | {"step": n * 100, "at": BEGAN + 30 + 50 * n} for n in range(900)]
-    story["decisions"] = [{"attempt": 1, "at": BEGAN + n, "step": n, "what": "starting " * 12} for n in range(2000)]
-    story["evaluations"] = [{"step": 100 * n, "at": BEGAN + n, "val_loss": 4.0} for n in range(1, 900)]
-    text = html(story)
+    summary = eventful(steps=100_000)
+    one = summary["disruptions"][0]
+    summary["disruptions"] = [one | {"step": n * 100, "at": BEGAN + 30 + 50 * n} for n in range(900)]
+    summary["decisions"] = [{"attempt": 1, "at": BEGAN + n, "step": n, "what": "starting " * 12} for n in range(2000)]
+    summary["evaluations"] = [{"step": 100 * n, "at": BEGAN + n, "val_loss": 4.0} for n in range(1, 900)]
+    text = html(summary)
     assert len(text) < 1_000_000
     assert "the newest 300 of 900; manta show --json has all" in text
 
@@ -113,8 +113,8 @@ def test_every_text_of_the_story_is_escaped(word: str) -> None:
             return [put(each) for each in value]
         return word if isinstance(value, str) else value
 
-    story = put(eventful())
-    text = html(story)
+    summary = put(eventful())
+    text = html(summary)
     page = Page(text)
     assert has_nothing_from_elsewhere(page)
     assert text.count("<script") == 1
@@ -209,5 +209,5 @@ def test_a_story_is_shown_without_ray_and_torch() -> None:
 
 
 def test_a_story_is_json() -> None:
-    story = eventful()
-    assert html(json.loads(json.dumps(story))) == html(story)
+    summary = eventful()
+    assert html(json.loads(json.dumps(summary))) == html(summary)

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.sweep.records import TrialBook
 from orchestrator.sweep.spec import load_sweep
-from orchestrator.sweep.story import SweepStory, describe_sweep
+from orchestrator.sweep.summary import SweepSummary, describe_sweep
 
 QUIET = [
     pytest.mark.filterwarnings(f"ignore::{kind}")
@@ -56,14 +56,14 @@ class SweepSite:
 
     def book(self, recipe: Path) -> TrialBook:
         """The sweep's records."""
-        from orchestrator.run import stores
+        from orchestrator.run.run import stores
 
         sweep = load_sweep(recipe)
         return TrialBook(stores(sweep.base)[0].child(f"sweeps/{sweep.name}"))
 
-    def story(self, recipe: Path) -> SweepStory:
+    def summary(self, recipe: Path) -> SweepSummary:
         """What there is to say of the sweep."""
-        from orchestrator.run import stores
+        from orchestrator.run.run import stores
 
         sweep = load_sweep(recipe)
         return describe_sweep(sweep, stores(sweep.base)[0])

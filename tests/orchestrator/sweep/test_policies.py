@@ -1,4 +1,4 @@
-"""What decides in a sweep: searchers, marks, shares, and Tune's schedulers told again what they had been told."""
+"""What decides in a sweep: searchers, milestones, shares, and Tune's schedulers told again what they had been told."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.local_store import LocalStore
-from orchestrator.sweep.marks import marks, mean_loss, rungs
-from orchestrator.sweep.places import share, slots
-from orchestrator.sweep.records import Donor, Report, Stint, TrialBook, TrialRecord
+from data.stores.local import LocalStore
+from orchestrator.sweep.capacity import share, slots
+from orchestrator.sweep.milestones import mean_loss, milestones, rungs
+from orchestrator.sweep.records import Donor, Report, TrialBook, TrialRecord, TrialRun
 from orchestrator.sweep.spec import Sweep, load_sweep
 from orchestrator.sweep.suggest import suggest
 from tests.orchestrator.sweep.test_spec import SWEEP
@@ -34,7 +34,7 @@ def sweep_of(folder: Path, **changes: Any) -> Sweep:
 
 
 def trial(number: int, point: dict[str, Any], status: str, losses: dict[int, float]) -> TrialRecord:
-    record = TrialRecord(number, [Stint(f"s-t{number:03d}", point)], status)
+    record = TrialRecord(number, [TrialRun(f"s-t{number:03d}", point)], status)
     for step, loss in losses.items():
         record.reports.append(Report(100 * number + step, step, loss, 1.0, 0.0))
     return record
@@ -92,11 +92,11 @@ def test_optuna_learns_from_finished_stopped_and_failed_trials(tmp_path: Path) -
 def test_marks_hold_all_rungs_and_the_last_step(tmp_path: Path) -> None:
     sweep = sweep_of(tmp_path, scheduler={"name": "asha", "grace_steps": 7, "factor": 3})
     assert rungs(sweep) == [7, 21, 63]
-    assert {7, 21, 63, 100} <= set(marks(sweep))
+    assert {7, 21, 63, 100} <= set(milestones(sweep))
     pbt = sweep_of(tmp_path, scheduler={"name": "pbt", "grace_steps": 40}, searcher={"name": "random"})
     assert rungs(pbt) == [40, 80]
     held_out = sweep_of(tmp_path, metric="val_loss", set={"eval.every_steps": 30})
-    assert marks(held_out) == [30, 60, 90, 100]
+    assert milestones(held_out) == [30, 60, 90, 100]
 
 
 def test_the_mean_is_over_the_window_as_far_as_it_is_known() -> None:
@@ -108,23 +108,23 @@ def test_the_mean_is_over_the_window_as_far_as_it_is_known() -> None:
 
 @given(
     total=st.integers(0, 40),
-    fewest=st.integers(1, 6),
+    min_workers=st.integers(1, 6),
     more=st.integers(0, 6),
     trials=st.integers(1, 20),
     data=st.data(),
 )
 def test_shares_never_add_up_to_more_than_there_is_and_somebody_always_runs(
-    total: int, fewest: int, more: int, trials: int, data: st.DataObject
+    total: int, min_workers: int, more: int, trials: int, data: st.DataObject
 ) -> None:
     shares: dict[str, int] = {}
     left = trials
     for event in range(60):
-        given_out = share(total, shares, left, fewest, fewest + more) if left else None
+        given_out = share(total, shares, left, min_workers, min_workers + more) if left else None
         if given_out is not None:
-            assert fewest <= given_out <= fewest + more
+            assert min_workers <= given_out <= min_workers + more
             shares[str(event)] = given_out
             left -= 1
-            assert sum(shares.values()) <= max(total, fewest)  # alone, a trial waits for its nodes
+            assert sum(shares.values()) <= max(total, min_workers)  # alone, a trial waits for its nodes
         elif shares:
             shares.pop(data.draw(st.sampled_from(sorted(shares))))
         else:
@@ -146,7 +146,7 @@ def test_records_come_back_as_they_were(tmp_path: Path) -> None:
     book = TrialBook(store)
     record = book.add(trial(1, {"train.lr": 0.1}, "running", {}))
     book.report(record, 10, 3.5, 1.0, 0)
-    record.stints.append(Stint("s-t001-m1", {"train.lr": 0.2}, Donor("t002", "s-t002", 10, 1), 14))
+    record.trial_runs.append(TrialRun("s-t001-m1", {"train.lr": 0.2}, Donor("t002", "s-t002", 10, 1), 14))
     book.save(record)
     book.report(record, 20, None, 2.0, 1)
     again = TrialBook(store)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from data.local_store import LocalStore
-from orchestrator.sweep.desk import Desk
-from orchestrator.sweep.marks import rungs
+from data.stores.local import LocalStore
+from orchestrator.sweep.coordinator import TrialCoordinator
+from orchestrator.sweep.milestones import rungs
 from orchestrator.sweep.records import TrialBook
 from orchestrator.sweep.schedulers import RecordedScheduler
 from orchestrator.sweep.spec import Sweep
@@ -19,36 +19,36 @@ from tests.orchestrator.sweep.test_policies import sweep_of
 
 
 class _Plenty:
-    """A cluster with room for everything."""
+    """A cluster with capacity for everything."""
 
     def total(self) -> int:
         return 100
 
-    def ask(self, trials: int, fewest: int) -> None:
+    def ask(self, trials: int, min_workers: int) -> None:
         pass
 
     def clear(self, run: str) -> None:
         pass
 
 
-def desk_of(sweep: Sweep, folder: Path) -> Desk:
-    return Desk(sweep, TrialBook(LocalStore(str(folder))), _Plenty())  # type: ignore[arg-type]
+def coordinator_of(sweep: Sweep, folder: Path) -> TrialCoordinator:
+    return TrialCoordinator(sweep, TrialBook(LocalStore(str(folder))), _Plenty())  # type: ignore[arg-type]
 
 
 def play(sweep: Sweep, folder: Path, cut: set[int]) -> dict[str, tuple[str, list[int], float | None]]:
     """Trials that take turns, a mark at a time; where the number of events so far is in `cut`, everything but the
     records is lost and made anew."""
     events = 0
-    desk = desk_of(sweep, folder)
-    scheduler = RecordedScheduler(desk)
+    coordinator = coordinator_of(sweep, folder)
+    scheduler = RecordedScheduler(coordinator)
     running: dict[str, Any] = {}
     at: dict[str, int] = {}
     steps = [*rungs(sweep), sweep.steps]
     draw = random.Random(5)
     losses = {f"t{number:03d}": draw.uniform(1, 5) for number in range(1, 40)}
-    while desk.left or running:
-        if desk.left and len(running) < 3:
-            assignment = desk.next()
+    while coordinator.left or running:
+        if coordinator.left and len(running) < 3:
+            assignment = coordinator.next()
             assert assignment is not None
             running[assignment.id] = SimpleNamespace(config={"trial": assignment.id})
             at[assignment.id] = sum(step <= assignment.reported for step in steps)
@@ -63,9 +63,9 @@ def play(sweep: Sweep, folder: Path, cut: set[int]) -> dict[str, tuple[str, list
             result |= {"done": True, "status": "finished", "reason": ""}
             scheduler.on_trial_complete(None, running.pop(name), result)
         if events in cut:
-            desk, running = desk_of(sweep, folder), {}
-            scheduler = RecordedScheduler(desk)
-    return {record.id: (record.status, record.rungs, record.loss) for record in desk.book}
+            coordinator, running = coordinator_of(sweep, folder), {}
+            scheduler = RecordedScheduler(coordinator)
+    return {record.id: (record.status, record.rungs, record.loss) for record in coordinator.book}
 
 
 @pytest.mark.parametrize("name", ["asha", "hyperband"])
@@ -87,10 +87,10 @@ def test_a_sweep_cut_off_anywhere_decides_as_one_left_alone(tmp_path: Path, name
 def test_the_median_rule_stops_the_worse_half_and_hears_everything_again(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     sweep = sweep_of(tmp_path, scheduler={"name": "median", "grace_steps": 10, "min_trials": 2})
-    desk = desk_of(sweep, tmp_path / "records")
-    scheduler = RecordedScheduler(desk)
+    coordinator = coordinator_of(sweep, tmp_path / "records")
+    scheduler = RecordedScheduler(coordinator)
     for loss in (1.0, 2.0, 3.0):
-        assignment = desk.next()
+        assignment = coordinator.next()
         assert assignment is not None
         here = SimpleNamespace(config={"trial": assignment.id})
         scheduler.on_trial_add(None, here)
@@ -101,7 +101,7 @@ def test_the_median_rule_stops_the_worse_half_and_hears_everything_again(tmp_pat
             if loss == 3.0:
                 break
         scheduler.on_trial_complete(None, here, {"status": "finished", "reason": ""})
-    again = desk_of(sweep, tmp_path / "records")
+    again = coordinator_of(sweep, tmp_path / "records")
     scheduler = RecordedScheduler(again)
     assignment = again.next()
     assert assignment is not None
@@ -114,13 +114,13 @@ def test_a_decision_that_was_not_acted_on_is_made_up_for(tmp_path: Path, monkeyp
     """The report was kept, and the process died before the trial was marked as stopped."""
     monkeypatch.chdir(tmp_path)
     sweep = sweep_of(tmp_path, scheduler={"name": "asha", "grace_steps": 9}, searcher={"name": "random", "trials": 2})
-    desk = desk_of(sweep, tmp_path / "records")
-    RecordedScheduler(desk)
+    coordinator = coordinator_of(sweep, tmp_path / "records")
+    RecordedScheduler(coordinator)
     for loss in (1.0, 2.0):
-        assignment = desk.next()
+        assignment = coordinator.next()
         assert assignment is not None
-        desk.book.report(desk.book[assignment.id], 9, loss, 1.0, 0)
-    again = desk_of(sweep, tmp_path / "records")
+        coordinator.book.report(coordinator.book[assignment.id], 9, loss, 1.0, 0)
+    again = coordinator_of(sweep, tmp_path / "records")
     RecordedScheduler(again)
     assert [record.status for record in again.book] == ["running", "stopped"]
     assert "not among the best one in 4" in again.book["t002"].reason
@@ -130,10 +130,10 @@ def test_a_decision_that_was_not_acted_on_is_made_up_for(tmp_path: Path, monkeyp
 def test_a_trial_whose_process_died_is_recorded_and_gives_its_share_back(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     sweep = sweep_of(tmp_path, searcher={"name": "random", "trials": 2})
-    desk = desk_of(sweep, tmp_path / "records")
-    assignment = desk.next()
+    coordinator = coordinator_of(sweep, tmp_path / "records")
+    assignment = coordinator.next()
     assert assignment is not None
-    desk.died(assignment.id, "killed")
-    assert desk.book[assignment.id].status == "failed"
+    coordinator.died(assignment.id, "killed")
+    assert coordinator.book[assignment.id].status == "failed"
     assert [record.reason for record in TrialBook(LocalStore(str(tmp_path / "records")))] == ["killed"]
-    assert desk.left == 1
+    assert coordinator.left == 1

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from model.config import OptimizerConfig
+from model.optim.config import OptimizerConfig
 from orchestrator.errors import RecipeError
 from orchestrator.sweep.spec import Sweep, load_sweep
 

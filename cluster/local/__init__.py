@@ -1,0 +1,1 @@
+"""Clusters, an S3 server and faults on this machine."""

@@ -1,0 +1,1 @@
+"""The feeder: micro-batches by step, rank and world size."""

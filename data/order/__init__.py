@@ -1,0 +1,1 @@
+"""The order of training data as pure functions: samples, packing, pairs."""

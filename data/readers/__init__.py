@@ -1,0 +1,1 @@
+"""Shards to documents: one file for each format."""

@@ -1,0 +1,66 @@
+"""Reads csv and tsv shards."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import chain
+
+from data.config import SourceConfig
+from data.readers.reading import SPLIT_REMEDY, Location, RawDocument, Reading, reason_of, shortened
+from data.readers.unpack import UnpackedStream
+from data.shards.formats import near_names
+
+
+class _CsvLines:
+    """Lines as text for `csv`, which joins them into rows; an open quote must not make it join the whole shard."""
+
+    def __init__(self, stream: UnpackedStream, reading: Reading) -> None:
+        self._lines = stream.lines(reading.record_limit, SPLIT_REMEDY)
+        self._reading = reading
+        self.row = Location("line 1")  # where the row that is being put together begins
+        self.row_bytes = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for place, line in self._lines:
+            if self.row_bytes == 0:
+                self.row = place
+            self.row_bytes += len(line)
+            if self.row_bytes > self._reading.record_limit:
+                raise self._reading.too_long(self.row, f"{SPLIT_REMEDY} A quote that is never closed looks the same.")
+            yield self._reading.text(line, place)
+
+
+def read_delimited(
+    stream: UnpackedStream, source: SourceConfig, delimiter: str, reading: Reading
+) -> Iterator[RawDocument]:
+    csv.field_size_limit(sys.maxsize)  # the 128 KiB of the standard library are too few; _CsvLines has the limit
+    lines = _CsvLines(stream, reading)
+    quoted = csv.reader(lines, delimiter=delimiter, strict=True)
+    plain = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+    rows = _csv_rows(quoted if source.quotes else plain, lines, reading)
+    top, first = next(rows, (Location("line 1"), []))
+    header = first if source.header else [str(number) for number in range(1, len(first) + 1)]
+    for field, column in source.columns.items():
+        if column not in header:
+            what = "the header has no column" if source.header else "the first row has no column"
+            raise reading.bad(top, f"{what} '{column}'. {near_names(column, header)} Set {field}.")
+    at = [header.index(column) for column in source.columns.values()]
+    for place, row in rows if source.header else chain([(top, first)] if first else [], rows):
+        if len(row) != len(header):
+            found = f"{len(row)} fields where the {'header' if source.header else 'first row'} has {len(header)}"
+            remedy = "Quote fields that hold the delimiter, a quote or a line break."
+            raise reading.bad(place, f"{found}: {shortened(row)}. {remedy}")
+        yield place, [row[index] for index in at]
+
+
+def _csv_rows(rows: Iterable[list[str]], lines: _CsvLines, reading: Reading) -> Iterator[tuple[Location, list[str]]]:
+    try:
+        for row in rows:
+            lines.row_bytes = 0
+            if row:  # else a blank line
+                yield lines.row, row
+    except csv.Error as error:
+        remedy = "Close every quote, quote fields that hold one, and double it inside."
+        raise reading.bad(lines.row, f"not a well-formed row ({reason_of(error)}). {remedy}") from None

@@ -1,0 +1,45 @@
+"""Reads jsonl shards: one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from data.config import SourceConfig
+from data.readers.reading import SPLIT_REMEDY, Location, RawDocument, Reading, reason_of, shortened
+from data.readers.unpack import UnpackedStream
+from data.shards.formats import near_names
+
+
+def read_json_lines(stream: UnpackedStream, source: SourceConfig, reading: Reading) -> Iterator[RawDocument]:
+    for place, line in stream.lines(reading.record_limit, f"{SPLIT_REMEDY} Is it one JSON object a line?"):
+        if not line.strip():
+            continue
+        record = _json_object(reading.text(line, place), place, reading)
+        yield place, [_json_value(record, field, key, place, reading) for field, key in source.columns.items()]
+
+
+def _json_value(record: dict[str, Any], field: str, key: str, place: Location, reading: Reading) -> str | None:
+    if key not in record:
+        raise reading.bad(place, f"no key '{key}'. {near_names(key, record)} Set {field}.")
+    value = record[key]
+    if value is None or isinstance(value, str):
+        return value
+    if field == "split_column":  # whatever can be compared
+        return json.dumps(value, sort_keys=True)
+    raise reading.bad(
+        place, f"'{key}' is {shortened(value)}, not a string. Set {field} to the key that holds the text."
+    )
+
+
+def _json_object(text: str, place: Location, reading: Reading) -> dict[str, Any]:
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else reason_of(error)
+        shown = shortened(text.strip())
+        raise reading.bad(place, f"not JSON ({reason}): {shown}. Write one JSON object a line.") from None
+    if not isinstance(record, dict):
+        raise reading.bad(place, f"not a JSON object: {shortened(record)}. Write one JSON object a line.")
+    return record

@@ -1,0 +1,70 @@
+"""A shard's bytes after decompression, in chunks and in lines."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+from data.readers.reading import Location, Reading, reason_of
+from data.shards.file import ShardFile
+
+FETCH_BYTES = 4 << 20  # one request to the storage
+
+CHUNK_BYTES = 1 << 20  # one step of decompression and line splitting
+
+_BOM = b"\xef\xbb\xbf"
+
+
+class UnpackedStream:
+    """A shard's bytes after decompression, without a byte order mark, in chunks and lines."""
+
+    def __init__(self, file: ShardFile, compression: str | None, reading: Reading) -> None:
+        self._compression = compression
+        self.reading = reading
+        self._stream: Any = io.BufferedReader(file, FETCH_BYTES)
+        if compression:
+            import pyarrow as pa
+
+            # Unlike zstandard's reader it notices a stream that ends too early. It unpacks no more than is asked for.
+            self._stream = pa.CompressedInputStream(self._stream, compression)
+        self.position = 0  # unpacked bytes read so far
+
+    def chunk(self) -> bytes:
+        """The next bytes; none at the end. Raises BadShardError where they cannot be unpacked."""
+        try:
+            data: bytes = self._stream.read(CHUNK_BYTES)
+        except OSError as error:  # not the storage: ShardFile has turned its failures into our own
+            what = f"truncated or damaged {self._compression} ({reason_of(error)})"
+            raise self.reading.bad(None, f"{what}. Upload the shard again from a sound copy.") from error
+        first, self.position = self.position == 0, self.position + len(data)
+        return data.removeprefix(_BOM) if first else data
+
+    def lines(self, limit: int, remedy: str) -> Iterator[tuple[Location, bytes]]:
+        """Each line with its end, if it has one.
+
+        Raises:
+            BadShardError: a line longer than `limit` bytes, before the rest of it is read; `remedy` says what to do.
+        """
+        number, size = 1, 0
+        parts: list[bytes] = []  # of a line that goes on in the next chunk
+        while chunk := self.chunk():
+            offset = self.position - len(chunk) - size
+            for line in _split_at_newline(chunk):
+                parts.append(line)
+                size += len(line)
+                if size > limit + 2:  # the line's own end does not count
+                    raise self.reading.too_long(Location(f"line {number}"), remedy)
+                if line.endswith(b"\n"):
+                    yield Location(f"line {number}", offset), b"".join(parts)
+                    number, offset, size, parts = number + 1, offset + size, 0, []
+        if parts:
+            yield Location(f"line {number}", self.position - size), b"".join(parts)
+
+
+def _split_at_newline(chunk: bytes) -> list[bytes]:
+    if b"\r" not in chunk:
+        return chunk.splitlines(keepends=True)
+    # `splitlines` would also end a line at a lone carriage return.
+    *lines, rest = chunk.split(b"\n")
+    return [line + b"\n" for line in lines] + ([rest] if rest else [])

@@ -1,0 +1,1 @@
+"""Shards: listed, checked, pinned in a manifest, opened."""

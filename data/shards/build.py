@@ -1,0 +1,139 @@
+"""Makes a manifest: lists the shards of every source, looks into each, and reports all problems at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from data.config import SourceConfig, StoreConfig
+from data.errors import InputError, ObjectNotFoundError
+from data.shards.file import ShardFile
+from data.shards.formats import column_problem, open_parquet, shard_format
+from data.shards.listing import absolute, list_shards, some_of
+from data.shards.manifest import FoundShard, Manifest, manifest_schema
+
+if TYPE_CHECKING:
+    pass
+
+CHECK_THREADS = 16  # they wait for storage, not for a core
+
+_MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
+
+
+def build_manifest(
+    sources: Sequence[SourceConfig], store: StoreConfig, *, progress: Callable[[int, int], None] | None = None
+) -> Manifest:
+    """List and pin the shards of every source.
+
+    Args:
+        sources: the bodies of text, in the config's order.
+        store: how to reach them.
+        progress: called with (shards looked at, shards) while footers and headers are read.
+
+    Raises:
+        InputError: every problem of every source at once: nothing found, empty, unknown or damaged shards.
+        TransientStoreError: the storage stopped answering.
+    """
+    problems: list[str] = []
+    found: list[tuple[int, FoundShard]] = []
+    for index, source in enumerate(sources):
+        shards, refused = _shards_of(source.path, source.known_format, store)
+        if source.input_path is not None:
+            inputs, refused_inputs = _shards_of(source.input_path, "txt", store)
+            if not refused and not refused_inputs and len(shards) != len(inputs):
+                counts = f"path has {len(shards)} files and input_path {len(inputs)}"
+                refused.append(f"{counts}, and each needs its counterpart: {source.path}, {source.input_path}.")
+            shards, refused = [*shards, *inputs], [*refused, *refused_inputs]
+        found += [(index, shard) for shard in shards]
+        problems += [f"sources[{index}]: {problem}" for problem in refused]
+    units: list[int] = []
+    damaged: list[list[str]] = [[] for _ in sources]
+    with ThreadPoolExecutor(CHECK_THREADS, "manta-shards") as pool:
+        looked = pool.map(lambda pair: _look_into(pair[1], sources[pair[0]], store), found)
+        for done, ((index, _), (count, problem)) in enumerate(zip(found, looked, strict=True), start=1):
+            units.append(count)
+            damaged[index] += [problem] if problem else []
+            if progress is not None:
+                progress(done, len(found))
+    for index, bad in enumerate(damaged):
+        if bad:
+            named = some_of(bad, "damaged shard", joint="; ")
+            problems.append(f"sources[{index}]: {named}. Write them again or leave them out.")
+    if problems:
+        raise InputError("The data cannot be used as it is:\n" + "\n".join(f"- {problem}" for problem in problems))
+    return _assemble(sources, found, units)
+
+
+def _assemble(sources: Sequence[SourceConfig], found: list[tuple[int, FoundShard]], units: list[int]) -> Manifest:
+    import pyarrow as pa
+
+    for index, source in enumerate(sources):
+        if source.input_path is not None:
+            mine = [row for row, (of_source, _) in enumerate(found) if of_source == index]
+            for row in mine[len(mine) // 2 :]:
+                units[row] = 0
+
+    table = pa.table(
+        {
+            "source": [index for index, _ in found],
+            "path": [shard.path for _, shard in found],
+            "size": [shard.size for _, shard in found],
+            "etag": [shard.etag for _, shard in found],
+            "units": units,
+            "parquet": [_is_parquet(shard.path, sources[index]) for index, shard in found],
+        },
+        schema=manifest_schema(),
+    )
+    inputs = [absolute(source.input_path) if source.input_path is not None else None for source in sources]
+    return Manifest(table, [absolute(source.path) for source in sources], inputs)
+
+
+def _shards_of(path: str, configured: str, store: StoreConfig) -> tuple[list[FoundShard], list[str]]:
+    """The shards below a source's path, and the problems with them that their names and sizes tell."""
+    try:
+        shards = list_shards(path, store)
+    except InputError as error:  # a storage that cannot be used; the next source may be elsewhere
+        return [], [str(error)]
+    if not shards:
+        return [], [f"nothing found under {path}. Check the path; names that start with . or _ are not read."]
+    problems = []
+    if empty := [shard.path for shard in shards if shard.size == 0]:
+        remedy = "An upload may have failed: write them again or remove them."
+        problems.append(f"{some_of(empty, 'empty shard')} (0 bytes). {remedy}")
+    usable = []
+    unknown: dict[str, list[str]] = {}
+    for shard in shards:
+        try:
+            shard_format(shard.path, configured)
+        except InputError as error:
+            unknown.setdefault(str(error), []).append(shard.path)
+        else:
+            usable += [shard] if shard.size else []
+    problems += [f"{some_of(paths, 'shard')}: {reason}" for reason, paths in unknown.items()]
+    return usable, problems
+
+
+def _is_parquet(path: str, source: SourceConfig) -> bool:
+    return shard_format(path, source.known_format)[0] == "parquet"
+
+
+def _look_into(shard: FoundShard, source: SourceConfig, store: StoreConfig) -> tuple[int, str | None]:
+    """How many units the shard has, and what is wrong with it as far as its footer or first bytes tell."""
+    form, compression = shard_format(shard.path, source.known_format)
+    if form != "parquet" and compression is None:
+        return 1, None
+    try:
+        with ShardFile(shard.path, store) as file:
+            if form == "parquet":
+                parquet = open_parquet(file)
+                found = (column_problem(parquet.schema_arrow, *column) for column in source.columns.items())
+                problems = [problem for problem in found if problem]
+                return parquet.metadata.num_row_groups, f"{shard.path} {problems[0]}" if problems else None
+            if compression is not None and not file.read(4).startswith(_MAGIC[compression]):
+                return 1, f"{shard.path} is not {compression}, whatever its name says"
+            return 1, None
+    except ObjectNotFoundError:
+        return 0, f"{shard.path} disappeared while it was being looked at"
+    except InputError as error:
+        return 0, str(error).rstrip(".")

@@ -1,0 +1,195 @@
+"""The manifest: which shards a run reads, pinned by size and etag, and how they are cut into units.
+
+A unit is the smallest piece that is read on its own: a row group of a Parquet shard, or any other shard as a whole.
+Units are numbered by source, then by path, so an ordinal means the same piece of text whoever asks, on any cluster.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from data.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class FoundShard(NamedTuple):
+    """A shard as the storage describes it now. `path` is an s3:// or gs:// URL, or an absolute path."""
+
+    path: str
+    size: int
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One piece of a dataset, and the version of the shard it was pinned at.
+
+    `source` and `shard` are indices into the config's sources and the manifest's rows. `size` is the shard's, in bytes;
+    `unit_bytes` is this unit's part of it, taking row groups as equal. `row_group` is None unless the shard is Parquet.
+    `input_path`, `input_size` and `input_etag` are of the file whose lines are the inputs of the shard's; "" and 0
+    where there is none.
+    """
+
+    ordinal: int
+    shard: int
+    source: int
+    path: str
+    size: int
+    etag: str
+    unit_bytes: int
+    row_group: int | None
+    input_path: str = ""
+    input_size: int = 0
+    input_etag: str = ""
+
+    @property
+    def pinned(self) -> list[FoundShard]:
+        """The files it is read from, as they were pinned."""
+        inputs = [FoundShard(self.input_path, self.input_size, self.input_etag)] if self.input_path else []
+        return [FoundShard(self.path, self.size, self.etag), *inputs]
+
+
+class Manifest:
+    """The pinned shards of all sources, by column: a hundred thousand of them are tens of megabytes, not objects.
+
+    Files of inputs whose lines belong to those of shards come after the shards of their source, in the same order, as
+    shards without a unit of their own.
+    """
+
+    def __init__(self, table: pa.Table, source_paths: Sequence[str], input_paths: Sequence[str | None] = ()) -> None:
+        """`table` has the columns of `manifest_schema()`, ordered by source and then path.
+
+        `source_paths` is one a source, and so is `input_paths`, None where a source has no files of inputs.
+        """
+        self._table = table.combine_chunks()
+        self.source_paths = tuple(source_paths)
+        self.input_paths = tuple(input_paths) or (None,) * len(self.source_paths)
+        self._source = self._table["source"].to_numpy()
+        self._units = self._table["units"].to_numpy()
+        # ends[i]: the first ordinal after shard i. searchsorted steps over shards without a unit (no row group).
+        self._ends = np.cumsum(self._units, dtype=np.int64)
+
+    @property
+    def num_shards(self) -> int:
+        return int(self._table.num_rows)
+
+    @property
+    def num_units(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all shards as they are stored, so compressed where they are."""
+        return int(self._table["size"].to_numpy().sum())
+
+    def shard(self, index: int) -> FoundShard:
+        """The shard in row `index`, as it was when the manifest was made."""
+        return FoundShard(*(self._table[name][index].as_py() for name in ("path", "size", "etag")))
+
+    def shards_of_source(self, source: int) -> range:
+        """The rows of one source."""
+        first, last = np.searchsorted(self._source, [source, source + 1])
+        return range(int(first), int(last))
+
+    def unit(self, ordinal: int) -> Unit:
+        """The unit numbered `ordinal`. Raises IndexError outside 0 <= ordinal < num_units."""
+        if not 0 <= ordinal < self.num_units:
+            raise IndexError(f"unit {ordinal} of a manifest with {self.num_units}")
+        shard = int(np.searchsorted(self._ends, ordinal, side="right"))
+        path, size, etag = self.shard(shard)
+        units = int(self._units[shard])
+        row_group = ordinal - int(self._ends[shard]) + units
+        source = int(self._source[shard])
+        inputs = FoundShard("", 0, "")
+        if self.input_paths[source] is not None:
+            inputs = self.shard(shard + len(self.shards_of_source(source)) // 2)
+        return Unit(
+            ordinal=ordinal,
+            shard=shard,
+            source=source,
+            path=path,
+            size=size,
+            etag=etag,
+            unit_bytes=-(-size // units),
+            row_group=row_group if bool(self._table["parquet"][shard].as_py()) else None,
+            input_path=inputs.path,
+            input_size=inputs.size,
+            input_etag=inputs.etag,
+        )
+
+    def units_of_source(self, source: int) -> range:
+        """The ordinals of one source's units: contiguous, as units are ordered by source first."""
+        rows = self.shards_of_source(source)
+        starts = self._ends - self._units
+        return range(int(starts[rows.start]), int(self._ends[rows.stop - 1])) if rows else range(0)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over what is pinned: same shards, same digest, whatever wrote or read the file."""
+        digest = hashlib.sha256(b"manta manifest 1\n")
+        for name in self._table.column_names:
+            for part in _canonical_bytes(self._table[name]):
+                digest.update(part)
+        return digest.hexdigest()
+
+    def to_bytes(self) -> bytes:
+        """The manifest as a Parquet file."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        sink = pa.BufferOutputStream()
+        paths = {"manta.source_paths": json.dumps(self.source_paths), "manta.input_paths": json.dumps(self.input_paths)}
+        table = self._table.replace_schema_metadata(paths)
+        pq.write_table(table, sink, compression="zstd")
+        data: bytes = sink.getvalue().to_pybytes()
+        return data
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Manifest:
+        """What `to_bytes` wrote. Raises InputError where it is something else."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            table = pq.read_table(pa.BufferReader(data))
+            source_paths = json.loads(table.schema.metadata[b"manta.source_paths"])
+            input_paths = json.loads(table.schema.metadata.get(b"manta.input_paths", b"[]"))
+            return cls(table.select(manifest_schema().names).cast(manifest_schema()), source_paths, input_paths)
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"This is no manifest that can be read ({error}). Start a new run to make one.") from error
+
+
+def manifest_schema() -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("source", pa.int32()),
+            ("path", pa.string()),
+            ("size", pa.int64()),
+            ("etag", pa.string()),
+            ("units", pa.int32()),
+            ("parquet", pa.bool_()),
+        ]
+    )
+
+
+def _canonical_bytes(column: Any) -> Iterator[bytes]:
+    """A column in a form that does not depend on how Arrow lays it out: little-endian int64, lengths before text."""
+    import pyarrow as pa
+
+    if column.type == pa.string():
+        values = [value.encode("utf-8", "surrogateescape") for value in column.to_pylist()]
+        yield np.array([len(value) for value in values], "<i8").tobytes()
+        yield b"".join(values)
+    else:
+        yield column.to_numpy().astype("<i8").tobytes()

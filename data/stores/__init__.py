@@ -1,0 +1,1 @@
+"""Object storage and folders behind one interface."""

@@ -1,0 +1,232 @@
+"""A folder as a store, for one machine or for all that share it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+from data.errors import ConflictError, ObjectNotFoundError
+from data.stores.store import ATTEMPTS, ObjectInfo, Store, checked_key, raise_local_error, source_size
+
+# Up to here an etag is the hash of the content; above, of size, time and inode. Hashing a checkpoint to list it would
+# read gigabytes, and what is written conditionally (fences) is small.
+CONTENT_ETAG_BYTES = 65536
+
+_TEMP, _LOCK = ".tmp~", ".lock~"  # files of our own beside the objects, never listed
+
+# What opening a path raises where an object store would say that there is no such key.
+_NO_OBJECT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+
+
+class LocalStore(Store):
+    """A folder as a store; it is made at the first write.
+
+    Writes are atomic and durable: a temporary file beside the target, fsync, then rename or link. Conditional puts are
+    atomic among themselves, on every machine that shares the folder and its locks.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    def __repr__(self) -> str:
+        return f"LocalStore({self.root!r})"
+
+    def get(self, key: str) -> bytes:
+        path = self._path(key)
+        with _errors("read", path):
+            try:
+                with open(path, "rb") as file:
+                    return file.read()
+            except _NO_OBJECT:
+                raise ObjectNotFoundError(f"There is no {path}.") from None
+
+    def put(self, key: str, data: bytes) -> None:
+        path = self._path(key)
+        with _temporary(path, data) as temp:
+            _publish(temp, path)
+
+    def put_if_absent(self, key: str, data: bytes) -> str:
+        path = self._path(key)
+        with _temporary(path, data) as temp:
+            try:
+                os.link(temp, path)  # unlike rename, fails where the name is taken
+            except FileExistsError:
+                raise ConflictError(f"{path} exists already.") from None
+            _sync_folder(path)
+            return _etag_of(path)
+
+    def put_if_match(self, key: str, data: bytes, etag: str) -> str:
+        path = self._path(key)
+        with _temporary(path, data) as temp, _folder_lock(path):
+            found = self.head(key)
+            if found is None or found.etag != etag:
+                raise ConflictError(f"{path} is {found.etag if found else 'gone'}, not the expected version {etag}.")
+            _publish(temp, path)
+            return _etag_of(path)
+
+    def put_file(self, key: str, path: str | os.PathLike[str]) -> None:
+        target = self._path(key)
+        source_size(path)
+        with _temporary(target, None) as temp:
+            shutil.copyfile(path, temp)
+            _sync(temp)
+            _publish(temp, target)
+
+    def head(self, key: str) -> ObjectInfo | None:
+        path = self._path(key)
+        with _errors("read", path):
+            return _local_info(key, path)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        with _errors("list", self.root):
+            keys = sorted(self._keys(prefix))
+        for key in keys:
+            info = self.head(key)
+            if info is not None:  # else removed since the walk
+                yield info
+
+    def _keys(self, prefix: str) -> Iterator[str]:
+        start = os.path.join(self.root, os.path.dirname(prefix))
+        for folder, _, names in os.walk(start):
+            for name in names:
+                key = os.path.relpath(os.path.join(folder, name), self.root).replace(os.sep, "/")
+                if key.startswith(prefix) and not name.startswith((_TEMP, _LOCK)):
+                    yield key
+
+    def delete(self, key: str) -> None:
+        path = self._path(key)
+        with _errors("delete", path), contextlib.suppress(*_NO_OBJECT):
+            os.unlink(path)
+
+    def delete_prefix(self, prefix: str) -> int:
+        with _errors("delete", self.root):
+            keys = list(self._keys(prefix))
+        for key in keys:
+            self.delete(key)
+        # Object stores have no empty folders; here they would pile up, one for every checkpoint that is thinned out.
+        for folder in sorted({os.path.dirname(self._path(key)) for key in keys}, key=len, reverse=True):
+            self._prune(folder)
+        return len(keys)
+
+    def _prune(self, folder: str) -> None:
+        while folder != self.root and folder.startswith(self.root):
+            try:
+                if all(name == _LOCK for name in os.listdir(folder)):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(os.path.join(folder, _LOCK))
+                os.rmdir(folder)
+            except OSError:  # in use again, or by somebody else
+                return
+            folder = os.path.dirname(folder)
+
+    def url_of(self, key: str = "") -> str:
+        return os.path.join(self.root, key) if key else self.root
+
+    def child(self, prefix: str) -> LocalStore:
+        return LocalStore(os.path.join(self.root, checked_key(prefix.strip("/"))))
+
+    def check(self) -> None:
+        with _errors("write", self.root):
+            os.makedirs(self.root, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root):
+                pass
+
+    def _path(self, key: str) -> str:
+        return os.path.join(self.root, checked_key(key))
+
+
+@contextlib.contextmanager
+def _errors(doing: str, path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise_local_error(error, doing, path)
+
+
+@contextlib.contextmanager
+def _temporary(path: str, data: bytes | None) -> Iterator[str]:
+    """A file beside `path` with `data` on disk, or still empty; gone at the end unless it was renamed."""
+    with _errors("write", path):
+        handle, temp = _made_in(os.path.dirname(path))
+        try:
+            with open(handle, "wb") as file:
+                os.fchmod(handle, 0o666 & ~_umask())  # mkstemp makes private files; a shared folder wants readers
+                if data is not None:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(handle)
+            yield temp
+        finally:
+            with contextlib.suppress(FileNotFoundError):  # renamed
+                os.unlink(temp)
+
+
+def _made_in(folder: str) -> tuple[int, str]:
+    """A new temporary file in a folder, which is made if need be."""
+    for attempt in range(ATTEMPTS):
+        os.makedirs(folder, exist_ok=True)
+        try:
+            return tempfile.mkstemp(prefix=_TEMP, dir=folder)
+        except FileNotFoundError:  # another thread or machine has just pruned it as empty
+            if attempt == ATTEMPTS - 1:
+                raise
+    raise AssertionError("unreachable")
+
+
+@functools.cache
+def _umask() -> int:
+    # There is no way to read it but to set it, which other threads would notice if it happened at every write.
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def _sync(path: str) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _publish(temp: str, path: str) -> None:
+    os.replace(temp, path)
+    _sync_folder(path)
+
+
+def _sync_folder(path: str) -> None:
+    _sync(os.path.dirname(path))  # without it a crash may forget the name, though it keeps the content
+
+
+@contextlib.contextmanager
+def _folder_lock(path: str) -> Iterator[None]:
+    import fcntl
+
+    with open(os.path.join(os.path.dirname(path), _LOCK), "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # released by the close, also when the process is killed
+        yield
+
+
+def _etag_of(path: str) -> str:
+    info = _local_info("", path)
+    if info is None:
+        raise ConflictError(f"{path} was removed while it was being written.")
+    return info.etag
+
+
+def _local_info(key: str, path: str) -> ObjectInfo | None:
+    try:
+        with open(path, "rb") as file:
+            stat = os.fstat(file.fileno())
+            if stat.st_size <= CONTENT_ETAG_BYTES:
+                version = file.read()
+            else:
+                version = f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ino}".encode()
+    except _NO_OBJECT:
+        return None
+    return ObjectInfo(key, stat.st_size, hashlib.sha256(version).hexdigest()[:32])

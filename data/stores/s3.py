@@ -1,0 +1,256 @@
+"""S3 and whatever speaks its protocol as a store, by boto3."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from data.config import StoreConfig
+from data.errors import (
+    ConflictError,
+    DiskFullError,
+    MantaError,
+    ObjectNotFoundError,
+    StoreAccessError,
+    TransientStoreError,
+)
+from data.stores.s3_access import READ_TIMEOUT_S, S3Access, s3_client
+from data.stores.store import ATTEMPTS, ObjectInfo, Store, checked_key, first_line, source_size
+
+_DELETE_BATCH = 1000  # the most keys one DeleteObjects request takes
+
+_FULL = ("insufficientstorage", "xminiostoragefull", "quotaexceeded", "nospaceleft", "entitytoolargeforquota")
+
+_FULL_WORDS = ("no space left", "insufficient storage", "storage full", "disk full", "no writable volumes")
+
+_DENIED = frozenset(
+    {
+        "AccessDenied",
+        "AllAccessDisabled",
+        "AuthorizationHeaderMalformed",
+        "ExpiredToken",
+        "InvalidAccessKeyId",
+        "InvalidToken",
+        "SignatureDoesNotMatch",
+    }
+)
+
+_CONFLICT = frozenset({"PreconditionFailed", "ConditionalRequestConflict"})
+
+_TRANSIENT = frozenset({"RequestTimeout", "SlowDown", "Throttling"})  # besides every answer of 500 and above
+
+_T = TypeVar("_T")
+
+
+class S3Store(Store):
+    """A prefix of an S3 bucket."""
+
+    def __init__(self, bucket: str, prefix: str, config: StoreConfig, reached: bool = False) -> None:
+        """`prefix` has no slash at its ends. `reached`: the endpoint is known to have answered before."""
+        self.bucket = bucket
+        self.prefix = prefix
+        self.config = config
+        # Pickled along: a worker's first call is not the first contact when the driver has been talking to the store.
+        self._reached = reached
+
+    def __repr__(self) -> str:
+        return f"S3Store({self.url_of()!r})"
+
+    def get(self, key: str) -> bytes:
+        return self._call(f"read {self.url_of(key)}", lambda: self._read(self._name(key)))
+
+    def _read(self, name: str) -> bytes:
+        from botocore.exceptions import BotoCoreError
+
+        for attempt in range(ATTEMPTS):
+            body = self._s3.get_object(Bucket=self.bucket, Key=name)["Body"]
+            # botocore retries until the headers are in; a connection lost in the body is ours to retry.
+            with contextlib.closing(body):
+                try:
+                    data: bytes = body.read()
+                    return data
+                except BotoCoreError:
+                    if attempt == ATTEMPTS - 1:
+                        raise
+        raise AssertionError("unreachable")
+
+    def put(self, key: str, data: bytes) -> None:
+        self._put(key, data, {})
+
+    def put_if_absent(self, key: str, data: bytes) -> str:
+        return self._put(key, data, {"IfNoneMatch": "*"})
+
+    def put_if_match(self, key: str, data: bytes, etag: str) -> str:
+        try:
+            return self._put(key, data, {"IfMatch": f'"{etag}"'})
+        except ObjectNotFoundError:
+            raise ConflictError(f"{self.url_of(key)} is gone, not the expected version {etag}.") from None
+
+    def _put(self, key: str, data: bytes, condition: dict[str, str]) -> str:
+        # Without a sum, some servers keep what arrived of a request that was cut off, in place of what was there.
+        digest = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+
+        def write() -> str:
+            answer = self._s3.put_object(
+                Bucket=self.bucket, Key=self._name(key), Body=data, ContentMD5=digest, **condition
+            )
+            return _bare(answer["ETag"])
+
+        return self._call(f"write {self.url_of(key)}", write)
+
+    def put_file(self, key: str, path: str | os.PathLike[str]) -> None:
+        from boto3.s3.transfer import TransferConfig
+
+        size = source_size(path)
+        # 10,000 parts is S3's limit, and the default parts of 8 MiB end at 80 GB.
+        transfer = TransferConfig(max_concurrency=4, multipart_chunksize=max(8 << 20, -(-size // 9_000)))
+        self._call(
+            f"write {self.url_of(key)}",
+            lambda: self._s3.upload_file(os.fspath(path), self.bucket, self._name(key), Config=transfer),
+        )
+
+    def head(self, key: str) -> ObjectInfo | None:
+        def ask() -> ObjectInfo:
+            answer = self._s3.head_object(Bucket=self.bucket, Key=self._name(key))
+            return ObjectInfo(key, answer["ContentLength"], _bare(answer["ETag"]))
+
+        try:
+            return self._call(f"read {self.url_of(key)}", ask)
+        except ObjectNotFoundError:
+            return None
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        start = f"{self.prefix}/" if self.prefix else ""
+
+        def walk() -> list[ObjectInfo]:
+            pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=start + prefix)
+            return [
+                ObjectInfo(found["Key"].removeprefix(start), found["Size"], _bare(found["ETag"]))
+                for page in pages
+                for found in page.get("Contents", ())
+                if not found["Key"].endswith("/")  # markers that consoles leave to show an empty folder
+            ]
+
+        # Sorted here, as some stores walk folder by folder and so put "a/x" before "a-b".
+        yield from sorted(self._call(f"list {self.url_of(prefix)}", walk), key=lambda info: info.key)
+
+    def delete(self, key: str) -> None:
+        name = self._name(key)
+        self._call(f"delete {self.url_of(key)}", lambda: self._s3.delete_object(Bucket=self.bucket, Key=name))
+
+    def delete_prefix(self, prefix: str) -> int:
+        keys = [info.key for info in self.list(prefix)]
+        for first in range(0, len(keys), _DELETE_BATCH):
+            self._delete_batch(prefix, [self._name(key) for key in keys[first : first + _DELETE_BATCH]])
+        return len(keys)
+
+    def _delete_batch(self, prefix: str, names: Sequence[str]) -> None:
+        doing = f"delete {self.url_of(prefix)}"
+        objects = {"Objects": [{"Key": name} for name in names], "Quiet": True}
+        answer = self._call(doing, lambda: self._s3.delete_objects(Bucket=self.bucket, Delete=objects))
+        for failed in answer.get("Errors", ()):
+            raise StoreAccessError(
+                f"Could not {doing}: {failed.get('Code')} {failed.get('Message')} for {failed.get('Key')}, first of "
+                f"{len(answer['Errors'])}. Check that the credentials may delete."
+            )
+
+    def url_of(self, key: str = "") -> str:
+        return "/".join(part for part in (f"s3://{self.bucket}", self.prefix, key) if part)
+
+    def child(self, prefix: str) -> S3Store:
+        return S3Store(self.bucket, self._name(prefix.strip("/")), self.config, self._reached)
+
+    def check(self) -> None:
+        def ask() -> None:
+            # LIST, because the answer to HEAD has no body and cannot tell a missing bucket from a refused key. With a
+            # short read time-out: something that accepts connections and stays silent is no S3 endpoint.
+            access = S3Access.of(self.config)
+            client = s3_client(access, access.timeout_s / ATTEMPTS)
+            client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
+
+        try:
+            self._call(f"list {self.url_of()}", ask)
+        except TransientStoreError as error:
+            if self._reached:
+                raise
+            raise StoreAccessError(f"{error} Check that store.endpoint_url is an S3 endpoint and is up.") from error
+
+    @property
+    def _s3(self) -> Any:
+        return s3_client(S3Access.of(self.config), READ_TIMEOUT_S)
+
+    def _name(self, key: str) -> str:
+        checked_key(key)
+        return f"{self.prefix}/{key}" if self.prefix else key
+
+    def _call(self, doing: str, request: Callable[[], _T]) -> _T:
+        """Run one request; its failure becomes one of our errors, saying what was being done."""
+        try:
+            result = request()
+        except MantaError:
+            raise
+        except Exception as error:
+            translated = self._translated(error, doing)
+            self._reached = self._reached or isinstance(translated, ObjectNotFoundError | ConflictError)
+            raise translated from error
+        self._reached = True
+        return result
+
+    def _translated(self, error: Exception, doing: str) -> MantaError:
+        from boto3.exceptions import S3UploadFailedError
+        from botocore import exceptions as boto
+
+        where = S3Access.of(self.config).where
+        if isinstance(error, S3UploadFailedError) and isinstance(error.__context__, Exception):
+            return self._translated(error.__context__, doing)
+        if isinstance(error, boto.ClientError):
+            return _answer_error(error.response, doing, self.bucket, where)
+        if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.CredentialRetrievalError):
+            return StoreAccessError(
+                f"Could not {doing}: no usable credentials were found ({error}). Set AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY, or store.access_key_id and store.secret_access_key."
+            )
+        if isinstance(error, boto.SSLError):
+            return StoreAccessError(
+                f"Could not {doing}: no TLS with {where} ({error}). Is it http:// rather than https://?"
+            )
+        if isinstance(error, boto.EndpointConnectionError | boto.ConnectTimeoutError | boto.ProxyConnectionError):
+            message = f"Could not {doing}: no connection to {where} in {ATTEMPTS} attempts ({first_line(error)})."
+            if self._reached:
+                return TransientStoreError(f"{message} It answered before, so it may come back.")
+            return StoreAccessError(f"{message} Is store.endpoint_url (or AWS_ENDPOINT_URL) right, and the store up?")
+        if isinstance(error, boto.ParamValidationError | ValueError):
+            return StoreAccessError(f"Could not {doing} at {where}: {first_line(error)}. Check URL and endpoint.")
+        return TransientStoreError(f"Could not {doing}: {where} did not answer in full ({first_line(error)}).")
+
+
+def _answer_error(answer: dict[str, Any], doing: str, bucket: str, where: str) -> MantaError:
+    """What an error answer of an S3 server means to a user."""
+    code = str(answer.get("Error", {}).get("Code", ""))
+    text = str(answer.get("Error", {}).get("Message", ""))
+    status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    said = f"{status} {code}: {text}".rstrip(": ")
+    if status == 507 or code.lower() in _FULL or any(words in text.lower() for words in _FULL_WORDS):
+        return DiskFullError(f"Could not {doing}: {where} has no space left ({said}). Free some or raise its quota.")
+    if code in _CONFLICT or status == 412:
+        return ConflictError(f"Could not {doing}: the object exists already or is another version ({said}).")
+    if code == "NoSuchBucket":
+        return StoreAccessError(f"Could not {doing}: no bucket '{bucket}' at {where}. Create it, or correct the name.")
+    if code in _DENIED or status in (401, 403):
+        return StoreAccessError(
+            f"Could not {doing}: {where} refused the credentials ({said}). Check the access key, the secret key, the "
+            f"region and what they may do in bucket '{bucket}'."
+        )
+    if code in ("NoSuchKey", "404") or status == 404:
+        return ObjectNotFoundError(f"Could not {doing}: there is no such object.")
+    if status >= 500 or status == 429 or code in _TRANSIENT:
+        return TransientStoreError(f"Could not {doing}: {where} kept failing through {ATTEMPTS} attempts ({said}).")
+    return StoreAccessError(f"Could not {doing}: {where} refused ({said}). Check the URL, the endpoint and the region.")
+
+
+def _bare(etag: str) -> str:
+    return etag.strip('"')

@@ -1,0 +1,1 @@
+"""Text to token ids: tokenizers, tokenized units, and the tasks that make them."""

@@ -1,0 +1,96 @@
+"""The vocabularies of a data set: found by what they were learned from, or learned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from data.cleaning.units import Cleaning
+from data.config import DataConfig, SourceConfig, StoreConfig, TokenizerConfig
+from data.errors import ObjectNotFoundError
+from data.shards.manifest import Manifest, Unit
+from data.stores.open import open_store
+from data.stores.store import Store
+from data.tokens.hf_tokenizer import read_tokenizer
+from data.tokens.tokenizer import Tokenizer, train_tokenizer
+from data.tokens.unit import documents_of, json_digest
+
+SIDES = ("input", "text")
+"""Of a pair; a document that is none has only a text."""
+
+
+@dataclass(frozen=True)
+class Vocabularies:
+    """Finds or learns the tokenizers of a manifest's data."""
+
+    data: DataConfig
+    store_config: StoreConfig
+    store: Store
+    manifest: Manifest
+    cleaning: Cleaning | None
+    tell: Callable[[str], None]
+
+    def find(self, config: TokenizerConfig, pinned: str | None, sides: Sequence[str]) -> Tokenizer:
+        """The pinned one, the one of a file, or one learned from these sides of documents."""
+        store, name = self.store, "input tokenizer" if "text" not in sides else "tokenizer"
+        if pinned is not None:
+            return Tokenizer.from_bytes(store.get(f"tokenizers/{pinned}.json"))
+        if config.path is not None:
+            folder, _, file = config.path.rpartition("/")
+            tokenizer = read_tokenizer(open_store(folder or ".", self.store_config).get(file))
+            store.put(f"tokenizers/{tokenizer.digest}.json", tokenizer.to_bytes())
+            return tokenizer
+        pointer = f"tokenizers/for/{json_digest(self._learned_from(config, sides))}"
+        try:
+            digest = store.get(pointer).decode()
+            tokenizer = Tokenizer.from_bytes(store.get(f"tokenizers/{digest}.json"))
+            self.tell(f"{name}: there already, {tokenizer.vocab_size:,} entries")
+        except ObjectNotFoundError:
+            self.tell(f"{name}: learning a {config.kind} vocabulary")
+            texts = self._training_texts(config.train_bytes, sides)
+            tokenizer = train_tokenizer(config, texts)
+            store.put(f"tokenizers/{tokenizer.digest}.json", tokenizer.to_bytes())
+            store.put(pointer, tokenizer.digest.encode())
+            self.tell(f"{name}: learned, {tokenizer.vocab_size:,} entries")
+        return tokenizer
+
+    def _learned_from(self, config: TokenizerConfig, sides: Sequence[str]) -> dict[str, object]:
+        data = self.data
+        learned_from: dict[str, object] = {
+            "manifest": self.manifest.digest,
+            "tokenizer": config.model_dump(),
+            "read": [_reading_of(source) for source in data.sources],
+            "clean": [data.invalid_utf8, data.max_document_bytes, data.validation_fraction],
+        }
+        steps = {} if self.cleaning is None else {"steps": self.cleaning.digest}
+        return learned_from | ({"sides": list(sides)} if data.has_pairs else {}) | steps
+
+    def _training_texts(self, train_bytes: int, sides: Sequence[str]) -> Iterator[str]:
+        """Texts to learn from, cleaned, held-out ones left out; sources take turns, unit by unit."""
+        left, data, manifest = train_bytes, self.data, self.manifest
+        sources = data.sources_of("train")
+        longest = max(len(manifest.units_of_source(source)) for source in sources)
+        for turn in range(longest):
+            for source in sources:
+                units = manifest.units_of_source(source)
+                if turn >= len(units):
+                    continue
+                for text in self._texts_of(manifest.unit(units[turn]), sides):
+                    yield text
+                    left -= len(text.encode())
+                    if left <= 0:
+                        return
+
+    def _texts_of(self, unit: Unit, sides: Sequence[str]) -> Iterator[str]:
+        for document in documents_of(unit, self.data, self.store_config, self.cleaning, for_training=True):
+            yield from (text for side in sides if (text := getattr(document, side)) is not None)
+
+
+def _reading_of(source: SourceConfig) -> dict[str, object]:
+    """The fields that decide how a source is read; of those that most sources leave out, the ones that are set."""
+    always = {"path", "format", "text_column", "document"}
+    return {
+        name: value
+        for name, value in source.model_dump(exclude={"weight"}).items()
+        if name in always or value != SourceConfig.model_fields[name].default
+    }

@@ -1,0 +1,1 @@
+"""Models in the form that Hugging Face transformers reads and writes."""

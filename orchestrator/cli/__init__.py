@@ -1,0 +1,1 @@
+"""The command line of `manta`. Neither Ray nor torch is imported for `--help`."""

@@ -1,0 +1,80 @@
+"""The `manta` command: arguments in, one call of `orchestrator.commands` or another package, its errors as messages.
+
+What does the work is imported inside the commands: `manta --help` must not wait for Ray and torch.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from data.errors import MantaError
+from orchestrator.cli import checks, cluster, jobs, models, runs, tune
+
+# What a shell reports for a program ended by Ctrl-C (128 + SIGINT), so that scripts stop too.
+_INTERRUPTED = 130
+
+
+class _Commands(TyperGroup):
+    """The one place where an error on purpose becomes a message; any other error is a bug and keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.secho("stopped.", err=True)
+            raise typer.Exit(_INTERRUPTED) from None
+        except MantaError as error:
+            # Ray hands on a task's error as a class of both kinds whose text is a traceback; the error is its cause.
+            cause = getattr(error, "cause", error)
+            typer.secho("error:", fg=typer.colors.RED, bold=True, err=True, nl=False)
+            typer.echo(f" {cause}", err=True)
+            raise typer.Exit(error.exit_status) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Train Transformers on a cluster that changes: change the cluster, not the result.",
+    epilog="Start with [bold]manta quickstart[/]. Every command explains itself: [bold]manta train --help[/].",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            typer.echo(f"manta {version('manta')}")
+        except PackageNotFoundError:
+            typer.echo("manta, run from a source tree that is not installed")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+# In the order in which --help shows them.
+for part in (runs, models, tune, jobs, checks):
+    app.add_typer(part.app)
+app.add_typer(cluster.app, name="cluster")
+
+
+def main() -> None:
+    """Entry point of the `manta` script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

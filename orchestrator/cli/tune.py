@@ -1,0 +1,51 @@
+"""`manta tune`."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: [bold]manta tune recipes/sweep.yaml --set searcher.trials=8[/]")
+def tune(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file that describes the sweep.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="Override a field of the sweep, or of the run for all trials."
+        ),
+    ] = None,
+    resume_best: Annotated[
+        bool, typer.Option("--resume-best", help="Then train the winner to its full length.")
+    ] = False,
+    takeover: Annotated[
+        bool, typer.Option("--takeover", help="Take the sweep from an attempt that seems alive; it will stop.")
+    ] = False,
+    autoscale: Annotated[
+        int | None,
+        typer.Option(
+            "--autoscale",
+            min=1,
+            metavar="NODES",
+            help="Try it on a local cluster that begins without workers: Ray's autoscaler brings up so many nodes of "
+            "one CPU each, and lets them go.",
+        ),
+    ] = None,
+) -> None:
+    """Search learning rates, optimizers and whatever else, or go on where the sweep of this name stopped."""
+    with ExitStack() as stack:
+        if autoscale is not None:
+            from cluster.local.autoscaled import AutoscaledCluster
+            from cluster.spec import ClusterSpec, GroupSpec
+
+            group = GroupSpec(name="worker", cpus=1, max=autoscale)
+            spec = ClusterSpec(cluster="sweep", groups=(group,))
+            stack.enter_context(stack.enter_context(AutoscaledCluster(spec)).joined())
+        from orchestrator.sweep.command import tune
+
+        tune(recipe, overrides or [], resume_best=resume_best, takeover=takeover)

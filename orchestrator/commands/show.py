@@ -1,0 +1,45 @@
+"""`manta show`: prints the summary of a run or a sweep."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from orchestrator.config.load import load_recipe
+from orchestrator.config.recipe_file import find_recipe
+from orchestrator.console import Console
+from orchestrator.errors import UnknownRunError
+from orchestrator.report.terminal import print_run
+from orchestrator.run.run import open_run, reaching_storage
+from orchestrator.run.summary import describe
+
+
+def show(run_or_recipe: str, as_json: bool = False, overrides: tuple[str, ...] = ()) -> None:
+    """Print the summary of a run or a sweep, as JSON or for a person.
+
+    Raises:
+        UnknownRunError: no recipe and no run has this name.
+    """
+    sweep = sweep_recipe(run_or_recipe)
+    if sweep is not None:
+        from orchestrator.sweep.show import show_sweep
+
+        show_sweep(sweep, as_json, overrides)
+        return
+    config = load_recipe(find_recipe(run_or_recipe), overrides)
+    with reaching_storage(config) as config:
+        run = open_run(config)
+        if as_json:
+            print(json.dumps(describe(run), indent=2))
+        else:
+            print_run(run, Console())
+
+
+def sweep_recipe(name: str) -> Path | None:
+    """The recipe of the sweep that is meant, or None: it is no sweep's name or recipe."""
+    from orchestrator.sweep.best import find_sweep
+
+    try:
+        return find_sweep(name)
+    except UnknownRunError:
+        return None

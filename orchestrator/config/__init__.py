@@ -1,0 +1,1 @@
+"""Recipes and cluster specs: fields, rules between them, reading and reporting problems."""

@@ -1,0 +1,82 @@
+"""Reads a recipe into a `RunConfig`, and reports all of its problems at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any, cast
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from orchestrator.config.problems import field_problems, listed
+from orchestrator.config.recipe import RunConfig
+from orchestrator.config.recipe_file import REMEMBERED, apply_overrides, read_recipe
+from orchestrator.config.renamed import rename_fields
+from orchestrator.config.rules import contradictions
+from orchestrator.config.schema import section_of
+from orchestrator.errors import RecipeError
+
+
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run that a recipe describes, with `dotted.name=value` overrides in place.
+
+    Raises:
+        RecipeError: the recipe cannot be read, or has problems; all of them are in the message.
+    """
+    document = read_recipe(Path(path))
+    notices, problems = rename_fields(document)
+    if Path(path).parent != REMEMBERED:  # that one is the program's own
+        for notice in notices:
+            print(f"{path}: {notice}", file=sys.stderr)
+    problems += apply_overrides(document, overrides)
+    return config_from(document, str(path), problems)
+
+
+def config_from(document: dict[str, Any], where: str, problems: Sequence[str] = ()) -> RunConfig:
+    """The run that a recipe's fields describe; `problems` are those found already, `where` they come from.
+
+    Raises:
+        RecipeError: there are problems; all of them are in the message.
+    """
+    document = _without_empty_sections(RunConfig, document)
+    problems = [*problems, *rename_fields(document)[1]]
+    try:
+        config = RunConfig.model_validate(document)
+    except ValidationError as error:
+        problems += field_problems(error)
+        problems += contradictions(cast(RunConfig, _valid_part(RunConfig, document)))
+    if problems:
+        raise RecipeError(listed(where, problems))
+    return config
+
+
+def _without_empty_sections(model: type[BaseModel], document: dict[str, Any]) -> dict[str, Any]:
+    """`document` without sections that have a heading and nothing below it, which YAML reads as null."""
+    kept = {}
+    for name, value in document.items():
+        section = section_of(model.model_fields[name].annotation) if name in model.model_fields else None
+        if section and value is None:
+            value = {}
+        kept[name] = _without_empty_sections(section, value) if section and isinstance(value, dict) else value
+    return kept
+
+
+def _valid_part(model: type[BaseModel], document: Mapping[str, Any]) -> SimpleNamespace:
+    """The fields of `document`, and defaults of those left out, that are right by themselves; the others are absent."""
+    part = SimpleNamespace()
+    for name, field in model.model_fields.items():
+        section = section_of(field.annotation)
+        value = document.get(name, {})
+        if section and isinstance(value, dict):
+            setattr(part, name, _valid_part(section, value))
+        elif name in document:
+            try:
+                constrained: Any = Annotated[cast(Any, field.annotation), field]
+                setattr(part, name, TypeAdapter(constrained).validate_python(document[name]))
+            except ValidationError:
+                continue
+        elif not field.is_required():
+            setattr(part, name, field.get_default(call_default_factory=True))
+    return part

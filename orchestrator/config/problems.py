@@ -1,0 +1,110 @@
+"""Problems of a recipe, as messages that name the field, its value and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from cluster.spec import ClusterSpec, looks_secret
+from data.config import SECRET
+from orchestrator.config.recipe import RunConfig
+from orchestrator.config.schema import element_of, nearest_name, section_of, variants_of
+
+
+def listed(where: str, problems: Sequence[str]) -> str:
+    """The message that tells of all problems found in a recipe."""
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    return f"{where}: {count}\n" + "\n".join(f"  {problem}".replace("\n", "\n    ") for problem in problems)
+
+
+def field_problems(error: ValidationError, model: type[BaseModel] = RunConfig) -> list[str]:
+    """What pydantic found, without rules of the whole recipe, and without a list's complaint about its elements."""
+    found = [e for e in error.errors(include_url=False) if e["loc"]]
+    places = {e["loc"] for e in found}
+    return [
+        _describe(e, model) for e in found if not any(p != e["loc"] and p[: len(e["loc"])] == e["loc"] for p in places)
+    ]
+
+
+def _describe(error: ErrorDetails, model: type[BaseModel]) -> str:
+    """One problem: dotted name, the value given, what is allowed, the nearest valid name for a typo."""
+    name = _dotted_name(error["loc"], model)
+    if error["type"] in ("union_tag_invalid", "union_tag_not_found", "model_attributes_type"):
+        kinds = _variants_at(error["loc"], model)
+        if kinds:
+            return _unknown_kind(name, error, kinds)
+    if error["type"] == "extra_forbidden":
+        near = nearest_name(model, name)
+        where = "manta schema --cluster" if model is ClusterSpec else "manta schema"
+        return f"{name}: there is no such field" + (f"; did you mean {near}?" if near else f"; see {where}")
+    if error["type"] == "missing":
+        return f"{name}: missing. {_meaning(error['loc'], model)}"
+    if error["type"] == "value_error":  # from a section's own rules, which speak for themselves
+        return f"{name}: " + str(error.get("ctx", {}).get("error", error["msg"]))
+    allowed = error["msg"].removeprefix("Input ").replace("String should", "should")
+    if error["type"] == "string_pattern_mismatch":
+        allowed = _meaning(error["loc"], model)
+    if error["type"] == "string_type" and isinstance(error["input"], (int, float)):
+        allowed += "; put it in quotes"
+    return f"{name} = {_shown(name, error['input'])}: {allowed}"
+
+
+def _unknown_kind(name: str, error: ErrorDetails, kinds: Sequence[str]) -> str:
+    """A list's element that is of no kind there is, or does not say of which."""
+    given, tag = error["input"], str(error.get("ctx", {}).get("discriminator", "")).strip("'")
+    if not isinstance(given, dict) or tag not in given:
+        example = given if given in kinds else kinds[0]
+        said = f"which of {', '.join(kinds)} it is has to be said: write {{step: {example}}}"
+        return f"{name} = {_shown(name, given)}: {said}"
+    near = difflib.get_close_matches(str(given[tag]), kinds, n=1)
+    hint = f"; did you mean {near[0]}?" if near else "."
+    return f"{name}.{tag} = {_shown(name, given[tag])}: there is no such one{hint} There are {', '.join(kinds)}"
+
+
+def _steps_of(
+    loc: Sequence[int | str], model: type[BaseModel] | None
+) -> Iterator[tuple[int | str, FieldInfo | None, bool]]:
+    """Every part of `loc`, the field it names, and whether it only tells which kind of section an element is."""
+    kinds: dict[str, type[BaseModel]] = {}
+    for part in loc:
+        if isinstance(part, int):
+            yield part, None, False
+        elif part in kinds:
+            model, kinds = kinds[part], {}
+            yield part, None, True
+        else:
+            field = model.model_fields.get(part) if model else None
+            yield part, field, False
+            annotation = field.annotation if field else None
+            model, kinds = section_of(annotation) or element_of(annotation), variants_of(annotation)
+
+
+def _dotted_name(loc: Sequence[int | str], model: type[BaseModel]) -> str:
+    """`loc` as a recipe would name it: pydantic also says of which kind an element of a list is."""
+    return ".".join(str(part) for part, _, is_kind in _steps_of(loc, model) if not is_kind)
+
+
+def _variants_at(loc: Sequence[int | str], model: type[BaseModel]) -> list[str]:
+    """The kinds that the element of a list at `loc` may be of; none where there are no kinds."""
+    fields = [field for _, field, _ in _steps_of(loc, model) if field]
+    return list(variants_of(fields[-1].annotation)) if fields else []
+
+
+def _meaning(loc: Sequence[int | str], model: type[BaseModel]) -> str:
+    """The description of the field at `loc`."""
+    described = [field.description for _, field, _ in _steps_of(loc, model) if field]
+    return (described[-1] if described else None) or ""
+
+
+def _shown(name: str, value: Any) -> str:
+    """`value` as a message may show it: short, and no keys."""
+    if (last := name.rpartition(".")[2]) in SECRET or looks_secret(last):
+        return "(not shown)"
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."

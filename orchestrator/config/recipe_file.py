@@ -1,0 +1,172 @@
+"""A recipe as written: YAML read strictly, `--set` overrides applied. What the fields mean is not known here."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from orchestrator.config.renamed import new_name
+from orchestrator.errors import RecipeError, UnknownRunError
+
+REMEMBERED = Path(".manta/runs")
+"""Resolved recipes of the runs begun from this folder."""
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice and reads 3e-4 as the number it looks like."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        # Before merge keys (<<) are resolved: overriding what was merged in is what they are for.
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if key.tag != "tag:yaml.org,2002:str":
+                raise _at(key, f"a name is expected here, not {getattr(key, 'value', '')!r}; quote it if it is one")
+            if key.value in seen:
+                raise _at(key, f"{key.value} is given twice in this section; keep one")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _at(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.constructor.ConstructorError(problem=problem, problem_mark=node.start_mark)
+
+
+# YAML 1.1 wants a dot in the number and a sign in its exponent, so 3e-4 and 1.5e9 would be strings.
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def read_recipe(path: Path, what: str = "recipe") -> dict[str, Any]:
+    """The fields of a recipe, or of `what` else is written as strictly, as YAML gives them.
+
+    Raises:
+        RecipeError: the file is missing, not text, not YAML, or not a mapping; with the line where there is one.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(f"There is no {what} {path}. {_what_is_there(path)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"The {what} {path} cannot be read: {error}. It is a YAML file in UTF-8.") from None
+    try:
+        document = _load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(_describe_syntax(path, text, error)) from None
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise RecipeError(f"{path}: a {what} maps names to values, such as `name: value`; found {document!r:.80}.")
+    return document
+
+
+def apply_overrides(document: dict[str, Any], overrides: Sequence[str]) -> list[str]:
+    """Set each `dotted.name=value` in `document`; the value is YAML. Returns the problems of those that cannot be."""
+    problems = []
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if not equals or not all(name.split(".")):
+            problems.append(f"--set {override}: must be NAME=VALUE, such as --set train.lr=3e-4")
+            continue
+        try:
+            assign(document, new_name(name).split("."), _load(text))
+        except yaml.YAMLError as error:
+            what = getattr(error, "problem", None) or error
+            problems.append(f"--set {name}: the value is not YAML ({what}); quote it")  # it may be a key: not shown
+        except LookupError as error:
+            problems.append(f"--set {name}: {error.args[0]}")
+    return problems
+
+
+def _load(text: str) -> Any:
+    return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (a SafeLoader)
+
+
+def assign(document: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    """Set the value at `path`, making sections on the way; a list takes an index, its length appends."""
+    place: Any = document
+    for depth, name in enumerate(path):
+        here = ".".join(path[:depth])
+        last = depth == len(path) - 1
+        if isinstance(place, list):
+            if not name.isdecimal() or int(name) > len(place):
+                raise LookupError(f"{here} is a list; its places are 0 to {len(place)}, where {len(place)} appends")
+            key: Any = int(name)
+            if key == len(place):
+                place.append({})
+        elif isinstance(place, dict):
+            key = name
+            if not last and place.get(key) is None:
+                place[key] = {}
+        else:
+            raise LookupError(f"{here} is {place!r}, which has no fields to set")
+        if last:
+            place[key] = value
+        else:
+            place = place[key]
+
+
+def _describe_syntax(path: Path, text: str, error: yaml.YAMLError) -> str:
+    """File, line and column of what is wrong, and the line itself with a caret below the place."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return f"{path} is not YAML: {error}"
+    lines = text.splitlines()
+    shown = lines[mark.line] if mark.line < len(lines) else ""
+    what = getattr(error, "problem", None) or "not YAML"
+    return f"{path}:{mark.line + 1}:{mark.column + 1}: {what}\n    {shown}\n    {' ' * mark.column}^"
+
+
+def _what_is_there(path: Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f"There is no folder {folder} either."
+    recipes = sorted(p.name for pattern in ("*.yaml", "*.yml") for p in folder.glob(pattern))
+    nearest = difflib.get_close_matches(path.name, recipes, n=1) or difflib.get_close_matches(
+        path.stem, [Path(name).stem for name in recipes], n=1
+    )
+    if nearest:
+        return f"Nearest in {folder}: {nearest[0]}."
+    return f"There are in {folder}: {', '.join(recipes[:10]) or 'none'}."
+
+
+def remember_recipe(run: str, fields: dict[str, Any]) -> None:
+    """Keep a run's resolved recipe in REMEMBERED, so that `manta show RUN` finds it whatever --set made of it."""
+    try:
+        REMEMBERED.mkdir(parents=True, exist_ok=True)
+        (REMEMBERED / f"{run}.yaml").write_text(yaml.safe_dump(fields, sort_keys=False))
+    except OSError:  # a convenience: a folder that cannot be written is no reason not to train
+        return
+
+
+def find_recipe(run_or_recipe: str, folder: Path = Path("recipes")) -> Path:
+    """The recipe that is meant: a file, or that of the run of this name, begun from here or described in `folder`.
+
+    Raises:
+        UnknownRunError: it is neither; the message names the runs there are recipes for.
+        RecipeError: it looks like a file (a suffix, a slash) and there is none.
+    """
+    path = Path(run_or_recipe)
+    if path.is_file():
+        return path
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        raise RecipeError(f"There is no recipe {path}. {_what_is_there(path)}")
+    runs = {}
+    for recipe in (*sorted(folder.glob("*.yaml")), *sorted(REMEMBERED.glob("*.yaml"))):
+        try:
+            runs[str(read_recipe(recipe).get("run"))] = recipe
+        except RecipeError:  # a broken recipe of another run is no reason to refuse this one
+            continue
+    if run_or_recipe in runs:
+        return runs[run_or_recipe]
+    raise UnknownRunError(
+        f"{run_or_recipe} is neither a recipe nor a run begun from this folder or described in {folder.absolute()}. "
+        f"Runs known here: {', '.join(runs) or 'none'}. For any other, name its recipe: recipes/NAME.yaml"
+    )

@@ -1,0 +1,117 @@
+"""Writes an attempt's progress to the run's record, the terminal and whoever observes it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+from data.errors import TransientStoreError
+from orchestrator.console import Console
+from orchestrator.observe.observer import Observer
+from orchestrator.run.fence import HEARTBEAT_S, PRESUMED_DEAD_S, Fence
+from orchestrator.run.progress import Progress
+from orchestrator.run.record import Attempt
+from orchestrator.run.run import Run
+from orchestrator.run.utilization import Flops
+
+_CAUSE_OF_PHASE = {
+    "done": "shutdown",
+    "restarting": "restart",
+    "waiting": "restart",
+    "waiting for data": "data_wait",
+    "evaluating": "evaluation",
+    "saving": "checkpoint",
+}
+"""Where the seconds go that the loop has not reported yet."""
+
+
+class AttemptRecord:
+    """The attempt's life as the record and the terminal tell it."""
+
+    def __init__(self, fence: Fence, console: Console, run: Run, observer: Observer, flops: Flops) -> None:
+        self._fence, self._console, self._run = fence, console, run
+        self._observer, self._flops = observer, flops
+        self._began = time.monotonic() - (time.time() - fence.record.last.started_at)
+        self._last_report_at = time.monotonic() - HEARTBEAT_S
+        self._first_step_s: float | None = None
+        self._startup_s: float | None = None
+        self._logged = 0
+        self._had_workers = False
+
+    def follow(self, progress: Progress, *, force: bool = False) -> None:
+        """Show the loop's progress, and give a sign of life when one is due.
+
+        Raises:
+            FencedError: a newer attempt has taken the run over.
+            TransientStoreError: the store has not taken a sign of life for PRESUMED_DEAD_S.
+        """
+        # The loop's clock began with the loop and counts its own start; what came before is the rest.
+        if self._startup_s is None and progress.goodput:
+            self._startup_s = max(0.0, self._age_s() - sum(progress.goodput.values()))
+        if self._first_step_s is None and progress.row:
+            self._first_step_s = self._age_s()
+        for line in progress.log_lines[self._logged :]:
+            self._console.line(line)
+        self._logged = len(progress.log_lines)
+        self._console.progress(progress, self._run.config.train.steps)
+        # At once where it went on from: from there on, nothing an earlier attempt may still write belongs to the run.
+        restored = progress.restored_step is not None and self._fence.record.last.from_step is None
+        # At once, too, when the workers are gone or back.
+        changed = progress.has_workers != self._had_workers
+        if force or restored or changed or time.monotonic() - self._last_report_at >= HEARTBEAT_S:
+            try:
+                self._fence.update(attempt=self._fields(progress))
+                self._last_report_at, self._had_workers = time.monotonic(), progress.has_workers
+            except TransientStoreError:
+                if time.monotonic() - self._last_report_at > PRESUMED_DEAD_S:
+                    raise
+        self._observer.follow(self._attempts(progress), progress)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a step has been done."""
+        return self._first_step_s is not None
+
+    def finish(self, progress: Progress, steps: int) -> None:
+        """Write how the attempt ended."""
+        result = progress.result or {}
+        status = "finished" if result.get("step") == steps else "stopped"
+        self._fence.update(
+            attempt={**self._fields(progress), "status": status}, result=result if status == "finished" else {}
+        )
+        self._observer.follow(self._fence.record.attempts, progress, now=True)
+        self._observer.close(status, result)
+
+    def _attempts(self, progress: Progress) -> tuple[Attempt, ...]:
+        """Those of the record, the last as it would be told of now."""
+        *before, last = self._fence.record.attempts
+        return (*before, replace(last, heartbeat_at=time.time(), **self._fields(progress)))
+
+    def _age_s(self) -> float:
+        """Seconds since the command was given."""
+        return time.monotonic() - self._began
+
+    def _fields(self, progress: Progress) -> dict[str, Any]:
+        age_s = self._age_s()
+        startup_s = self._startup_s if self._startup_s is not None else age_s
+        loop_s = sum(progress.goodput.values())
+        # The loop's clock stands still between its reports: what is left of the wall clock belongs to where it is now.
+        rest = max(0.0, age_s - startup_s - loop_s)
+        goodput = dict(progress.goodput) | {"startup": progress.goodput.get("startup", 0.0) + startup_s}
+        cause = _CAUSE_OF_PHASE.get(progress.phase, "training")
+        goodput[cause] = goodput.get(cause, 0.0) + rest
+        return {
+            "status": "running" if progress.restored_step is not None else "preparing",
+            "from_step": progress.restored_step,
+            "step": progress.row.get("step", progress.restored_step or 0),
+            "world_size": progress.world_size if progress.has_workers else 0,
+            "device": progress.device,
+            "flops_per_token": self._flops.per_token if progress.row else None,
+            "phase": progress.phase,
+            "disruptions": [disruption.summary() for disruption in progress.disruptions],
+            "decisions": progress.decisions,
+            "evaluations": progress.evaluations,
+            "first_step_s": self._first_step_s,
+            "goodput": goodput,
+        }

@@ -1,0 +1,1 @@
+"""The forward pass and scores that training and inference share."""

@@ -1,0 +1,1 @@
+"""A trained model: evaluated, sampled, exported, imported."""

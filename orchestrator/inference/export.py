@@ -1,0 +1,147 @@
+"""`manta export`: a run's model as a folder that `transformers` loads, tokenizer included."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from data.errors import InputError
+from data.stores.open import open_store
+from data.stores.store import Store
+from data.tokens.hf_tokenizer import to_tokenizer_config, to_tokenizer_json
+from model.hf.convert import ModelShape, NoSuchModelError, to_hf_config, to_hf_weights
+from model.seq2seq import Seq2Seq
+from orchestrator.config.recipe import RunConfig
+from orchestrator.config.sections import SampleConfig
+from orchestrator.console import Console
+from orchestrator.inference.hf_folder import CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS
+from orchestrator.inference.trained_model import TrainedModel, load_trained
+from orchestrator.run.run import Run, open_run, reaching_storage, refuse_changed_config
+
+CARD = "README.md"
+
+
+def export(config: RunConfig, to: str, step: int | None = None) -> None:
+    """Write a run's model into a new folder, and say how to load it.
+
+    Args:
+        to: path or URL of the folder; it must not hold anything yet.
+        step: of the checkpoint; None: the newest.
+
+    Raises:
+        UnknownRunError: there is no such run, or no such checkpoint.
+        InputError: the model has no exact counterpart in transformers, or the folder is not empty.
+        ConfigChangedError: the recipe is not the one that the run was made from.
+    """
+    console = Console()
+    with reaching_storage(config) as config:
+        run = open_run(config)
+        refuse_changed_config(run.record, config)
+        target = open_store(to, config.store)
+        if next(iter(target.list()), None) is not None:
+            raise InputError(f"--to {to}: there is something in it already. Name a folder that does not exist yet.")
+        trained = load_trained(config, run, step)
+        write_folder(target, trained, config, card(run, trained))
+    console.line(f"run {config.run!r}, step {trained.step}: written to {target.url_of()}")
+    elsewhere = "" if "://" in to else f"load it with {loader(trained)}.from_pretrained({to!r}), or "
+    console.line(f"{elsewhere}manta generate --from {to}")
+
+
+def loader(trained: TrainedModel) -> str:
+    """The class of transformers that loads the model, whichever it is."""
+    return "AutoModelForSeq2SeqLM" if isinstance(trained.model, Seq2Seq) else "AutoModelForCausalLM"
+
+
+def write_folder(target: Store, trained: TrainedModel, config: RunConfig, model_card: str) -> None:
+    """Write all files, config.json last: a folder that was cut off is none.
+
+    Raises:
+        InputError: the model has no exact counterpart.
+        TokenizerError: nor has its vocabulary.
+    """
+    model, tokenizer = trained.model, trained.data.tokenizer
+    shape = ModelShape.of(model)
+    if shape.input_vocab_size is not None:
+        raise InputError(
+            f"data.input_tokenizer: inputs have a vocabulary of their own, and a folder has one {TOKENIZER}."
+        )
+    try:
+        fields = to_hf_config(shape, tokenizer.end_of_text)
+    except NoSuchModelError as error:
+        raise InputError(str(error)) from None
+    with tempfile.TemporaryDirectory(prefix="manta-export-") as scratch:
+        path = Path(scratch) / WEIGHTS
+        save_file(to_hf_weights(shape, model.state_dict()), path, {"format": "pt"})
+        target.put_file(WEIGHTS, path)
+    target.put(TOKENIZER, to_tokenizer_json(tokenizer, closes_texts=shape.source_len is not None))
+    sampling = generation_config(config.sample, tokenizer.end_of_text, range(tokenizer.vocab_size, shape.vocab_size))
+    for name, content in ((TOKENIZER_CONFIG, to_tokenizer_config(model.seq_len)), (GENERATION_CONFIG, sampling)):
+        target.put(name, _json(content))
+    target.put(CARD, model_card.encode())
+    target.put(CONFIG, _json(fields))
+
+
+def generation_config(sample: SampleConfig, end_of_text: int, padding: range) -> dict[str, Any]:
+    """The content of generation_config.json: the recipe's way of sampling, as the other side's `generate` has it.
+
+    Args:
+        padding: rows of the embedding that no token has, never to be drawn.
+    """
+    drawing = {
+        "do_sample": True,
+        "temperature": sample.temperature,
+        "top_k": sample.top_k or 0,
+        "top_p": sample.top_p or 1.0,
+    }
+    likeliest = {"do_sample": False} | ({"num_beams": sample.beam_size} if sample.beam_size else {})
+    return {
+        **(drawing if sample.temperature > 0 and sample.beam_size is None else likeliest),
+        "max_new_tokens": sample.max_new_tokens,
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_text,
+        "pad_token_id": end_of_text,
+        "decoder_start_token_id": end_of_text,  # of an encoder-decoder; others have no use for it
+        **({"suppress_tokens": list(padding)} if padding else {}),
+    }
+
+
+def card(run: Run, trained: TrainedModel) -> str:
+    """A page that says where the model comes from and how a text begins."""
+    config, tokenizer = run.config, trained.data.tokenizer
+    loss = run.record.result.get("val_loss") if trained.step == config.train.steps else None
+    score = f" Held-out loss {loss:.4f}." if loss is not None else ""
+    apart = (
+        ""
+        if config.model.cross_document_attention
+        else "\nDocuments were kept apart in training: give the model one document at a time, or mask the others.\n"
+    )
+    begins = (
+        f"A text begins with end-of-text (id {tokenizer.end_of_text}), which the tokenizer does not put there by itself"
+    )
+    how = 'tokenizer(tokenizer.bos_token + prompt, split_special_tokens=False, return_tensors="pt")'
+    if isinstance(trained.model, Seq2Seq):
+        begins = f"The tokenizer closes inputs with end-of-text (id {tokenizer.end_of_text}), as the model was trained"
+        how = 'tokenizer(input, return_tensors="pt")'
+    return f"""# {config.run}
+
+Trained by Manta for {trained.step:,} of {config.train.steps:,} steps.{score}
+
+{begins}:
+
+```python
+from transformers import {loader(trained)}, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+model = {loader(trained)}.from_pretrained(FOLDER)
+ids = {how}
+print(tokenizer.decode(model.generate(**ids)[0], skip_special_tokens=True))
+```
+{apart}"""
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, indent=2).encode()

@@ -1,0 +1,159 @@
+"""`manta generate`: text from a run's newest model, or from that of an exported folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from data.config import StoreConfig
+from data.errors import InputError
+from data.section import Section
+from data.tokens.tokenizer import Tokenizer
+from model.decoding.beam_search import beam_search
+from model.decoding.generate import generate as generate_ids
+from model.hf.convert import from_hf_config
+from model.seq2seq import Seq2Seq
+from model.transformer import Transformer
+from orchestrator.config.problems import field_problems, listed
+from orchestrator.config.recipe import RunConfig
+from orchestrator.config.recipe_file import apply_overrides
+from orchestrator.config.sections import SampleConfig
+from orchestrator.console import Console
+from orchestrator.errors import RecipeError
+from orchestrator.inference.hf_folder import HfFolder
+from orchestrator.inference.trained_model import TrainedModel, load_trained
+from orchestrator.run.run import open_run, reaching_storage
+
+TOGETHER = 64
+"""Prompts that are decoded at once; a file may have thousands."""
+
+
+class FolderSettings(Section):
+    """What of a recipe matters to a folder that has none."""
+
+    sample: SampleConfig = Field(default_factory=SampleConfig, description="Generated text.")
+    store: StoreConfig = Field(default_factory=StoreConfig, description="How to reach object storage.")
+
+
+def generate(config: RunConfig) -> None:
+    """Print what the model makes of the recipe's prompts, `sample.*` deciding how.
+
+    Raises:
+        UnknownRunError: there is no such run, or it has no checkpoint yet.
+    """
+    with reaching_storage(config) as config:
+        trained = load_trained(config, open_run(config))
+    print_samples(trained, config, Console())
+
+
+def generate_from(url: str, overrides: Sequence[str]) -> None:
+    """Print what the model of an exported folder makes of prompts; without any run.
+
+    Args:
+        url: path or URL of the folder.
+        overrides: `sample.NAME=VALUE` and `store.NAME=VALUE`, before what the folder's generation_config.json says.
+
+    Raises:
+        InputError: there is no such folder, or no counterpart of its model or its vocabulary.
+        RecipeError: values are out of range.
+    """
+    folder = HfFolder.open(url, folder_settings({}, overrides).store)
+    settings = folder_settings(folder.sampling(), overrides)
+    model, tokenizer = folder_model(folder)
+    texts = continuations(model, tokenizer, settings.sample)
+    _print(folder.url, texts, settings.sample, Console(), apart=isinstance(model, Seq2Seq))
+
+
+def folder_settings(sampling: dict[str, Any], overrides: Sequence[str]) -> FolderSettings:
+    """Settings of a folder with overrides in place.
+
+    Raises:
+        RecipeError: there are problems; all of them are in the message.
+    """
+    document: dict[str, Any] = {"sample": sampling}
+    problems = apply_overrides(document, overrides)
+    try:
+        settings = FolderSettings.model_validate(document)
+    except ValidationError as error:
+        problems += field_problems(error, FolderSettings)
+    if problems:
+        raise RecipeError(listed("manta generate --from", problems))
+    return settings
+
+
+def folder_model(folder: HfFolder) -> tuple[Transformer | Seq2Seq, Tokenizer]:
+    """The model and the vocabulary of a folder.
+
+    Raises:
+        InputError: they are not all there, or do not belong together.
+    """
+    shape, tokenizer = from_hf_config(folder.fields), folder.tokenizer()
+    if tokenizer is None:
+        raise InputError(f"{folder.url} has no tokenizer.json, so there is no text. Export the run again.")
+    if tokenizer.vocab_size > shape.vocab_size:
+        raise InputError(
+            f"{folder.url}: tokenizer.json has {tokenizer.vocab_size} ids and the model {shape.vocab_size} rows. "
+            "They are not of one model."
+        )
+    model = shape.build(tokenizer.end_of_text)
+    model.load_state_dict(folder.weights())
+    return model.eval(), tokenizer
+
+
+def print_samples(trained: TrainedModel, config: RunConfig, console: Console) -> None:
+    """A continuation of every prompt; without prompts, of nothing. Of an encoder-decoder, what it makes of them."""
+    job = trained.data.job
+    texts = continuations(trained.model, job.tokenizer, config.sample, job.reads_with)
+    title = f"step {trained.step}" + (", averaged weights" if trained.averaged else "")
+    _print(title, texts, config.sample, console, apart=isinstance(trained.model, Seq2Seq))
+
+
+def _print(title: str, texts: Sequence[str], sample: SampleConfig, console: Console, *, apart: bool) -> None:
+    """Every prompt with its text: on lines of their own where it is no continuation."""
+    for prompt, text in zip(sample.prompts or ("",), texts, strict=True):
+        console.rich.print(title, style="bold", markup=False, highlight=False)
+        end = "\n" if apart else ""
+        console.rich.print(prompt, style="bold", end=end, markup=False, highlight=False, soft_wrap=True)
+        console.rich.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def continuations(
+    model: Transformer | Seq2Seq, tokenizer: Tokenizer, sample: SampleConfig, reads_with: Tokenizer | None = None
+) -> Sequence[str]:
+    """The text generated after each of the prompts, or from each where the model is an encoder-decoder.
+
+    Args:
+        reads_with: tokenizer of an encoder's inputs; None: the same.
+
+    Raises:
+        InputError: a prompt is longer than an encoder reads.
+    """
+    inputs = [_read(prompt, model, reads_with or tokenizer) for prompt in sample.prompts or ("",)]
+    if sample.beam_size is not None:
+        decode = partial(beam_search, beam_size=sample.beam_size, length_penalty=sample.length_penalty)
+    else:
+        decode = partial(
+            generate_ids, temperature=sample.temperature, top_k=sample.top_k, top_p=sample.top_p, seed=sample.seed
+        )
+    end_of_text, vocab_limit = tokenizer.end_of_text, tokenizer.vocab_size
+    texts: list[str] = []
+    for start in range(0, len(inputs), TOGETHER):
+        some = inputs[start : start + TOGETHER]
+        written = decode(model, some, sample.max_new_tokens, end_of_text=end_of_text, vocab_limit=vocab_limit)
+        texts += [tokenizer.decode(ids) for ids in written]
+    return texts
+
+
+def _read(prompt: str, model: Transformer | Seq2Seq, tokenizer: Tokenizer) -> list[int]:
+    """A prompt as the model reads it: the beginning of a document, or an encoder's whole input."""
+    ids = tokenizer.encode(prompt).tolist()
+    if not isinstance(model, Seq2Seq):
+        return [tokenizer.end_of_text, *ids]
+    if len(ids) >= model.source_len:
+        raise InputError(
+            f"A prompt of {len(ids) + 1} tokens is longer than the model reads, {model.source_len}. Cut it."
+        )
+    return [*ids, tokenizer.end_of_text]

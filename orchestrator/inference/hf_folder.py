@@ -1,0 +1,117 @@
+"""A folder as `transformers` has them, in any store: what `manta export` writes and `--init-from` and `--from` read.
+
+config.json              what the model is
+model.safetensors        its weights; or several files, and model.safetensors.index.json
+tokenizer.json           its vocabulary; tokenizer_config.json tells AutoTokenizer how to use it
+generation_config.json   how to sample from it
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from data.config import StoreConfig
+from data.errors import InputError, ObjectNotFoundError, TokenizerError
+from data.stores.open import open_store
+from data.stores.store import Store
+from data.tokens.hf_tokenizer import read_tokenizer
+from data.tokens.tokenizer import Tokenizer
+from model.hf.convert import NoSuchModelError, from_hf_config, from_hf_weights
+
+CONFIG, WEIGHTS, WEIGHTS_INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+
+TOKENIZER, TOKENIZER_CONFIG, GENERATION_CONFIG = "tokenizer.json", "tokenizer_config.json", "generation_config.json"
+
+
+@dataclass(frozen=True)
+class HfFolder:
+    """A folder whose config.json describes a model that we have."""
+
+    store: Store
+    fields: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, url: str, config: StoreConfig) -> HfFolder:
+        """The folder at a path or URL.
+
+        Raises:
+            InputError: there is no such folder, or no counterpart of its model.
+        """
+        store = open_store(url, config)
+        try:
+            fields = json.loads(store.get(CONFIG))
+            from_hf_config(fields)
+        except ObjectNotFoundError:
+            raise InputError(
+                f"{store.url_of()} has no {CONFIG}. Name a folder that `manta export` or save_pretrained has written."
+            ) from None
+        except (ValueError, AttributeError) as error:
+            raise InputError(f"{store.url_of(CONFIG)}: {error}") from None
+        return cls(store, fields)
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return self.store.url_of()
+
+    def tokenizer(self) -> Tokenizer | None:
+        """The vocabulary of its tokenizer.json; None where there is none.
+
+        Raises:
+            TokenizerError: it gives other ids than any tokenizer of ours would.
+        """
+        try:
+            content = self.store.get(TOKENIZER)
+        except ObjectNotFoundError:
+            return None
+        try:
+            return read_tokenizer(content)
+        except TokenizerError as error:
+            raise TokenizerError(f"{self.store.url_of(TOKENIZER)}: {error}") from None
+
+    def sampling(self) -> dict[str, Any]:
+        """Fields of the recipe's `sample` that its generation_config.json speaks of."""
+        try:
+            found = json.loads(self.store.get(GENERATION_CONFIG))
+        except ObjectNotFoundError:
+            return {}
+        sample = {
+            "temperature": found.get("temperature") if found.get("do_sample") else 0.0,
+            "top_k": found.get("top_k") or None,  # both write 0 and 1 where nothing is left out
+            "top_p": found.get("top_p") if found.get("top_p") != 1 else None,
+            "max_new_tokens": found.get("max_new_tokens"),
+            "beam_size": found.get("num_beams") if found.get("num_beams") != 1 else None,
+        }
+        return {name: value for name, value in sample.items() if value is not None}
+
+    def weights(self) -> dict[str, Tensor]:
+        """Its weights under our names, float32.
+
+        Raises:
+            InputError: they are not there, not whole, or not those of the model that config.json describes.
+        """
+        try:
+            return from_hf_weights(from_hf_config(self.fields), self._tensors())
+        except ObjectNotFoundError as error:
+            raise InputError(
+                f"{error} Weights are read from {WEIGHTS} only, or the files that {WEIGHTS_INDEX} names: load the "
+                "model with transformers, and save it with save_pretrained."
+            ) from None
+        except (NoSuchModelError, SafetensorError) as error:
+            raise InputError(f"{self.url}: {error}") from None
+
+    def _tensors(self) -> dict[str, Tensor]:
+        names = {WEIGHTS}
+        if self.store.head(WEIGHTS_INDEX) is not None:
+            names = set(json.loads(self.store.get(WEIGHTS_INDEX))["weight_map"].values())
+        tensors: dict[str, Tensor] = {}
+        for name in sorted(names):
+            tensors |= load(self.store.get(name))
+        return tensors

@@ -1,0 +1,1 @@
+"""The cluster of a run: Ray itself, requests for nodes, and what is waited for."""

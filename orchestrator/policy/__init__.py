@@ -1,0 +1,1 @@
+"""Policies: observations in, decisions out. Pure."""

@@ -1,0 +1,117 @@
+"""Where the seconds went: bars whose parts are causes of the goodput ledger, and the table of their numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+
+from orchestrator.report.format import duration, percent
+from orchestrator.report.page import cell, entry, figure, key, row, table
+from orchestrator.report.svg import Size, esc, svg, tag, words
+from orchestrator.run.goodput import CAUSES
+
+REST = "not accounted for"
+"""What wall time has beyond all causes, where that is more than rounding."""
+
+MEANINGS = {
+    "training": "forward, backward, all-reduce, update",
+    "data_wait": "the loop waited for micro-batches",
+    "compile": "first step of a compiled model",
+    "snapshot": "state copied into the node's memory",
+    "checkpoint": "the loop waited for object storage",
+    "evaluation": "training stood still to evaluate",
+    "startup": "from the command to the loop",
+    "detection": "from a failure to its being noticed",
+    "restart": "from its being noticed to the loop",
+    "replay": "steps done again that a failure had lost",
+    "shutdown": "from the loop's end to the command's",
+    "idle": "between two attempts",
+    REST: "the rest of wall time",
+}
+
+BAR, ROUNDING = 40.0, 0.001
+"""Height of a bar in pixels; a part of wall time less than which is no rest."""
+
+
+def seconds_of(goodput: Mapping[str, float]) -> dict[str, float]:
+    """Seconds by cause, those of more than nothing, in the ledger's order; they add up to wall time, or to their sum.
+
+    Args:
+        goodput: as `describe` has it: `training_s` and so on, and `wall_s`.
+    """
+    seconds = {cause: float(goodput.get(f"{cause}_s") or 0.0) for cause in CAUSES}
+    wall = float(goodput.get("wall_s") or 0.0)
+    rest = wall - sum(seconds.values())
+    seconds[REST] = rest if rest > ROUNDING * wall else 0.0
+    return {cause: each for cause, each in seconds.items() if each > 0}
+
+
+def bar(name: str, title: str, seconds: Mapping[str, float], size: Size) -> str:
+    """Seconds as parts of one bar of the chart's whole width; "" where there are none."""
+    total = sum(seconds.values())
+    if not total > 0:
+        return ""
+    # Edges, not widths, are rounded: so the parts fill the bar exactly.
+    edges = [0.0, *(round(size.width * until / total, 1) for until in accumulate(seconds.values()))]
+    drawn = []
+    for (cause, each), start, end in zip(seconds.items(), edges, [*edges[1:], size.width], strict=False):
+        told = f"{cause.replace('_', ' ')}: {duration(each)}, {percent(each / total)}"
+        box = tag("rect", x=start, y=0.0, width=end - start, height=BAR, class_=f"cause {css(cause)}")
+        name_of = cause.replace("_", " ")
+        fits = [text for text in (f"{name_of} {percent(each / total)}", name_of) if end - start > 10 + 6.6 * len(text)]
+        text = words((start + end) / 2, BAR / 2 + 4, fits[0], "on mid") if fits else ""
+        drawn.append(tag("g", tag("title", esc(told)), box, text, class_="mark"))
+    told = ", ".join(f"{cause.replace('_', ' ')} {percent(each / total)}" for cause, each in seconds.items())
+    return svg(f"{name}-{size.name}", title, f"{duration(total)}: {told}.", size.width, BAR, *drawn)
+
+
+def bars(goodput: Mapping[str, float], sizes: Sequence[tuple[str, Size]]) -> str:
+    """The bar of all seconds, one of those that were neither training nor pauses, a legend and a table.
+
+    Args:
+        sizes: each with the class that shows it where it fits.
+    """
+    seconds = seconds_of(goodput)
+    if not seconds:
+        return ""
+    rest = {cause: each for cause, each in seconds.items() if cause not in ("training", "idle")}
+    drawn = []
+    for css_class, size in sizes:
+        whole = bar("seconds", "Where all seconds went", seconds, size)
+        other = ""
+        if rest != seconds:
+            other = bar("overhead", "Where the seconds went that were neither training nor pauses", rest, size)
+        parts = [tag("p", esc(f"All: {duration(sum(seconds.values()))}"), class_="bar-name"), figure(whole)]
+        if other:
+            named = f"All but training and pauses, enlarged: {duration(sum(rest.values()))}"
+            parts += [tag("p", esc(named), class_="bar-name"), figure(other)]
+        drawn.append(tag("div", *parts, class_=css_class))
+    total = sum(seconds.values())
+    rows, legend = [], []
+    for cause, each in seconds.items():
+        name = cause.replace("_", " ")
+        square = f'<rect x="8" width="14" height="14" rx="3" class="cause {css(cause)}"/>'
+        legend.append(entry(square, "", f"{name} {duration(each)} ({percent(each / total)})"))
+        rows.append(
+            row(
+                cell(name),
+                cell(f"{each:,.1f}", each, number=True),
+                cell(percent(each / total), each, number=True),
+                cell(MEANINGS[cause], wide=True),
+            )
+        )
+    rows.append(
+        row(
+            cell("wall"),
+            cell(f"{total:,.1f}", total, number=True),
+            cell("100 %", total, number=True),
+            cell("their sum"),
+        )
+    )
+    numbers = table(("cause", "seconds", "share", "what it is"), rows, (1, 2))
+    return "".join([*drawn, key(*legend), tag("div", numbers, class_="scroll")])
+
+
+def css(cause: str) -> str:
+    """The class that colours a cause."""
+    return "c-rest" if cause == REST else f"c-{cause.replace('_', '-')}"

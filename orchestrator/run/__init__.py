@@ -1,0 +1,1 @@
+"""What a run is: record, fence, checkpoints, ledgers, summary. Imports neither Ray nor torch."""

@@ -1,0 +1,49 @@
+"""At which steps trials report and the scheduler decides. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
+
+from orchestrator.sweep.spec import Sweep
+
+GRACE_SHARE, PBT_SHARE, REPORTS = 9, 12, 16
+"""Part of a run before the first rung, and between two moves of pbt; reports of a trial, where nothing else is said."""
+
+
+def grace_steps(sweep: Sweep) -> int:
+    """Steps before which no trial is stopped; with pbt, steps from one move to the next."""
+    scheduler = sweep.spec.scheduler
+    share = PBT_SHARE if scheduler.name == "pbt" else GRACE_SHARE
+    return scheduler.grace_steps or max(1, sweep.steps // share)
+
+
+def rungs(sweep: Sweep) -> list[int]:
+    """Steps before the last at which the scheduler decides; empty where it decides at every report."""
+    scheduler, grace = sweep.spec.scheduler, grace_steps(sweep)
+    if scheduler.name in ("asha", "hyperband"):
+        powers = takewhile(lambda step: step < sweep.steps, (grace * scheduler.factor**power for power in range(64)))
+        return sorted({int(-(-step // 1)) for step in powers})
+    if scheduler.name == "pbt":
+        return list(range(grace, sweep.steps, grace))
+    return []
+
+
+def milestones(sweep: Sweep) -> list[int]:
+    """Steps after which a trial reports, the last step among them."""
+    if sweep.spec.metric == "val_loss":
+        every = sweep.base.eval.every_steps
+        return [*(range(every, sweep.steps, every) if every else ()), sweep.steps]
+    every = sweep.spec.report_every or max(1, sweep.steps // REPORTS)
+    return sorted({*range(every, sweep.steps, every), *rungs(sweep), sweep.steps})
+
+
+def mean_loss(losses: Mapping[int, float | None], step: int, window: int) -> float | None:
+    """Mean of the losses of the `window` steps up to `step`, as far as they are known; None where none is."""
+    known = [loss for at in range(step - window + 1, step + 1) if (loss := losses.get(at)) is not None]
+    return sum(known) / len(known) if known else None
+
+
+def due(milestones_left: Sequence[int], step: int) -> list[int]:
+    """Those of the milestones that have been reached with `step`."""
+    return [mark for mark in milestones_left if mark <= step]

@@ -1,0 +1,243 @@
+"""A sweep as a page to look at: one file of HTML that needs nothing else, made of the sweep's summary alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orchestrator.report.format import clock, duration, is_number, label
+from orchestrator.report.page import cell, figure, legend, page, row, section, switch, table, tiles
+from orchestrator.report.svg import esc, tag
+from orchestrator.sweep.report.facts import Facts, Summary, Trial, config_text, read
+from orchestrator.sweep.report.importance import FEWEST, LIMITS, METHOD, importance
+from orchestrator.sweep.report.parallel import ancestry, parallel
+from orchestrator.sweep.report.plots import bars, best_curve, best_so_far, curves, scatter, timeline
+
+SIGNS = {"finished": "●", "running": "▶", "pending": "…", "stopped": "○", "failed": "✕"}
+"""Beside the word, so that a status is found at a glance without its colour."""
+
+
+def html(summary: Summary) -> str:
+    """The report. Whatever is in the summary is shown as text; what it does not have is left out."""
+    facts, metric = read(summary), str(summary.get("metric") or "loss")
+    began = summary.get("started_at")
+    groups = [f"{facts.main.short} {label(value)}" for value in facts.main.values] if facts.main else []
+    parts = [
+        _header(summary, facts),
+        _tiles(summary, facts),
+        _winner(summary, facts, metric),
+        section(
+            "All learning curves",
+            switch("curve-axis", figure(curves(facts, metric, False)), figure(curves(facts, metric, True))),
+            legend(groups, lines=True) if facts.trials else "",
+            note="Every trial saw the same batches in the same order. Point at a curve to find its trial everywhere.",
+        )
+        if any(trial.curve for trial in facts.trials)
+        else "",
+        _against(facts, metric, groups),
+        section(
+            "Every trial over all fields",
+            figure(parallel(facts, metric), legend(groups, lines=True)) if parallel(facts, metric) else "",
+            note="A line a trial; it is broken at a field that does not count for the trial.",
+        ),
+        _mattered(facts),
+        _rungs(summary, facts, began),
+        section(
+            "Who went on from whose state",
+            figure(ancestry(facts)),
+            note="An arrow ends at the trial that took over the other one's state, at the step it was taken from.",
+        ),
+        _trials(facts),
+    ]
+    return page(f"Sweep {summary.get('sweep', '')}", *parts)
+
+
+def _header(summary: Summary, facts: Facts) -> str:
+    status = str(summary.get("status") or "")
+    badge = tag("span", esc(status), class_=f"badge {status if status.isalpha() else ''}")
+    counts = ", ".join(f"{count} {status}" for status, count in facts.counts().items())
+    told = f"{len(facts.trials)} trials{': ' + counts if counts else ''}. "
+    told += f"Searcher {summary.get('searcher')}, scheduler {summary.get('scheduler')}, by {summary.get('metric')}."
+    when = [f"Started {clock(summary.get('started_at'))}"]
+    when += [f"ended {clock(summary.get('ended_at'))}"] if summary.get("ended_at") else []
+    attempts = summary.get("attempts") or 1
+    when += [f"in {attempts} attempts"] if attempts > 1 else []
+    message = tag("p", esc(summary["message"])) if summary.get("message") else ""
+    parts = tag("h1", "Sweep ", esc(summary.get("sweep", "")), badge), tag("p", esc(told)), message
+    return tag("header", *parts, tag("p", esc(", ".join(when) + "."), class_="soft"))
+
+
+def _tiles(summary: Summary, facts: Facts) -> str:
+    cost: dict[str, Any] = summary.get("cost") or {}
+    tokens: dict[str, Any] = summary.get("tokenized") or {}
+    best = summary.get("best") or {}
+    began, ended = summary.get("started_at"), summary.get("ended_at")
+    told = []
+    if is_number(best.get("loss")):
+        told.append((f"{best['loss']:.4f}", f"best {summary.get('metric')}, trial {best.get('id')}"))
+    if cost.get("steps_of_all"):
+        spent = f"{cost['steps']:,} of the {cost['steps_of_all']:,} steps of all trials to the end"
+        told.append((f"{cost['share']:.0%}", f"of the full cost: {spent}"))
+    told.append((duration(float(cost.get("worker_s") or 0.0)), "of workers' time"))
+    if began is not None and ended is not None:
+        told.append((duration(ended - began), "from start to end"))
+    if tokens.get("units"):
+        times = "each once" if tokens["tokenized"] + tokens["cached"] == tokens["units"] else "NOT each once"
+        text = f"units tokenized by this sweep, {times}; {tokens['cached']} were there already"
+        told.append((f"{tokens['tokenized']} of {tokens['units']}", text))
+    return tiles(told)
+
+
+def _winner(summary: Summary, facts: Facts, metric: str) -> str:
+    best = summary.get("best")
+    if not best:
+        return section("Best curve", tag("p", "No trial has come far enough to be the best.", class_="none"))
+    trial = facts.best
+    fields = facts.fields
+    told = config_text(trial, fields) if trial else "  ".join(f"{k}={label(v)}" for k, v in best["config"].items())
+    parts = [
+        tag(
+            "p",
+            "Trial ",
+            tag("b", esc(best["id"])),
+            ", run ",
+            tag("code", esc(best["run"])),
+            ": ",
+            tag("code", esc(told)),
+        )
+    ]
+    if best.get("recipe"):
+        train = f"manta train {best['recipe']}"
+        parts.append(
+            tag(
+                "p",
+                "Its recipe: ",
+                tag("code", esc(best["recipe"])),
+                ". Take it from there with ",
+                tag("code", esc(train)),
+            )
+        )
+    charts = [figure(best_curve(facts, metric)), figure(best_so_far(facts, metric, summary.get("started_at")))]
+    return section("Best curve", *parts, tag("div", *charts, class_="two") if any(charts) else "")
+
+
+def _against(facts: Facts, metric: str, groups: list[str]) -> str:
+    numeric = [field for field in facts.fields if field.is_numeric]
+    # Fields that every trial has come first: of them there is most to see.
+    numeric.sort(key=lambda field: (bool(field.when), facts.fields.index(field)))
+    charts = [(field, scatter(facts, field, metric, number)) for number, field in enumerate(numeric)]
+    shown = [figure(chart) for _, chart in charts if chart]
+    if not shown:
+        return ""
+    by = f" by {facts.main.short}" if facts.main else ""
+    first, others = shown[0], shown[1:]
+    return section(
+        f"Loss against each number{by}",
+        first,
+        tag("div", *others, class_="two") if others else "",
+        legend(groups, lines=False),
+        note="The loss of each trial at the last step it did; of one stopped early, that is an earlier step.",
+    )
+
+
+def _mattered(facts: Facts) -> str:
+    found = importance(facts)
+    if found.step is None or found.trials < FEWEST:
+        few = f"{found.trials} trials have finished or were stopped; {FEWEST} are needed to say anything."
+        return section("Which fields mattered", tag("p", esc(few), class_="none")) if facts.fields else ""
+    left = f" {found.failed} failed and are left out." if found.failed else ""
+    compared = f"{found.trials} trials compared at step {found.step}.{left}"
+    return section(
+        "Which fields mattered",
+        figure(bars(found)),
+        tag("p", tag("b", "How: "), esc(METHOD), class_="soft"),
+        tag("p", tag("b", "Limits: "), esc(LIMITS), class_="soft"),
+        note=compared,
+    )
+
+
+def _rungs(summary: Summary, facts: Facts, began: float | None) -> str:
+    rungs = summary.get("rungs") or []
+    total = sum(float(rung["worker_s"]) for rung in rungs) or 1.0
+    rows, before = [], 0
+    for rung in rungs:
+        share = float(rung["worker_s"]) / total
+        bar = '<svg viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true" style="width:160px;height:12px">'
+        bar += '<rect width="100" height="10" class="track"/>'
+        bar += f'<rect width="{100 * share:.1f}" height="10" class="bar"/></svg>'
+        rows.append(
+            row(
+                cell(f"{before} to {rung['step']}", rung["step"]),
+                cell(rung["trials"], number=True),
+                cell(rung["stopped"], number=True),
+                cell(duration(float(rung["worker_s"])), rung["worker_s"], number=True),
+                cell(f"{share:.0%}", share, number=True),
+                tag("td", bar),
+            )
+        )
+        before = rung["step"]
+    heads = ("steps", "trials that came", "stopped there", "workers' time", "of all", "")
+    costs = tag("div", table(heads, rows, numbers=(1, 2, 3, 4)), class_="scroll") if rows else ""
+    return section(
+        "Time and cost", costs, figure(timeline(facts, began)), note="Workers' time by rung, and when each trial ran."
+    )
+
+
+def _trials(facts: Facts) -> str:
+    names = [f.short for f in facts.fields]
+    heads = [
+        "trial",
+        "status",
+        "loss",
+        "step",
+        *names,
+        "reason",
+        "went on from",
+        "workers",
+        "workers' time",
+        "start-up",
+    ]
+    heads.append("run")
+    numbers = [
+        2,
+        3,
+        *(4 + n for n, f in enumerate(facts.fields) if f.is_numeric),
+        *range(len(heads) - 4, len(heads) - 1),
+    ]
+    rows = [_trial_row(trial, facts) for trial in facts.trials]
+    if not rows:
+        return section("All trials", tag("p", "There is none yet.", class_="none"))
+    return section("All trials", tag("div", table(heads, rows, numbers, "sorted"), class_="scroll"), is_long=True)
+
+
+def _trial_row(trial: Trial, facts: Facts) -> str:
+    cells = [
+        cell(trial.id + (" ★ best" if trial.is_best else ""), trial.id),
+        cell(f"{SIGNS.get(trial.status, '?')} {trial.status}", trial.status),
+        cell("" if trial.loss is None else f"{trial.loss:.4f}", trial.loss, number=True),
+        cell(f"{trial.step} of {trial.steps}", trial.step, number=True),
+    ]
+    for field in facts.fields:
+        value = field.of(trial)
+        text = (
+            tag("span", "-", class_="none", title="does not count for this trial")
+            if value is None
+            else esc(label(value))
+        )
+        sort_by = value if is_number(value) else None
+        cells.append(
+            tag(
+                "td",
+                text,
+                class_="n" if field.is_numeric else "",
+                data_v=repr(sort_by) if sort_by is not None else None,
+            )
+        )
+    cells += [
+        tag("td", esc(trial.reason), class_="wide" if trial.reason else ""),
+        cell(f"{trial.donor[0]} at step {trial.donor[1]}" if trial.donor else ""),
+        cell(trial.workers, number=True),
+        cell(duration(trial.worker_s), trial.worker_s, number=True),
+        cell(duration(trial.first_step_s), trial.first_step_s, number=True),
+        cell(trial.run),
+    ]
+    return tag("tr", *cells, class_="best" if trial.is_best else "", data_trial=trial.id)

@@ -1,0 +1,1 @@
+"""The worker group, on the controller's side. Imports no torch."""

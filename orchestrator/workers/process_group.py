@@ -1,0 +1,131 @@
+"""The torch process group of a worker group, as a Ray Train backend, and how a worker gets out of one.
+
+Ray's own `TorchConfig` does the same, but importing it imports torch, on which both the driver and the controller
+would spend seconds at every start for nothing. This one imports torch in the workers alone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from ray.train.backend import Backend, BackendConfig
+
+from cluster.ray_nodes import address_and_port
+
+
+@dataclass
+class ProcessGroupConfig(BackendConfig):
+    """NCCL among GPU workers, Gloo among CPU workers.
+
+    Attributes:
+        timeout_s: seconds after which a collective that does not end is an error.
+    """
+
+    use_gpu: bool = False
+    timeout_s: float = 1800.0
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        """The class Ray Train calls."""
+        return ProcessGroup
+
+
+class ProcessGroup(Backend):
+    """Joins all workers of a group into one process group when it starts; each leaves it by `leave_group`."""
+
+    share_cuda_visible_devices = True
+
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        """Called by the controller once the workers are up."""
+        import ray
+
+        assert isinstance(backend_config, ProcessGroupConfig)
+        address, port = worker_group.execute_single(0, address_and_port)
+        world_size = len(worker_group)
+        backend = "nccl" if backend_config.use_gpu else "gloo"
+        ray.get(
+            [
+                worker_group.execute_single_async(
+                    rank, join_group, backend, f"tcp://{address}:{port}", rank, world_size, backend_config.timeout_s
+                )
+                for rank in range(world_size)
+            ]
+        )
+
+
+_TORN_CONNECTION = re.compile(r"gloo|Connection (closed|reset) by peer|NCCL", re.IGNORECASE)
+
+
+def is_torn_connection(error: BaseException) -> bool:
+    """Whether a collective failed because a rank is gone: what the error says, in Gloo's words or NCCL's."""
+    return isinstance(error, RuntimeError) and _TORN_CONNECTION.search(str(error)) is not None
+
+
+_gloo_ports: set[int] = set()
+"""Ports at which the ranks of this process's group listen for each other; empty without Gloo."""
+
+
+def join_group(backend: str, init_method: str, rank: int, world_size: int, timeout_s: float) -> None:
+    """Make this process the group's `rank`; returns when all ranks have come.
+
+    Raises:
+        torch.distributed.DistError: not all came within `timeout_s`.
+    """
+    from datetime import timedelta
+
+    import torch.distributed as dist
+
+    before = set(_listening_ports())
+    dist.init_process_group(
+        backend, init_method=init_method, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s)
+    )
+    _gloo_ports.clear()
+    if backend == "gloo":
+        of_all: list[list[int]] = [[]] * world_size
+        dist.all_gather_object(of_all, sorted(set(_listening_ports()) - before))
+        _gloo_ports.update(port for ports in of_all for port in ports)
+
+
+def leave_group() -> None:
+    """Take this process out of its group, so that every rank that waits for it fails at once instead of at a timeout.
+
+    DDP keeps the group alive behind the back of `destroy_process_group`, and its connections with it: a rank that waits
+    for one that waits for one that died would go on waiting. So they are shut down here, which also ends whatever
+    this process itself still waits for.
+    """
+    import torch.distributed as dist
+
+    for connection in _sockets():
+        with connection, suppress(OSError):
+            if {connection.getsockname()[1], connection.getpeername()[1]} & _gloo_ports:
+                connection.shutdown(socket.SHUT_RDWR)
+    _gloo_ports.clear()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _listening_ports() -> Iterator[int]:
+    for each in _sockets():
+        with each:
+            if each.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                yield each.getsockname()[1]
+
+
+def _sockets() -> Iterator[socket.socket]:
+    """This process's TCP sockets, each by another descriptor, for the caller to close."""
+    for name in os.listdir("/dev/fd"):
+        with suppress(OSError):  # closed by now
+            if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                continue
+            found = socket.socket(fileno=os.dup(int(name)))
+            if found.family in (socket.AF_INET, socket.AF_INET6) and found.type == socket.SOCK_STREAM:
+                yield found
+            else:
+                found.close()

@@ -1,0 +1,142 @@
+"""A driver that `test_kuberay_provider.py` tells what to want: a line of JSON in, a line of JSON out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+ROOT = Path(__file__).parents[3]
+
+
+class Driver:
+    """The process, as tests see it. A context manager."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            env={**inherited, "PYTHONPATH": str(ROOT), **environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def hold(self, count: int, **resources: float) -> None:
+        """Have so many actors more, which are started again where they die; they need not have a place yet."""
+        self._order("hold", count, resources)
+
+    def placed(self) -> list[str]:
+        """The pods of the actors that have a place and answer at this moment, in the order they were asked for."""
+        return self._order("placed")
+
+    def drop(self, pod: str) -> None:
+        """End the actor that was placed on that pod."""
+        self._order("drop", pod)
+
+    def want(self, *bundles: Mapping[str, float]) -> None:
+        """Wait for these places, all at once, and for no others."""
+        self._order("want", [bundles] if bundles else [])
+
+    def alive(self) -> dict[str, int]:
+        """Nodes that are there, by group."""
+        return self._order("nodes", True)
+
+    def idle_s(self, group: str) -> list[float]:
+        """Seconds for which each node of a group that is there has had nothing to do."""
+        return self._order("idle", group)
+
+    def ended(self) -> dict[str, int]:
+        """Nodes that have ended, by why."""
+        return self._order("nodes", False)
+
+    def _order(self, *order: Any) -> Any:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        print(json.dumps(order), file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline()
+        assert answer, f"the driver ended over {order}"
+        return json.loads(answer)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.__exit__(kind, error, traceback)
+
+
+def main() -> None:
+    """Follow orders until there are no more."""
+    import ray
+    from ray.core.generated.common_pb2 import NodeDeathInfo
+
+    from cluster.autoscaler_state import look
+    from cluster.demand import PlacementGroupDemand
+
+    def pod() -> str:
+        return os.environ["RAY_CLOUD_INSTANCE_ID"]
+
+    def needing(resources: Mapping[str, float]) -> dict[str, Any]:
+        own = dict(resources)
+        return {"num_cpus": own.pop("CPU", 0), "num_gpus": own.pop("GPU", 0), "resources": own}
+
+    class Held:
+        def pod(self) -> str:
+            return pod()
+
+    held: list[Any] = []
+    pods: dict[str, Any] = {}
+
+    def hold(count: int, resources: Mapping[str, float]) -> None:
+        held.extend(ray.remote(max_restarts=-1, **needing(resources))(Held).remote() for _ in range(count))
+
+    def placed() -> list[str]:
+        asked = {actor.pod.remote(): actor for actor in held}
+        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=0.5)
+        pods.clear()
+        for answer, actor in asked.items():
+            with suppress(ray.exceptions.RayActorError):
+                if answer in answered:
+                    pods[ray.get(answer)] = actor
+        return list(pods)
+
+    def nodes(alive: bool) -> Counter[str]:
+        said = [node for node in ray.nodes() if node["Alive"] == alive]
+        if alive:
+            return Counter(node["Labels"]["ray.io/node-group"] for node in said)
+        return Counter(NodeDeathInfo.Reason.Name(node["DeathReason"]) for node in said)
+
+    def drop(pod: str) -> None:
+        held.remove(pods[pod])
+        ray.kill(pods.pop(pod))
+
+    def idle(group: str) -> list[float]:
+        state = look(ray.get_runtime_context().gcs_address)
+        return [node.idle_s for node in state.nodes if node.group == group]
+
+    groups = PlacementGroupDemand("wanted")
+
+    def want(wanted: list[list[Mapping[str, float]]]) -> None:
+        groups.want([tuple(bundles) for bundles in wanted])
+
+    orders = {"hold": hold, "placed": placed, "drop": drop, "nodes": nodes, "idle": idle, "want": want}
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # Ray says things on stdout
+    ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    for line in sys.stdin:
+        order, *arguments = json.loads(line)
+        print(json.dumps(orders[order](*arguments)), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

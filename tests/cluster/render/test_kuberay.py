@@ -1,0 +1,347 @@
+"""Rendered manifests: what KubeRay's CRDs take, what Ray's autoscaler makes of them, what must hold for any spec."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cluster.errors import ClusterError
+from cluster.node_environment import HEALTH_CHECK
+from cluster.render.kuberay import RAY_VERSION, SPOT, manifests, object_name, ray_cluster, ray_job
+from cluster.render.kuberay_comments import COMMENTS
+from cluster.render.yaml import dump_all
+from cluster.spec import GROUP_LABEL, MARKET_LABEL, ClusterSpec, bytes_of
+from tests.cluster.specs import cluster_specs
+
+ROOT = Path(__file__).parents[3]
+CRDS = ROOT.parent / "shared" / "kuberay" / "crds"
+RECIPE = "run: first\nstorage: s3://bucket/manta\n"
+
+some = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+few = settings(some, max_examples=6)
+
+
+def strict(schema: Any, *, top: bool = True) -> Any:
+    """The schema with unknown fields refused, which Kubernetes drops without a word."""
+    if isinstance(schema, list):
+        return [strict(each, top=False) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {name: strict(each, top=False) for name, each in schema.items()}
+    if isinstance(made.get("properties"), dict) and top:
+        made["properties"]["metadata"] = {"type": "object"}  # every object's own, which is not the CRD's to describe
+    kept = made.get("x-kubernetes-preserve-unknown-fields") or made.get("additionalProperties")
+    if made.get("type") == "object" and not kept:
+        made["additionalProperties"] = False
+    return made
+
+
+@functools.cache
+def validator(kind: str) -> jsonschema.Draft202012Validator:
+    """Holds an object to the CRD of its kind, with nothing in it that the CRD does not know."""
+    if not CRDS.is_dir():
+        pytest.skip(f"KubeRay's CRDs are not at {CRDS}")
+    crd = yaml.load((CRDS / f"ray.io_{kind.lower()}s.yaml").read_text(), Loader=yaml.CSafeLoader)
+    [version] = [each for each in crd["spec"]["versions"] if each["name"] == "v1"]
+    return jsonschema.Draft202012Validator(strict(version["schema"]["openAPIV3Schema"]))
+
+
+def pods(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """The `spec` of the head's pods and of each group's."""
+    cluster = manifest["spec"].get("rayClusterSpec", manifest["spec"])
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    return [group["template"]["spec"] for group in groups]
+
+
+def variables(pod: dict[str, Any]) -> dict[str, Any]:
+    """What its container finds in the environment; a dictionary for what comes from a secret."""
+    return {each["name"]: each.get("value", each.get("valueFrom")) for each in pod["containers"][0]["env"]}
+
+
+def spec_of(**fields: Any) -> ClusterSpec:
+    usual = {"cluster": "night", "image": "registry/manta:1", "groups": [{"name": "train", "max": 3}]}
+    return ClusterSpec.model_validate(usual | fields)
+
+
+class TestCrds:
+    @some
+    @given(cluster_specs())
+    def test_a_cluster_of_any_spec_is_what_the_crd_says(self, spec: ClusterSpec) -> None:
+        validator("RayCluster").validate(ray_cluster(spec))
+
+    @some
+    @given(cluster_specs())
+    def test_a_job_of_any_spec_is_what_the_crd_says(self, spec: ClusterSpec) -> None:
+        validator("RayJob").validate(ray_job(spec, "mine", spec.store.url))
+
+    @pytest.mark.parametrize(
+        "path", [("terminationGracePeriodSecond",), ("containers", 0, "imag"), ("volumes", 0, "emptyDir", "size")]
+    )
+    def test_a_name_that_the_crd_does_not_know_is_refused(self, path: tuple[str | int, ...]) -> None:
+        manifest = ray_cluster(spec_of())
+        place: Any = pods(manifest)[1]
+        for step in path[:-1]:
+            place = place[step]
+        place[path[-1]] = "1"
+        with pytest.raises(jsonschema.ValidationError, match="Additional properties are not allowed"):
+            validator("RayCluster").validate(manifest)
+
+    def test_a_value_that_the_crd_does_not_allow_is_refused(self) -> None:
+        manifest = ray_cluster(spec_of())
+        manifest["spec"]["autoscalerOptions"]["version"] = "v3"
+        with pytest.raises(jsonschema.ValidationError, match="'v3' is not one of"):
+            validator("RayCluster").validate(manifest)
+
+
+class TestRaysAutoscaler:
+    @some
+    @given(cluster_specs())
+    def test_it_derives_the_node_types_that_the_spec_asks_for(self, spec: ClusterSpec) -> None:
+        from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+
+        config = _derive_autoscaling_config_from_ray_cr(ray_cluster(spec))
+        types = config["available_node_types"]
+        assert list(types) == ["headgroup", *(group.name for group in spec.groups)]
+        assert types["headgroup"]["resources"]["CPU"] == 0 and "GPU" not in types["headgroup"]["resources"]
+        assert config["max_workers"] == sum(group.max for group in spec.groups)
+        assert spec.idle_timeout_s <= config["idle_timeout_minutes"] * 60 <= spec.idle_timeout_s + 1
+        for group in spec.groups:
+            found = types[group.name]
+            assert (found["min_workers"], found["max_workers"]) == (group.min, group.max)
+            expected = {"CPU": group.cpus, "memory": bytes_of(group.memory), **group.resources}
+            assert found["resources"] == expected | ({"GPU": group.gpus} if group.gpus else {})
+            market = "spot" if group.spot else "on-demand"
+            assert found["labels"] == {**group.labels, GROUP_LABEL: group.name, MARKET_LABEL: market}
+
+    def test_v2_of_it_takes_what_it_derives(self) -> None:
+        from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+        from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+
+        spec = spec_of(groups=[{"name": "train", "max": 3, "min": 1, "gpus": 2, "resources": {"fast_disk": 1}}])
+        derived = _derive_autoscaling_config_from_ray_cr(ray_cluster(spec))
+        types = AutoscalingConfig(derived, skip_content_hash=True).get_node_type_configs()
+        assert types["train"].resources == {"CPU": 2, "GPU": 2, "memory": 4 << 30, "fast_disk": 1}
+        assert (types["train"].min_worker_nodes, types["train"].max_worker_nodes) == (1, 3)
+
+
+class TestContract:
+    """What is taken for granted of Ray by name. Each failure names what an upgrade has changed."""
+
+    def test_the_version_is_the_one_that_is_pinned(self) -> None:
+        import ray
+
+        assert ray.__version__ == RAY_VERSION
+        assert f'"ray[data,train,tune,default]=={RAY_VERSION}"' in (ROOT / "pyproject.toml").read_text()
+
+    def test_labels_are_the_ones_that_ray_keeps(self) -> None:
+        import ray
+
+        assert ray._raylet.RAY_NODE_MARKET_TYPE_KEY == MARKET_LABEL
+        assert ray._raylet.RAY_NODE_GROUP_KEY == GROUP_LABEL
+
+    def test_probes_ask_where_ray_answers(self) -> None:
+        import inspect
+
+        from ray._private import ray_constants
+        from ray.dashboard.modules.reporter import healthz_agent
+
+        probe = pods(ray_cluster(spec_of()))[1]["containers"][0]["livenessProbe"]["httpGet"]
+        assert probe["port"] == ray_constants.DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
+        assert f'"{probe["path"]}"' in inspect.getsource(healthz_agent)
+
+    def test_variables_are_read_under_these_names(self) -> None:
+        import inspect
+
+        from ray import _config
+        from ray._private import ray_constants
+        from ray.dashboard.modules.job import job_supervisor
+
+        for name in HEALTH_CHECK:
+            assert hasattr(_config, name.removeprefix("RAY_")), name
+        assert '"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"' in inspect.getsource(ray_constants)
+        assert '"RAY_JOB_STOP_WAIT_TIME_S"' in inspect.getsource(job_supervisor)
+
+
+class TestOperator:
+    """What KubeRay's operator refuses, or would set by itself, beyond what its CRDs say."""
+
+    @some
+    @given(cluster_specs())
+    def test_nothing_is_said_twice(self, spec: ClusterSpec) -> None:
+        cluster = ray_cluster(spec)["spec"]
+        for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+            counted = {"num-cpus", "num-gpus", "memory", "resources"} & group["rayStartParams"].keys()
+            assert not (counted and group.get("resources")), "resources in rayStartParams and beside it"
+            assert "labels" not in group["rayStartParams"]
+            pod = group["template"]["spec"]
+            assert "restartPolicy" not in pod, "the autoscaler's v2 takes Never, which the operator sets"
+            names = [each["name"] for each in pod["containers"][0]["env"]]
+            assert len(names) == len(set(names)) and "RAY_enable_autoscaler_v2" not in names
+
+    def test_what_waits_in_a_queue_is_suspended_and_cleaned_up(self) -> None:
+        job = ray_job(spec_of(kubernetes={"queue": "gpus"}), "mine")
+        assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
+        assert job["metadata"]["annotations"] == {"kueue.x-k8s.io/elastic-job": "true"}
+        assert job["spec"]["suspend"] is True and job["spec"]["shutdownAfterJobFinishes"] is True
+        assert "suspend" not in ray_job(spec_of(), "mine")["spec"]
+
+
+class TestReclaims:
+    @some
+    @given(cluster_specs())
+    def test_a_pod_has_longer_than_its_drain_and_a_try_waits_longer_than_that(self, spec: ClusterSpec) -> None:
+        job = ray_job(spec, "mine")
+        graces = {pod["terminationGracePeriodSeconds"] for pod in pods(job)}
+        [grace] = graces
+        for pod in pods(job):
+            assert float(variables(pod)["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]) + 20 < grace
+        assert int(variables(pods(job)[0])["RAY_JOB_STOP_WAIT_TIME_S"]) >= spec.grace_s
+        words = shlex.split(job["spec"]["entrypoint"])
+        from orchestrator.run.fence import PRESUMED_DEAD_S
+
+        assert int(words[words.index("--patience") + 1].removesuffix("s")) > grace + PRESUMED_DEAD_S
+
+    @some
+    @given(cluster_specs())
+    def test_heads_and_groups_that_may_not_be_reclaimed_keep_off_spot_nodes(self, spec: ClusterSpec) -> None:
+        own = [{taint.key for taint in machine.tolerations} for machine in (spec.head, *spec.groups)]
+        may = [False, *(group.spot for group in spec.groups)]
+        for pod, is_spot, given_ in zip(pods(ray_cluster(spec)), may, own, strict=True):
+            tolerated = {each["key"] for each in pod.get("tolerations", [])} - given_
+            affinity = pod["affinity"]["nodeAffinity"]
+            if is_spot:
+                assert {"cloud.google.com/gke-spot", "kubernetes.azure.com/scalesetpriority"} <= tolerated
+                assert list(affinity) == ["preferredDuringSchedulingIgnoredDuringExecution"]
+            else:
+                assert not tolerated & SPOT.keys()
+                [term] = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+                apart = {
+                    each["key"]: each["values"] for each in term["matchExpressions"] if each["operator"] == "NotIn"
+                }
+                assert apart == {key: [value] for key, value in SPOT.items()}
+
+    def test_the_head_notices_a_node_that_is_gone_and_takes_no_work(self) -> None:
+        manifest = ray_cluster(spec_of())
+        assert HEALTH_CHECK.items() <= variables(pods(manifest)[0]).items()
+        assert manifest["spec"]["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}
+
+
+class TestPods:
+    @some
+    @given(cluster_specs())
+    def test_none_may_more_than_it_needs(self, spec: ClusterSpec) -> None:
+        head, *workers = pods(ray_cluster(spec))
+        assert "automountServiceAccountToken" not in head, "its autoscaler talks to Kubernetes"
+        assert all(pod["automountServiceAccountToken"] is False for pod in workers)
+        for pod in (head, *workers):
+            assert pod["securityContext"]["runAsNonRoot"] is True
+            assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+            container = pod["containers"][0]["securityContext"]
+            assert container == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+
+    @some
+    @given(cluster_specs())
+    def test_they_get_what_the_spec_gives(self, spec: ClusterSpec) -> None:
+        for pod, machine in zip(pods(ray_cluster(spec)), (spec.head, *spec.groups), strict=True):
+            resources = pod["containers"][0]["resources"]
+            assert resources["requests"] == resources["limits"]
+            assert (resources["limits"]["cpu"], resources["limits"]["memory"]) == (str(machine.cpus), machine.memory)
+            shared = pod["volumes"][0]["emptyDir"]
+            assert shared["medium"] == "Memory"
+            if bytes_of(machine.memory) >= 2 << 20:
+                assert 0.3 * bytes_of(machine.memory) < bytes_of(shared["sizeLimit"]) <= bytes_of(machine.memory) / 2
+            found = variables(pod)
+            assert spec.variables.items() <= found.items()
+            assert pod.get("nodeSelector", {}) == machine.node_selector
+            assert len(pod.get("tolerations", [])) >= len(machine.tolerations)
+
+    def test_gpus_are_limits_and_their_taint_is_put_up_with(self) -> None:
+        groups = [{"name": "train", "max": 1, "gpus": 2}, {"name": "slices", "max": 1, "gpus": 1}]
+        groups[1]["gpu_resource"] = "nvidia.com/mig-1g.5gb"
+        _, train, slices = pods(ray_cluster(spec_of(groups=groups)))
+        assert train["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "2"
+        assert slices["containers"][0]["resources"]["limits"]["nvidia.com/mig-1g.5gb"] == "1"
+        taint = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+        assert train["tolerations"] == slices["tolerations"] == [taint]
+
+
+class TestSecrets:
+    @few
+    @given(cluster_specs())
+    def test_they_are_referred_to_and_nothing_of_this_machine_gets_in(self, spec: ClusterSpec) -> None:
+        with pytest.MonkeyPatch.context() as patched:
+            for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN"):
+                patched.setenv(name, "the-secret-itself")
+            text = dump_all(manifests(spec, "mine", RECIPE, spec.store.url), COMMENTS)
+        assert "the-secret-itself" not in text
+        for pod in pods(ray_cluster(spec)):
+            for name, secret in spec.secrets.items():
+                assert variables(pod)[name] == {"secretKeyRef": {"name": secret.name, "key": secret.key}}
+
+    def test_only_who_has_the_token_may_use_the_cluster(self) -> None:
+        assert ray_cluster(spec_of())["spec"]["authOptions"] == {"mode": "token"}
+
+
+class TestJob:
+    def test_the_recipe_is_where_the_command_looks_for_it(self) -> None:
+        recipe_map, job = manifests(spec_of(store={"url": "s3://bucket/a b"}), "mine", RECIPE, "s3://bucket/a b")
+        assert recipe_map["data"] == {"recipe.yaml": RECIPE}
+        head = pods(job)[0]
+        [volume] = [each for each in head["volumes"] if each["name"] == "recipe"]
+        [mount] = [each for each in head["containers"][0]["volumeMounts"] if each["name"] == "recipe"]
+        assert volume["configMap"]["name"] == recipe_map["metadata"]["name"]
+        words = shlex.split(job["spec"]["entrypoint"])
+        assert words[:3] == ["manta", "train", f"{mount['mountPath']}/recipe.yaml"]
+        assert words[-2:] == ["--set", "storage=s3://bucket/a b"]
+        assert "--set" not in ray_job(spec_of(), "mine")["spec"]["entrypoint"]
+
+    def test_tries_deadline_and_clean_up_are_those_of_the_spec(self) -> None:
+        given_ = {"retries": 5, "clean_up_after_s": 7, "deadline_s": 3600}
+        job = ray_job(spec_of(kubernetes=given_), "mine")["spec"]
+        assert (job["backoffLimit"], job["ttlSecondsAfterFinished"], job["activeDeadlineSeconds"]) == (5, 7, 3600)
+        assert "activeDeadlineSeconds" not in ray_job(spec_of(), "mine")["spec"]
+
+    def test_a_spec_without_an_image_is_refused(self) -> None:
+        with pytest.raises(ClusterError, match="image: missing; the container image with Manta in it"):
+            ray_cluster(spec_of(image=None))
+
+
+@few
+@given(cluster_specs(), st.text(st.characters(codec="utf-8", exclude_categories=("C",), include_characters="\n\t")))
+def test_what_is_written_is_what_was_meant_and_always_the_same(spec: ClusterSpec, recipe: str) -> None:
+    objects = manifests(spec, "mine", recipe)
+    text = dump_all(objects, COMMENTS)
+    assert json.loads(json.dumps(list(yaml.safe_load_all(text)))) == objects
+    assert text == dump_all(manifests(spec, "mine", recipe), COMMENTS)
+
+
+def test_every_comment_has_a_field() -> None:
+    spec = spec_of(
+        groups=[{"name": "train", "max": 1, "spot": True}],
+        kubernetes={"queue": "gpus", "deadline_s": 60},
+        service_account="manta",
+    )
+    text = " ".join(dump_all(manifests(spec, "mine", RECIPE), COMMENTS).replace("# ", "").split())
+    missing = [end for end, comment in COMMENTS.items() if " ".join(comment.split()) not in text]
+    assert missing == []
+
+
+@pytest.mark.parametrize("run", ["mine", "Mine", "1-a", "a.b_c", "x" * 100, "---", "A-"])
+def test_objects_are_called_after_their_run_by_names_that_kubernetes_takes(run: str) -> None:
+    import re
+
+    from cluster.spec import NAME
+
+    name = object_name(run)
+    assert re.match(NAME, name) and len(name) <= 40
+    assert (name == run) == (run == "mine")
+    assert len({object_name(each) for each in (run, f"{run}.", run.swapcase() + "_")}) == 3

@@ -1,0 +1,53 @@
+"""A real run whose loss goes astray: once its data is left out, the second time it ends, and what was good is kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.manta_process import MantaProcess
+
+pytestmark = pytest.mark.chaos
+
+RECIPE = {
+    "run": "astray",
+    "storage": "kept",
+    "data": {
+        "sources": [{"path": "text"}],
+        "tokenizer": {"kind": "bytes"},
+        "seq_len": 32,
+        "validation_fraction": 0,
+    },
+    "model": {"n_layers": 1, "d_model": 32, "n_heads": 2},
+    "train": {
+        "steps": 1000,
+        "global_batch_size": 4,
+        "micro_batch_size": 4,
+        "lr": 1e18,
+        "grad_clip": None,
+        "optimizer": {"name": "sgd"},
+        "schedule": {"name": "constant"},
+    },
+}
+
+
+def test_its_data_is_left_out_once_and_then_the_run_ends(tmp_path: Path) -> None:
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text/a.txt").write_text(Path(__file__).read_text() * 4)
+    (tmp_path / "astray.yaml").write_text(json.dumps(RECIPE))
+    with MantaProcess("train", "astray.yaml", folder=tmp_path, environment={}) as process:
+        assert process.wait() == 1, process.output
+        output = process.output
+    assert "is left out" in output and "going on with 1 workers" in output
+    assert "Lower train.lr" in output and "Not tried again: the data of 1 step has been left out before" in output
+    assert "Traceback" not in output
+    with MantaProcess("show", "astray.yaml", "--json", folder=tmp_path, environment={}) as process:
+        assert process.wait() == 0, process.output
+        summary = json.loads(process.output)
+    assert summary["status"] == "failed" and "Lower train.lr" in summary["message"]
+    [bad] = summary["skipped_steps"]
+    assert summary["step"] >= bad, "the step without its data is among those saved"
+    assert (summary["samples"]["missing"], summary["samples"]["in_order"]) == (0, True)
+    assert [each["cause"] for each in summary["disruptions"]] == ["bad step"]

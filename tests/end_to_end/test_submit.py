@@ -1,0 +1,173 @@
+"""Jobs on a real cluster, over HTTP: the network drops, nodes die, runs are stopped and go on, and nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.local.faulty_proxy import FaultyProxy
+from cluster.local.nodes import LocalNodes
+from cluster.local.ray_command import RAY
+from cluster.local.s3 import LocalS3
+from tests.end_to_end.manta_process import ROOT, MantaProcess
+from tests.orchestrator.finished_run import recipe_in
+
+pytestmark = pytest.mark.chaos
+
+STEPS = 1500
+
+
+@pytest.fixture(scope="module")
+def nodes(s3_server: LocalS3) -> Iterator[LocalNodes]:
+    """A real head without CPUs, and two nodes of one; the store's keys are in their environment and nowhere else."""
+    s3_server.ensure_bucket("jobs")
+    keys = {
+        "AWS_ENDPOINT_URL": s3_server.endpoint_url,
+        "AWS_ACCESS_KEY_ID": s3_server.access_key_id,
+        "AWS_SECRET_ACCESS_KEY": s3_server.secret_access_key,
+    }
+    with (
+        tempfile.TemporaryDirectory(prefix="manta-", dir="/tmp") as folder,
+        LocalNodes(Path(folder), environment=keys, with_dashboard=True) as cluster,
+    ):
+        cluster.add(2)
+        yield cluster
+
+
+def recipe(folder: Path, run: str, save_every_s: float = 3) -> Path:
+    """A recipe in `folder` whose corpus all nodes have, as they are on this machine; its storage is S3."""
+    # At this rate the loss stays where nobody minds how it goes.
+    train = {"steps": STEPS, "global_batch_size": 8, "schedule": {"name": "constant"}, "lr": 1e-5}
+    path = recipe_in(folder, run, train=train, data={"prepare": "ahead"})
+    more = {
+        "storage": "s3://jobs/kept",
+        "checkpoint": {"every_s": save_every_s},
+        "scaling": {"num_workers": 2, "min_workers": 1},
+    }
+    path.write_text(json.dumps({**json.loads(path.read_text()), **more}))
+    return path
+
+
+def manta(nodes: LocalNodes, folder: Path, *arguments: str, address: str = "") -> MantaProcess:
+    """The command, as on a laptop that has the cluster's token and no key of the store."""
+    environment = {name: value for name, value in nodes.environment.items() if name.startswith("RAY_AUTH")}
+    return MantaProcess(*arguments, "--address", address or nodes.dashboard, folder=folder, environment=environment)
+
+
+def summary(nodes: LocalNodes, folder: Path, recipe: Path) -> dict[str, Any]:
+    """`manta show`, by somebody who has the store's keys."""
+    with MantaProcess("show", str(recipe), "--json", folder=folder, environment=nodes.environment) as process:
+        assert process.wait() == 0, process.output
+        told: dict[str, Any] = json.loads(process.output)
+    return told
+
+
+def assert_whole(told: Mapping[str, Any]) -> None:
+    """The run is finished, and every sample was trained on once and in order."""
+    assert told["status"] == "finished" and told["step"] == STEPS
+    samples = told["samples"]
+    assert (samples["duplicated"], samples["missing"], samples["in_order"]) == (0, 0, True)
+
+
+def test_a_submitted_run_survives_the_network_and_a_node(nodes: LocalNodes, tmp_path: Path) -> None:
+    path = recipe(tmp_path, "submitted")
+    with (
+        FaultyProxy(nodes.dashboard) as network,
+        manta(nodes, tmp_path, "submit", str(path), address=network.endpoint_url) as submitted,
+    ):
+        submitted.wait_until(lambda: "checkpoint saved" in submitted.output, "a checkpoint")
+        with manta(nodes, tmp_path, "submit", str(path)) as second:
+            assert second.wait() == 2
+            assert "Run 'submitted' is live" in second.output and "manta stop submitted" in second.output
+        network.cut()
+        victim = next(node for node in nodes.living() if node.workers("TrainingWorker"))
+        victim.kill()
+        submitted.wait_until(lambda: "does not answer; trying again" in submitted.output, "a word about the network")
+        network.mend()
+        nodes.add(1)
+        assert submitted.wait(300) == 0, submitted.output
+        assert "answers again" in submitted.output
+        lines = [line for line in submitted.output.splitlines() if "checkpoint saved" in line]
+        assert len(lines) == len(set(lines)), "a line was shown twice"
+        assert f"{STEPS:,} of {STEPS:,}" in submitted.output, "the end of the log is missing"
+    told = summary(nodes, tmp_path, path)
+    assert_whole(told)
+    assert told["restarts"] >= 1
+
+
+def test_a_bare_ray_job_submit_does_as_well(nodes: LocalNodes, tmp_path: Path) -> None:
+    path = recipe(tmp_path, "bare")
+    line = [*RAY, "job", "submit", "--address", nodes.dashboard, "--working-dir", "."]
+    with subprocess.Popen(
+        [*line, "--", "manta", "train", path.name],
+        cwd=tmp_path,
+        env={**nodes.environment, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        seen: list[str] = []
+        for text in process.stdout:
+            seen.append(text)
+            if "] step 1/" in text:
+                next(node for node in nodes.living() if node.workers("TrainingWorker")).kill()
+        assert process.wait() == 0, "".join(seen)
+    nodes.add(2 - len(nodes.living()))
+    told = summary(nodes, tmp_path, path)
+    assert_whole(told)
+    assert told["restarts"] >= 1
+
+
+def test_a_run_that_is_stopped_saves_and_goes_on_with_the_next_submit(nodes: LocalNodes, tmp_path: Path) -> None:
+    path = recipe(tmp_path, "stopped", save_every_s=600)
+    with manta(nodes, tmp_path, "submit", str(path), "--detach") as submitted:
+        assert submitted.wait() == 0 and "manta logs stopped" in submitted.output
+    with manta(nodes, tmp_path, "logs", "stopped", "--follow") as followed:
+        followed.wait_until(lambda: "workers" in followed.output and "step 1/" in followed.output, "a step")
+        with manta(nodes, tmp_path, "stop", "stopped") as stop:
+            assert stop.wait() == 0, stop.output
+            assert "stopped; step" in stop.output and "checkpoint saved" in stop.output
+        assert followed.wait() == 130, followed.output
+    told = summary(nodes, tmp_path, path)
+    assert told["status"] == "stopped" and 0 < told["step"] < STEPS
+    assert told["checkpoints"][-1]["step"] == told["step"], "what had been done was not saved"
+    with manta(nodes, tmp_path, "submit", str(path)) as again:
+        assert again.wait(300) == 0, again.output
+    assert_whole(summary(nodes, tmp_path, path))
+    with manta(nodes, tmp_path, "jobs", "--json") as listed:
+        assert listed.wait() == 0
+        mine = [job for job in json.loads(listed.output) if job["metadata"].get("manta_run") == "stopped"]
+    assert [(job["id"], job["status"]) for job in mine] == [("stopped-1", "STOPPED"), ("stopped-2", "SUCCEEDED")]
+
+
+def test_what_fails_on_the_cluster_has_its_own_exit_status_here(nodes: LocalNodes, tmp_path: Path) -> None:
+    path = recipe(tmp_path, "broken")
+    gone = "data.sources.0.path=/there/is/no/such/folder"
+    with manta(nodes, tmp_path, "submit", str(path), "--set", gone) as submitted:
+        assert submitted.wait() == 2, submitted.output
+        assert "/there/is/no/such/folder" in submitted.output
+
+
+def test_no_key_is_anywhere_that_ray_shows_or_keeps(nodes: LocalNodes, tmp_path: Path, s3_server: LocalS3) -> None:
+    with manta(nodes, tmp_path, "jobs", "--json") as listed:
+        assert listed.wait() == 0
+        assert json.loads(listed.output), "this comes after the others"
+        assert s3_server.secret_access_key not in listed.output
+    logs = Path(nodes.folder) / "session_latest" / "logs"
+    files = [file for file in logs.rglob("*") if file.is_file()]
+    assert files
+    holding = [str(file) for file in files if s3_server.secret_access_key.encode() in file.read_bytes()]
+    assert holding == []
+
+
+def test_a_token_that_is_missing_is_asked_for(nodes: LocalNodes, tmp_path: Path) -> None:
+    with MantaProcess("jobs", "--address", nodes.dashboard, folder=tmp_path, environment={}) as listed:
+        assert listed.wait() == 1
+        assert "RAY_AUTH_TOKEN" in listed.output and "Traceback" not in listed.output

@@ -1,0 +1,210 @@
+"""Sweeps that really run: on Ray, with Ray Tune, each trial a whole run with workers of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.local.ray import ray_cluster
+from data.stores.local import LocalStore
+from orchestrator.config.load import load_recipe
+from orchestrator.run.checkpoint import CheckpointName
+from orchestrator.run.ledger import metrics_lines
+from orchestrator.run.run import open_run
+from orchestrator.run.summary import describe
+from orchestrator.snapshots.store import _roots
+from orchestrator.sweep.command import tune
+from tests.end_to_end.manta_process import MantaProcess
+from tests.orchestrator.sweep.site import QUIET, STEPS, SweepSite
+from tests.waiting import wait_until
+
+pytestmark = [pytest.mark.sweep, *QUIET]
+
+SETTLED_WITHIN_S = 15.0
+
+
+@pytest.fixture
+def ray_here() -> Iterator[None]:
+    """Ray with this process as its driver, which outlives the sweep: what that leaves behind can be seen."""
+    with ray_cluster(4):
+        yield
+
+
+def left_behind() -> dict[str, Any]:
+    """Actors, placement groups, worker processes with an actor in them, and snapshots that are there now."""
+    import ray
+    from ray._private.state import actors
+    from ray.util import placement_group_table
+
+    alive = [told["ActorClassName"] for told in actors().values() if told["State"] != "DEAD"]
+    groups = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
+    mine = os.getpid()
+    titles = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal() and int(entry.name) != mine:
+            try:
+                title = (entry / "cmdline").read_bytes().decode(errors="replace")
+                session = ray._private.worker._global_node.session_name
+                if title.startswith("ray::") and session in (entry / "environ").read_text(errors="replace"):
+                    titles.append(title.split("\0")[0])
+            except (OSError, AttributeError):
+                continue
+    actor_processes = [title for title in titles if not title.startswith("ray::IDLE")]
+    wanted = ("TrialDriver", "TrainingWorker", "TrainController", "Feeder", "Monitor", "SnapshotAgent")
+    return {
+        # Ray Data's own, of which there is one a cluster, are not the trials'.
+        "actors": [name for name in alive if "Autoscaling" not in name and name != "_StatsActor"],
+        "groups": groups,
+        "processes": [title for title in actor_processes if any(name in title for name in wanted)],
+        "snapshots": snapshots(),
+    }
+
+
+def snapshots() -> list[str]:
+    """Folders in the memory of this node of the runs kept below this folder; others on the machine have their own."""
+    runs = LocalStore(str(Path.cwd() / "store/runs"))
+    return [
+        str(root)
+        for path in Path("store/runs").glob("*")
+        for root in _roots(runs.child(path.name).url_of(""))
+        if root.exists()
+    ]
+
+
+def settled() -> dict[str, Any]:
+    """What is left behind once everything has had some seconds to end."""
+    with suppress(AssertionError):  # the test tells what is left
+        wait_until(lambda: not any(left_behind().values()), "nothing left", SETTLED_WITHIN_S)
+    return left_behind()
+
+
+def test_a_sweep_finds_its_best_and_leaves_nothing_behind(site: SweepSite, ray_here: None) -> None:
+    told = []
+    recipe = site.recipe(max_concurrent=2)
+    summary = tune(recipe, [], watch=told.append)
+    assert summary["status"] == "finished"
+    statuses = {trial["id"]: trial["status"] for trial in summary["trials"]}
+    assert len(statuses) == 4 and set(statuses.values()) <= {"finished", "stopped"}
+    assert "stopped" in statuses.values()
+    assert summary["best"] is not None
+    finished = [trial for trial in summary["trials"] if trial["status"] == "finished"]
+    assert summary["best"]["loss"] == min(trial["loss"] for trial in finished if trial["loss"] is not None)
+    assert all(trial["step"] == STEPS and trial["curve"][-1][0] == STEPS for trial in finished)
+    assert summary["cost"]["share"] < 1
+    assert any(trial["status"] == "running" and trial["workers"] == 1 for each in told for trial in each["trials"])
+
+    # Each unit once: no file of tokens was written again by a trial.
+    assert summary["tokenized"] == {"units": 6, "tokenized": 6, "cached": 0}
+    first_trial = min(trial["started_at"] for trial in summary["trials"] if trial["started_at"])
+    assert len(site.tokens()) == 6
+    assert all(written_ns / 1e9 < first_trial for written_ns in site.tokens().values())
+
+    # Every trial saw the same batches, as its ledger tells.
+    runs = [open_run(load_recipe(f".manta/runs/{trial['run']}.yaml")) for trial in finished]
+    assert len({describe(run)["samples"]["digest"] for run in runs}) == 1
+    assert describe(runs[0])["samples"]["in_order"]
+
+    assert settled() == {"actors": [], "groups": [], "processes": [], "snapshots": []}
+    best = load_recipe(summary["best"]["recipe"])
+    assert best.train.lr == summary["best"]["config"]["train.lr"]
+    assert tune(recipe, [])["trials"] == summary["trials"]  # nothing is left to do
+
+
+def test_a_failing_trial_is_recorded_with_its_values_and_the_sweep_goes_on(site: SweepSite, ray_here: None) -> None:
+    points = [
+        {"train.optimizer.name": "sgd", "train.lr": 1e30},
+        {"train.optimizer.name": "adamw", "train.lr": 1e-3},
+    ]
+    space = {"train.optimizer.name": {"choice": ["sgd", "adamw"]}, "train.lr": {"loguniform": [1e-4, 1e30]}}
+    recipe = site.recipe(space=space, searcher={"name": "random", "trials": 2, "points": points})
+    summary = tune(recipe, [])
+    failed, good = summary["trials"]
+    assert failed["status"] == "failed" and failed["config"]["train.lr"] == 1e30
+    assert "loss" in failed["reason"] or "grad_norm" in failed["reason"]
+    assert good["status"] == "finished"
+    assert summary["best"] is not None and summary["best"]["id"] == good["id"]
+
+
+def test_pbt_goes_on_from_the_donors_state_with_other_values(site: SweepSite, ray_here: None) -> None:
+    points = [{"train.lr": 3e-3}, {"train.lr": 1e-6}]
+    recipe = site.recipe(
+        # Slow enough for both to be on their way when they are compared: who has finished is no donor any more.
+        set={"train.steps": STEPS, "train.schedule.name": "constant", "model.d_model": 256, "model.n_layers": 4},
+        space={"train.lr": {"loguniform": [1e-7, 1e-2]}},
+        searcher={"name": "random", "trials": 2, "points": points},
+        scheduler={"name": "pbt", "grace_steps": 20, "quantile": 0.5, "resample": 0.0},
+        max_concurrent=2,
+    )
+    summary = tune(recipe, [])
+    assert [trial["status"] for trial in summary["trials"]] == ["finished", "finished"]
+    child = site.book(recipe)["t002"]
+    assert len(child.trial_runs) > 1
+    donor = child.trial_runs[1].donor
+    assert donor is not None and donor.id == "t001" and donor.step % 20 == 0
+    assert child.trial_runs[1].point["train.lr"] in (pytest.approx(3e-3 * 0.8), pytest.approx(3e-3 * 1.25))
+
+    store = LocalStore(str(site.folder / "store"))
+    donor_rows = [json.loads(line) for line in metrics_lines(store.child(f"runs/{donor.run}"))]
+    child_rows = [json.loads(line) for line in metrics_lines(store.child(f"runs/{child.trial_runs[1].run}"))]
+    # The donor's losses up to the copied step, to the last bit; from there on its own, which begin where the donor was.
+    assert [row["loss"] for row in child_rows[: donor.step]] == [row["loss"] for row in donor_rows[: donor.step]]
+    first = child_rows[donor.step]
+    assert first["loss"] == pytest.approx(donor_rows[donor.step]["loss"], rel=1e-6)  # same state, same batch
+    assert first["lr"] != donor_rows[donor.step]["lr"]
+    assert child.trial_run.step == STEPS  # of the last of its runs: it may have gone on from the donor more than once
+    run = open_run(load_recipe(f".manta/runs/{child.trial_run.run}.yaml"))
+    assert describe(run)["samples"]["in_order"]
+    assert CheckpointName(donor.step, 0) is not None
+
+
+def test_a_sweep_killed_three_times_ends_as_one_left_alone(site: SweepSite) -> None:
+    """One trial at a time, so that what the scheduler hears has one order."""
+    rng = random.Random(4)
+    outcomes = []
+    for name, kills in (("alone", 0), ("killed", 3)):
+        searcher = {"name": "random", "trials": 3, "seed": 1}
+        recipe = site.recipe(sweep=name, max_concurrent=1, set={"model.d_model": 128}, searcher=searcher)
+        for _ in range(kills):
+            with MantaProcess("tune", str(recipe), folder=site.folder, environment={}) as process:
+                deadline = time.monotonic() + rng.uniform(8, 18)
+                while time.monotonic() < deadline and not process.has_ended():
+                    time.sleep(0.1)
+                os.kill(process.pid, signal.SIGKILL)  # the rest goes when the block is left
+        with MantaProcess("tune", str(recipe), folder=site.folder, environment={}) as process:
+            assert process.wait() == 0, process.output
+        summary = site.summary(recipe)
+        assert summary["attempts"] == kills + 1
+        outcomes.append([(trial["status"], trial["config"], trial["rungs"]) for trial in summary["trials"]])
+        assert summary["best"] is not None
+        outcomes[-1].append((summary["best"]["id"], {}, []))
+        losses = [trial["loss"] for trial in summary["trials"]]
+        outcomes.append(losses)  # type: ignore[arg-type]
+    assert outcomes[0] == outcomes[2]
+    assert outcomes[1] == pytest.approx(outcomes[3], rel=1e-5)
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(site: SweepSite) -> None:
+    recipe = site.recipe(set={"model.d_model": 128, "train.steps": 400}, scheduler={"name": "none"})
+    options = ["--set", "searcher.trials=1"]
+    with MantaProcess("tune", str(recipe), *options, folder=site.folder, environment={}) as process:
+        process.wait_until(lambda: any(record.reports for record in site.book(recipe)), "a report")
+        process.interrupt_group()
+        assert process.wait() == 130, process.output
+        assert f"`manta tune {recipe}` goes on with it" in process.output
+    summary = site.summary(recipe)
+    assert summary["status"] == "stopped" and summary["trials"][0]["status"] == "running"
+    with MantaProcess("tune", str(recipe), *options, folder=site.folder, environment={}) as process:
+        assert process.wait() == 0, process.output
+    record = next(iter(site.book(recipe)))
+    assert record.status == "finished"
+    run = describe(open_run(load_recipe(f".manta/runs/{record.trial_run.run}.yaml")))
+    assert run["attempts"] == 2 and run["samples"]["in_order"]

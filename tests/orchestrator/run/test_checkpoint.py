@@ -1,0 +1,234 @@
+"""Checkpoints: there once the manifest is, the newest by step wins, and damage is named and got around."""
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from data.stores.local import LocalStore
+from orchestrator.errors import CheckpointDamagedError, FencedError
+from orchestrator.run.checkpoint import (
+    CheckpointName,
+    fetch_checkpoint,
+    fetch_newest,
+    list_checkpoints,
+    prune,
+    write_checkpoint,
+)
+from orchestrator.run.record import Attempt, RunRecord
+
+FILES = {"model.safetensors": b"weights", "optimizer.safetensors": b"moments"}
+
+
+def record(*from_steps: int | None) -> RunRecord:
+    """A run whose attempts 1, 2, ... went on from these steps."""
+    attempts = [Attempt(i + 1, "h", "b", 1, "1", 0.0, 0.0, from_step=step) for i, step in enumerate(from_steps)]
+    return RunRecord("night", 0.0, {}, attempts=tuple(attempts))
+
+
+ALONE = record(0)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(str(tmp_path / "run"))
+
+
+class Saver:
+    """Writes small checkpoints into a store."""
+
+    def __init__(self, store: LocalStore, scratch: Path) -> None:
+        self.store, self.scratch = store, scratch
+
+    def save(self, step: int, attempt: int = 1, before_commit=lambda: None) -> int:
+        snapshot = self.scratch / f"snapshot-{step}-{attempt}"
+        snapshot.mkdir()
+        for name, content in FILES.items():
+            (snapshot / name).write_bytes(content + str(step).encode())
+        return write_checkpoint(self.store, CheckpointName(step, attempt), {"step": step}, snapshot, before_commit)
+
+    def newest(self, run: RunRecord = ALONE, files: tuple[str, ...] = tuple(FILES)) -> int | None:
+        """Step of the newest checkpoint that can be fetched, its files compared with what was saved."""
+        folder = self.scratch / "fetched"
+        folder.mkdir(exist_ok=True)
+        fetched = fetch_newest(self.store, run, files, folder)
+        if fetched is None:
+            return None
+        name, state = fetched
+        assert state == {"step": name.step}
+        assert [(folder / file).read_bytes() for file in files] == [FILES[f] + str(name.step).encode() for f in files]
+        return name.step
+
+
+@pytest.fixture
+def saver(store: LocalStore, tmp_path: Path) -> Saver:
+    return Saver(store, tmp_path)
+
+
+def test_nothing_was_ever_saved(saver: Saver) -> None:
+    assert list_checkpoints(saver.store) == [] and saver.newest() is None
+
+
+def test_all_files_are_fetched_where_none_is_named(saver: Saver, tmp_path: Path) -> None:
+    saver.save(200)
+    folder = tmp_path / "whole"
+    folder.mkdir()
+    assert fetch_checkpoint(saver.store, CheckpointName(200, 1), None, folder) == {"step": 200}
+    assert {path.name for path in folder.iterdir()} == {*FILES, "state.json"}
+
+
+def test_what_was_saved_is_what_is_fetched(saver: Saver) -> None:
+    size = saver.save(200)
+    assert saver.newest() == 200
+    listed = {info.key: info.size for info in saver.store.list("checkpoints/")}
+    prefix = "checkpoints/step-00000200-a1"
+    manifest = json.loads(saver.store.get(f"{prefix}/manifest.json"))
+    assert listed.keys() == {f"{prefix}/{name}" for name in (*FILES, "state.json", "manifest.json")}
+    assert size == sum(listed[f"{prefix}/{name}"] for name in (*FILES, "state.json"))
+    for name in (*FILES, "state.json"):
+        content = saver.store.get(f"{prefix}/{name}")
+        expected = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        assert manifest["files"][name] == expected
+
+
+def test_only_the_files_asked_for_are_fetched(saver: Saver, tmp_path: Path) -> None:
+    saver.save(1)
+    saver.newest(files=("model.safetensors",))
+    assert sorted(path.name for path in (tmp_path / "fetched").iterdir()) == ["model.safetensors", "state.json"]
+
+
+def test_there_is_no_checkpoint_until_its_manifest_is_written(saver: Saver) -> None:
+    saver.save(100)
+    seen: list[object] = []
+
+    def look() -> None:
+        uploaded = sorted(info.key.rpartition("/")[2] for info in saver.store.list("checkpoints/step-00000200"))
+        seen.extend([uploaded, [name.step for name in list_checkpoints(saver.store)]])
+
+    saver.save(200, before_commit=look)
+    assert seen == [["model.safetensors", "optimizer.safetensors", "state.json"], [100]]
+    assert saver.newest() == 200
+
+
+def test_a_fenced_writer_leaves_nothing_to_be_seen(saver: Saver) -> None:
+    saver.save(100)
+
+    def fence() -> None:
+        raise FencedError("stop")
+
+    with pytest.raises(FencedError, match="stop"):
+        saver.save(200, before_commit=fence)
+    assert [name.step for name in list_checkpoints(saver.store)] == [100] and saver.newest() == 100
+
+
+def test_newest_is_the_highest_step_whenever_it_was_written(saver: Saver) -> None:
+    for step in (300, 99_999_999, 100, 100_000_000, 200):
+        saver.save(step)
+    assert [name.step for name in list_checkpoints(saver.store)] == [100, 200, 300, 99_999_999, 100_000_000]
+    assert saver.newest() == 100_000_000
+
+
+def test_of_one_step_the_later_attempts_is_taken(saver: Saver) -> None:
+    saver.save(10, attempt=10)
+    saver.save(10, attempt=9)
+    assert list_checkpoints(saver.store)[-1] == CheckpointName(10, 10)
+
+
+def test_what_a_fenced_attempt_wrote_beyond_the_fence_is_left_out(saver: Saver) -> None:
+    saver.save(100)
+    saver.save(150)  # committed after attempt 2 had gone on from 100
+    assert saver.newest(record(0, 100)) == 100
+    saver.save(120, attempt=2)
+    assert saver.newest(record(0, 100)) == 120
+    assert saver.newest(record(0, None)) == 150  # until attempt 2 says where it went on from
+    assert [str(name) for name in list_checkpoints(saver.store, record(0, 100))] == [
+        "step-00000100-a1",
+        "step-00000120-a2",
+    ]
+
+
+DAMAGE = {
+    "a file cut off": ("model.safetensors", lambda content: content[:-1], "model.safetensors has sha256"),
+    "a bit flipped": (
+        "optimizer.safetensors",
+        lambda content: bytes([content[0] ^ 1]) + content[1:],
+        "optimizer.safetensors has sha256",
+    ),
+    "a file gone": ("optimizer.safetensors", None, "There is no .*optimizer.safetensors"),
+    "the state changed": ("state.json", lambda _: b"{}", "state.json has sha256"),
+    "the manifest cut off": ("manifest.json", lambda content: content[:20], "is damaged"),
+    "the manifest empty": ("manifest.json", lambda _: b"", "is damaged"),
+    "the manifest another thing": ("manifest.json", lambda _: b"[]", "is damaged"),
+    "the manifest without a file": (
+        "manifest.json",
+        lambda content: content.replace(b"model.safetensors", b"nodel.safetensors"),
+        "is damaged: 'model.safetensors'",
+    ),
+}
+
+
+def damage(store: LocalStore, step: int, what: str) -> None:
+    file, change, _ = DAMAGE[what]
+    key = f"checkpoints/{CheckpointName(step, 1)}/{file}"
+    if change is None:
+        store.delete(key)
+    else:
+        store.put(key, change(store.get(key)))
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_a_damaged_one_is_named_and_the_one_before_it_used(
+    saver: Saver, what: str, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    saver.save(100)
+    saver.save(200)
+    damage(saver.store, 200, what)
+    assert saver.newest() == 100
+    (line,) = [entry for entry in caplog.records if entry.levelno == logging.ERROR]
+    assert "step-00000200-a1 is damaged" in line.getMessage()
+    assert "The one before it is used." in line.getMessage()
+    with pytest.raises(CheckpointDamagedError, match=DAMAGE[what][2]):
+        fetch_checkpoint(saver.store, CheckpointName(200, 1), tuple(FILES), tmp_path)
+
+
+def test_where_all_are_damaged_the_run_does_not_quietly_begin_again(saver: Saver) -> None:
+    for step, what in ((100, "a file gone"), (200, "a bit flipped")):
+        saver.save(step)
+        damage(saver.store, step, what)
+    with pytest.raises(CheckpointDamagedError, match="No checkpoint is left to continue from") as raised:
+        saver.newest()
+    assert all(f"step-00000{step}-a1" in str(raised.value) for step in (100, 200))
+
+
+def test_pruning_keeps_the_newest(saver: Saver) -> None:
+    for step in (1, 2, 3, 10):
+        saver.save(step)
+    prune(saver.store, ALONE, keep=2)
+    assert [name.step for name in list_checkpoints(saver.store)] == [3, 10]
+    assert {info.key.split("/")[1] for info in saver.store.list("checkpoints/")} == {
+        "step-00000003-a1",
+        "step-00000010-a1",
+    }
+    prune(saver.store, ALONE, keep=5)
+    assert [name.step for name in list_checkpoints(saver.store)] == [3, 10]
+
+
+def test_pruning_takes_the_manifest_first_so_that_none_is_ever_half_there(saver: Saver, tmp_path: Path) -> None:
+    deleted: list[str] = []
+
+    class Watched(LocalStore):
+        def delete(self, key: str) -> None:
+            deleted.append(key)
+            super().delete(key)
+
+        def delete_prefix(self, prefix: str) -> int:
+            raise ConnectionError("killed here")
+
+    saver.save(1)
+    saver.save(2)
+    with pytest.raises(ConnectionError):
+        prune(Watched(saver.store.root), ALONE, keep=1)
+    assert deleted == ["checkpoints/step-00000001-a1/manifest.json"]
+    assert [name.step for name in list_checkpoints(saver.store)] == [2] and saver.newest() == 2

@@ -1,0 +1,271 @@
+"""The record and its fence: one writer at a time, and a clear word to the one that has to stop."""
+
+import dataclasses
+import itertools
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.errors import TransientStoreError
+from data.stores.local import LocalStore
+from orchestrator.errors import FencedError, RunInUseError, UnknownRunError
+from orchestrator.run import fence as run_record
+from orchestrator.run.fence import PRESUMED_DEAD_S, Fence, check_fence
+from orchestrator.run.record import RECORD, Attempt, RunRecord, load_record
+
+FIELDS = {"train.lr": 1e-3}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(str(tmp_path / "run"))
+
+
+def claim(store: LocalStore, *, begun: bool = True, takeover: bool = False) -> Fence:
+    return Fence.claim(store, "night", FIELDS, begun=begun, takeover=takeover)
+
+
+def rewrite_last(store: LocalStore, **fields: object) -> None:
+    """Change the last attempt behind the fence's back, as if it were another machine's or an older one."""
+    record = load_record(store)
+    last = dataclasses.replace(record.last, **fields)
+    store.put(RECORD, dataclasses.replace(record, attempts=(*record.attempts[:-1], last)).to_json())
+
+
+@pytest.fixture
+def other_process() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that lives until its standard input is closed."""
+    with subprocess.Popen(
+        [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        yield process
+        process.kill()
+
+
+def test_the_record_of_no_run(store: LocalStore) -> None:
+    with pytest.raises(UnknownRunError, match=r"There is no run at .*`manta train RECIPE` makes one"):
+        load_record(store)
+
+
+def test_a_claim_makes_the_run_and_its_first_attempt(store: LocalStore) -> None:
+    fence = claim(store, begun=False)
+    record = load_record(store)
+    assert record == fence.record
+    assert (record.run, record.result_fields, record.last.number, record.last.status) == (
+        "night",
+        FIELDS,
+        1,
+        "preparing",
+    )
+
+
+def test_a_record_survives_json(store: LocalStore) -> None:
+    claim(store).update(attempt={"goodput": {"training": 1.5}, "from_step": 0, "first_step_s": 2.5}, manifest="m")
+    record = load_record(store)
+    assert RunRecord.from_json(record.to_json()) == record
+    assert record.last.goodput == {"training": 1.5} and isinstance(record.attempts, tuple)
+
+
+def test_updates_keep_what_they_do_not_name(store: LocalStore) -> None:
+    fence = claim(store)
+    began = fence.record.last.heartbeat_at
+    fence.update(manifest="m", tokenizer="t")
+    fence.update(attempt={"status": "running", "step": 7})
+    fence.update(result={"val_loss": 2.0})
+    record = load_record(store)
+    assert (record.manifest, record.tokenizer, record.result) == ("m", "t", {"val_loss": 2.0})
+    assert (record.last.status, record.last.step, len(record.attempts)) == ("running", 7, 1)
+    assert record.last.heartbeat_at >= began
+
+
+def test_what_was_pinned_stays_pinned_once_the_run_has_begun(store: LocalStore) -> None:
+    claim(store).update(manifest="m", tokenizer="t")
+    assert claim(store, begun=True).record.manifest == "m"
+    fresh = claim(store, begun=False).record
+    assert (fresh.manifest, fresh.tokenizer, fresh.last.number) == (None, None, 3)
+
+
+def test_a_living_process_on_this_machine_keeps_its_run(
+    store: LocalStore, other_process: subprocess.Popen[bytes]
+) -> None:
+    claim(store)
+    pid = other_process.pid
+    start = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    rewrite_last(store, pid=pid, pid_started=start, heartbeat_at=0.0)  # silent for ages, but there
+    with pytest.raises(RunInUseError, match=rf"attempt 1 on .* \(pid {pid}\) is running on this machine.*--takeover"):
+        claim(store)
+    assert len(load_record(store).attempts) == 1
+
+
+def test_a_dead_process_on_this_machine_is_taken_over_at_once(
+    store: LocalStore, other_process: subprocess.Popen[bytes]
+) -> None:
+    claim(store)
+    rewrite_last(store, pid=other_process.pid, pid_started="1", heartbeat_at=time.time())  # another one has its number
+    assert claim(store).record.last.number == 2
+
+    pid = other_process.pid
+    start = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    rewrite_last(store, pid=pid, pid_started=start, heartbeat_at=time.time())
+    other_process.kill()
+    other_process.wait()
+    assert claim(store).record.last.number == 3
+
+
+@pytest.mark.parametrize("silence_s, alive", [(1.0, True), (PRESUMED_DEAD_S - 2, True), (PRESUMED_DEAD_S + 1, False)])
+def test_an_attempt_on_another_machine_lives_by_its_signs(store: LocalStore, silence_s: float, alive: bool) -> None:
+    claim(store)
+    rewrite_last(store, host="elsewhere", boot_id="other", heartbeat_at=time.time() - silence_s)
+    if alive:
+        with pytest.raises(RunInUseError, match=r"attempt 1 on elsewhere .*gave a sign of life \d+ s ago"):
+            claim(store)
+    else:
+        assert claim(store).record.last.number == 2
+
+
+@pytest.mark.parametrize("status", ["finished", "stopped", "failed"])
+def test_an_attempt_that_said_it_ended_is_not_waited_for(store: LocalStore, status: str) -> None:
+    claim(store)
+    rewrite_last(store, boot_id="other", status=status)
+    assert claim(store).record.last.number == 2
+
+
+def test_a_takeover_fences_off_the_living(store: LocalStore) -> None:
+    older = claim(store)
+    rewrite_last(store, host="elsewhere", boot_id="other")
+    newer = claim(store, takeover=True)
+    check_fence(store, 2)
+    word = r"Attempt 1 of run 'night' stops: attempt 2 on .* has taken the run over.*manta show night"
+    with pytest.raises(FencedError, match=word):
+        check_fence(store, 1)
+    with pytest.raises(FencedError, match=word):
+        older.update(attempt={"step": 5})
+    newer.update(attempt={"step": 6})
+    with pytest.raises(FencedError, match=word):  # for ever, and without harm
+        older.update(attempt={"status": "failed"})
+    assert load_record(store) == newer.record and newer.record.last.step == 6
+
+
+def test_of_two_that_claim_at_once_one_gets_the_run(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one claims after the first has looked and before it writes."""
+    for begun in (False, True):  # the run is new, then it is not
+        real, rival = run_record._this_attempt, []
+
+        def interrupted(*args: object, real=real, rival=rival, begun=begun) -> Attempt:
+            if not rival:
+                rival.append(None)
+                rival[0] = claim(store, begun=begun)
+            return real(*args)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(run_record, "_this_attempt", interrupted)
+            with pytest.raises(RunInUseError, match="claimed by another command at this very moment"):
+                claim(store, begun=begun)
+        rival[0].update(attempt={"step": 1})
+        assert load_record(store) == rival[0].record
+
+
+@pytest.mark.parametrize(("signs", "held"), [(1, True), (run_record.CLAIM_TRIES, False)])
+def test_a_sign_of_life_in_between_does_not_keep_a_takeover_off(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, signs: int, held: bool
+) -> None:
+    older, left, real = claim(store), [None] * signs, run_record._this_attempt
+
+    def interrupted(*args: object) -> Attempt:
+        if left:
+            left.pop()
+            older.update(attempt={"step": len(left)})
+        return real(*args)
+
+    monkeypatch.setattr(run_record, "_this_attempt", interrupted)
+    if held:
+        assert claim(store, takeover=True).record.last.number == 2
+        with pytest.raises(FencedError):
+            older.update()
+    else:
+        with pytest.raises(RunInUseError, match="at this very moment"):
+            claim(store, takeover=True)
+
+
+class Unanswered(LocalStore):
+    """A store whose conditional puts are done, and whose answers get lost `lost` times."""
+
+    lost = 0
+
+    def put_if_match(self, key: str, data: bytes, etag: str) -> str:
+        answer = super().put_if_match(key, data, etag)
+        if self.lost:
+            self.lost -= 1
+            raise TransientStoreError("no answer")
+        return answer
+
+
+def test_a_put_that_was_done_without_an_answer_fences_nobody_off(tmp_path: Path) -> None:
+    store = Unanswered(str(tmp_path))
+    fence = claim(store)
+    for number in range(3):
+        store.lost = 1
+        with pytest.raises(TransientStoreError):
+            fence.update(attempt={"step": number})
+    fence.update(attempt={"step": 9})
+    assert load_record(store).last.step == 9
+    newer = claim(store, takeover=True)
+    store.lost = 1
+    with pytest.raises(FencedError):
+        fence.update(attempt={"step": 10})
+    assert load_record(store) == newer.record
+
+
+def record_of(from_steps: list[int | None]) -> RunRecord:
+    attempts = [Attempt(i + 1, "h", "b", 1, "1", 0.0, 0.0, from_step=step) for i, step in enumerate(from_steps)]
+    return RunRecord("night", 0.0, {}, attempts=tuple(attempts))
+
+
+@pytest.mark.parametrize(
+    "from_steps, attempt, step, belongs",
+    [
+        ([0], 1, 50, True),
+        ([0, 100], 1, 100, True),
+        ([0, 100], 1, 101, False),  # written by the older one after the newer one had gone on from 100
+        ([0, 100], 2, 101, True),
+        ([0, 100, 50], 2, 101, False),
+        ([0, 100, 50], 1, 50, True),
+        ([0, 100, 50], 1, 60, False),
+        ([0, None], 1, 500, True),  # the newer one has not said yet
+        ([0, 0], 1, 1, False),
+        ([0, 100, None, 200], 2, 200, True),
+    ],
+)
+def test_what_belongs_to_the_run(from_steps: list[int | None], attempt: int, step: int, belongs: bool) -> None:
+    assert record_of(from_steps).continues(attempt, step) is belongs
+
+
+@given(st.data())
+def test_what_belongs_is_one_unbroken_line_of_steps(data: st.DataObject) -> None:
+    """Whoever replays the attempts, keeping at each start only what it went on from, is left with the same steps."""
+    kept: list[tuple[int, int]] = []  # (attempt, step), of steps in order
+    written: list[tuple[int, int]] = []
+    from_steps: list[int | None] = []
+    for attempt in range(1, data.draw(st.integers(1, 5)) + 1):
+        start = data.draw(st.sampled_from([0, *(step for _, step in kept)]))
+        from_steps.append(start)
+        steps = [(attempt, step) for step in range(start + 1, start + 1 + data.draw(st.integers(0, 5)))]
+        kept = [(who, step) for who, step in kept if step <= start] + steps
+        written += steps
+    record = record_of(from_steps)
+    assert [pair for pair in written if record.continues(*pair)] == kept
+    assert [step for _, step in kept] == list(itertools.islice(itertools.count(1), len(kept)))
+
+
+def test_a_record_with_fields_of_another_version_can_be_read(store: LocalStore) -> None:
+    record = claim(store).record
+    content = json.loads(record.to_json())
+    content["attempts"][0] |= {"restarts": 3}
+    assert RunRecord.from_json(json.dumps(content).encode()) == record

@@ -1,0 +1,287 @@
+"""The contract with Ray Train: all of its internals that are used, held to by name, and what they are used for."""
+
+import inspect
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import ray
+import ray.train
+from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
+
+from cluster.local.processes import is_alive
+from cluster.ray_nodes import root_cause
+from data.config import StoreConfig
+from data.errors import BadShardError, MantaError
+from data.shards.file import filesystem_for
+from orchestrator.nodes.requests import NodeRequests
+from orchestrator.workers.pool import GroupSize, PoolAction, WorkersHung
+from orchestrator.workers.process_group import ProcessGroup, ProcessGroupConfig
+from orchestrator.workers.ray_train import WorkerGroupTrainer
+from orchestrator.workers.worker import TrainingWorker
+from tests.data.test_ray_data import MESSAGE, Failing, found_by_name
+from tests.waiting import wait_until
+
+pytestmark = [
+    pytest.mark.ray,
+    # Ray Data warns of its own defaults whenever it copies its context.
+    pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning:ray.data"),
+]
+
+NAMES = [
+    "ray.train.backend.Backend.on_start",
+    "ray.train.backend.Backend.share_cuda_visible_devices",
+    "ray.train.backend.BackendConfig.backend_cls",
+    "ray.train.torch.get_device",
+    "ray.train.v2._internal.callbacks.DatasetsCallback",
+    "ray.train.v2._internal.callbacks.placement_group_callback.PlacementGroupCleanerCallback",
+    "ray.train.v2._internal.exceptions.WorkerGroupStartupFailedError",
+    "ray.train.v2._internal.exceptions.WorkerGroupStartupTimeoutError",
+    "ray.train.v2._internal.execution.context.get_train_context",
+    "ray.train.v2._internal.execution.context.set_train_context",
+    "ray.train.v2._internal.execution.controller.controller.TrainController._run_control_loop_iteration",
+    "ray.train.v2._internal.execution.controller.controller.TrainController.worker_group_cls",
+    "ray.train.v2._internal.execution.failure_handling.FailureDecision.RAISE",
+    "ray.train.v2._internal.execution.failure_handling.FailureDecision.RETRY",
+    "ray.train.v2._internal.execution.failure_handling.FailurePolicy.make_decision",
+    "ray.train.v2._internal.execution.scaling_policy.FixedScalingPolicy._maybe_send_resource_request",
+    "ray.train.v2._internal.execution.scaling_policy.FixedScalingPolicy.after_controller_start",
+    "ray.train.v2._internal.execution.scaling_policy.FixedScalingPolicy.before_controller_abort",
+    "ray.train.v2._internal.execution.scaling_policy.FixedScalingPolicy.before_controller_shutdown",
+    "ray.train.v2._internal.execution.scaling_policy.NoopDecision",
+    "ray.train.v2._internal.execution.scaling_policy.ResizeDecision",
+    "ray.train.v2._internal.execution.worker_group.WorkerGroup.__len__",
+    "ray.train.v2._internal.execution.worker_group.WorkerGroup.execute_async",
+    "ray.train.v2._internal.execution.worker_group.WorkerGroup.execute_single",
+    "ray.train.v2._internal.execution.worker_group.WorkerGroup.execute_single_async",
+    "ray.train.v2._internal.execution.worker_group.state.WorkerGroupState.shutdown",
+    "ray.train.v2._internal.execution.worker_group.thread_runner.ThreadRunner.is_running",
+    "ray.train.v2._internal.execution.worker_group.worker.RayTrainWorker",
+    "ray.train.v2._internal.execution.worker_group.worker.Worker",
+    "ray.train.v2._internal.execution.worker_group.worker_group.WorkerGroup._assign_worker_ranks",
+    "ray.train.v2._internal.execution.worker_group.worker_group.WorkerGroup._decorate_worker_log_file_paths",
+    "ray.train.v2._internal.execution.worker_group.worker_group.WorkerGroup._init_train_context",
+    "ray.train.v2._internal.execution.worker_group.worker_group.WorkerGroup._init_train_context_on_workers",
+    "ray.train.v2._internal.execution.worker_group.worker_group.WorkerGroup._start_impl",
+    "ray.train.v2._internal.util.invoke_context_managers",
+    "ray.train.v2.api.data_parallel_trainer.DataParallelTrainer._create_default_callbacks",
+    "ray.train.v2.api.data_parallel_trainer.DataParallelTrainer._initialize_and_run_controller",
+    "ray.train.v2.api.data_parallel_trainer.DataParallelTrainer.fit",
+    "ray.train.v2.api.exceptions.ControllerError",
+    "ray.train.v2.api.exceptions.WorkerGroupError",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ray_train_still_has(name: str) -> None:
+    found_by_name(name)
+
+
+def test_a_backend_is_still_called_with_what_ours_takes() -> None:
+    theirs = list(inspect.signature(Backend.on_start).parameters)
+    assert list(inspect.signature(ProcessGroup.on_start).parameters) == theirs
+
+
+def test_what_is_asked_of_a_worker_is_handed_on_to_ray_trains_own() -> None:
+    for method in ("get_metadata", "poll_status", "run_train_fn"):
+        ours, theirs = (inspect.signature(getattr(kind, method)) for kind in (TrainingWorker, RayTrainWorker))
+        added = {"_ray_trace_ctx"}  # to a class that has been an actor's
+        assert len(ours.parameters.keys() - added) == len(theirs.parameters.keys() - added), method
+
+
+@pytest.mark.usefixtures("ray_cluster_small")
+class TestWithACluster:
+    def test_a_worker_group_trains_as_an_attempt_asks_it_to_and_fails_in_our_words(self, tmp_path: Path) -> None:
+        """The arguments are those of `orchestrator.driver.attempt`; rank 1 fails as one that an actor tells of an error."""
+        error = fit(tmp_path, add_up_ranks_then_fail)
+        assert sorted(path.name for path in tmp_path.glob("sum-*")) == ["sum-0-of-2-is-3", "sum-1-of-2-is-3"]
+        cause = root_cause(error, MantaError)
+        assert type(cause) is BadShardError and str(cause) == MESSAGE
+
+    def test_a_start_that_hangs_is_ended_and_made_again(self, tmp_path: Path) -> None:
+        def again(error: BaseException, node_gone: bool) -> bool:
+            return root_cause(error, ray.exceptions.RayActorError) is not None
+
+        backend = HangsAtFirst(folder=str(tmp_path))
+        trainer_of(tmp_path, end_at_once, retry=again, size=Impatient(1), backend=backend).fit()
+        assert (tmp_path / "stopped").exists() and (tmp_path / "end").exists()
+
+    def test_a_group_of_which_one_died_or_hung_is_started_again_as_long_as_it_is_let(self, tmp_path: Path) -> None:
+        """Rank 1 is killed in the first group and stopped in the second; the third comes to its end."""
+
+        def again(error: BaseException, node_gone: bool) -> bool:
+            for kind in (ray.exceptions.RayActorError, WorkersHung):
+                if root_cause(error, kind) is not None:
+                    (tmp_path / f"asked-{kind.__name__}").touch()
+                    return True
+            return False
+
+        trainer_of(tmp_path, come_to_grief_twice, retry=again, size=TellsOfHangs(2, tmp_path)).fit()
+        seen = sorted(path.name for path in tmp_path.glob("asked-*"))
+        assert seen == ["asked-RayActorError", "asked-WorkersHung"]
+        ends = {path.name: path.read_text() for path in tmp_path.glob("end-*")}
+        assert ends.keys() == {"end-0", "end-1"}
+        assert (tmp_path / "peer_failure").read_text() in ends.values(), "the rank that lived is the same process still"
+        stopped = int((tmp_path / "stopped").read_text())
+        wait_until(lambda: not is_alive(stopped), "the rank that hung is killed, stopped as it was")
+
+
+class Always(NamedTuple):
+    """A number of workers that does not change."""
+
+    workers: int
+
+    def when_idle(self, free: int, total: int, ready: int, reserved_slots: int) -> tuple[int, float] | None:
+        assert ready <= free <= total
+        assert reserved_slots == 1, "all CPUs are places for workers, and one is needed to tokenize with"
+        return self.workers, 60.0
+
+    def when_running(
+        self, workers: int, slots: int, on_draining: int, warm_spares: int, reserved_slots: int
+    ) -> PoolAction:
+        assert slots >= workers == self.workers and on_draining == warm_spares == 0
+        return PoolAction()
+
+    def reached(self, phase: str) -> None:
+        assert phase in ("teardown", "placement", "processes", "process_group")
+
+
+class TellsOfHangs(NamedTuple):
+    """Two workers, of which one is found hanging as soon as it has said that it will."""
+
+    workers: int
+    folder: Path
+
+    def when_idle(self, free: int, total: int, ready: int, reserved_slots: int) -> tuple[int, float] | None:
+        (self.folder / "is-stopped").unlink(missing_ok=True)
+        return self.workers, 60.0
+
+    def when_running(
+        self, workers: int, slots: int, on_draining: int, warm_spares: int, reserved_slots: int
+    ) -> PoolAction:
+        return PoolAction("rank 1 has stopped" if (self.folder / "is-stopped").exists() else "")
+
+    def reached(self, phase: str) -> None:
+        """Not of interest."""
+
+
+class Impatient(NamedTuple):
+    """Starts that hang are ended after a moment."""
+
+    workers: int
+
+    def when_idle(self, free: int, total: int, ready: int, reserved_slots: int) -> tuple[int, float] | None:
+        return self.workers, 8.0
+
+    def when_running(
+        self, workers: int, slots: int, on_draining: int, warm_spares: int, reserved_slots: int
+    ) -> PoolAction:
+        return PoolAction()
+
+    def reached(self, phase: str) -> None:
+        """Not of interest."""
+
+
+@dataclass
+class HangsAtFirst(BackendConfig):
+    """A backend whose first start stops the worker's process."""
+
+    folder: str = ""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return StopsOnce
+
+
+class StopsOnce(Backend):
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        assert isinstance(backend_config, HangsAtFirst)
+        ray.get(worker_group.execute_single_async(0, stop_once, backend_config.folder))
+
+
+def stop_once(folder: str) -> None:
+    if not (Path(folder) / "stopped").exists():
+        (Path(folder) / "stopped").touch()
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def always() -> bool:
+    return True
+
+
+def import_torch() -> None:
+    import torch  # noqa: F401
+
+
+def end_at_once(config: dict[str, str]) -> None:
+    (Path(config["folder"]) / "end").touch()
+
+
+def fit(folder: Path, worker: Callable[[dict[str, str]], None]) -> BaseException:
+    """Train with two workers, as `orchestrator.driver.attempt` does; returns what that ended with."""
+    with pytest.raises(Exception, match=r".") as raised:
+        trainer_of(folder, worker, retry=lambda error, node_gone: False).fit()
+    return raised.value
+
+
+def trainer_of(
+    folder: Path,
+    worker: Callable[[dict[str, str]], None],
+    retry: Callable[[BaseException, bool], bool],
+    size: GroupSize = Always(2),  # noqa: B008
+    backend: BackendConfig | None = None,
+) -> Any:
+    filesystem, path = filesystem_for(str(folder / "ray-train"), StoreConfig())
+    return WorkerGroupTrainer(
+        worker,
+        own_cluster=True,
+        wait=NodeRequests("test", {"CPU": 1}, 2, 2),
+        tokenizes=always,
+        retry=retry,
+        size=size,
+        prepare=import_torch,
+        train_loop_config={"folder": str(folder)},
+        backend_config=backend or ProcessGroupConfig(use_gpu=False, timeout_s=60),
+        scaling_config=ray.train.ScalingConfig(num_workers=2, use_gpu=False, resources_per_worker={"CPU": 1}),
+        run_config=ray.train.RunConfig(name="attempt-1", storage_path=path, storage_filesystem=filesystem),
+    )
+
+
+def add_up_ranks_then_fail(config: dict[str, str]) -> None:
+    import torch
+    import torch.distributed as dist
+    from ray.train.torch import get_device
+
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    assert (dist.get_rank(), dist.get_world_size(), get_device().type) == (rank, world_size, "cpu")
+    total = torch.tensor(rank + 1)
+    dist.all_reduce(total)
+    (Path(config["folder"]) / f"sum-{rank}-of-{world_size}-is-{int(total)}").touch()
+    dist.barrier()
+    if rank == 1:
+        ray.get(ray.remote(Failing).remote().fail.remote())  # as from the feeder
+    dist.barrier()
+
+
+def come_to_grief_twice(config: dict[str, str]) -> None:
+    import torch.distributed as dist
+
+    folder, rank = Path(config["folder"]), ray.train.get_context().get_world_rank()
+    if rank == 0 and not (folder / "killed").exists():
+        (folder / "peer_failure").write_text(str(os.getpid()))
+    dist.barrier()
+    if rank == 1 and not (folder / "killed").exists():
+        (folder / "killed").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if rank == 1 and not (folder / "stopped").exists():
+        (folder / "stopped").write_text(str(os.getpid()))
+        (folder / "is-stopped").touch()
+        os.kill(os.getpid(), signal.SIGSTOP)
+    dist.barrier()
+    (folder / f"end-{rank}").write_text(str(os.getpid()))
