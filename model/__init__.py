@@ -2,3 +2,5 @@
 
 Nothing is imported here, so `model.config`, `model.schedule` and `model.size` can be used without loading torch.
 """
+
+__project__ = "manta"

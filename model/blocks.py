@@ -16,7 +16,7 @@ from model.attention import Attention, CrossAttention, Rotation, rotary_angles
 from model.cache import Cache, LayerCache
 from model.config import ModelConfig
 
-_NORM_EPS = 1e-5  # Radford et al. 2019 and Touvron et al. 2023 both use this value.
+NORM_EPS = 1e-5  # Radford et al. 2019 and Touvron et al. 2023 both use this value.
 
 _INIT_STD = 0.02  # Radford et al. 2018, section 4.1.
 
@@ -237,5 +237,5 @@ def sinusoids(n_positions: int, width: int) -> Tensor:
 
 def _norm(config: ModelConfig) -> nn.Module:
     if config.preset == "llama":
-        return nn.RMSNorm(config.d_model, eps=_NORM_EPS)
-    return nn.LayerNorm(config.d_model, eps=_NORM_EPS)
+        return nn.RMSNorm(config.d_model, eps=NORM_EPS)
+    return nn.LayerNorm(config.d_model, eps=NORM_EPS)

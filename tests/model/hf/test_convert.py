@@ -1,4 +1,4 @@
-"""Our models in transformers and back: the same logits there, the same weights here, and clear words for the rest."""
+"""Export to and import from transformers: equal logits there, equal weights here, and refusals that name the fields."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from transformers import (
 )
 
 from model.config import ModelConfig
-from model.hf.convert import ModelShape, NoSuchModelError, from_hf_config, from_hf_weights, to_hf_config, to_hf_weights
+from model.hf.architecture import ModelShape, NoSuchModelError
+from model.hf.convert import ARCHITECTURES, from_hf_config, from_hf_weights, to_hf_config, to_hf_weights
 from model.seq2seq import Seq2Seq
 from model.transformer import Transformer
 
@@ -44,7 +45,7 @@ SHAPES: list[dict[str, Any]] = [
 
 
 def trained(seed: int = 0, **fields: Any) -> Transformer:
-    """A model whose every weight is away from where it began, biases and norms too, as if it had been trained."""
+    """A model whose weights all differ from their initial values, biases and norms too, as after training."""
     config = ModelConfig.model_validate({"n_layers": 3, "d_model": 32, "n_heads": 4} | fields)
     model = Transformer(config, VOCAB, SEQ_LEN, END_OF_TEXT)
     generator = torch.Generator().manual_seed(seed)
@@ -54,7 +55,7 @@ def trained(seed: int = 0, **fields: Any) -> Transformer:
 
 
 def exported(model: Transformer | Seq2Seq, folder: Path) -> Path:
-    """A folder with what transformers needs of a model, written with nothing of `orchestrator`."""
+    """Writes a folder that transformers can load, without using `orchestrator`."""
     shape = ModelShape.of(model)
     fields = to_hf_config(shape, END_OF_TEXT)
     (folder / "config.json").write_text(json.dumps(fields))
@@ -63,7 +64,7 @@ def exported(model: Transformer | Seq2Seq, folder: Path) -> Path:
 
 
 def some_tokens() -> Tensor:
-    """(3, SEQ_LEN) ids, each row one document: where documents are kept apart, that is what the mask leaves alone."""
+    """(3, SEQ_LEN) ids, one document per row, so that separating documents changes nothing."""
     tokens = torch.randint(0, END_OF_TEXT, (3, SEQ_LEN), generator=torch.Generator().manual_seed(1))
     tokens[:, 0] = END_OF_TEXT
     return tokens
@@ -72,14 +73,14 @@ def some_tokens() -> Tensor:
 @pytest.mark.parametrize("fields", SHAPES, ids=str)
 def test_transformers_computes_the_same_logits(fields: dict[str, Any], tmp_path: Path) -> None:
     model = trained(**fields)
-    theirs, told = AutoModelForCausalLM.from_pretrained(exported(model, tmp_path), output_loading_info=True)
-    assert not any(told.values()), told
+    theirs, loading = AutoModelForCausalLM.from_pretrained(exported(model, tmp_path), output_loading_info=True)
+    assert not any(loading.values()), loading
     assert type(theirs) is {"llama": LlamaForCausalLM, "gpt2": GPT2LMHeadModel}[model.config.preset]
     assert theirs.config.tie_word_embeddings == model.config.tie_embeddings
     with torch.no_grad():
         ours, found = model.logits(some_tokens()), theirs.eval()(some_tokens()).logits
     assert found.dtype == torch.float32
-    assert ours.std() > 0.5, "logits that differ enough to tell models apart"
+    assert ours.std() > 0.5, "logits that differ enough to distinguish models"
     assert (ours - found).abs().max().item() < TOLERANCE
 
 
@@ -106,7 +107,7 @@ SOURCE_LEN = 30
 
 
 def translator(source_vocab: int | None = None, **fields: Any) -> Seq2Seq:
-    """An encoder-decoder away from where training begins, as `trained` has decoders."""
+    """An encoder-decoder whose weights differ from their initial values, like `trained` for decoders."""
     made = {"architecture": "encoder_decoder", "preset": "original", "n_layers": 2, "d_model": 32, "n_heads": 4}
     config = ModelConfig.model_validate(made | fields)
     model = Seq2Seq(config, VOCAB, source_vocab, SEQ_LEN, SOURCE_LEN, END_OF_TEXT)
@@ -116,7 +117,7 @@ def translator(source_vocab: int | None = None, **fields: Any) -> Seq2Seq:
 
 
 def some_pairs() -> tuple[Tensor, Tensor, Tensor]:
-    """(3, 10) source ids with as many of each row as (3,) says, and (3, 8) target ids."""
+    """(3, 10) source ids, the (3,) number of ids in each row, and (3, 8) target ids."""
     generator = torch.Generator().manual_seed(1)
     sources, targets = (torch.randint(0, 50, (3, length), generator=generator) for length in (10, 8))
     targets[:, 0] = END_OF_TEXT
@@ -131,10 +132,10 @@ def their_logits(model: Any, sources: Tensor, counts: Tensor, targets: Tensor) -
 @pytest.mark.parametrize("fields", TRANSLATORS, ids=str)
 def test_marian_computes_the_same_logits(fields: dict[str, Any], tmp_path: Path) -> None:
     model = translator(**fields)
-    theirs, told = AutoModelForSeq2SeqLM.from_pretrained(exported(model, tmp_path), output_loading_info=True)
+    theirs, loading = AutoModelForSeq2SeqLM.from_pretrained(exported(model, tmp_path), output_loading_info=True)
     assert type(theirs) is MarianMTModel
-    missing = {name for name in told.pop("missing_keys") if not name.endswith("embed_positions.weight")}
-    assert not missing and not any(told.values()), (missing, told)
+    missing = {name for name in loading.pop("missing_keys") if not name.endswith("embed_positions.weight")}
+    assert not missing and not any(loading.values()), (missing, loading)
     with torch.no_grad():
         ours, found = model.logits(*some_pairs()), their_logits(theirs.eval(), *some_pairs())
     assert ours.std() > 0.5
@@ -147,7 +148,7 @@ def test_a_translators_weights_come_back_bit_by_bit(fields: dict[str, Any], tmp_
     folder = exported(model, tmp_path)
     shape = from_hf_config(json.loads((folder / "config.json").read_text()))
     assert (shape.vocab_size, shape.input_vocab_size) == (VOCAB, fields.get("source_vocab"))
-    assert shape.seq_len == shape.source_len == SOURCE_LEN, "there is one length there, and no weights of positions"
+    assert shape.seq_len == shape.source_len == SOURCE_LEN, "Marian has one length for both, and no position weights"
     for name in ("architecture", "preset", "n_layers", "encoder_layers", "d_model", "n_heads", "ff_width"):
         assert getattr(shape.config, name) == getattr(model.config, name)
     weights = from_hf_weights(shape, load_file(folder / "model.safetensors"))
@@ -164,7 +165,7 @@ def marian(**fields: Any) -> MarianMTModel:
 
 
 @pytest.mark.parametrize("fields", [{}, {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": 90}], ids=str)
-def test_a_marian_that_transformers_made_is_taken(fields: dict[str, Any], tmp_path: Path) -> None:
+def test_a_marian_made_by_transformers_is_imported(fields: dict[str, Any], tmp_path: Path) -> None:
     model = marian(**fields).eval()
     for name, parameter in model.named_parameters():
         if "embed_positions" not in name:
@@ -183,7 +184,7 @@ def test_a_marian_with_a_bias_on_its_output_is_refused(tmp_path: Path) -> None:
     model = marian()
     model.final_logits_bias[0, 3] = 0.5
     config, weights = saved(model, tmp_path)
-    with pytest.raises(NoSuchModelError, match=r"final_logits_bias: not zero, and our output layer has no bias"):
+    with pytest.raises(NoSuchModelError, match=r"final_logits_bias: not zero, and our model has no such weight"):
         from_hf_weights(from_hf_config(config), weights)
 
 
@@ -211,7 +212,7 @@ def test_a_marian_with_a_bias_on_its_output_is_refused(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_what_cannot_leave_is_refused_by_its_fields(fields: dict[str, Any], says: list[str]) -> None:
+def test_an_export_is_refused_with_the_fields_that_prevent_it(fields: dict[str, Any], says: list[str]) -> None:
     config = ModelConfig.model_validate({"n_layers": 1, "d_model": 32, "n_heads": 4} | fields)
     source_len = SEQ_LEN if config.architecture == "encoder_decoder" else None
     with pytest.raises(NoSuchModelError, match="no exact counterpart in transformers") as refused:
@@ -232,7 +233,7 @@ def gpt2(**fields: Any) -> GPT2LMHeadModel:
 
 
 def saved(model: Any, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What transformers itself writes."""
+    """The config and the weights that transformers itself writes."""
     model.save_pretrained(folder)
     return json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
 
@@ -248,7 +249,7 @@ def saved(model: Any, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     ],
     ids=["llama", "grouped and tied", "theta", "gpt2", "gpt2, untied"],
 )
-def test_models_that_transformers_made_are_taken(theirs: Any, tmp_path: Path) -> None:
+def test_models_made_by_transformers_are_imported(theirs: Any, tmp_path: Path) -> None:
     model = theirs().eval()
     for parameter in model.parameters():
         parameter.data += 0.2 * torch.randn(parameter.shape)
@@ -261,7 +262,7 @@ def test_models_that_transformers_made_are_taken(theirs: Any, tmp_path: Path) ->
     assert difference < TOLERANCE
 
 
-def test_old_forms_of_the_same_model_are_taken(tmp_path: Path) -> None:
+def test_old_formats_of_the_same_model_are_imported(tmp_path: Path) -> None:
     fields, weights = saved(gpt2(), tmp_path)
     shape = from_hf_config(fields)
     expected = from_hf_weights(shape, weights)
@@ -291,7 +292,12 @@ def test_half_precision_becomes_single(tmp_path: Path) -> None:
         ({}, ["model_type = None"]),
         (
             {"model_type": "llama", "hidden_act": "gelu", "attention_bias": True, "head_dim": 5, "hidden_size": 32},
-            ["hidden_act = 'gelu'", "attention_bias = True", "rms_norm_eps = 1e-06: we have 1e-05", "head_dim = 5"],
+            [
+                "hidden_act = 'gelu'",
+                "attention_bias = True",
+                "rms_norm_eps = 1e-06: only 1e-05 is supported",
+                "head_dim = 5",
+            ],
         ),
         (
             {"model_type": "llama", "rms_norm_eps": 1e-5, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
@@ -311,20 +317,20 @@ def test_half_precision_becomes_single(tmp_path: Path) -> None:
                 "activation_function = 'gelu'",
                 "scale_embedding = False",
                 "encoder_ffn_dim = 8",
-                "three embeddings, or one",
+                "the number of embeddings is not clear",
             ],
         ),
         ({"model_type": "gpt2"}, ["no field 'n_embd'"]),
         ({"model_type": "gpt2", "n_embd": 30, "n_layer": 1, "n_head": 4, "vocab_size": 9}, ["d_model=30 is not"]),
     ],
 )
-def test_what_has_no_counterpart_is_refused_by_its_fields(fields: dict[str, Any], says: list[str]) -> None:
+def test_an_import_is_refused_with_the_fields_that_prevent_it(fields: dict[str, Any], says: list[str]) -> None:
     with pytest.raises(NoSuchModelError) as refused:
         from_hf_config(fields)
     assert all(part in str(refused.value) for part in says), refused.value
 
 
-def test_weights_that_do_not_fit_are_all_named(tmp_path: Path) -> None:
+def test_all_weights_that_do_not_fit_are_listed(tmp_path: Path) -> None:
     fields, weights = saved(llama(), tmp_path)
     del weights["model.norm.weight"]
     weights["model.layers.0.mlp.up_proj.weight"] = torch.zeros(7, 32)
@@ -345,9 +351,21 @@ def test_exported_weights_share_no_memory() -> None:
     assert len(set(starts)) == len(starts)
 
 
-def test_a_shape_is_what_a_config_says() -> None:
+def test_a_config_describes_the_whole_shape() -> None:
     config = ModelConfig(preset="llama", n_layers=2, d_model=64, n_heads=4, n_kv_heads=2, tie_embeddings=False)
     fields = to_hf_config(ModelShape(config, VOCAB, SEQ_LEN), END_OF_TEXT)
     expected = config.model_copy(update={"d_ff": config.ff_width})
     assert from_hf_config(fields) == ModelShape(expected, VOCAB, SEQ_LEN)
     assert fields["eos_token_id"] == fields["bos_token_id"] == END_OF_TEXT
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_every_architecture_converts_its_own_config(kind: str) -> None:
+    architecture, preset = ARCHITECTURES[kind].ours
+    config = ModelConfig.model_validate(
+        {"architecture": architecture, "preset": preset, "n_layers": 2, "d_model": 32, "n_heads": 4}
+    )
+    shape = ModelShape(config, VOCAB, SEQ_LEN, None, SEQ_LEN if architecture == "encoder_decoder" else None)
+    fields = to_hf_config(shape, END_OF_TEXT)
+    assert (fields["model_type"], fields["architectures"]) == (kind, [ARCHITECTURES[kind].hf_class])
+    assert from_hf_config(fields).config.preset == preset
