@@ -21,7 +21,8 @@ from data.errors import TokenizerError
 from data.stores.open import open_store
 from data.tokens.tokenizer import Tokenizer
 from model.config import ModelConfig
-from model.hf.convert import ARCHITECTURES, ModelShape, from_hf_config
+from model.hf.architecture import ModelShape
+from model.hf.convert import ARCHITECTURES, from_hf_config
 from orchestrator.config.recipe import RunConfig
 from orchestrator.errors import InitialWeightsError
 from orchestrator.inference.hf_folder import CONFIG, TOKENIZER, HfFolder
@@ -83,7 +84,7 @@ def pin_initial_weights(run: Run, tokenizer: Tokenizer, tell: Callable[[str], ob
             )
         if run.store.head(initial_weights_key(digest)) is None:
             run.store.put_file(initial_weights_key(digest), path)
-    tell(f"initial weights: {ARCHITECTURES[folder.fields['model_type']]} of {folder.url}, sha256 {digest[:12]}…")
+    tell(f"initial weights: {ARCHITECTURES[folder.fields['model_type']].hf_class} of {folder.url}, sha256 {digest[:12]}…")
     return digest
 
 

@@ -13,7 +13,8 @@ from data.errors import InputError
 from data.stores.open import open_store
 from data.stores.store import Store
 from data.tokens.hf_tokenizer import to_tokenizer_config, to_tokenizer_json
-from model.hf.convert import ModelShape, NoSuchModelError, to_hf_config, to_hf_weights
+from model.hf.architecture import ModelShape, NoSuchModelError
+from model.hf.convert import to_hf_config, to_hf_weights
 from model.seq2seq import Seq2Seq
 from orchestrator.config.recipe import RunConfig
 from orchestrator.config.sections import SampleConfig

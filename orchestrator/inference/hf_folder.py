@@ -23,7 +23,8 @@ from data.stores.open import open_store
 from data.stores.store import Store
 from data.tokens.hf_tokenizer import read_tokenizer
 from data.tokens.tokenizer import Tokenizer
-from model.hf.convert import NoSuchModelError, from_hf_config, from_hf_weights
+from model.hf.architecture import NoSuchModelError
+from model.hf.convert import from_hf_config, from_hf_weights
 
 CONFIG, WEIGHTS, WEIGHTS_INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 

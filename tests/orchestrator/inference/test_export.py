@@ -220,4 +220,4 @@ def test_generating_from_what_is_no_folder(tmp_path: Path) -> None:
     Path("exported/tokenizer.json").unlink()
     assert "has no tokenizer.json" in manta("generate", "--from", "exported", status=2)
     Path("exported/config.json").write_text('{"model_type": "mistral"}')
-    assert "the models that map are llama, gpt2, marian" in manta("generate", "--from", "exported", status=2)
+    assert "Supported: llama, gpt2, marian" in manta("generate", "--from", "exported", status=2)
