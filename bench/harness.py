@@ -38,7 +38,7 @@ from orchestrator.config.recipe import RunConfig
 from orchestrator.run.ledger import metrics_lines
 from orchestrator.run.record import Attempt, load_record
 from orchestrator.run.run import open_run, reaching_storage, stores
-from orchestrator.run.summary import describe
+from orchestrator.run.summary import summary_of_run
 
 RESULTS = Path(__file__).resolve().parent / "results"
 COMMAND_TIMEOUT_S = 1200.0
@@ -303,7 +303,7 @@ def train(
     with reaching_storage(config) as config:
         run = open_run(config)
         rows = [json.loads(line) for line in metrics_lines(run.store)]
-        return FinishedRun(describe(run), rows, [*signs, run.record.last], command.lines)
+        return FinishedRun(summary_of_run(run), rows, [*signs, run.record.last], command.lines)
 
 
 def _note_sign(config: RunConfig, signs: list[Attempt]) -> None:

@@ -1,25 +1,23 @@
-"""What a person sees while a run goes on: lines that stay, and under them, on a terminal, one that moves."""
+"""Console output: log lines, and a live progress line on a terminal."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 from rich.console import Console as RichConsole
 from rich.live import Live
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from orchestrator.run.progress import Progress
+from orchestrator.run.progress import Progress
 
-PLAIN_EVERY_S = 10.0
-"""Seconds between progress lines where the output is not a terminal."""
+PLAIN_INTERVAL_S = 10.0
+"""Seconds between progress lines if the output is not a terminal."""
 
-_BEGAN = time.monotonic()
+_STARTED_AT = time.monotonic()
 
 
 class Console:
-    """Prints to standard output."""
+    """Prints a run's log lines and progress to standard output."""
 
     def __init__(self) -> None:
         self.rich = RichConsole(highlight=False)
@@ -28,11 +26,11 @@ class Console:
         self._rate: tuple[float, int] | None = None
 
     def line(self, text: str) -> None:
-        """A line that stays, with the seconds since the start."""
-        self.rich.print(Text(f"[{time.monotonic() - _BEGAN:6.1f} s] {text}"), soft_wrap=True)
+        """Prints a log line with the seconds since the start of the process."""
+        self.rich.print(Text(f"[{time.monotonic() - _STARTED_AT:6.1f} s] {text}"), soft_wrap=True)
 
     def progress(self, progress: Progress, steps: int) -> None:
-        """The moving line; every PLAIN_EVERY_S a line of its own where nothing can move."""
+        """Updates the progress line; if the output is not a terminal, prints a log line every PLAIN_INTERVAL_S."""
         if not progress.row:
             return
         text = self._progress_text(progress, steps)
@@ -41,12 +39,12 @@ class Console:
                 self._live = Live(console=self.rich, refresh_per_second=4, transient=True)
                 self._live.start()
             self._live.update(Text(text))
-        elif time.monotonic() - self._printed_at >= PLAIN_EVERY_S:
+        elif time.monotonic() - self._printed_at >= PLAIN_INTERVAL_S:
             self._printed_at = time.monotonic()
             self.line(text)
 
     def close(self) -> None:
-        """Remove the moving line."""
+        """Removes the progress line."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -58,7 +56,7 @@ class Console:
             self._rate = (now, row["step"])
         since, from_step = self._rate
         tokens_per_step = row["tokens"] / row["step"]
-        loss = "data left out" if row["loss"] is None else f"loss {row['loss']:.4f}"
+        loss = "data skipped" if row["loss"] is None else f"loss {row['loss']:.4f}"
         text = f"step {row['step']:,}/{steps:,}  {loss}  lr {row['lr']:.2e}  {row['world_size']} workers"
         if row["step"] > from_step:
             steps_per_s = (row["step"] - from_step) / (now - since)

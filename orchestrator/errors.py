@@ -1,29 +1,29 @@
-"""Every error Manta raises on purpose, on one page.
+"""All errors that Manta raises on purpose.
 
-    MantaError                          a message for a person; the command line prints it without a traceback
-    ├── InputError                      the user can fix it; exit status 2; retrying changes nothing
-    │   ├── RecipeError                 the recipe: every problem found in it, one a line
+    MantaError                          message for the user; the CLI prints it without a traceback; exit status 1
+    ├── InputError                      the user can fix it; a retry cannot; exit status 2
+    │   ├── RecipeError                 the recipe is invalid; the message has one line per problem
     │   ├── UnknownRunError             no recipe and no run has this name
-    │   ├── ConfigChangedError          a run is continued with fields that would change its result
-    │   ├── RunInUseError               a live attempt holds the run
-    │   ├── InitialWeightsError         what a run is to begin with does not fit it, or has changed since
-    │   ├── ClusterTooSmallError        the cluster cannot hold what the recipe asks for
-    │   ├── StoreAccessError            (data) bucket missing, credentials refused, endpoint not reachable
-    │   ├── BadShardError               (data) a shard cannot be read as its format says
-    │   ├── ShardChangedError           (data) a shard is not the one the manifest pinned
-    │   ├── DiskFullError               (data) no space where something had to be written
-    │   ├── CleaningError           (data) a function of data.cleaning failed on a document
-    │   └── TokenizerError              (data) a tokenizer does not fit what it is asked to do
-    ├── TransientStoreError             (data) the store did not answer in time; worth a retry; exit status 1
-    ├── ObjectNotFoundError             (data) no object under this key; for the caller to act on
-    ├── ConflictError                   (data) a conditional write lost: somebody else wrote first; likewise
-    ├── CheckpointDamagedError          a checkpoint's files are not those its manifest names; the one before is used
-    ├── WorkerDiedError                 a training worker ended without being asked to; worth a retry; exit status 1
-    ├── BadLossError                    the loss went astray a second time; a retry would come to the same step again
-    ├── FencedError                     a newer attempt has taken the run over; this one must stop writing
-    └── ClusterError                    (cluster) a server or cluster did not start or answer; exit status 1
+    │   ├── ConfigChangedError          a run is continued with other values of fields that decide its result
+    │   ├── RunInUseError               another attempt at the run is alive
+    │   ├── InitialWeightsError         the initial weights do not fit the model, or have changed since the run started
+    │   ├── ClusterTooSmallError        the cluster has fewer CPUs or GPUs, or less memory, than the recipe needs
+    │   ├── StoreAccessError            (data) bucket missing, credentials refused, or endpoint not reachable
+    │   ├── BadShardError               (data) a shard cannot be read in its format
+    │   ├── ShardChangedError           (data) a shard differs from the one that the manifest pins
+    │   ├── DiskFullError               (data) no disk space left
+    │   ├── CleaningError               (data) a function of data.cleaning failed on a document
+    │   └── TokenizerError              (data) a tokenizer does not fit its use
+    ├── TransientStoreError             (data) the store did not answer in time; worth a retry
+    ├── ObjectNotFoundError             (data) no object under this key; callers handle it
+    ├── ConflictError                   (data) a conditional write came second; callers handle it
+    ├── CheckpointDamagedError          a checkpoint's files do not match its manifest; the one before is used
+    ├── WorkerDiedError                 a training worker ended unexpectedly; worth a retry
+    ├── BadLossError                    the loss diverged or spiked a second time; a retry would reach the same step
+    ├── FencedError                     a newer attempt has taken the run over; this one must not write
+    └── ClusterError                    (cluster) a server or cluster did not start or answer
 
-All survive pickling, because they cross process borders in Ray: one positional message and nothing else.
+All survive pickling, because they cross process borders in Ray: they take one positional message and nothing else.
 """
 
 from __future__ import annotations
@@ -70,40 +70,40 @@ __all__ = [
 
 
 class RecipeError(InputError):
-    """A recipe cannot be used; the message lists every problem, one a line."""
+    """A recipe is invalid; the message has one line per problem."""
 
 
 class UnknownRunError(InputError):
-    """Neither a recipe nor a run by this name is to be found."""
+    """No recipe and no run has this name."""
 
 
 class ConfigChangedError(InputError):
-    """A run was started with other values of fields that decide its result; the message names them."""
+    """A run was started with other values of fields that decide its result; the message lists them."""
 
 
 class InitialWeightsError(InputError):
-    """The weights a run is to begin with are not of its model, or not those that it was begun with."""
+    """The initial weights do not fit the run's model, or differ from those that the run started with."""
 
 
 class RunInUseError(InputError):
-    """Another attempt of this run is alive; two would write over each other."""
+    """Another attempt at this run is alive; two would overwrite each other's files."""
 
 
 class ClusterTooSmallError(InputError):
-    """The cluster does not have the CPUs, GPUs or memory that the recipe asks for."""
+    """The cluster does not have the CPUs, GPUs or memory that the recipe needs."""
 
 
 class CheckpointDamagedError(MantaError):
-    """A checkpoint is incomplete or its bytes are not those that were saved."""
+    """A checkpoint is incomplete, or its files have changed since it was saved."""
 
 
 class WorkerDiedError(MantaError):
-    """A training worker ended by a signal or a lost machine; continuing from the last checkpoint is safe."""
+    """A training worker was killed or its node was lost; continuing from the last checkpoint is safe."""
 
 
 class BadLossError(MantaError):
-    """Loss or gradient became infinite, not a number, or jumped; what was saved before is untouched."""
+    """Loss or gradient became infinite or NaN, or the loss spiked; earlier checkpoints are untouched."""
 
 
 class FencedError(MantaError):
-    """A newer attempt holds the run's fence; everything this one still wrote would be wrong."""
+    """A newer attempt holds the run's fence; this one must not write any more."""

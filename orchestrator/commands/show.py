@@ -11,7 +11,7 @@ from orchestrator.console import Console
 from orchestrator.errors import UnknownRunError
 from orchestrator.report.terminal import print_run
 from orchestrator.run.run import open_run, reaching_storage
-from orchestrator.run.summary import describe
+from orchestrator.run.summary import summary_of_run
 
 
 def show(run_or_recipe: str, as_json: bool = False, overrides: tuple[str, ...] = ()) -> None:
@@ -30,7 +30,7 @@ def show(run_or_recipe: str, as_json: bool = False, overrides: tuple[str, ...] =
     with reaching_storage(config) as config:
         run = open_run(config)
         if as_json:
-            print(json.dumps(describe(run), indent=2))
+            print(json.dumps(summary_of_run(run), indent=2))
         else:
             print_run(run, Console())
 

@@ -1,1 +1,1 @@
-"""What a run is: record, fence, checkpoints, ledgers, summary. Imports neither Ray nor torch."""
+"""A run as it is stored: record, fence, checkpoints, ledgers, summary. Imports neither Ray nor torch."""

@@ -1,4 +1,4 @@
-"""Audit of the sample ledger: proof that no sample was lost or doubled."""
+"""Audit of the sample ledger: checks that every sample was trained on exactly once, in the expected order."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ from data.order.sample_order import Ints, SampleOrder
 
 @dataclass(frozen=True)
 class Audit:
-    """What the run should have trained on, beside what it did.
+    """Result of an audit: counts of samples.
 
     Attributes:
-        digest: sha256 over all sample ids seen, int64 little-endian, in training order.
-        in_order: whether seen and expected are the same, sample by sample.
+        expected: samples that the run's steps should have trained on.
+        seen: samples in the ledger.
+        duplicated: samples in the ledger beyond the first occurrence of each.
+        missing: expected samples that are not in the ledger.
+        digest: sha256 over all seen sample ids, int64 little-endian, in training order.
+        in_order: whether the seen and the expected ids are equal, position by position.
     """
 
     expected: int
@@ -37,39 +41,40 @@ def audit(
     tables: Iterator[pa.Table],
     steps_together: int = 1,
 ) -> Audit:
-    """Hold what the ranks reported against the order, computed afresh from the manifest's counts.
+    """Compares the sample ids that the ranks reported with the order recomputed from `counts`.
 
     Args:
-        steps: steps the run's state contains.
+        counts: (units,) training samples in each unit.
+        steps: steps that the run's state contains.
         tables: ledger segments, see `read_segments`.
-        steps_together: steps whose samples are arranged by length, which counts do not tell; whatever arrangement of
-            theirs was seen is in order then. That it was the right one, the digest of another run tells.
+        steps_together: steps in a block whose samples are sorted by length. Counts do not give lengths, so any
+            arrangement within a block counts as in order; comparing digests of two runs checks the arrangement.
     """
     expected_total = steps * global_batch_size
     digest, seen = hashlib.sha256(), 0
     in_order = True
-    odd_seen: list[Ints] = []
-    odd_expected: list[Ints] = []
-    for ids in _in_blocks(tables, steps_together * global_batch_size):
+    unmatched_seen: list[Ints] = []
+    unmatched_expected: list[Ints] = []
+    for ids in _whole_blocks(tables, steps_together * global_batch_size):
         digest.update(ids.astype("<i8").tobytes())
-        room = max(0, min(len(ids), expected_total - seen))
+        within = max(0, min(len(ids), expected_total - seen))
         if steps_together > 1:
-            expected = _arranged_as(ids[:room], order, seen, counts, steps_together * global_batch_size)
+            expected = _expected_as_arranged(ids[:within], order, seen, counts, steps_together * global_batch_size)
         else:
-            expected = order.samples(seen, room, counts).ids() if room else np.empty(0, np.int64)
+            expected = order.samples(seen, within, counts).ids() if within else np.empty(0, np.int64)
         if not np.array_equal(ids, expected):
             in_order = False
-            odd_seen.append(ids)
-            odd_expected.append(expected)
+            unmatched_seen.append(ids)
+            unmatched_expected.append(expected)
         seen += len(ids)
     if seen < expected_total:
-        odd_expected.append(order.samples(seen, expected_total - seen, counts).ids())
-    seen_ids = np.concatenate(odd_seen) if odd_seen else np.empty(0, np.int64)
-    expected_ids = np.concatenate(odd_expected) if odd_expected else np.empty(0, np.int64)
+        unmatched_expected.append(order.samples(seen, expected_total - seen, counts).ids())
+    seen_ids = np.concatenate(unmatched_seen) if unmatched_seen else np.empty(0, np.int64)
+    expected_ids = np.concatenate(unmatched_expected) if unmatched_expected else np.empty(0, np.int64)
     duplicated = len(seen_ids) - len(np.unique(seen_ids))
-    strays = np.setdiff1d(seen_ids, expected_ids)
-    if len(strays):  # seen before, in a segment that is as it should be
-        duplicated += int(np.isin(strays, order.samples(0, expected_total, counts).ids()).sum())
+    unexpected = np.setdiff1d(seen_ids, expected_ids)
+    if len(unexpected):  # a second occurrence: the first is in a block that matched its expectation
+        duplicated += int(np.isin(unexpected, order.samples(0, expected_total, counts).ids()).sum())
     return Audit(
         expected=expected_total,
         seen=seen,
@@ -80,8 +85,8 @@ def audit(
     )
 
 
-def _in_blocks(tables: Iterator[pa.Table], block: int) -> Iterator[Ints]:
-    """Sample ids of ledger segments, cut so that a block of samples is never divided."""
+def _whole_blocks(tables: Iterator[pa.Table], block: int) -> Iterator[Ints]:
+    """Sample ids of the segments in pieces of whole blocks; only the last piece may end inside a block."""
     rest = np.empty(0, np.int64)
     for table in tables:
         ids = np.concatenate([rest, table["sample_ids"].combine_chunks().flatten().to_numpy()])
@@ -93,11 +98,11 @@ def _in_blocks(tables: Iterator[pa.Table], block: int) -> Iterator[Ints]:
         yield rest
 
 
-def _arranged_as(ids: Ints, order: SampleOrder, first: int, counts: Ints, block: int) -> Ints:
-    """The samples expected from `first` on, in the arrangement of `ids` in every block of which `ids` are a part."""
+def _expected_as_arranged(ids: Ints, order: SampleOrder, first: int, counts: Ints, block: int) -> Ints:
+    """Expected ids from position `first` on; a block whose `ids` are all expected there takes their arrangement."""
     expected = []
     for start in range(0, len(ids), block):
-        seen, there = ids[start : start + block], order.samples(first + start, block, counts).ids()
-        is_part = len(np.unique(seen)) == len(seen) and bool(np.isin(seen, there).all())
-        expected.append(seen if is_part else there[: len(seen)])
+        seen, wanted = ids[start : start + block], order.samples(first + start, block, counts).ids()
+        is_part = len(np.unique(seen)) == len(seen) and bool(np.isin(seen, wanted).all())
+        expected.append(seen if is_part else wanted[: len(seen)])
     return np.concatenate(expected) if expected else np.empty(0, np.int64)

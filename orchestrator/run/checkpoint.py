@@ -7,9 +7,10 @@
                                  state.json              step, seed, digests, resolved config, ledger segments
                                  manifest.json           size and sha256 of the others; written last
 
-There is nothing in it about ranks. A checkpoint exists once its manifest does. The newest by step wins; one whose
-files do not match their sums is named and passed over for the one before it, and the attempt that found it sets it
-aside. RNG state needs no file: weights are drawn before step 0, and dropout is seeded by (seed, step, micro-batch).
+It contains nothing about ranks. A checkpoint exists once its manifest does. The checkpoint with the highest step is
+used. If its files do not match their checksums, it is reported, quarantined by the attempt that found it, and the one
+before it is used. RNG state needs no file: weights are drawn before step 0, and dropout is seeded by (seed, step,
+micro-batch).
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ _NAME = re.compile(r"step-(?P<step>\d{8,})-a(?P<attempt>\d+)/manifest\.json$")
 
 @dataclass(frozen=True, order=True)
 class CheckpointName:
-    """Which checkpoint; the newest is the largest."""
+    """Identifies a checkpoint; newer ones compare greater."""
 
     step: int
     attempt: int
@@ -57,17 +58,17 @@ class CheckpointName:
 
 
 def tensor_files(*, averaged: bool) -> tuple[str, ...]:
-    """Files of a worker's tensors; `averaged`: the run keeps an average of its weights."""
+    """Names of the files with the workers' tensors; `averaged`: the run keeps a moving average of its weights."""
     return (MODEL, OPTIMIZER, AVERAGE) if averaged else (MODEL, OPTIMIZER)
 
 
 def weights_file(*, averaged: bool) -> str:
-    """File of the weights that are evaluated."""
+    """Name of the file with the weights that are evaluated."""
     return AVERAGE if averaged else MODEL
 
 
 def list_checkpoints(store: Store, record: RunRecord | None = None) -> list[CheckpointName]:
-    """Complete checkpoints of the run under `store`, oldest first; those of a fenced-off attempt are left out."""
+    """Complete checkpoints of the run under `store`, oldest first; with `record`, without those of fenced attempts."""
     names = []
     for info in store.list("checkpoints/"):
         if match := _NAME.search(info.key):
@@ -82,26 +83,29 @@ def fetch_newest(
     record: RunRecord,
     files: Sequence[str],
     folder: Path,
-    tell: Callable[[str], object] = logger.error,
+    log: Callable[[str], object] = logger.error,
 ) -> tuple[CheckpointName, dict[str, Any]] | None:
-    """Fetch the newest undamaged checkpoint, or None where there never was one; see `newest_undamaged`.
+    """Fetches the newest undamaged checkpoint; see `newest_undamaged`.
 
     Args:
-        files: those wanted besides state.json; they are in `folder` afterwards.
+        files: files to fetch into `folder` besides state.json.
 
     Returns:
-        its name and state.
+        name and state of the checkpoint; None if the run has none.
     """
-    return newest_undamaged(store, record, lambda name: (name, fetch_checkpoint(store, name, files, folder)), tell)
+    return newest_undamaged(store, record, lambda name: (name, fetch_checkpoint(store, name, files, folder)), log)
 
 
 def newest_undamaged(
-    store: Store, record: RunRecord, fetch: Callable[[CheckpointName], _T], tell: Callable[[str], object] = logger.error
+    store: Store, record: RunRecord, fetch: Callable[[CheckpointName], _T], log: Callable[[str], object] = logger.error
 ) -> _T | None:
-    """What `fetch` makes of the newest checkpoint that it does not find damaged, or None where there never was one.
+    """Calls `fetch` for the newest checkpoint and, while it raises CheckpointDamagedError, for the one before.
 
     Args:
-        tell: gets a line for every damaged checkpoint, naming it; a worker's log is read by nobody.
+        log: takes a line for every damaged checkpoint. Workers pass one that reaches the driver's console.
+
+    Returns:
+        what `fetch` returned; None if the run has no checkpoint.
 
     Raises:
         CheckpointDamagedError: there are checkpoints, and every one is damaged.
@@ -111,7 +115,7 @@ def newest_undamaged(
         try:
             return fetch(name)
         except CheckpointDamagedError as error:
-            tell(f"{error} The one before it is used.")
+            log(f"{error} The one before it is used.")
             damage.append(str(error))
     if damage:
         raise CheckpointDamagedError(
@@ -123,10 +127,13 @@ def newest_undamaged(
 
 
 def fetch_checkpoint(store: Store, name: CheckpointName, files: Sequence[str] | None, folder: Path) -> dict[str, Any]:
-    """Fetch `files` of a checkpoint, or all there are, into `folder` and verify them; returns its state.
+    """Fetches files of a checkpoint into `folder`, verifies their checksums and returns its state.
+
+    Args:
+        files: names besides state.json; None: all of them.
 
     Raises:
-        CheckpointDamagedError: a file is missing or does not match its sum; the message names it.
+        CheckpointDamagedError: a file is missing or does not match its checksum; the message names it.
     """
     prefix = f"checkpoints/{name}"
     try:
@@ -146,17 +153,17 @@ def fetch_checkpoint(store: Store, name: CheckpointName, files: Sequence[str] | 
 def write_checkpoint(
     store: Store, name: CheckpointName, state: Mapping[str, Any], snapshot: Path, before_commit: Callable[[], object]
 ) -> int:
-    """Upload a snapshot and commit it by writing its manifest last.
+    """Uploads a snapshot and commits it by writing its manifest last.
 
     Args:
         snapshot: folder of safetensors files, see `orchestrator.snapshots.tensors`.
-        before_commit: called when all but the manifest is there; raises to give up.
+        before_commit: called once everything but the manifest is uploaded; may raise to abandon the checkpoint.
 
     Returns:
         bytes written.
 
     Raises:
-        DiskFullError: no space; what had been written is removed.
+        DiskFullError: no space left; the files written so far are removed.
     """
     prefix = f"checkpoints/{name}"
     (snapshot / STATE).write_text(json.dumps(state))
@@ -172,23 +179,23 @@ def write_checkpoint(
         before_commit()
         store.put(f"{prefix}/{MANIFEST}", json.dumps({"step": name.step, "files": files}, indent=1).encode())
     except DiskFullError:
-        with suppress(MantaError):  # the run's record has to fit yet, which says how it ended
+        with suppress(MantaError):  # make room for the run's record, which says how the run ended
             store.delete_prefix(f"{prefix}/")
         raise
     return sum(file["size"] for file in files.values())
 
 
 def quarantine(store: Store, name: CheckpointName) -> None:
-    """Make a damaged checkpoint none: its files stay for whoever wants to know, its manifest under another name."""
+    """Renames the manifest of a damaged checkpoint, so that it is not used again; its files stay for inspection."""
     prefix = f"checkpoints/{name}"
     store.put(f"{prefix}/{DAMAGED}", store.get(f"{prefix}/{MANIFEST}"))
     store.delete(f"{prefix}/{MANIFEST}")
 
 
 def prune(store: Store, record: RunRecord, keep: int) -> None:
-    """Delete all but the run's newest `keep` checkpoints, each one's manifest first, so that none is ever half there.
+    """Deletes all but the run's newest `keep` checkpoints, also those of fenced attempts.
 
-    Those that a fenced-off attempt left go too.
+    The manifest is deleted first, so a half-deleted checkpoint does not count as one.
     """
     kept = list_checkpoints(store, record)[-keep:]
     for name in list_checkpoints(store):

@@ -1,6 +1,6 @@
-"""The fence around a run's record: changed only by conditional puts, by the attempt that is the record's last.
+"""The fence: only a run's newest attempt may write. Every change of the run's record is a conditional put.
 
-An older attempt that still lives notices at its next heartbeat, or at its next checkpoint, and stops.
+An older attempt that is still alive notices at its next heartbeat, or at its next checkpoint, and stops.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from orchestrator.errors import FencedError, RunInUseError
 from orchestrator.run.record import LIVE, RECORD, Attempt, RunRecord, load_record, versions
 
 HEARTBEAT_S = 3.0
-"""Seconds between two signs of life of an attempt."""
+"""Seconds between two heartbeats of an attempt."""
 
 PRESUMED_DEAD_S = 10 * HEARTBEAT_S
-"""Silence after which an attempt on another machine is taken for dead."""
+"""Seconds without a heartbeat after which an attempt on another machine is presumed dead."""
 
 CLAIM_TRIES = 5
-"""Times a takeover may meet a sign of life of the attempt that it fences off, which comes every few seconds."""
+"""Tries of a takeover, each of which may collide with a heartbeat of the attempt that it fences off."""
 
 
 class Fence:
-    """This process's hold on a run: it may write as long as its attempt is the record's last.
+    """This process's hold on a run, made by `claim`: it may write while its attempt is the newest in the record.
 
-    Made by `claim`. Every change is a conditional put on what was read last, so two holders never both succeed.
+    Every change is a conditional put on the version that was read last, so two holders never both succeed.
     """
 
     def __init__(self, store: Store, record: RunRecord, etag: str, key: str = RECORD) -> None:
@@ -52,17 +52,17 @@ class Fence:
         key: str = RECORD,
         tries: int = CLAIM_TRIES,
     ) -> Fence:
-        """Add an attempt to the run, making the run if it is new.
+        """Adds an attempt to the run; creates the run if it is new.
 
         Args:
-            begun: the run has a checkpoint; before that, nothing is pinned that could not be chosen anew.
-            started_at: when the command was given, seconds since the epoch; default now.
+            begun: the run has a checkpoint. A run without one takes new result fields, data and vocabulary.
+            started_at: when the command was started, seconds since the epoch; default now.
             takeover: fence off an attempt that seems alive.
-            key: of the record.
-            tries: times that a sign of life of the attempt to be fenced off may come in between.
+            key: key of the record.
+            tries: tries left if a heartbeat of the attempt to be fenced off comes in between.
 
         Raises:
-            RunInUseError: another attempt lives, and `takeover` does not say to fence it off.
+            RunInUseError: another attempt is alive and `takeover` is false.
         """
         info = store.head(key)
         record = RunRecord.from_json(store.get(key)) if info else RunRecord(run, time.time(), result_fields)
@@ -88,14 +88,14 @@ class Fence:
         except ConflictError:
             found = load_record(store, key).attempts if store.head(key) else ()
         if takeover and tries > 1 and len(found) == len(record.attempts) - 1 > 0:
-            # Nobody else has claimed it: the one to be fenced off has given a sign of life in between.
+            # Nobody else has claimed the run: the conflict was a heartbeat of the attempt to be fenced off.
             return cls.claim(
                 store, run, result_fields, begun=begun, started_at=started_at, takeover=True, key=key, tries=tries - 1
             )
         raise RunInUseError(f"Run {run!r} was claimed by another command at this very moment. Wait for it or stop it.")
 
     def heartbeat(self) -> None:
-        """Give one if the last is HEARTBEAT_S old.
+        """Writes a heartbeat if the last one is HEARTBEAT_S old.
 
         Raises:
             FencedError: a newer attempt has taken the run over.
@@ -104,7 +104,7 @@ class Fence:
             self.update()
 
     def update(self, *, attempt: dict[str, Any] | None = None, **run: Any) -> None:
-        """Change fields of the run, and of this attempt; also a sign of life.
+        """Changes fields of the run and of this attempt. Counts as a heartbeat.
 
         Raises:
             FencedError: a newer attempt has taken the run over.
@@ -118,12 +118,12 @@ class Fence:
         self.record = record
 
     def _put_after_lost_answer(self, record: RunRecord) -> str:
-        """Put once more where an earlier put of ours was done and its answer lost; returns the new etag.
+        """Repeats a put whose conflict was an earlier put of this process with a lost answer; returns the new etag.
 
         Raises:
-            FencedError: it was somebody else's put that got in between.
+            FencedError: the conflict was a put of another attempt.
         """
-        # The etag is read before the record, lest it be that of a takeover in between.
+        # Read the etag before the record: read after it, it could be that of a takeover in between.
         info, found = self._store.head(self._key), load_record(self._store, self._key)
         if info is not None and found.last.identity == record.last.identity:
             with contextlib.suppress(ConflictError):
@@ -132,17 +132,17 @@ class Fence:
 
 
 def _put(store: Store, key: str, record: RunRecord, etag: str | None) -> str:
-    """Write the record over version `etag` of it, or as the first where None; returns the new etag.
+    """Writes the record over its version `etag`, or as the first version if None; returns the new etag.
 
     Raises:
-        ConflictError: somebody else wrote first.
+        ConflictError: another process wrote first.
     """
     content = record.to_json()
     try:
         return store.put_if_match(key, content, etag) if etag else store.put_if_absent(key, content)
     except ConflictError:
-        # After a lost answer, the second try is refused for what the first has written. No other process writes the
-        # same bytes: they name this one. The etag is read before them, lest it be that of a takeover in between.
+        # After a lost answer, the store's retry conflicts with its own first try. No other process writes the same
+        # bytes, since they name this process. Read the etag first: read later, it could be that of a takeover.
         with contextlib.suppress(ObjectNotFoundError):
             if (info := store.head(key)) and store.get(key) == content:
                 return info.etag
@@ -150,7 +150,7 @@ def _put(store: Store, key: str, record: RunRecord, etag: str | None) -> str:
 
 
 def check_fence(store: Store, attempt: int) -> RunRecord:
-    """The run's record, if `attempt` may still write.
+    """Returns the run's record if `attempt` may still write.
 
     Raises:
         FencedError: a newer attempt has taken the run over.
@@ -162,7 +162,7 @@ def check_fence(store: Store, attempt: int) -> RunRecord:
 
 
 def fenced(record: RunRecord, attempt: int) -> FencedError:
-    """The word with which attempt `attempt` stops."""
+    """The error with which attempt `attempt` stops: the record's last attempt has taken over."""
     newer = record.last
     return FencedError(
         f"Attempt {attempt} of run {record.run!r} stops: attempt {newer.number} on {newer.host} (pid {newer.pid}) has "
@@ -171,10 +171,10 @@ def fenced(record: RunRecord, attempt: int) -> FencedError:
 
 
 def liveness(attempt: Attempt, *, mine: bool = False) -> str | None:
-    """Why `attempt` is taken for alive, or None: on this machine by its process, elsewhere by its last sign of life.
+    """Says why `attempt` is presumed alive, or None: on this machine by its process, elsewhere by its last heartbeat.
 
     Args:
-        mine: whether one of this very process counts, too.
+        mine: whether an attempt of this very process counts as alive.
     """
     if attempt.status not in LIVE:
         return None
@@ -182,7 +182,7 @@ def liveness(attempt: Attempt, *, mine: bool = False) -> str | None:
         alive = start_time(attempt.pid) == attempt.pid_started
         return "is running on this machine" if alive and (mine or attempt.pid != os.getpid()) else None
     silence_s = time.time() - attempt.heartbeat_at
-    return f"gave a sign of life {silence_s:.0f} s ago" if silence_s < PRESUMED_DEAD_S else None
+    return f"sent a heartbeat {silence_s:.0f} s ago" if silence_s < PRESUMED_DEAD_S else None
 
 
 def _this_attempt(number: int, started_at: float | None) -> Attempt:
@@ -200,17 +200,17 @@ def _this_attempt(number: int, started_at: float | None) -> Attempt:
 
 
 def process_started_at() -> float:
-    """When this process was started, interpreter and imports included; seconds since the epoch."""
+    """Start time of this process, before interpreter start-up and imports; seconds since the epoch."""
     try:
         uptime_s = float(Path("/proc/uptime").read_text().split()[0])
         ticks = float(start_time(os.getpid()) or "")
         return time.time() - uptime_s + ticks / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError):  # not Linux: imports are what is missed
+    except (OSError, ValueError):  # not Linux: CPU time so far stands in for start-up and imports
         return time.time() - time.process_time()
 
 
 def _boot_id() -> str:
-    """Tells this start of this machine (container, where there is one) from any other."""
+    """Identifies this boot of this machine and, in a container, its PID namespace."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return boot + os.readlink("/proc/self/ns/pid")

@@ -1,4 +1,4 @@
-"""The goodput ledger: every second of a run under exactly one cause, so that they add up to wall time."""
+"""The goodput ledger: every second of a run counts under exactly one cause, so the causes add up to wall time."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ CAUSES = (
     "data_wait",  # the loop waits for micro-batches
     "compile",  # first step of a compiled model
     "snapshot",  # the loop copies its state into the node's memory
-    "checkpoint",  # the loop waits for object storage: a last save, or one before nodes go
+    "checkpoint",  # the loop waits for object storage: the last save, or a save before nodes leave
     "evaluation",
     "startup",  # from the command to the loop: preparing data, Ray, workers, restoring
-    "detection",  # from a failure to its being noticed
-    "restart",  # from its being noticed to the loop
-    "replay",  # steps done again because a failure lost them
-    "shutdown",  # from the loop's end to the command's
+    "detection",  # from a failure to its detection
+    "restart",  # from the detection to the restarted loop
+    "replay",  # steps repeated because a failure lost them
+    "shutdown",  # from the end of the loop to the end of the command
     "idle",  # between two attempts
 )
 
 
 class GoodputClock:
-    """Attributes the time since its making to one cause at a time.
+    """Counts the time since its creation under one cause at a time.
 
     Args:
         now: monotonic clock, seconds.
@@ -35,7 +35,7 @@ class GoodputClock:
         self._seconds: dict[str, float] = {}
 
     def switch(self, cause: str) -> str:
-        """From now on time goes to `cause`; returns the one it went to until now."""
+        """Counts time under `cause` from now on; returns the previous cause."""
         moment = self._now()
         self._seconds[self._cause] = self._seconds.get(self._cause, 0.0) + moment - self._since
         previous, self._cause, self._since = self._cause, cause, moment
@@ -43,7 +43,7 @@ class GoodputClock:
 
     @contextmanager
     def during(self, cause: str) -> Iterator[None]:
-        """Time inside the block goes to `cause`, afterwards to the one before again."""
+        """Counts the time inside the block under `cause`, and afterwards under the previous cause again."""
         previous = self.switch(cause)
         try:
             yield
@@ -51,13 +51,13 @@ class GoodputClock:
             self.switch(previous)
 
     def seconds(self) -> dict[str, float]:
-        """Seconds by cause up to this moment; they add up to the clock's age."""
+        """Seconds by cause up to now; they add up to the clock's age."""
         self.switch(self._cause)
         return dict(self._seconds)
 
 
 def add_up(ledgers: Iterable[dict[str, float]]) -> dict[str, float]:
-    """Seconds by cause over several ledgers, every cause present."""
+    """Sums several ledgers; every cause is present in the result."""
     total = dict.fromkeys(CAUSES, 0.0)
     for ledger in ledgers:
         for cause, seconds in ledger.items():

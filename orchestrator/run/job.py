@@ -1,4 +1,4 @@
-"""What the driver hands every training worker. Free of torch, so that driver and controller start without it."""
+"""The job that the driver gives to every training worker. Without torch, so driver and controller start without it."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from orchestrator.run.vocabulary import Vocabulary
 
 
 class PlannedRestart(Exception):
-    """The worker group has kept its state in memory and ends, to be started again; never seen by the user."""
+    """Ends a worker group that has a snapshot, to restart it at another size; never reaches the user."""
 
 
 @dataclass(frozen=True)
 class TrainJob:
-    """The same for every rank.
+    """The job of every rank of an attempt.
 
     Attributes:
-        store: where the run lives.
-        done_before: newest step an earlier attempt did; up to it, steps done again count as replay.
-        facts: what every checkpoint says of the run: resolved config, digests.
-        feeder, monitor: handles of the actors `data.feeder.Feeder` and `orchestrator.driver.monitor.Monitor`.
-        init: sha256 of the weights that the run begins with, see `orchestrator.driver.initial_weights`; None: drawn by seed.
-        report_every_s: seconds between two words of rank 0 to the monitor; a call a step would cost short steps 1 %.
+        store: folder of the run.
+        done_before: newest step of the earlier attempts; steps up to it are repeated and count as replay.
+        facts: fields that every checkpoint's state.json repeats: resolved config, digests.
+        feeder, monitor: handles of the actors `data.feed.feeder.Feeder` and `orchestrator.driver.monitor.Monitor`.
+        report_every_s: seconds between two reports of rank 0 to the monitor. A report per step would cost short steps
+            1 % of their time.
+        init: sha256 of the initial weights, see `orchestrator.driver.initial_weights`; None: drawn from the seed.
     """
 
     config: RunConfig
@@ -40,5 +41,5 @@ class TrainJob:
 
 
 def initial_weights_key(digest: str) -> str:
-    """Where the run's store keeps the weights that the run began with, given their sha256."""
+    """Key of the initial weights in the run's store, given their sha256."""
     return f"init/{digest}.safetensors"

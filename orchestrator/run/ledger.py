@@ -1,8 +1,8 @@
-"""The step ledger: a row for every step the run's state contains, and the sample ids that step trained on.
+"""The step ledger: one row for every step that the run's state contains, with the sample ids of the step.
 
 Rows reach object storage with the checkpoint that contains their step, as Parquet segments that are never changed:
 `ledger/00000001-00000200-a1.parquet`. A checkpoint's state lists its segments, so a step that was lost in a crash and
-done again is in the ledger once. `metrics.jsonl` is the same rows without sample ids, for people and plots.
+repeated is in the ledger once. `metrics.jsonl` holds the same rows without sample ids, for people and plots.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ class StepRow:
     """One step.
 
     Attributes:
-        step: optimizer updates applied once this one was.
-        loss: mean over the step's target tokens, nats; None where the step's data was left out, as `grad_norm`.
+        step: optimizer updates applied after this one.
+        loss: mean over the step's target tokens, nats; like `grad_norm`, None if the step's data was skipped.
         tokens: target tokens trained on since step 0.
-        at: when it was done, seconds since the epoch.
+        step_s: seconds the step took, including the wait for data.
+        at: when it was completed, seconds since the epoch.
         sample_ids: (global_batch_size,) int64 as the ranks reported them, see `Samples.ids`.
     """
 
@@ -54,9 +55,9 @@ class StepRow:
 
 
 def save_rows(path: Path, rows: Sequence[StepRow]) -> None:
-    """Keep rows in a file: their metrics as JSON, then their sample ids, both as numpy has arrays.
+    """Writes rows to a file as two numpy arrays: their metrics (JSON bytes) and their sample ids.
 
-    Not as a table: making one imports pandas, which training workers do without.
+    Not as an Arrow table: building one imports pandas, which training workers do not load.
     """
     metrics = json.dumps([row.metrics() for row in rows]).encode()
     with path.open("wb") as file:
@@ -65,7 +66,7 @@ def save_rows(path: Path, rows: Sequence[StepRow]) -> None:
 
 
 def load_rows(path: Path) -> list[StepRow]:
-    """The rows that `save_rows` has kept."""
+    """Inverse of `save_rows`."""
     with path.open("rb") as file:
         metrics = json.loads(np.load(file, allow_pickle=False).tobytes())
         ids = np.load(file, allow_pickle=False)
@@ -73,15 +74,15 @@ def load_rows(path: Path) -> list[StepRow]:
 
 
 class StepLedger:
-    """Brings rows to object storage; kept by whoever writes checkpoints.
+    """Writes rows to object storage; owned by the process that writes checkpoints.
 
     Args:
-        step: that of the checkpoint gone on from.
-        segments: those of that checkpoint.
+        step: step of the checkpoint that the attempt continues from.
+        segments: segments of that checkpoint.
 
     Attributes:
         step: newest step written.
-        segments: all written, oldest first.
+        segments: all segments, oldest first.
     """
 
     def __init__(self, store: Store, attempt: int, step: int, segments: Sequence[str]) -> None:
@@ -90,7 +91,7 @@ class StepLedger:
         self._lines = metrics_lines(store, step) if step else []
 
     def write(self, rows: Sequence[StepRow]) -> None:
-        """Put those of `rows` that are not there yet into a new segment and into metrics.jsonl; may be tried again."""
+        """Writes the rows after `step` to a new segment and to metrics.jsonl. May be called again after an error."""
         new = [row for row in rows if row.step > self.step]
         lines = [*self._lines, *(json.dumps(row.metrics()).encode() for row in new)]
         if new:
@@ -106,7 +107,7 @@ class StepLedger:
 
 
 def metrics_lines(store: Store, last_step: int | None = None) -> list[bytes]:
-    """Lines of metrics.jsonl, up to `last_step`."""
+    """Lines of metrics.jsonl up to `last_step`; none before the first checkpoint."""
     try:
         lines = store.get(METRICS).splitlines()
     except ObjectNotFoundError:
@@ -115,6 +116,6 @@ def metrics_lines(store: Store, last_step: int | None = None) -> list[bytes]:
 
 
 def read_segments(store: Store, segments: Sequence[str]) -> Iterator[pa.Table]:
-    """The tables of the segments, in step order."""
+    """Reads the tables of the segments, in step order."""
     for segment in segments:
         yield pq.read_table(pa.BufferReader(store.get(f"ledger/{segment}")))

@@ -1,4 +1,4 @@
-"""What an attempt's loop has reported, and what it is asked for: values that driver, monitor and workers exchange."""
+"""Values that driver, monitor and workers exchange: the loop's reported progress, and requests to the loop."""
 
 from __future__ import annotations
 
@@ -9,35 +9,49 @@ from orchestrator.policy.save_interval import PRIOR_MTBF_S
 from orchestrator.run.state import StepSeconds
 
 DECISIONS = 200
-"""Decisions that are remembered: a run of months has no end of them."""
+"""Most decisions that are kept: a run of months makes any number of them."""
 
 EVALUATIONS = 1000
-"""Evaluations on the way that are remembered."""
+"""Most evaluations during training that are kept."""
 
 RECENT_STEPS = 1024
-"""Newest steps whose losses are kept for the driver."""
+"""Number of newest steps whose losses are kept for the driver."""
+
+
+PHASES = (
+    "starting",
+    "waiting",
+    "training",
+    "waiting for data",
+    "evaluating",
+    "saving",
+    "restarting",
+    "done",
+)
+"""Phases of the loop; "waiting" is for nodes."""
 
 
 @dataclass
 class Progress:
-    """The loop as rank 0 last told it.
+    """Progress of an attempt's loop, as rank 0 last reported it.
 
     Attributes:
-        phase: what it is at: "starting", "waiting", "training", "evaluating", "saving", "restarting" or "done".
-        restored_step: step the attempt went on from; None until it knows.
+        phase: what the loop is doing, one of PHASES.
+        restored_step: step of the state that the attempt continued from; None until the state is restored.
+        world_size: workers of the current or last group.
         row: newest metrics row.
-        step_seconds: what the steps up to that row took, see `run_state.StepSeconds`; None where it is not known.
-        device: name of what rank 0 computes on.
-        saved: step of the newest checkpoint and when it was saved, seconds since the epoch; None before there is one.
-        goodput: seconds by cause since the first group's loop began.
-        losses: step and loss of the newest RECENT_STEPS steps, in the order done; a step done again is there again.
-        evaluations: those on the way: "step", "at" (seconds since the epoch) and scores by name; where there are more
-            than `EVALUATIONS`, every second one is forgotten.
-        notes: lines for the person watching, oldest first.
-        disruptions: ends of worker groups before the run's, and what each cost.
-        decisions: what was decided about workers, why, and at which step; the newest `DECISIONS`.
-        gave_up: why the run is not tried again; "" where it was.
-        result: what the loop ended with; None until it has.
+        step_seconds: time that the steps up to that row took; None if not known.
+        device: name of rank 0's device.
+        saved: step of the newest checkpoint and when it was saved, seconds since the epoch; None before the first.
+        goodput: seconds by cause since the first group's loop started.
+        losses: step and loss of the newest RECENT_STEPS steps, in the order computed; a repeated step is listed again.
+        evaluations: evaluations during training: "step", "at" (seconds since the epoch) and scores by name. Beyond
+            `EVALUATIONS`, every second one is dropped.
+        log_lines: lines for the driver's console, oldest first.
+        disruptions: ends of worker groups before the end of the run, and what each cost.
+        decisions: decisions about workers, with reason and step; the newest `DECISIONS`.
+        gave_up: why the run is not restarted; "" if it is.
+        result: the loop's result; None until it has ended.
     """
 
     phase: str = "starting"
@@ -58,24 +72,24 @@ class Progress:
 
     @property
     def waits_for_nodes(self) -> bool:
-        """Whether there are no workers because there is no room for them, as far as is known."""
+        """Whether there are no workers because no node has room for them, as far as is known."""
         return self.phase == "waiting" or (self.phase == "starting" and not self.decisions)
 
     @property
     def has_workers(self) -> bool:
-        """Whether there is a loop that can be asked for anything."""
+        """Whether a loop is running that can take requests."""
         return self.phase not in ("starting", "waiting", "restarting")
 
 
 class LoopRequests(NamedTuple):
-    """What the loop is asked for.
+    """Requests to the loop.
 
     Attributes:
-        stop: save, and do no further step.
-        pause: keep the state in memory and end, to be started again in another size.
-        saves: times that a checkpoint has been asked for.
-        mtbf_s: seconds from one failure to the next, as far as is known.
-        background: there is a place to evaluate in that no worker can use.
+        stop: save, and end after the current step.
+        pause: take a snapshot and end, to be restarted at another size.
+        saves: number of checkpoints requested so far.
+        mtbf_s: mean seconds between failures, as far as is known.
+        background: the cluster has room for an evaluation beside the workers.
     """
 
     stop: bool = False
@@ -87,26 +101,26 @@ class LoopRequests(NamedTuple):
 
 @dataclass
 class Disruption:
-    """From the last word before to the first new step after; `told_at` and `ended_at` by the monitor's own clock.
+    """The end of a worker group: from its last report to the first new step of the next group.
 
     Attributes:
-        cause: a `failure_policy.Cause`, "bad step", or "resize" where it was planned.
-        step: newest step done before.
+        cause: a `policy.failure.Cause`, "bad step", or "resize" if it was planned.
+        step: newest step completed before.
         workers: workers before.
-        told_at: when the group last said something.
-        ended_at: when its end was known.
-        at: the same, in seconds since the epoch.
-        phases: seconds of each phase of the restart in turn: "teardown", "placement", "processes", "process_group",
+        last_report_at: when the group last reported, by the monitor's monotonic clock.
+        ended_at: when its end was detected, by the same clock.
+        at: when its end was detected, seconds since the epoch.
+        phases: seconds of each phase of the restart in order: "teardown", "placement", "processes", "process_group",
             "state" and "first_step".
-        restored_step: step it went on from.
+        restored_step: step that the next group continued from.
         workers_after: workers of the next group.
-        lost_s: from `told_at` to the first step not done before; None until there is one.
+        lost_s: seconds from `last_report_at` to the first new step; None until there is one.
     """
 
     cause: str
     step: int
     workers: int
-    told_at: float
+    last_report_at: float
     ended_at: float
     at: float
     phases: dict[str, float] = field(default_factory=dict)
@@ -115,26 +129,26 @@ class Disruption:
     lost_s: float | None = None
 
     def reached(self, phase: str, now: float) -> None:
-        """A phase of the restart is over; one that comes again, as waiting for room does, goes on where it was."""
+        """Records the end of a phase of the restart. A repeated phase, as waiting for nodes is, is extended."""
         if self.lost_s is None:
             before = sum(seconds for name, seconds in self.phases.items() if name != phase)
             self.phases[phase] = max(0.0, now - self.ended_at - before)
 
     def begun(self, restored_step: int, workers: int, now: float) -> None:
-        """The next group's state is restored."""
+        """Records that the next group has restored its state."""
         self.restored_step, self.workers_after = restored_step, workers
         self.reached("state", now)
 
     def stepped(self, step: int, now: float) -> None:
-        """The next group has done `step`."""
+        """Records that the next group has completed `step`."""
         if self.lost_s is None and self.restored_step is not None and step > self.step:
             self.reached("first_step", now)
-            self.lost_s = now - self.told_at
+            self.lost_s = now - self.last_report_at
 
     def summary(self) -> dict[str, Any]:
-        """What of it goes into the run's record."""
+        """Fields of the run's record."""
         fields = asdict(self)
-        told_at, ended_at = fields.pop("told_at"), fields.pop("ended_at")
-        # The newest word may be older than the newest snapshot.
+        last_report_at, ended_at = fields.pop("last_report_at"), fields.pop("ended_at")
+        # The last report may be older than the newest snapshot.
         replayed = None if self.restored_step is None else max(0, self.step - self.restored_step)
-        return {**fields, "detection_s": max(0.0, ended_at - told_at), "replayed_steps": replayed}
+        return {**fields, "detection_s": max(0.0, ended_at - last_report_at), "replayed_steps": replayed}

@@ -1,7 +1,7 @@
 """The record of a run in object storage: one JSON object, `run.json`, that names the run's attempts.
 
-What an older attempt may have written after a newer one took over is recognized by `continues`: a later attempt says
-from which step it went on, and nothing an earlier one wrote beyond that step belongs to the run.
+An older attempt may still write after a newer one took over. `continues` recognizes such writes: every attempt records
+the step it continued from, and nothing that an earlier attempt wrote beyond that step belongs to the run.
 """
 
 from __future__ import annotations
@@ -21,24 +21,34 @@ from orchestrator.errors import UnknownRunError
 RECORD = "run.json"
 
 LIVE = ("preparing", "running")
+"""Statuses of an attempt that has not ended."""
+
+VERSIONED_PACKAGES = ("manta", "ray", "torch")
+"""Packages whose versions a run's record names."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One life of a run: one command, from its claim to its end.
+    """One attempt at a run: one `manta train` command, from its claim to its end.
 
     Attributes:
-        from_step: step of the checkpoint it went on from; None until it knows.
-        world_size: its workers; 0 while there are none.
-        phase: what its loop was at, see `Progress.phase`.
-        disruptions: ends of worker groups before the attempt's own, see `Disruption.summary`.
-        decisions: what was decided about workers, see `Progress.decisions`.
-        evaluations: those on the way, see `Progress.evaluations`.
-        versions: of what it ran with, by name.
+        number: counts from 1.
+        boot_id, pid, pid_started: identify the process, see `orchestrator.run.fence.liveness`.
         started_at, heartbeat_at: seconds since the epoch by the attempt's own clock.
-        goodput: seconds by cause up to the last sign of life.
-        device: what its workers compute on, as CUDA names it; "" until it knows.
-        flops_per_token: model FLOPs for a target token, see `orchestrator.run.utilization`; None until it knows.
+        status: "preparing", "running", "finished", "stopped" or "failed".
+        from_step: step of the state it continued from; None until known.
+        step: newest reported step.
+        world_size: workers; 0 while there are none.
+        phase: what its loop is doing, see `Progress.phase`.
+        disruptions: ends of worker groups before the end of the attempt, see `Disruption.summary`.
+        decisions: decisions about workers, see `Progress.decisions`.
+        evaluations: evaluations during training, see `Progress.evaluations`.
+        versions: versions of Python and packages, by name.
+        first_step_s: seconds from the command to the first step; None before it.
+        goodput: seconds by cause up to the last heartbeat.
+        message: why it ended, if it failed.
+        device: what its workers compute on, as CUDA names it; "" until known.
+        flops_per_token: model FLOPs per target token, see `orchestrator.run.utilization`; None until known.
     """
 
     number: int
@@ -65,21 +75,23 @@ class Attempt:
 
     @property
     def identity(self) -> tuple[int, str, int, str, float]:
-        """Tells this attempt from every other, also from one of the same number in a run that was deleted."""
+        """Differs between any two attempts, also from one of the same number in a deleted run of the same name."""
         return self.number, self.boot_id, self.pid, self.pid_started, self.started_at
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What is known of a run apart from its checkpoints.
+    """The record of a run: its pins, its attempts and its result.
 
     Attributes:
-        result_fields: config fields that decide the result, by dotted name; pinned when the run is made.
-        manifest, tokenizer: digests of the data and the vocabulary the run is pinned to; None until prepared.
-        input_tokenizer: digest of a vocabulary for inputs alone; None where there is none.
-        init: sha256 of the weights that the run began with; None where they are drawn, or not known yet.
-        cleaning: what the run is pinned to as to `data.cleaning`, and their report; empty where it has none.
+        created_at: seconds since the epoch.
+        result_fields: config fields that decide the result, by dotted name; pinned when the run is created.
+        manifest, tokenizer: digests of the data and the vocabulary that the run is pinned to; None until prepared.
+        input_tokenizer: digest of a separate vocabulary for inputs; None if there is none.
+        cleaning: pins of the steps of `data.cleaning`, and their report; empty if there are no steps.
+        attempts: oldest first.
         result: final evaluation of a finished run.
+        init: sha256 of the initial weights; None if they are drawn from the seed, or not known yet.
     """
 
     run: str
@@ -95,34 +107,34 @@ class RunRecord:
 
     @property
     def last(self) -> Attempt:
-        """The attempt that may write."""
+        """The newest attempt, the only one that may write."""
         return self.attempts[-1]
 
     @property
     def pins(self) -> Pins:
-        """Digests of what the run is pinned to."""
+        """Digests of the data and vocabularies that the run is pinned to."""
         return Pins(self.manifest, self.tokenizer, self.input_tokenizer, self.cleaning)
 
     @property
     def averages_weights(self) -> bool:
-        """Whether the run keeps a moving average of its weights, which is what evaluations are of."""
+        """Whether the run keeps a moving average of its weights; if so, evaluations use it."""
         return self.result_fields.get("train.ema_decay") is not None
 
     def continues(self, attempt: int, step: int) -> bool:
-        """Whether what `attempt` wrote at `step` belongs to the run: no later attempt went on from before it."""
+        """Whether a write of `attempt` at `step` belongs to the run: no later attempt continued from before it."""
         return all(
             later.from_step is None or step <= later.from_step for later in self.attempts if later.number > attempt
         )
 
     def to_json(self) -> bytes:
-        """The record as the object's content."""
+        """Encodes the record."""
         return json.dumps(asdict(self), indent=1).encode()
 
     @classmethod
     def from_json(cls, content: bytes) -> RunRecord:
         """Inverse of `to_json`."""
         fields = json.loads(content)
-        known = Attempt.__dataclass_fields__.keys()  # what an older version of this program wrote may have others
+        known = Attempt.__dataclass_fields__.keys()  # another version may have written other fields
         fields["attempts"] = tuple(
             Attempt(**{name: value for name, value in attempt.items() if name in known})
             for attempt in fields["attempts"]
@@ -131,7 +143,7 @@ class RunRecord:
 
 
 def load_record(store: Store, key: str = RECORD) -> RunRecord:
-    """The record of the run under `store`; `key` where it has another name.
+    """Reads the record of the run under `store`.
 
     Raises:
         UnknownRunError: there is none.
@@ -142,14 +154,10 @@ def load_record(store: Store, key: str = RECORD) -> RunRecord:
         raise UnknownRunError(f"There is no run at {store.url_of('')}; `manta train RECIPE` makes one.") from None
 
 
-TOLD = ("manta", "ray", "torch")
-"""Packages whose versions a run's record names."""
-
-
 def versions() -> dict[str, str]:
-    """Version by name, Python's among them; a package that is not installed, as a source tree is not, is left out."""
+    """Versions of Python and of VERSIONED_PACKAGES, without packages that are not installed (as in a source tree)."""
     found = {"python": platform.python_version()}
-    for name in TOLD:
+    for name in VERSIONED_PACKAGES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

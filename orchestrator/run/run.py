@@ -1,4 +1,4 @@
-"""A run from the outside: its config, its record, and where it is kept."""
+"""A stored run: its config, its record, and the stores of the run and its data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from cluster.local.s3 import LocalS3
 from data.feed.spec import FeedSpec
-from data.order.known_units import Excluded, KnownUnits
+from data.order.known_units import ExcludedDocuments, KnownUnits
 from data.prepare import PreparedData, prepare_data
 from data.stores.open import open_store
 from data.stores.store import Store
@@ -28,11 +28,11 @@ from orchestrator.run.vocabulary import vocabulary_of
 
 @dataclass(frozen=True)
 class Run:
-    """A run that exists: its record, and where it and the data it was made from are kept.
+    """A run that has been started.
 
     Attributes:
-        root: the recipe's `storage`.
-        store: the run's own folder in it.
+        root: the recipe's `storage`, which also holds manifests, tokenizers and tokenized units.
+        store: the run's folder in it.
     """
 
     config: RunConfig
@@ -40,26 +40,30 @@ class Run:
     store: Store
     record: RunRecord
 
-    def prepare(self, tell: Callable[[str], None], start_ray: Callable[[], None] = lambda: None) -> PreparedData:
-        """The data this run is pinned to, read from storage as far as it is there.
+    def prepare(self, log: Callable[[str], None], start_ray: Callable[[], None] = lambda: None) -> PreparedData:
+        """Prepares the data that the run is pinned to; reuses what is already in storage.
+
+        Args:
+            log: takes a line of progress.
+            start_ray: called before work that needs Ray.
 
         Raises:
-            InputError: the data is gone or has changed, or the model has no room for its vocabulary.
+            InputError: the data is gone or has changed, or the vocabulary has more ids than the model's embedding.
         """
 
         def check(tokenizer: Tokenizer, input_tokenizer: Tokenizer | None) -> None:
             vocabulary_of(self.config, tokenizer, input_tokenizer)
 
         config = self.config
-        return prepare_data(config.data, config.store, self.root, self.record.pins, tell, check, start_ray)
+        return prepare_data(config.data, config.store, self.root, self.record.pins, log, check, start_ray)
 
 
 def open_run(config: RunConfig) -> Run:
-    """The run the recipe names.
+    """Opens the run that the config names.
 
     Raises:
-        UnknownRunError: it was never started.
-        StoreAccessError: its storage cannot be reached.
+        UnknownRunError: the run was never started.
+        StoreAccessError: the storage cannot be reached.
     """
     root, store = stores(config)
     root.check()
@@ -67,14 +71,14 @@ def open_run(config: RunConfig) -> Run:
 
 
 def stores(config: RunConfig) -> tuple[Store, Store]:
-    """The recipe's storage, and the run's folder in it."""
+    """Opens the recipe's storage, and the run's folder in it."""
     root = open_store(config.storage, config.store)
     return root, root.child(f"runs/{config.run}")
 
 
 @contextmanager
 def reaching_storage(config: RunConfig) -> Iterator[RunConfig]:
-    """The config with its object store within reach: where the recipe asks to serve one, it runs inside the block."""
+    """Yields the config with a reachable object store. If `store.serve` is set, a local S3 server runs in the block."""
     if config.store.serve is None:
         yield config
         return
@@ -92,29 +96,32 @@ def reaching_storage(config: RunConfig) -> Iterator[RunConfig]:
 
 
 def refuse_changed_config(
-    record: RunRecord, config: RunConfig, of: tuple[str, ...] = ("",), but: tuple[str, ...] = ()
+    record: RunRecord, config: RunConfig, prefixes: tuple[str, ...] = ("",), ignored: tuple[str, ...] = ()
 ) -> None:
-    """Raises ConfigChangedError if the run was begun with other values of fields that decide its result.
+    """Refuses a config that differs from the run's in fields that decide its result.
 
     Args:
-        of: how the names of the fields begin that are looked at, if not all are.
-        but: names that may differ.
+        prefixes: only fields whose dotted names start with one of these are compared.
+        ignored: names of fields that may differ.
+
+    Raises:
+        ConfigChangedError: fields differ; the message lists them.
     """
     differing = [
         each
         for each in differing_fields(record.result_fields, result_fields(config))
-        if each[0].startswith(of) and each[0] not in but
+        if each[0].startswith(prefixes) and each[0] not in ignored
     ]
     if differing:
         changes = "\n".join(f"  {name}: {old!r} in the run, {new!r} now" for name, old, new in differing)
         raise ConfigChangedError(
-            f"Run {config.run!r} was begun with other settings, and these decide its result:\n{changes}\n"
-            f"Set them back to continue it, or choose another `run:` name (--set run=NAME) to begin a new one."
+            f"Run {config.run!r} was started with other settings, and these decide its result:\n{changes}\n"
+            f"Set them back to continue it, or choose another `run:` name (--set run=NAME) to start a new run."
         )
 
 
 def feed_spec(run: Run, data: PreparedData) -> FeedSpec:
-    """What the run's feeder has to know: the run's data and, from its newest checkpoint, how far it is known."""
+    """Builds the spec of the run's feeder; known units and the first step come from the newest checkpoint."""
     train, known, step = run.config.train, data.known(), 0
     with tempfile.TemporaryDirectory(prefix="manta-progress-") as scratch:
         fetched = fetch_newest(run.store, run.record, (PROGRESS,), Path(scratch))
@@ -123,7 +130,7 @@ def feed_spec(run: Run, data: PreparedData) -> FeedSpec:
             saved = load_file(Path(scratch) / PROGRESS)["counts"]
             if data.unit_table is None:
                 skipped = {int(unit): reason for unit, reason in state["skipped"].items()}
-                known = KnownUnits(saved, skipped, Excluded.of_json(state.get("excluded", {})))
+                known = KnownUnits(saved, skipped, ExcludedDocuments.of_json(state.get("excluded", {})))
     return FeedSpec(
         data.manifest, data.job, run.config.seed, train.global_batch_size, train.micro_batch_size, known, step
     )

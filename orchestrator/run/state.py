@@ -1,4 +1,4 @@
-"""What a run goes on from beside the tensors: its newest checkpoint's state, and the rows of the steps after it."""
+"""The state of a run besides its tensors: state.json of the newest checkpoint, and the rows of the steps after it."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ START: dict[str, Any] = {
     "recent_losses": [],
     "skipped_steps": [],
 }
-"""state.json of a run without a checkpoint, as far as anything is read from it."""
+"""The fields of state.json that are read, for a run without a checkpoint."""
 
 
 class StepSeconds(NamedTuple):
-    """What the steps took that the state contains.
+    """Total time of the steps that the state contains.
 
     Attributes:
-        wall: seconds, waiting for data included.
-        workers: the same for each worker, added up.
+        wall: seconds, including the wait for data.
+        workers: worker-seconds: world size times seconds, summed over steps.
     """
 
     wall: float = 0.0
     workers: float = 0.0
 
     def after(self, row: StepRow) -> StepSeconds:
-        """One step later."""
+        """The totals with `row` added."""
         return StepSeconds(self.wall + row.step_s, self.workers + row.step_s * row.world_size)
 
 
 @dataclass(frozen=True)
 class RunState:
-    """The state after a step.
+    """The state of a run after its newest step.
 
     Attributes:
         saved: state.json of the newest checkpoint, or START.
@@ -51,7 +51,7 @@ class RunState:
 
     @property
     def step(self) -> int:
-        """Steps done."""
+        """Optimizer updates done."""
         return self.rows[-1].step if self.rows else int(self.saved["step"])
 
     @property
@@ -61,17 +61,17 @@ class RunState:
 
     @property
     def step_seconds(self) -> StepSeconds | None:
-        """What the steps took; None where the checkpoint is older than this account."""
+        """Total time of the steps; None if the checkpoint is of a version that did not record it."""
         saved = self.saved.get("step_seconds")
         return None if saved is None else reduce(StepSeconds.after, self.rows, StepSeconds(*saved))
 
     @property
     def recent_losses(self) -> list[float]:
-        """Losses of the last steps, as many as `LossSpikeDetector` looks at."""
+        """Losses of the last steps, as many as `LossSpikeDetector` uses."""
         losses = [*self.saved["recent_losses"], *(row.loss for row in self.rows if row.loss is not None)]
         return losses[-WINDOW:]
 
     @property
     def skipped_steps(self) -> set[int]:
-        """Steps whose data was left out because the loss went astray on them."""
+        """Steps whose data was skipped because the loss spiked on it."""
         return {*self.saved["skipped_steps"], *(row.step for row in self.rows if row.loss is None)}

@@ -1,4 +1,8 @@
-"""The summary of a run: from its record, newest checkpoint and ledger, or from the progress of one that is live."""
+"""The summary of a run, built from what is stored or from the progress of a live attempt.
+
+`summary_of_run` builds what `manta show --json` prints; the terminal table and the report are made from it.
+`live_summary` builds what the metrics are set from. `RunSummary` holds the fields that both have.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-import numpy as np
 from safetensors.numpy import load_file
 
 from data.cleaning.clean import named_rows
 from data.feed.spec import FeedSpec
-from data.order.known_units import Excluded
+from data.order.known_units import ExcludedDocuments
+from data.order.sample_order import Ints
 from data.shards.manifest import Manifest
 from orchestrator.config.recipe import RunConfig
 from orchestrator.run.audit import Audit, audit
@@ -24,69 +28,180 @@ from orchestrator.run.fence import liveness
 from orchestrator.run.goodput import add_up
 from orchestrator.run.ledger import metrics_lines, read_segments
 from orchestrator.run.progress import Progress
-from orchestrator.run.record import Attempt
+from orchestrator.run.record import LIVE, Attempt
 from orchestrator.run.run import Run
 from orchestrator.run.state import StepSeconds
-from orchestrator.run.utilization import Utilization, peak_of, utilization
+from orchestrator.run.utilization import peak_of, utilization
 
-_OF_TRANSLATIONS = ("bleu", "bleu_signature", "chrf", "chrf_signature", "translated")
+_TRANSLATION_SCORES = ("bleu", "bleu_signature", "chrf", "chrf_signature", "translated")
+
+
+class Losses(TypedDict):
+    """Training loss of the newest step and newest held-out loss, nats per token; None if not known."""
+
+    train: float | None
+    val: float | None
+
+
+class RunSummary(TypedDict):
+    """The part of a run's summary that both builders give. A field means the same in both.
+
+    Attributes:
+        phase: what the newest attempt's loop is doing, see `Progress.phase`.
+        disruptions: ends of worker groups, see `Disruption.summary`, each with the number of its `attempt`.
+        world_size: workers now; 0 while there are none.
+        tokens_per_s: target tokens per second of step time, mean over the run.
+        model_flops_per_s, mfu: see `Utilization`.
+        goodput: seconds by cause as `<cause>_s`, and `wall_s`.
+    """
+
+    run: str
+    phase: str
+    attempts: int
+    disruptions: list[dict[str, Any]]
+    steps: int
+    loss: Losses
+    world_size: int
+    tokens_per_s: float | None
+    model_flops_per_s: float | None
+    mfu: float | None
+    goodput: dict[str, float]
+
+
+class SkippedUnits(TypedDict):
+    """Units that could not be read: how many, and the reasons of the first ten."""
+
+    count: int
+    reasons: list[str]
+
+
+class StoredSummary(RunSummary):
+    """The summary of a run up to its newest checkpoint, as `manta show --json` prints it.
+
+    Attributes:
+        status: status of the newest attempt, or "died"; see `status_of`.
+        message: why the newest attempt ended.
+        step: optimizer updates in the newest checkpoint.
+        tokens: target tokens trained on up to that step.
+        restarts: number of `disruptions`.
+        decisions: decisions about workers, see `Progress.decisions`, each with the number of its `attempt`.
+        samples: the audit of the sample ledger, see `Audit`; empty before the first checkpoint.
+        skipped_steps: steps whose data was skipped because the loss spiked on it.
+        cleaning_steps: a row for every step of `data.cleaning`: documents and characters in and removed.
+        units_read: units that `cleaning_steps` covers; 0 if it covers all.
+        pairs_too_long: pairs that were excluded because they are longer than the model takes.
+        val_weights: "averaged" or "as trained": the weights that were evaluated.
+        translations: scores of the final evaluation's translations; empty if there are none.
+        world_sizes: [step, world size] at the first step and at every change.
+        device: what the workers compute on, as CUDA names it.
+        first_step_s: seconds from the newest attempt's command to its first step.
+        checkpoints: the stored checkpoints, oldest first.
+    """
+
+    status: str
+    message: str
+    step: int
+    tokens: int
+    restarts: int
+    decisions: list[dict[str, Any]]
+    samples: dict[str, Any]
+    skipped_steps: list[int]
+    skipped_units: SkippedUnits
+    cleaning_steps: list[dict[str, Any]]
+    units_read: int
+    pairs_too_long: int
+    val_weights: str
+    val_perplexity: float | None
+    val_bits_per_byte: float | None
+    translations: dict[str, Any]
+    world_sizes: list[list[int]]
+    device: str
+    first_step_s: float | None
+    checkpoints: list[dict[str, Any]]
+
+
+class SavedCheckpoint(TypedDict):
+    """Step of a checkpoint and when it was saved, seconds since the epoch."""
+
+    step: int
+    saved_at: float
+
+
+class LiveSummary(RunSummary):
+    """The summary of a run at the newest step that its live attempt reported.
+
+    Attributes:
+        step: optimizer updates done; None before the attempt has restored the run's state.
+        tokens: target tokens trained on; None before the attempt's first step.
+        lr, grad_norm: of the newest step.
+        flops_per_token: model FLOPs per target token.
+        peak_flops: peak FLOP/s of one worker's device.
+        checkpoint: the newest checkpoint.
+    """
+
+    step: int | None
+    tokens: int | None
+    lr: float | None
+    grad_norm: float | None
+    flops_per_token: float | None
+    peak_flops: float | None
+    checkpoint: SavedCheckpoint | None
 
 
 def read_metrics(run: Run) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl; those beyond the newest checkpoint are not of the run."""
+    """Rows of metrics.jsonl. Rows after the newest checkpoint do not belong to the run."""
     return [json.loads(line) for line in metrics_lines(run.store)]
 
 
-def describe(run: Run, rows: list[dict[str, Any]] | None = None) -> dict[str, Any]:
-    """Everything there is to say of a run, as JSON has it.
+def summary_of_run(run: Run, rows: list[dict[str, Any]] | None = None) -> StoredSummary:
+    """Builds the summary of a stored run.
 
     Args:
-        rows: what `read_metrics` returns, where it has been read already.
+        rows: result of `read_metrics`, if it has been read already.
     """
-    record = run.record
+    record, config = run.record, run.config
     rows = read_metrics(run) if rows is None else rows
     with tempfile.TemporaryDirectory(prefix="manta-show-") as scratch:
         fetched = fetch_newest(run.store, record, (PROGRESS,), Path(scratch))
         state: dict[str, Any] = fetched[1] if fetched else {"step": 0, "tokens": 0, "ledger": [], "skipped": {}}
         samples = audit_samples(run, state, load_file(Path(scratch) / PROGRESS)["counts"] if fetched else None)
-    excluded = Excluded.of_json(state.get("excluded", {}))
+    excluded = ExcludedDocuments.of_json(state.get("excluded", {}))
     rows = [row for row in rows if row["step"] <= state["step"]]
     losses = [row["loss"] for row in rows if row["loss"] is not None]
-    goodput = ledger_of_seconds(record.attempts)
-    seconds = StepSeconds(sum(row["step_s"] for row in rows), sum(row["step_s"] * row["world_size"] for row in rows))
-    used = utilization_of(run, state["tokens"], seconds)
+    common = _summary(
+        config,
+        record.attempts,
+        tokens=state["tokens"],
+        losses=Losses(train=losses[-1] if losses else None, val=record.result.get("val_loss")),
+        seconds=StepSeconds(sum(row["step_s"] for row in rows), sum(row["step_s"] * row["world_size"] for row in rows)),
+        flops_per_token=_newest_flops_per_token(record.attempts),
+        goodput=goodput_of(record.attempts),
+    )
+    common["goodput"] = {cause: round(seconds, 3) for cause, seconds in common["goodput"].items()}
+    if common["tokens_per_s"] is not None:
+        common["tokens_per_s"] = round(common["tokens_per_s"], 1)
     return {
-        "run": record.run,
+        **common,
         "status": status_of(record.last),
-        "phase": record.last.phase,
         "message": record.last.message,
-        "attempts": len(record.attempts),
-        "restarts": sum(len(attempt.disruptions) for attempt in record.attempts),
-        "disruptions": [{"attempt": a.number, **each} for a in record.attempts for each in a.disruptions],
-        "decisions": [{"attempt": a.number, **each} for a in record.attempts for each in a.decisions],
         "step": state["step"],
-        "steps": run.config.train.steps,
         "tokens": state["tokens"],
-        "samples": {name: value for name, value in asdict(samples).items()} if samples else {},
+        "restarts": len(common["disruptions"]),
+        "decisions": _numbered(record.attempts, "decisions"),
+        "samples": asdict(samples) if samples else {},
         "skipped_steps": state.get("skipped_steps", []),
         "skipped_units": {"count": len(state["skipped"]), "reasons": list(state["skipped"].values())[:10]},
-        "cleaning_steps": record.cleaning.get("report") or named_rows(excluded.steps, run.config.data.cleaning),
+        "cleaning_steps": record.cleaning.get("report") or named_rows(excluded.steps, config.data.cleaning),
         "units_read": excluded.units,
         "pairs_too_long": excluded.too_long,
-        "loss": {"train": losses[-1] if losses else None, "val": record.result.get("val_loss")},
         "val_weights": "averaged" if record.averages_weights else "as trained",
         "val_perplexity": record.result.get("val_perplexity"),
         "val_bits_per_byte": record.result.get("val_bits_per_byte"),
         "translations": {
-            name: record.result[f"val_{name}"] for name in _OF_TRANSLATIONS if f"val_{name}" in record.result
+            name: record.result[f"val_{name}"] for name in _TRANSLATION_SCORES if f"val_{name}" in record.result
         },
-        "world_size": record.last.world_size,
         "world_sizes": world_sizes(rows),
-        "goodput": {f"{cause}_s": round(seconds, 3) for cause, seconds in goodput.items()},
-        "tokens_per_s": round(state["tokens"] / seconds.wall, 1) if seconds.wall else None,
         "device": record.last.device,
-        "model_flops_per_s": used.model_flops_per_s,
-        "mfu": used.mfu,
         "first_step_s": record.last.first_step_s,
         "checkpoints": [
             {"step": name.step, "attempt": name.attempt, "url": run.store.url_of(f"checkpoints/{name}")}
@@ -95,8 +210,86 @@ def describe(run: Run, rows: list[dict[str, Any]] | None = None) -> dict[str, An
     }
 
 
-def audit_samples(run: Run, state: dict[str, Any], counts: np.ndarray[Any, np.dtype[np.int64]] | None) -> Audit | None:
-    """The proof that no sample was lost or doubled; None before the first checkpoint."""
+def live_summary(
+    config: RunConfig, attempts: Sequence[Attempt], progress: Progress, goodput: Mapping[str, float]
+) -> LiveSummary:
+    """Builds the summary of a run with a live attempt.
+
+    Args:
+        attempts: attempts of the run; the last is the live one.
+        goodput: seconds by cause over all attempts, see `goodput_of`.
+    """
+    row, last, result = progress.row, attempts[-1], progress.result or {}
+    evaluated = progress.evaluations[-1]["val_loss"] if progress.evaluations else None
+    common = _summary(
+        config,
+        attempts,
+        tokens=row.get("tokens"),
+        losses=Losses(train=row.get("loss"), val=result.get("val_loss", evaluated)),
+        seconds=progress.step_seconds or StepSeconds(),
+        flops_per_token=last.flops_per_token,
+        goodput=goodput,
+    )
+    return {
+        **common,
+        "step": row.get("step", progress.restored_step),
+        "tokens": row.get("tokens"),
+        "lr": row.get("lr"),
+        "grad_norm": row.get("grad_norm"),
+        "flops_per_token": last.flops_per_token,
+        "peak_flops": _peak_flops(config, attempts),
+        "checkpoint": {"step": progress.saved[0], "saved_at": progress.saved[1]} if progress.saved else None,
+    }
+
+
+def _summary(
+    config: RunConfig,
+    attempts: Sequence[Attempt],
+    *,
+    tokens: int | None,
+    losses: Losses,
+    seconds: StepSeconds,
+    flops_per_token: float | None,
+    goodput: Mapping[str, float],
+) -> RunSummary:
+    last = attempts[-1]
+    peak = _peak_flops(config, attempts)
+    used = utilization(flops_per_token, tokens or 0, step_s=seconds.wall, worker_s=seconds.workers, peak=peak)
+    return {
+        "run": config.run,
+        "phase": last.phase,
+        "attempts": len(attempts),
+        "disruptions": _numbered(attempts, "disruptions"),
+        "steps": config.train.steps,
+        "loss": losses,
+        "world_size": last.world_size,
+        "tokens_per_s": tokens / seconds.wall if tokens is not None and seconds.wall else None,
+        "model_flops_per_s": used.model_flops_per_s,
+        "mfu": used.mfu,
+        "goodput": {f"{cause}_s": value for cause, value in goodput.items()},
+    }
+
+
+def _numbered(attempts: Sequence[Attempt], field: str) -> list[dict[str, Any]]:
+    """The entries of a list field of all attempts, each with the number of its attempt."""
+    return [{"attempt": attempt.number, **each} for attempt in attempts for each in getattr(attempt, field)]
+
+
+def _newest_flops_per_token(attempts: Sequence[Attempt]) -> float | None:
+    return next((each.flops_per_token for each in reversed(attempts) if each.flops_per_token), None)
+
+
+def _peak_flops(config: RunConfig, attempts: Sequence[Attempt]) -> float | None:
+    return peak_of((each.device for each in attempts), config.train.precision, config.observe.peak_flops)
+
+
+def audit_samples(run: Run, state: Mapping[str, Any], counts: Ints | None) -> Audit | None:
+    """Audits the sample ledger of the run; None before the first checkpoint.
+
+    Args:
+        state: state of the newest checkpoint.
+        counts: (units,) training samples in each unit, from the same checkpoint; None if there is none.
+    """
     if counts is None or run.record.manifest is None:
         return None
     config = run.config
@@ -112,69 +305,23 @@ def audit_samples(run: Run, state: dict[str, Any], counts: np.ndarray[Any, np.dt
     )
 
 
-def utilization_of(run: Run, tokens: int, seconds: StepSeconds) -> Utilization:
-    """What the run has computed in steps that took `seconds` and trained on `tokens`, and of what it could have."""
-    config, attempts = run.config, run.record.attempts
-    per_token = next((each.flops_per_token for each in reversed(attempts) if each.flops_per_token), None)
-    peak = peak_of((each.device for each in attempts), config.train.precision, config.observe.peak_flops)
-    return utilization(per_token, tokens, *seconds, peak)
-
-
 def status_of(attempt: Attempt) -> str:
-    """The attempt's status; "died" where it says it lives and gives no sign of it."""
-    if attempt.status in ("preparing", "running") and liveness(attempt) is None:
-        return "died"
-    return attempt.status
+    """Status of the attempt; "died" if its record says that it is live and its process or heartbeat is gone."""
+    return "died" if attempt.status in LIVE and liveness(attempt) is None else attempt.status
 
 
-def ledger_of_seconds(attempts: tuple[Attempt, ...]) -> dict[str, float]:
-    """Seconds by cause over attempts and pauses, and `wall` from the first's start to the last's end."""
+def goodput_of(attempts: Sequence[Attempt]) -> dict[str, float]:
+    """Seconds by cause over attempts and the pauses between them, and `wall`: from the first start to the last end."""
     total = add_up(attempt.goodput for attempt in attempts)
     for before, after in pairwise(attempts):
         total["idle"] += max(0.0, after.started_at - before.heartbeat_at)
     return total | {"wall": attempts[-1].heartbeat_at - attempts[0].started_at}
 
 
-def world_sizes(rows: list[dict[str, Any]]) -> list[list[int]]:
-    """[step, world size] wherever it changed, the first step included."""
+def world_sizes(rows: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    """[step, world size] of the first row and of every row where the world size changed."""
     changes: list[list[int]] = []
     for row in rows:
         if not changes or changes[-1][1] != row["world_size"]:
             changes.append([row["step"], row["world_size"]])
     return changes
-
-
-def live_summary(
-    config: RunConfig, attempts: Sequence[Attempt], progress: Progress, goodput: Mapping[str, float]
-) -> dict[str, Any]:
-    """What there is to say of the run now. Names that `manta show --json` has, too, mean the same.
-
-    Args:
-        attempts: of the run; the last is the one that goes on.
-        goodput: seconds by cause over all attempts.
-    """
-    row, last, result = progress.row, attempts[-1], progress.result or {}
-    evaluated = progress.evaluations[-1]["val_loss"] if progress.evaluations else None
-    seconds = progress.step_seconds or StepSeconds()
-    peak = peak_of((attempt.device for attempt in attempts), config.train.precision, config.observe.peak_flops)
-    used = utilization(last.flops_per_token, row.get("tokens", 0), *seconds, peak)
-    return {
-        "run": config.run,
-        "phase": last.phase,
-        "attempts": len(attempts),
-        "disruptions": [each for attempt in attempts for each in attempt.disruptions],
-        "step": row.get("step", progress.restored_step),
-        "steps": config.train.steps,
-        "tokens": row.get("tokens"),
-        "loss": {"train": row.get("loss"), "val": result.get("val_loss", evaluated)},
-        "lr": row.get("lr"),
-        "grad_norm": row.get("grad_norm"),
-        "world_size": last.world_size,
-        "tokens_per_s": row["tokens"] / seconds.wall if row and seconds.wall else None,
-        "flops_per_token": last.flops_per_token,
-        "peak_flops": peak,
-        "model_flops_per_s": used.model_flops_per_s,
-        "mfu": used.mfu,
-        "goodput": {f"{cause}_s": value for cause, value in goodput.items()},
-        "checkpoint": progress.saved and {"step": progress.saved[0], "saved_at": progress.saved[1]},
-    }

@@ -1,33 +1,31 @@
-"""Model FLOP utilization: what a run computes of what its devices could, as far as both are known.
+"""Model FLOP utilization: the share of the devices' peak FLOP/s that a run achieves.
 
-Model FLOPs are those of `model.size`: forward and backward passes of every target token once, whatever was computed
-again. Time is that of the steps, waiting for data included; start-up, saving and evaluation are goodput's to tell.
+Model FLOPs are those of `model.size`: one forward and one backward pass for every target token. Recomputation (as
+activation checkpointing does) is not counted. Time is step time, including the wait for data; start-up, saving and
+evaluation are the goodput ledger's subject.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any, NamedTuple
-
-import ray
+from typing import NamedTuple
 
 from model.config import ModelConfig
 from model.size import flops_per_pair, flops_per_token
-from orchestrator.config.recipe import RunConfig
-from orchestrator.run.vocabulary import Vocabulary
 
 CPU = "cpu"
-"""Name of the device of workers without a GPU. What a CPU can do depends on clocks that change: it has no peak."""
+"""Device name of workers without a GPU. It has no peak: a CPU's FLOP/s depend on clocks that change with the load."""
 
 
 class Peak(NamedTuple):
-    """FLOP/s that a device does at most in dense matrix products, by the run's precision; None: it has no unit for it.
+    """Peak FLOP/s of a device in dense matrix products, by precision.
 
     Attributes:
-        name: words that are in what CUDA calls the device; the first of PEAKS that fits counts.
+        name: part of the name that CUDA gives the device; the first match in PEAKS counts.
+        bf16: None if the device has no bf16 matrix units.
         fp32: without TF32, which a run does not use.
-        source: the data sheet; where it has numbers with sparsity, these are half of them.
+        source: the data sheet. If it gives numbers with sparsity, half of them are used.
     """
 
     name: str
@@ -55,11 +53,11 @@ PEAKS = (
 
 
 class Utilization(NamedTuple):
-    """What a run computes.
+    """Speed of a run's steps.
 
     Attributes:
-        model_flops_per_s: of all workers; None where there is nothing to tell it from.
-        mfu: share of what the workers' devices could do; None where that is not known.
+        model_flops_per_s: model FLOP/s of all workers together; None if FLOPs per token or step time are not known.
+        mfu: share of the workers' peak FLOP/s; None if the peak is not known.
     """
 
     model_flops_per_s: float | None
@@ -69,13 +67,13 @@ class Utilization(NamedTuple):
 def utilization(
     flops_per_token: float | None, tokens: int, step_s: float, worker_s: float, peak: float | None
 ) -> Utilization:
-    """Over the steps in which `tokens` target tokens were trained on.
+    """Utilization over the steps that trained on `tokens` target tokens.
 
     Args:
-        flops_per_token: model FLOPs for one target token; None: not known.
+        flops_per_token: model FLOPs per target token; None: not known.
         step_s: seconds the steps took.
-        worker_s: the same for each worker, added up: world size times seconds, where that never changed.
-        peak: FLOP/s that one worker's device does at most; None: not known.
+        worker_s: worker-seconds of the steps: world size times step time, summed over steps.
+        peak: peak FLOP/s of one worker's device; None: not known.
     """
     if not flops_per_token or step_s <= 0 or worker_s <= 0:
         return Utilization(None, None)
@@ -84,10 +82,10 @@ def utilization(
 
 
 def peak_of(devices: Iterable[str], precision: str, override: float | None = None) -> float | None:
-    """FLOP/s that the device of one worker does at most; None where it is not known, or devices differ.
+    """Peak FLOP/s of one worker's device; None if it is not known or the attempts used different devices.
 
     Args:
-        devices: what a run's attempts trained on, by name; "" where an attempt does not say.
+        devices: device names of a run's attempts; "" for an attempt that has not reported one.
         precision: `train.precision`.
         override: `observe.peak_flops`.
     """
@@ -97,7 +95,7 @@ def peak_of(devices: Iterable[str], precision: str, override: float | None = Non
     if len(names) != 1:
         return None
     [device] = names
-    if re.search(r"\bMIG\b", device):  # a slice: what it can do depends on how the device was cut
+    if re.search(r"\bMIG\b", device):  # a slice of a GPU: its peak depends on its size
         return None
     found = next((peak for peak in PEAKS if re.search(rf"\b{re.escape(peak.name)}\b", device)), None)
     if found is None:
@@ -108,49 +106,14 @@ def peak_of(devices: Iterable[str], precision: str, override: float | None = Non
 def model_flops_per_token(
     model: ModelConfig, vocab_size: int, seq_len: int, mean_lengths: tuple[float, float] | None = None
 ) -> float:
-    """Model FLOPs for one target token.
+    """Model FLOPs per target token.
 
     Args:
-        vocab_size: rows of the target's embedding.
+        vocab_size: rows of the target embedding.
         seq_len: tokens of a packed sequence.
-        mean_lengths: of pairs, tokens of an input and of a text; all are counted as if they were of these lengths.
+        mean_lengths: mean tokens of a pair's input and text; every pair is counted as having these lengths.
     """
     if mean_lengths is None:
         return flops_per_token(model, vocab_size, seq_len)
     source_len, target_len = mean_lengths
     return flops_per_pair(model, vocab_size, source_len, target_len) / target_len
-
-
-class Flops:
-    """For a target token; of pairs by the mean lengths of those made so far, which the feeder is asked for.
-
-    Args:
-        feeder: handle of the actor `data.feeder.Feeder`.
-    """
-
-    def __init__(self, config: RunConfig, vocabulary: Vocabulary, feeder: Any) -> None:
-        self._config, self._rows, self._feeder = config, vocabulary.rows, feeder
-        self._asked: Any = None
-        self._per_token = None if config.data.has_pairs else self._count(None)
-
-    @property
-    def per_token(self) -> float | None:
-        """The newest that is known; None before anything is. Never waits."""
-        if self._config.data.has_pairs:
-            if self._asked is not None and ray.wait([self._asked], timeout=0)[0]:
-                self._take()
-            if self._asked is None:
-                self._asked = self._feeder.mean_lengths.remote()
-        return self._per_token
-
-    def _take(self) -> None:
-        asked, self._asked = self._asked, None
-        try:
-            lengths = ray.get(asked)
-        except ray.exceptions.RayError:  # the feeder has died, and is made anew
-            return
-        self._per_token = self._per_token if lengths is None else self._count(lengths)
-
-    def _count(self, lengths: tuple[float, float] | None) -> float:
-        config = self._config
-        return model_flops_per_token(config.model, self._rows, config.data.seq_len, lengths)

@@ -1,4 +1,7 @@
-"""Ids of a run's tokenizers as the model needs to know them."""
+"""Sizes of a run's embeddings, derived from its tokenizers.
+
+A module of its own, since workers, driver and evaluation need it and none of them needs the rest of `Run`.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,12 @@ from orchestrator.config.recipe import RunConfig
 
 
 class Vocabulary(NamedTuple):
-    """Of a run.
+    """The vocabulary of a run, as the model needs it.
 
     Attributes:
-        rows: of the embedding.
+        rows: rows of the embedding.
         end_of_text: id that opens and closes texts.
-        input_rows: of an embedding for inputs alone; None where inputs share the other, or there are none.
+        input_rows: rows of a separate embedding for inputs; None if inputs share the other, or there are none.
     """
 
     rows: int
@@ -24,10 +27,10 @@ class Vocabulary(NamedTuple):
 
 
 def vocabulary_of(config: RunConfig, tokenizer: Tokenizer, input_tokenizer: Tokenizer | None = None) -> Vocabulary:
-    """The vocabulary that the recipe's model has for these tokenizers.
+    """Builds the vocabulary of the recipe's model for these tokenizers.
 
     Raises:
-        InputError: a tokenizer has ids beyond the rows of its embedding.
+        InputError: a tokenizer has more ids than its embedding has rows.
     """
     try:
         rows = config.model.resolve_vocab_size(tokenizer.vocab_size)

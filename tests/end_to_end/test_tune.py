@@ -20,7 +20,7 @@ from orchestrator.config.load import load_recipe
 from orchestrator.run.checkpoint import CheckpointName
 from orchestrator.run.ledger import metrics_lines
 from orchestrator.run.run import open_run
-from orchestrator.run.summary import describe
+from orchestrator.run.summary import summary_of_run
 from orchestrator.snapshots.store import _roots
 from orchestrator.sweep.command import tune
 from tests.end_to_end.manta_process import MantaProcess
@@ -110,8 +110,8 @@ def test_a_sweep_finds_its_best_and_leaves_nothing_behind(site: SweepSite, ray_h
 
     # Every trial saw the same batches, as its ledger tells.
     runs = [open_run(load_recipe(f".manta/runs/{trial['run']}.yaml")) for trial in finished]
-    assert len({describe(run)["samples"]["digest"] for run in runs}) == 1
-    assert describe(runs[0])["samples"]["in_order"]
+    assert len({summary_of_run(run)["samples"]["digest"] for run in runs}) == 1
+    assert summary_of_run(runs[0])["samples"]["in_order"]
 
     assert settled() == {"actors": [], "groups": [], "processes": [], "snapshots": []}
     best = load_recipe(summary["best"]["recipe"])
@@ -162,7 +162,7 @@ def test_pbt_goes_on_from_the_donors_state_with_other_values(site: SweepSite, ra
     assert first["lr"] != donor_rows[donor.step]["lr"]
     assert child.trial_run.step == STEPS  # of the last of its runs: it may have gone on from the donor more than once
     run = open_run(load_recipe(f".manta/runs/{child.trial_run.run}.yaml"))
-    assert describe(run)["samples"]["in_order"]
+    assert summary_of_run(run)["samples"]["in_order"]
     assert CheckpointName(donor.step, 0) is not None
 
 
@@ -206,5 +206,5 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(site: SweepSite) -> None:
         assert process.wait() == 0, process.output
     record = next(iter(site.book(recipe)))
     assert record.status == "finished"
-    run = describe(open_run(load_recipe(f".manta/runs/{record.trial_run.run}.yaml")))
+    run = summary_of_run(open_run(load_recipe(f".manta/runs/{record.trial_run.run}.yaml")))
     assert run["attempts"] == 2 and run["samples"]["in_order"]

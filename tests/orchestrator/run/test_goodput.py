@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from orchestrator.run.goodput import CAUSES, GoodputClock, add_up
 from orchestrator.run.record import Attempt
-from orchestrator.run.summary import ledger_of_seconds
+from orchestrator.run.summary import goodput_of
 
 
 class FakeTime:
@@ -96,6 +96,6 @@ def test_attempts_and_the_pauses_between_them_add_up_to_wall_time(lives: list[tu
         age = sum(goodput.values())
         attempts.append(Attempt(number, "h", "b", 1, "1", now, now + age, goodput=goodput))
         now += age + pause
-    total = ledger_of_seconds(tuple(attempts))
+    total = goodput_of(tuple(attempts))
     wall = total.pop("wall")
     assert wall == sum(total.values()) == now - lives[-1][1] - 5000

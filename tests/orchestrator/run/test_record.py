@@ -124,7 +124,7 @@ def test_an_attempt_on_another_machine_lives_by_its_signs(store: LocalStore, sil
     claim(store)
     rewrite_last(store, host="elsewhere", boot_id="other", heartbeat_at=time.time() - silence_s)
     if alive:
-        with pytest.raises(RunInUseError, match=r"attempt 1 on elsewhere .*gave a sign of life \d+ s ago"):
+        with pytest.raises(RunInUseError, match=r"attempt 1 on elsewhere .*sent a heartbeat \d+ s ago"):
             claim(store)
     else:
         assert claim(store).record.last.number == 2
