@@ -1,4 +1,4 @@
-"""What nodes are told when they start, on whatever they run: by one spec, the same everywhere."""
+"""Environment variables of a cluster's nodes: derived from the spec, the same on every platform."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ HEALTH_CHECK = {
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "4",
 }
-"""With these on the head, a machine that is gone is noticed in a few seconds; with Ray's own values it takes 15 s and
-more. One that is busy starting is given time."""
+"""Health checks with which the head notices a lost machine in a few seconds; Ray's defaults take 15 s and more. The
+initial delay spares a machine that is busy starting."""
 
 GROUPS = "MANTA_CLUSTER_GROUPS"
 """Variable with the groups of a cluster: a JSON list of `GroupLimits`."""
@@ -25,7 +25,13 @@ GROUPS = "MANTA_CLUSTER_GROUPS"
 
 @dataclass(frozen=True)
 class GroupLimits:
-    """What a group's nodes have, and how many there may be; 0: that is not known."""
+    """A group of nodes.
+
+    Attributes:
+        name: of the group.
+        resources: of one of its nodes.
+        max_nodes: maximum number of nodes; 0 if it is not known.
+    """
 
     name: str
     resources: Mapping[str, float]
@@ -33,16 +39,21 @@ class GroupLimits:
 
 
 def group_limits() -> list[GroupLimits]:
-    """The groups of the cluster on whose node this process runs, as its spec has them; none where they are not known.
+    """The groups of the cluster that this process runs on, from its spec; empty if they are not known.
 
-    Ray's autoscaler keeps them to itself, so clusters that are made from a `ClusterSpec` say them in a variable.
+    Ray's autoscaler does not publish them, so clusters made from a `ClusterSpec` set them as a variable.
     """
-    return [GroupLimits(**group) for group in json.loads(os.environ.get(GROUPS, "[]"))]
+    groups = json.loads(os.environ.get(GROUPS, "[]"))
+    # Manifests rendered by version 0.1.0 call the maximum "most".
+    return [
+        GroupLimits(each["name"], each["resources"], each["max_nodes"] if "max_nodes" in each else each["most"])
+        for each in groups
+    ]
 
 
-def groups_variable(spec: ClusterSpec, *, gpus_stood_in_for: bool) -> dict[str, str]:
+def groups_variable(spec: ClusterSpec, *, with_gpu_stand_ins: bool) -> dict[str, str]:
     """The variable that `group_limits` reads, for all nodes of the cluster."""
-    gpu = GPU_STAND_IN if gpus_stood_in_for else "GPU"
+    gpu = GPU_STAND_IN if with_gpu_stand_ins else "GPU"
     groups = [
         {
             "name": group.name,
@@ -55,16 +66,16 @@ def groups_variable(spec: ClusterSpec, *, gpus_stood_in_for: bool) -> dict[str, 
 
 
 def node_variables(spec: ClusterSpec) -> dict[str, str]:
-    """Variables of every node's processes, without secrets."""
+    """Variables of the processes of every node, without secrets."""
     return {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": f"{spec.grace_s:g}", **spec.variables}
 
 
-def head_variables(spec: ClusterSpec, *, gpus_stood_in_for: bool) -> dict[str, str]:
-    """Variables of the head's processes, without secrets. A job that is stopped has as long to save as a node."""
-    groups = groups_variable(spec, gpus_stood_in_for=gpus_stood_in_for)
+def head_variables(spec: ClusterSpec, *, with_gpu_stand_ins: bool) -> dict[str, str]:
+    """Variables of the head's processes, without secrets. A stopped job has as long to save as a drained node."""
+    groups = groups_variable(spec, with_gpu_stand_ins=with_gpu_stand_ins)
     return {**HEALTH_CHECK, **groups, "RAY_JOB_STOP_WAIT_TIME_S": str(math.ceil(spec.grace_s)), **node_variables(spec)}
 
 
 def shared_memory(machine: Machine) -> str:
-    """What /dev/shm may hold: half the node's memory, for Ray's object store (30 %) and Manta's snapshots."""
+    """Size of /dev/shm: half of the node's memory, for Ray's object store (30 %) and Manta's snapshots."""
     return f"{bytes_of(machine.memory) // 2 // 2**20}Mi"

@@ -84,7 +84,7 @@ class AutoscaledCluster:
             "RAY_AUTH_MODE": "token",  # nobody else on this machine can join it
             "RAY_AUTH_TOKEN": secrets.token_hex(16),
             "RAY_USAGE_STATS_ENABLED": "0",
-            **groups_variable(spec, gpus_stood_in_for=True),
+            **groups_variable(spec, with_gpu_stand_ins=True),
             **spec.variables,
             **(environment or {}),
         }
@@ -221,7 +221,7 @@ class AutoscaledCluster:
             "PATH": path_with_commands(),
             "RAY_prestart_worker_first_driver": "0",
             "RAY_enable_metrics_collection": str(int(self._with_dashboard)),
-            **head_variables(self.spec, gpus_stood_in_for=True),
+            **head_variables(self.spec, with_gpu_stand_ins=True),
             **self.environment,
             "RAY_enable_autoscaler_v2": "1",
             "RAY_FAKE_CLUSTER": "1",

@@ -1,47 +1,48 @@
-"""What is said, in rendered manifests, above fields whose effect is not obvious; see `cluster.render.yaml`."""
+"""Comments above fields of rendered KubeRay manifests whose effect is not obvious; see `cluster.render.yaml`."""
 
 COMMENTS = {
-    "recipe.yaml": "The recipe as it was when this was rendered: a run's result is pinned to it.",
-    "immutable": "For a recipe that has changed, delete the job and its recipe first: the next try of a job would "
-    "train what it finds.",
+    "recipe.yaml": "The recipe at the time of rendering: a run's result depends on it.",
+    "immutable": "To change the recipe, delete the job and this object first: a retried job would train the changed "
+    "recipe.",
     "kueue.x-k8s.io/elastic-job": "Lets the cluster grow and shrink under Kueue; needs Kueue's feature gate "
     "ElasticJobsViaWorkloadSlices.",
-    "entrypoint": "Goes on with the run of this name where it stopped. --patience: a job that is tried again may find "
-    "the attempt before it still in its pod's grace; what is alive after that long is somebody else's.",
+    "entrypoint": "Continues the run of this name where it stopped. --patience: when a job is retried, the previous "
+    "attempt may still be in its pod's grace period; an attempt that lives longer belongs to another job.",
     "submissionMode": "The operator submits the job and polls its status, and submits it again to a new head. "
-    "In K8sJobMode the job would hang on a pod that follows its log, and logs end early.",
-    "backoffLimit": "Tries after the first, each in a new cluster. Attempts may overlap (kuberay#5211): the fence in "
-    "the object store lets one of them write.",
-    "ttlSecondsAfterFinished": "Seconds that the cluster stays after the job's end, for its logs to be read.",
-    "activeDeadlineSeconds": "A job that has passed it is stopped, and not tried again.",
-    "suspend": "Kueue starts it when there is quota.",
-    "rayVersion": "That of the image; the operator goes by it.",
-    "authOptions": "Only who has the token may use the cluster. The operator makes it and keeps it in a secret of the "
-    "cluster's name; without it, whoever reaches port 8265 runs what they like.",
-    "enableInTreeAutoscaling": "Pods come when Ray has work for them, and go when they are idle.",
-    "upscalingMode": "As many pods at once as are asked for.",
-    "autoscalerOptions.env": "A pod that finds no machine is given up when nobody has wanted it for so long; Ray would "
-    "wait for it forever.",
+    "In K8sJobMode the job would depend on a pod that follows its log, and logs end early.",
+    "backoffLimit": "Retries, each in a new cluster. Attempts may overlap (kuberay#5211): the fence in the object "
+    "store lets one of them write.",
+    "ttlSecondsAfterFinished": "Seconds that the cluster stays after the job's end, so that its logs can be read.",
+    "activeDeadlineSeconds": "A job that exceeds it is stopped, and not retried.",
+    "suspend": "Kueue starts the job when there is quota.",
+    "rayVersion": "Version of Ray in the image; the operator depends on it.",
+    "authOptions": "Only clients with the token may use the cluster. The operator creates it and keeps it in a secret "
+    "with the cluster's name; without it, anyone who reaches port 8265 can run code.",
+    "enableInTreeAutoscaling": "Pods are created when Ray has work for them, and deleted when they are idle.",
+    "upscalingMode": "Creates all requested pods at once.",
+    "autoscalerOptions.env": "A pending pod is given up when no work has needed it for this long; Ray would wait "
+    "for it forever.",
     "autoscalerOptions.resources": "Twice the memory that the operator would give it: it loads all of Ray.",
-    "rayStartParams.num-cpus": "No work on the head: the driver and its actors run here, and nothing to starve them.",
-    "cluster-autoscaler.kubernetes.io/safe-to-evict": "Moving the head, to pack nodes better, is losing it.",
-    "terminationGracePeriodSeconds": "Above the node's drain (RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S), in which Manta "
-    "saves; what is left then is killed.",
-    "requiredDuringSchedulingIgnoredDuringExecution": "Off nodes that may be reclaimed, as Karpenter, EKS, GKE and AKS "
-    "label them; changes nothing elsewhere.",
-    "preferredDuringSchedulingIgnoredDuringExecution": "Onto nodes that may be reclaimed, where there are any. To "
-    "insist, name their label in the group's node_selector.",
+    "rayStartParams.num-cpus": "No work on the head: only the driver and its actors run here, so that nothing starves "
+    "them.",
+    "cluster-autoscaler.kubernetes.io/safe-to-evict": "To move the head, for a better packing of nodes, is to lose it.",
+    "terminationGracePeriodSeconds": "Longer than the node's drain (RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S), in which "
+    "Manta saves; processes that remain are killed.",
+    "requiredDuringSchedulingIgnoredDuringExecution": "Avoids nodes that may be reclaimed, as labelled by Karpenter, "
+    "EKS, GKE and AKS; no effect elsewhere.",
+    "preferredDuringSchedulingIgnoredDuringExecution": "Prefers nodes that may be reclaimed, if there are any. To "
+    "require them, set their label in the group's node_selector.",
     "runAsUser": "The user `ray` of Ray's images.",
-    "containers.resources": "Requests are the limits: a pod has what it counts on, and is evicted last.",
-    "readinessProbe": "Ray's own word on whether this node is well.",
-    "livenessProbe": "Patient: a node that computes on all its cores may answer late. The head notices one that is "
-    "gone, in seconds (RAY_health_check_*).",
-    "emptyDir": "Counts as the pod's memory: Ray's object store (30 %) and Manta's snapshots of the state.",
-    "minReplicas": "Pods that are there without work, too.",
-    "workerGroupSpecs.resources": "What Ray counts on a node: its scheduler and its autoscaler both read it here.",
+    "containers.resources": "Requests equal limits: they reserve all that the pod uses, and it is evicted last.",
+    "readinessProbe": "Ray's own health check of this node.",
+    "livenessProbe": "Patient: a node that computes on all its cores may answer late. The head notices a lost node "
+    "within seconds (RAY_health_check_*).",
+    "emptyDir": "Part of the pod's memory: Ray's object store (30 %) and Manta's snapshots of the state.",
+    "minReplicas": "Pods that exist even without work.",
+    "workerGroupSpecs.resources": "Ray's logical resources of a node, read by its scheduler and its autoscaler.",
     "workerGroupSpecs.labels": "Ray's labels of its nodes, for label selectors; also labels of the pods.",
-    "automountServiceAccountToken": "Workers do not talk to Kubernetes. An identity for the bucket has a token of its "
-    "own.",
-    "tolerations": "Nodes with GPUs, and nodes that may be reclaimed, are often tainted to keep all else off.",
+    "automountServiceAccountToken": "Workers do not use the Kubernetes API. An identity for the bucket has its own "
+    "token.",
+    "tolerations": "Nodes with GPUs, and nodes that may be reclaimed, often have taints that exclude other pods.",
 }
 """By the dotted end of a field's path."""

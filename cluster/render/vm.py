@@ -1,7 +1,8 @@
-"""A cluster's spec as YAML for `ray up`, Ray's cluster launcher: virtual machines that its autoscaler starts and ends.
+"""Renders a cluster's spec as YAML for `ray up`, Ray's cluster launcher, whose autoscaler starts and ends machines.
 
-Values of secrets never come by. A machine reaches the bucket by its identity (an instance profile); where that cannot
-be, a file with keys is named, which `ray up` copies from the machine it is called on.
+Fields that are specific to a cloud are in `cluster.render.aws` and `cluster.render.gcp`. The YAML contains no values of
+secrets. A machine reaches the bucket by its identity (an instance profile); where it has none, the YAML names a file
+with keys, which `ray up` copies from the machine it is called on.
 """
 
 from __future__ import annotations
@@ -12,38 +13,39 @@ from typing import Any
 
 from cluster.errors import ClusterError
 from cluster.node_environment import head_variables, node_variables, shared_memory
+from cluster.render.aws import Aws
+from cluster.render.cloud import Cloud
+from cluster.render.gcp import Gcp
 from cluster.spec import HEAD, MARKET_LABEL, ClusterSpec, GroupSpec, Machine
 
+CLOUDS: dict[str, Cloud] = {"aws": Aws(), "gcp": Gcp()}
+"""Clouds by their name in `VmSpec.provider`."""
+
 CREDENTIALS = "/home/ray/.aws/credentials"
-"""Where the AWS libraries look for keys in a container of the image."""
+"""File in a container of the image from which the AWS libraries read keys."""
 
 _KEYS = frozenset({"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"})
 
 COMMENTS = {
-    "max_workers": "Of all node types together, the head not counted.",
-    "upscaling_speed": "New nodes at once, relative to those there are; Manta asks for no more than it can use.",
+    "max_workers": "Maximum over all node types, without the head.",
+    "upscaling_speed": "New nodes at once, relative to the existing ones; Manta requests no more than it can use.",
     "provider.availability_zone": "Tried in this order.",
-    "cache_stopped_nodes": "Nodes that are let go are deleted, not stopped: nothing costs anything afterwards.",
-    "docker": "Everything runs in the image, which holds Manta; nothing is installed on the machines.",
-    "run_options": "Variables of all nodes. Secrets are not among them: they would be seen in many places.",
-    "head_run_options": "The head notices a node that is gone within seconds, and gives a job that is stopped time to "
-    "save. --shm-size: Ray's object store and Manta's snapshots.",
-    "file_mounts": "Keys to the bucket, copied from the machine `ray up` is called on: a file in the form of "
-    "~/.aws/credentials, whose keys may do what docs/kubernetes.md lists and no more.",
-    "head.resources": "No CPUs for work: the driver and its actors run here, and nothing that could starve them.",
-    "IamInstanceProfile": "The identity by which the bucket is reached, without keys; the head's also starts and ends "
-    "the other machines.",
-    "MetadataOptions": "The identity's keys only for requests with a session token, from the machine itself.",
-    "InstanceMarketOptions": "May be reclaimed at two minutes' notice; Manta goes on with the nodes that are left.",
-    "preemptible": "May be reclaimed at half a minute's notice; Manta goes on with the nodes that are left.",
-    "setup_commands": "Empty on purpose: Ray's defaults would install another Ray.",
-    "head_start_ray_commands": "The dashboard listens on the head alone: reach it by `ray dashboard`, through ssh.",
+    "docker": "Everything runs in the image, which contains Manta; nothing is installed on the machines.",
+    "run_options": "Variables of all nodes. Secrets are not among them: they would be visible in many places.",
+    "head_run_options": "The head notices a lost node within seconds, and gives a stopped job time to save. "
+    "--shm-size: Ray's object store and Manta's snapshots.",
+    "file_mounts": "Keys to the bucket, copied from the machine that `ray up` is called on: a file in the format of "
+    "~/.aws/credentials, whose keys have the permissions listed in docs/kubernetes.md and no others.",
+    "head.resources": "No CPUs for work: only the driver and its actors run here, so that nothing starves them.",
+    "setup_commands": "Empty on purpose: Ray's defaults would install another version of Ray.",
+    "head_start_ray_commands": "The dashboard listens on the head only: reach it with `ray dashboard`, through ssh.",
+    **{field: comment for cloud in CLOUDS.values() for field, comment in cloud.comments.items()},
 }
-"""What is said above fields whose effect is not obvious."""
+"""Comments above fields whose effect is not obvious, by the dotted end of a field's path."""
 
 
-def lacking(spec: ClusterSpec) -> list[str]:
-    """What has to be added to the spec, or taken out, before YAML can be made of it."""
+def spec_problems(spec: ClusterSpec) -> list[str]:
+    """What must be added to the spec, or removed from it, before it can be rendered; one line per field."""
     problems = []
     if spec.image is None:
         problems.append("image: missing; the container image with Manta in it, built from the Dockerfile")
@@ -51,12 +53,7 @@ def lacking(spec: ClusterSpec) -> list[str]:
         if machine.instance_type is None:
             where = "head" if name == HEAD else f"groups.{[group.name for group in spec.groups].index(name)}"
             problems.append(f"{where}.instance_type: missing; the type of virtual machine, such as m5.xlarge")
-    if spec.vm.provider == "gcp" and len(spec.vm.zones) != 1:
-        problems.append(
-            f"vm.zones = {list(spec.vm.zones)}: Ray's provider for gcp takes exactly one, such as us-west1-a"
-        )
-    if spec.vm.provider == "gcp" and spec.vm.project is None:
-        problems.append("vm.project: missing; the id of the project that the machines belong to")
+    problems += CLOUDS[spec.vm.provider].problems(spec)
     for name in sorted(spec.secrets.keys() - _KEYS):
         problems.append(
             f"secrets.{name}: virtual machines have no secrets to refer to, only an identity (service_account) and "
@@ -71,40 +68,41 @@ def lacking(spec: ClusterSpec) -> list[str]:
 
 
 def ray_config(spec: ClusterSpec) -> dict[str, Any]:
-    """What `ray up` takes, as a dictionary.
+    """The configuration for `ray up`, as a dictionary.
 
     Raises:
-        ClusterError: the spec lacks something, see `lacking`.
+        ClusterError: the spec cannot be rendered, see `spec_problems`.
     """
-    if problems := lacking(spec):
+    if problems := spec_problems(spec):
         raise ClusterError("\n".join(problems))
-    head = {"resources": {"CPU": 0}, "labels": {MARKET_LABEL: "on-demand"}}
-    head["node_config"] = _node_config(spec, spec.head, spot=False, identity=spec.vm.head_service_account)
-    own = {
-        name: value
-        for name, value in head_variables(spec, gpus_stood_in_for=False).items()
-        if name not in node_variables(spec)
-    }
+    cloud, common = CLOUDS[spec.vm.provider], node_variables(spec)
+    of_head = head_variables(spec, with_gpu_stand_ins=False)
     return {
         "cluster_name": spec.cluster,
         "max_workers": sum(group.max for group in spec.groups),
         "upscaling_speed": 100,
         "idle_timeout_minutes": round(spec.idle_timeout_s / 60, 3),
-        "provider": _provider(spec),
+        "provider": _provider(spec, cloud),
         "auth": {"ssh_user": spec.vm.ssh_user},
         "docker": {
             "image": spec.image,
             "container_name": "manta",
             "pull_before_run": True,
-            "run_options": ["--ulimit nofile=65536:65536", *_options(node_variables(spec))],
-            "head_run_options": [_shm_size(spec.head), *_options(own)],
+            "run_options": ["--ulimit nofile=65536:65536", *_options(common)],
+            "head_run_options": [
+                _shm_size(spec.head),
+                *_options({name: value for name, value in of_head.items() if name not in common}),
+            ],
         },
         "head_node_type": HEAD,
-        "available_node_types": {HEAD: head} | {group.name: _node_type(spec, group) for group in spec.groups},
-        **({"file_mounts": {CREDENTIALS: f"~/.manta/{spec.cluster}.credentials"}} if _needs_keys(spec) else {}),
+        "available_node_types": {
+            HEAD: _head_type(spec, cloud),
+            **{group.name: _node_type(spec, cloud, group) for group in spec.groups},
+        },
+        **({"file_mounts": {CREDENTIALS: f"~/.manta/{spec.cluster}.credentials"}} if _needs_keys(spec, cloud) else {}),
         "initialization_commands": [],
         "setup_commands": [],
-        "head_setup_commands": _HEAD_SETUP[spec.vm.provider],
+        "head_setup_commands": list(cloud.head_setup_commands),
         "worker_setup_commands": [],
         "head_start_ray_commands": [
             "ray stop",
@@ -115,32 +113,33 @@ def ray_config(spec: ClusterSpec) -> dict[str, Any]:
     }
 
 
-_HEAD_SETUP = {
-    "aws": [],  # boto3, with which machines are started, is Manta's own
-    "gcp": ["python -c 'import googleapiclient' || pip install google-api-python-client"],
-}
-
-
 def _machines(spec: ClusterSpec) -> dict[str, Machine]:
     return {HEAD: spec.head} | {group.name: group for group in spec.groups}
 
 
-def _needs_keys(spec: ClusterSpec) -> bool:
-    """Whether the bucket cannot be reached by an AWS identity of the machines."""
-    by_identity = spec.service_account is not None and spec.vm.provider == "aws" and spec.store.endpoint_url is None
+def _needs_keys(spec: ClusterSpec, cloud: Cloud) -> bool:
+    """Whether no identity of the machines gives access to the bucket."""
+    by_identity = spec.service_account is not None and cloud.has_aws_identity and spec.store.endpoint_url is None
     return bool(spec.secrets) and not by_identity
 
 
-def _provider(spec: ClusterSpec) -> dict[str, Any]:
+def _provider(spec: ClusterSpec, cloud: Cloud) -> dict[str, Any]:
     provider: dict[str, Any] = {"type": spec.vm.provider, "region": spec.vm.region}
     if spec.vm.zones:
         provider["availability_zone"] = ",".join(spec.vm.zones)
-    if spec.vm.provider == "gcp":
-        return provider | {"project_id": spec.vm.project}
-    return provider | {"cache_stopped_nodes": False}
+    return provider | cloud.provider_fields(spec)
 
 
-def _node_type(spec: ClusterSpec, group: GroupSpec) -> dict[str, Any]:
+def _head_type(spec: ClusterSpec, cloud: Cloud) -> dict[str, Any]:
+    identity = spec.vm.head_service_account or spec.service_account
+    return {
+        "resources": {"CPU": 0},
+        "labels": {MARKET_LABEL: "on-demand"},
+        "node_config": cloud.node_config(spec, spec.head, identity, spot=False, gpus=0),
+    }
+
+
+def _node_type(spec: ClusterSpec, cloud: Cloud, group: GroupSpec) -> dict[str, Any]:
     counted = {"CPU": group.cpus} | ({"GPU": group.gpus} if group.gpus else {})
     return {
         "min_workers": group.min,
@@ -148,55 +147,12 @@ def _node_type(spec: ClusterSpec, group: GroupSpec) -> dict[str, Any]:
         "resources": counted | {name: int(amount) for name, amount in group.resources.items()},
         "labels": group.all_labels,
         "docker": {"worker_run_options": [_shm_size(group)]},
-        "node_config": _node_config(spec, group, spot=group.spot, gpus=group.gpus),
+        "node_config": cloud.node_config(spec, group, spec.service_account, spot=group.spot, gpus=group.gpus),
     }
-
-
-def _node_config(
-    spec: ClusterSpec, machine: Machine, *, spot: bool, gpus: int = 0, identity: str | None = None
-) -> dict[str, Any]:
-    """What the cloud is asked for, in its own words."""
-    identity = identity or spec.service_account
-    if spec.vm.provider == "gcp":
-        return _gcp_machine(spec, machine, identity, spot=spot, gpus=gpus)
-    return _aws_machine(spec, machine, identity, spot=spot)
-
-
-def _aws_machine(spec: ClusterSpec, machine: Machine, identity: str | None, *, spot: bool) -> dict[str, Any]:
-    disk = {"VolumeSize": spec.vm.disk_gb, "VolumeType": "gp3", "Encrypted": True, "DeleteOnTermination": True}
-    config: dict[str, Any] = {"InstanceType": machine.instance_type}
-    if spec.vm.image_id is not None:
-        config["ImageId"] = spec.vm.image_id
-    if identity is not None:
-        config["IamInstanceProfile"] = {"Arn" if identity.startswith("arn:") else "Name": identity}
-    config["BlockDeviceMappings"] = [{"DeviceName": "/dev/sda1", "Ebs": disk}]
-    config["MetadataOptions"] = {"HttpTokens": "required", "HttpPutResponseHopLimit": 1}
-    if spot:
-        once = {"SpotInstanceType": "one-time", "InstanceInterruptionBehavior": "terminate"}
-        config["InstanceMarketOptions"] = {"MarketType": "spot", "SpotOptions": once}
-    return config
-
-
-_GCP_IMAGE = "projects/deeplearning-platform-release/global/images/family/common-cpu"
-
-
-def _gcp_machine(spec: ClusterSpec, machine: Machine, identity: str | None, *, spot: bool, gpus: int) -> dict[str, Any]:
-    image = {"diskSizeGb": spec.vm.disk_gb, "sourceImage": spec.vm.image_id or _GCP_IMAGE}
-    config: dict[str, Any] = {
-        "machineType": machine.instance_type,
-        "disks": [{"boot": True, "autoDelete": True, "type": "PERSISTENT", "initializeParams": image}],
-    }
-    if identity is not None:
-        scopes = ["https://www.googleapis.com/auth/cloud-platform"]
-        config["serviceAccounts"] = [{"email": identity, "scopes": scopes}]
-    scheduling: list[dict[str, Any]] = [{"preemptible": True}] if spot else []
-    if gpus:  # such machines cannot be moved to another host
-        scheduling.append({"onHostMaintenance": "TERMINATE"})
-    return config | ({"scheduling": scheduling} if scheduling else {})
 
 
 def _options(variables: Mapping[str, str]) -> list[str]:
-    """Options of `docker run` that set variables; Ray hands them to a shell."""
+    """Options of `docker run` that set variables, quoted because Ray passes them to a shell."""
     return [f"--env {shlex.quote(f'{name}={value}')}" for name, value in variables.items()]
 
 

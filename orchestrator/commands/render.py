@@ -16,7 +16,7 @@ from cluster.spec import ClusterSpec
 from data.errors import InputError
 from orchestrator.config.cluster_spec import load_cluster
 from orchestrator.config.load import load_recipe
-from orchestrator.config.portability import image_needs, keys_in, local_places, own_servers
+from orchestrator.config.portability import image_needs, keys_in, local_files, local_server_problems
 from orchestrator.config.problems import listed
 from orchestrator.config.recipe import RunConfig
 from orchestrator.errors import RecipeError
@@ -58,9 +58,9 @@ def render(
         raise InputError(f"--recipe {recipe}: only a RayJob is of one run. Submit it: `manta submit {recipe}`.")
     spec = load_cluster(path, overrides)
     if to == "vm":
-        _refuse(path, vm.lacking(spec))
+        _refuse(path, vm.spec_problems(spec))
         return _heading(path, overrides, "--to vm") + dump(vm.ray_config(spec), vm.COMMENTS)
-    _refuse(path, kuberay.lacking(spec))
+    _refuse(path, kuberay.spec_problems(spec))
     if kind == "raycluster":
         return _heading(path, overrides, "--kind raycluster") + dump(kuberay.ray_cluster(spec), COMMENTS)
     if recipe is None:
@@ -102,12 +102,12 @@ def _checked(recipe: Path, spec: ClusterSpec) -> tuple[RunConfig, str]:
 
 def _of_this_machine(config: RunConfig) -> Iterator[str]:
     """What the recipe takes from this machine, and pods would look for in vain."""
-    yield from own_servers(config)
-    if "storage" in dict(local_places(config)):
+    yield from local_server_problems(config)
+    if "storage" in dict(local_files(config)):
         yield (
             f"storage = {config.storage!r}: pods share no folder; name a bucket here, or as store.url of the cluster's "
             "spec, which takes its place"
         )
-    for name, place in local_places(config):
+    for name, place in local_files(config):
         if name != "storage":
             yield f"{name} = {place!r}: pods do not have the files of this machine; copy them to the bucket"

@@ -125,7 +125,7 @@ def test_groups_are_known_on_their_nodes_as_the_spec_has_them(sizes: list[tuple[
     groups = tuple(GroupSpec(name=f"g{n}", cpus=c, gpus=g, max=n + 1) for n, (c, g) in enumerate(sizes))
     spec = ClusterSpec(cluster="test", groups=groups)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        for name, value in groups_variable(spec, gpus_stood_in_for=True).items():
+        for name, value in groups_variable(spec, with_gpu_stand_ins=True).items():
             monkeypatch.setenv(name, value)
         known = group_limits()
     assert [(each.name, each.max_nodes) for each in known] == [(group.name, group.max) for group in groups]

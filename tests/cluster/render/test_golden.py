@@ -1,6 +1,6 @@
-"""What is rendered, as files to be read: a change of any of it shows in the difference of a commit.
+"""Rendered files, committed so that every change of them shows in a diff.
 
-To write them anew, after a change that is meant:
+To write them again after an intended change:
 
     MANTA_RENEW_GOLDEN=1 pytest tests/cluster/render/test_golden.py
 """
@@ -30,14 +30,14 @@ RENDERED: dict[str, tuple[Path, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", RENDERED)
-def test_it_is_as_it_was(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_unchanged(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     spec, options = RENDERED[name]
-    text, kept = render(spec, **options), GOLDEN / f"{name}.rendered.yaml"
+    text, file = render(spec, **options), GOLDEN / f"{name}.rendered.yaml"
     if os.environ.get("MANTA_RENEW_GOLDEN"):
-        kept.write_text(text)
-    assert text == kept.read_text(), "see this module's docstring for how to write it anew"
+        file.write_text(text)
+    assert text == file.read_text(), "the module's docstring says how to write it again"
 
 
-def test_none_is_left_of_what_is_no_longer_rendered() -> None:
+def test_no_file_is_left_of_a_removed_case() -> None:
     assert {path.name for path in (ROOT / GOLDEN).glob("*.rendered.yaml")} == {f"{n}.rendered.yaml" for n in RENDERED}

@@ -1,4 +1,4 @@
-"""Rendered manifests: what KubeRay's CRDs take, what Ray's autoscaler makes of them, what must hold for any spec."""
+"""Rendered manifests against KubeRay's CRDs and Ray's autoscaler, and properties that hold for every spec."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 
 from cluster.errors import ClusterError
 from cluster.node_environment import HEALTH_CHECK
-from cluster.render.kuberay import RAY_VERSION, SPOT, manifests, object_name, ray_cluster, ray_job
+from cluster.render.kuberay import RAY_VERSION, manifests, object_name, ray_cluster, ray_job
 from cluster.render.kuberay_comments import COMMENTS
+from cluster.render.kuberay_pods import SPOT
 from cluster.render.yaml import dump_all
 from cluster.spec import GROUP_LABEL, MARKET_LABEL, ClusterSpec, bytes_of
+from tests.cluster.render.kuberay_schema import SCHEMA, schema_of, trimmed_schemas
 from tests.cluster.specs import cluster_specs
 
 ROOT = Path(__file__).parents[3]
@@ -30,40 +32,21 @@ some = settings(max_examples=20, deadline=None, suppress_health_check=[HealthChe
 few = settings(some, max_examples=6)
 
 
-def strict(schema: Any, *, top: bool = True) -> Any:
-    """The schema with unknown fields refused, which Kubernetes drops without a word."""
-    if isinstance(schema, list):
-        return [strict(each, top=False) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    made = {name: strict(each, top=False) for name, each in schema.items()}
-    if isinstance(made.get("properties"), dict) and top:
-        made["properties"]["metadata"] = {"type": "object"}  # every object's own, which is not the CRD's to describe
-    kept = made.get("x-kubernetes-preserve-unknown-fields") or made.get("additionalProperties")
-    if made.get("type") == "object" and not kept:
-        made["additionalProperties"] = False
-    return made
-
-
 @functools.cache
 def validator(kind: str) -> jsonschema.Draft202012Validator:
-    """Holds an object to the CRD of its kind, with nothing in it that the CRD does not know."""
-    if not CRDS.is_dir():
-        pytest.skip(f"KubeRay's CRDs are not at {CRDS}")
-    crd = yaml.load((CRDS / f"ray.io_{kind.lower()}s.yaml").read_text(), Loader=yaml.CSafeLoader)
-    [version] = [each for each in crd["spec"]["versions"] if each["name"] == "v1"]
-    return jsonschema.Draft202012Validator(strict(version["schema"]["openAPIV3Schema"]))
+    """Checks an object against the CRD of its kind; fields that the CRD does not have are errors."""
+    return jsonschema.Draft202012Validator(schema_of(kind))
 
 
 def pods(manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    """The `spec` of the head's pods and of each group's."""
+    """The `spec` of the head's pod and of each group's pods."""
     cluster = manifest["spec"].get("rayClusterSpec", manifest["spec"])
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
     return [group["template"]["spec"] for group in groups]
 
 
 def variables(pod: dict[str, Any]) -> dict[str, Any]:
-    """What its container finds in the environment; a dictionary for what comes from a secret."""
+    """Environment variables of its container; a dictionary for a reference to a secret."""
     return {each["name"]: each.get("value", each.get("valueFrom")) for each in pod["containers"][0]["env"]}
 
 
@@ -73,20 +56,25 @@ def spec_of(**fields: Any) -> ClusterSpec:
 
 
 class TestCrds:
+    def test_the_schema_is_that_of_the_crds(self) -> None:
+        """Where KubeRay's CRDs are at hand; without them, the committed schema stands for them."""
+        expected = trimmed_schemas(CRDS) if CRDS.is_dir() else json.loads(SCHEMA.read_text())
+        assert json.loads(SCHEMA.read_text()) == expected, "write it again, see kuberay_schema.py"
+
     @some
     @given(cluster_specs())
-    def test_a_cluster_of_any_spec_is_what_the_crd_says(self, spec: ClusterSpec) -> None:
+    def test_a_cluster_of_any_spec_conforms_to_the_crd(self, spec: ClusterSpec) -> None:
         validator("RayCluster").validate(ray_cluster(spec))
 
     @some
     @given(cluster_specs())
-    def test_a_job_of_any_spec_is_what_the_crd_says(self, spec: ClusterSpec) -> None:
+    def test_a_job_of_any_spec_conforms_to_the_crd(self, spec: ClusterSpec) -> None:
         validator("RayJob").validate(ray_job(spec, "mine", spec.store.url))
 
     @pytest.mark.parametrize(
         "path", [("terminationGracePeriodSecond",), ("containers", 0, "imag"), ("volumes", 0, "emptyDir", "size")]
     )
-    def test_a_name_that_the_crd_does_not_know_is_refused(self, path: tuple[str | int, ...]) -> None:
+    def test_an_unknown_field_is_refused(self, path: tuple[str | int, ...]) -> None:
         manifest = ray_cluster(spec_of())
         place: Any = pods(manifest)[1]
         for step in path[:-1]:
@@ -95,7 +83,7 @@ class TestCrds:
         with pytest.raises(jsonschema.ValidationError, match="Additional properties are not allowed"):
             validator("RayCluster").validate(manifest)
 
-    def test_a_value_that_the_crd_does_not_allow_is_refused(self) -> None:
+    def test_a_value_outside_an_enum_is_refused(self) -> None:
         manifest = ray_cluster(spec_of())
         manifest["spec"]["autoscalerOptions"]["version"] = "v3"
         with pytest.raises(jsonschema.ValidationError, match="'v3' is not one of"):
@@ -105,7 +93,7 @@ class TestCrds:
 class TestRaysAutoscaler:
     @some
     @given(cluster_specs())
-    def test_it_derives_the_node_types_that_the_spec_asks_for(self, spec: ClusterSpec) -> None:
+    def test_it_derives_the_node_types_of_the_spec(self, spec: ClusterSpec) -> None:
         from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
         config = _derive_autoscaling_config_from_ray_cr(ray_cluster(spec))
@@ -122,7 +110,7 @@ class TestRaysAutoscaler:
             market = "spot" if group.spot else "on-demand"
             assert found["labels"] == {**group.labels, GROUP_LABEL: group.name, MARKET_LABEL: market}
 
-    def test_v2_of_it_takes_what_it_derives(self) -> None:
+    def test_version_2_accepts_what_it_derives(self) -> None:
         from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
         from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 
@@ -134,21 +122,21 @@ class TestRaysAutoscaler:
 
 
 class TestContract:
-    """What is taken for granted of Ray by name. Each failure names what an upgrade has changed."""
+    """Names in Ray that the manifests depend on. A failure names what an upgrade has changed."""
 
-    def test_the_version_is_the_one_that_is_pinned(self) -> None:
+    def test_the_version_is_the_pinned_one(self) -> None:
         import ray
 
         assert ray.__version__ == RAY_VERSION
         assert f'"ray[data,train,tune,default]=={RAY_VERSION}"' in (ROOT / "pyproject.toml").read_text()
 
-    def test_labels_are_the_ones_that_ray_keeps(self) -> None:
+    def test_labels_are_those_of_ray(self) -> None:
         import ray
 
         assert ray._raylet.RAY_NODE_MARKET_TYPE_KEY == MARKET_LABEL
         assert ray._raylet.RAY_NODE_GROUP_KEY == GROUP_LABEL
 
-    def test_probes_ask_where_ray_answers(self) -> None:
+    def test_probes_use_rays_health_check(self) -> None:
         import inspect
 
         from ray._private import ray_constants
@@ -158,7 +146,7 @@ class TestContract:
         assert probe["port"] == ray_constants.DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
         assert f'"{probe["path"]}"' in inspect.getsource(healthz_agent)
 
-    def test_variables_are_read_under_these_names(self) -> None:
+    def test_ray_reads_the_variables(self) -> None:
         import inspect
 
         from ray import _config
@@ -172,11 +160,11 @@ class TestContract:
 
 
 class TestOperator:
-    """What KubeRay's operator refuses, or would set by itself, beyond what its CRDs say."""
+    """What KubeRay's operator refuses, or would set by itself, beyond its CRDs."""
 
     @some
     @given(cluster_specs())
-    def test_nothing_is_said_twice(self, spec: ClusterSpec) -> None:
+    def test_no_setting_occurs_twice(self, spec: ClusterSpec) -> None:
         cluster = ray_cluster(spec)["spec"]
         for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
             counted = {"num-cpus", "num-gpus", "memory", "resources"} & group["rayStartParams"].keys()
@@ -187,7 +175,7 @@ class TestOperator:
             names = [each["name"] for each in pod["containers"][0]["env"]]
             assert len(names) == len(set(names)) and "RAY_enable_autoscaler_v2" not in names
 
-    def test_what_waits_in_a_queue_is_suspended_and_cleaned_up(self) -> None:
+    def test_a_queued_job_is_suspended_and_cleaned_up(self) -> None:
         job = ray_job(spec_of(kubernetes={"queue": "gpus"}), "mine")
         assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
         assert job["metadata"]["annotations"] == {"kueue.x-k8s.io/elastic-job": "true"}
@@ -198,7 +186,7 @@ class TestOperator:
 class TestReclaims:
     @some
     @given(cluster_specs())
-    def test_a_pod_has_longer_than_its_drain_and_a_try_waits_longer_than_that(self, spec: ClusterSpec) -> None:
+    def test_a_pods_grace_exceeds_its_drain_and_a_retry_waits_longer_than_both(self, spec: ClusterSpec) -> None:
         job = ray_job(spec, "mine")
         graces = {pod["terminationGracePeriodSeconds"] for pod in pods(job)}
         [grace] = graces
@@ -212,7 +200,7 @@ class TestReclaims:
 
     @some
     @given(cluster_specs())
-    def test_heads_and_groups_that_may_not_be_reclaimed_keep_off_spot_nodes(self, spec: ClusterSpec) -> None:
+    def test_heads_and_on_demand_groups_avoid_spot_nodes(self, spec: ClusterSpec) -> None:
         own = [{taint.key for taint in machine.tolerations} for machine in (spec.head, *spec.groups)]
         may = [False, *(group.spot for group in spec.groups)]
         for pod, is_spot, given_ in zip(pods(ray_cluster(spec)), may, own, strict=True):
@@ -224,12 +212,12 @@ class TestReclaims:
             else:
                 assert not tolerated & SPOT.keys()
                 [term] = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
-                apart = {
+                excluded = {
                     each["key"]: each["values"] for each in term["matchExpressions"] if each["operator"] == "NotIn"
                 }
-                assert apart == {key: [value] for key, value in SPOT.items()}
+                assert excluded == {key: [value] for key, value in SPOT.items()}
 
-    def test_the_head_notices_a_node_that_is_gone_and_takes_no_work(self) -> None:
+    def test_the_head_notices_a_lost_node_and_takes_no_work(self) -> None:
         manifest = ray_cluster(spec_of())
         assert HEALTH_CHECK.items() <= variables(pods(manifest)[0]).items()
         assert manifest["spec"]["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}
@@ -238,7 +226,7 @@ class TestReclaims:
 class TestPods:
     @some
     @given(cluster_specs())
-    def test_none_may_more_than_it_needs(self, spec: ClusterSpec) -> None:
+    def test_none_has_more_permissions_than_it_needs(self, spec: ClusterSpec) -> None:
         head, *workers = pods(ray_cluster(spec))
         assert "automountServiceAccountToken" not in head, "its autoscaler talks to Kubernetes"
         assert all(pod["automountServiceAccountToken"] is False for pod in workers)
@@ -250,7 +238,7 @@ class TestPods:
 
     @some
     @given(cluster_specs())
-    def test_they_get_what_the_spec_gives(self, spec: ClusterSpec) -> None:
+    def test_they_have_what_the_spec_says(self, spec: ClusterSpec) -> None:
         for pod, machine in zip(pods(ray_cluster(spec)), (spec.head, *spec.groups), strict=True):
             resources = pod["containers"][0]["resources"]
             assert resources["requests"] == resources["limits"]
@@ -264,7 +252,7 @@ class TestPods:
             assert pod.get("nodeSelector", {}) == machine.node_selector
             assert len(pod.get("tolerations", [])) >= len(machine.tolerations)
 
-    def test_gpus_are_limits_and_their_taint_is_put_up_with(self) -> None:
+    def test_gpus_are_limits_and_their_taint_is_tolerated(self) -> None:
         groups = [{"name": "train", "max": 1, "gpus": 2}, {"name": "slices", "max": 1, "gpus": 1}]
         groups[1]["gpu_resource"] = "nvidia.com/mig-1g.5gb"
         _, train, slices = pods(ray_cluster(spec_of(groups=groups)))
@@ -277,7 +265,7 @@ class TestPods:
 class TestSecrets:
     @few
     @given(cluster_specs())
-    def test_they_are_referred_to_and_nothing_of_this_machine_gets_in(self, spec: ClusterSpec) -> None:
+    def test_they_are_references_and_nothing_of_this_machine_is_rendered(self, spec: ClusterSpec) -> None:
         with pytest.MonkeyPatch.context() as patched:
             for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN"):
                 patched.setenv(name, "the-secret-itself")
@@ -287,12 +275,12 @@ class TestSecrets:
             for name, secret in spec.secrets.items():
                 assert variables(pod)[name] == {"secretKeyRef": {"name": secret.name, "key": secret.key}}
 
-    def test_only_who_has_the_token_may_use_the_cluster(self) -> None:
+    def test_the_cluster_requires_a_token(self) -> None:
         assert ray_cluster(spec_of())["spec"]["authOptions"] == {"mode": "token"}
 
 
 class TestJob:
-    def test_the_recipe_is_where_the_command_looks_for_it(self) -> None:
+    def test_the_recipe_is_mounted_where_the_command_reads_it(self) -> None:
         recipe_map, job = manifests(spec_of(store={"url": "s3://bucket/a b"}), "mine", RECIPE, "s3://bucket/a b")
         assert recipe_map["data"] == {"recipe.yaml": RECIPE}
         head = pods(job)[0]
@@ -304,7 +292,7 @@ class TestJob:
         assert words[-2:] == ["--set", "storage=s3://bucket/a b"]
         assert "--set" not in ray_job(spec_of(), "mine")["spec"]["entrypoint"]
 
-    def test_tries_deadline_and_clean_up_are_those_of_the_spec(self) -> None:
+    def test_retries_deadline_and_clean_up_are_those_of_the_spec(self) -> None:
         given_ = {"retries": 5, "clean_up_after_s": 7, "deadline_s": 3600}
         job = ray_job(spec_of(kubernetes=given_), "mine")["spec"]
         assert (job["backoffLimit"], job["ttlSecondsAfterFinished"], job["activeDeadlineSeconds"]) == (5, 7, 3600)
@@ -317,7 +305,7 @@ class TestJob:
 
 @few
 @given(cluster_specs(), st.text(st.characters(codec="utf-8", exclude_categories=("C",), include_characters="\n\t")))
-def test_what_is_written_is_what_was_meant_and_always_the_same(spec: ClusterSpec, recipe: str) -> None:
+def test_rendered_yaml_parses_to_the_manifests_and_is_deterministic(spec: ClusterSpec, recipe: str) -> None:
     objects = manifests(spec, "mine", recipe)
     text = dump_all(objects, COMMENTS)
     assert json.loads(json.dumps(list(yaml.safe_load_all(text)))) == objects
@@ -336,7 +324,7 @@ def test_every_comment_has_a_field() -> None:
 
 
 @pytest.mark.parametrize("run", ["mine", "Mine", "1-a", "a.b_c", "x" * 100, "---", "A-"])
-def test_objects_are_called_after_their_run_by_names_that_kubernetes_takes(run: str) -> None:
+def test_objects_are_named_after_their_run_with_names_that_kubernetes_accepts(run: str) -> None:
     import re
 
     from cluster.spec import NAME

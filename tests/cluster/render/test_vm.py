@@ -1,11 +1,11 @@
-"""YAML for `ray up`: what Ray's own schema and its checks take, and what must hold for any spec."""
+"""YAML for `ray up` against Ray's own schema and checks, and properties that hold for every spec."""
 
 from __future__ import annotations
 
 import copy
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jsonschema
 import pytest
@@ -13,9 +13,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 
 from cluster.errors import ClusterError
-from cluster.render.vm import COMMENTS, CREDENTIALS, ray_config
+from cluster.render.vm import CLOUDS, COMMENTS, CREDENTIALS, ray_config
 from cluster.render.yaml import dump
-from cluster.spec import GROUP_LABEL, MARKET_LABEL, ClusterSpec
+from cluster.spec import GROUP_LABEL, MARKET_LABEL, ClusterSpec, VmSpec
 from tests.cluster.specs import cluster_specs
 
 some = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -43,7 +43,7 @@ def gcp(**fields: Any) -> ClusterSpec:
 
 
 def by_ray(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration as Ray fills it out, found right by all that Ray checks before it asks a cloud."""
+    """The configuration with Ray's defaults, after all checks that Ray makes before it calls a cloud."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     prepared: dict[str, Any] = prepare_config(copy.deepcopy(config))
@@ -53,7 +53,7 @@ def by_ray(config: dict[str, Any]) -> dict[str, Any]:
 
 @some
 @given(cluster_specs())
-def test_any_spec_is_what_rays_schema_says(spec: ClusterSpec) -> None:
+def test_any_spec_conforms_to_rays_schema(spec: ClusterSpec) -> None:
     import ray.autoscaler
 
     schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
@@ -64,7 +64,7 @@ def test_any_spec_is_what_rays_schema_says(spec: ClusterSpec) -> None:
 
 @some
 @given(cluster_specs())
-def test_ray_finds_the_node_types_that_the_spec_asks_for(spec: ClusterSpec) -> None:
+def test_ray_reads_the_node_types_of_the_spec(spec: ClusterSpec) -> None:
     prepared = by_ray(ray_config(spec))
     types = prepared["available_node_types"]
     assert list(types) == ["head", *(group.name for group in spec.groups)]
@@ -84,13 +84,13 @@ def test_ray_finds_the_node_types_that_the_spec_asks_for(spec: ClusterSpec) -> N
     assert prepared["idle_timeout_minutes"] * 60 == pytest.approx(spec.idle_timeout_s, abs=0.05)
 
 
-def test_nothing_of_rays_defaults_is_installed_over_the_image() -> None:
+def test_none_of_rays_default_setup_commands_run() -> None:
     prepared = by_ray(ray_config(spec_of()))
     assert prepared["head_setup_commands"] == prepared["worker_setup_commands"] == []
     assert not any("pip" in command for command in prepared["initialization_commands"])
 
 
-def test_variables_get_through_a_shell_as_they_are() -> None:
+def test_variables_pass_a_shell_unchanged() -> None:
     import shlex
 
     config = ray_config(spec_of(environment={"GREETING": "don't $HOME"}, store={"endpoint_url": "http://minio:9000"}))
@@ -100,7 +100,7 @@ def test_variables_get_through_a_shell_as_they_are() -> None:
     assert "RAY_health_check_period_ms=500" in head and "RAY_JOB_STOP_WAIT_TIME_S=60" in head
 
 
-def test_gcp_has_its_own_words() -> None:
+def test_gcp_has_its_own_fields() -> None:
     prepared = by_ray(ray_config(gcp()))
     assert prepared["provider"] | {"availability_zone": "us-west1-a", "project_id": "mine"} == prepared["provider"]
     train = prepared["available_node_types"]["train"]["node_config"]
@@ -117,12 +117,12 @@ class TestIdentity:
             types = ray_config(spec_of(service_account=given_))["available_node_types"]
             assert all(each["node_config"]["IamInstanceProfile"] == expected for each in types.values())
 
-    def test_the_head_may_have_one_of_its_own(self) -> None:
+    def test_the_head_may_have_its_own(self) -> None:
         types = ray_config(spec_of(vm={"head_service_account": "manta-head"}))["available_node_types"]
         assert types["head"]["node_config"]["IamInstanceProfile"] == {"Name": "manta-head"}
         assert types["train"]["node_config"]["IamInstanceProfile"] == {"Name": "manta"}
 
-    def test_keys_are_a_file_of_the_users_and_only_where_an_identity_does_not_do(self) -> None:
+    def test_keys_are_a_file_of_the_user_where_no_identity_gives_access(self) -> None:
         assert "file_mounts" not in ray_config(spec_of(secrets=KEYS))
         for spec in (
             spec_of(secrets=KEYS, service_account=None),
@@ -133,7 +133,7 @@ class TestIdentity:
 
     @some
     @given(cluster_specs())
-    def test_no_secret_of_this_machine_gets_in(self, spec: ClusterSpec) -> None:
+    def test_no_secret_of_this_machine_is_rendered(self, spec: ClusterSpec) -> None:
         with pytest.MonkeyPatch.context() as patched:
             for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
                 patched.setenv(name, "the-secret-itself")
@@ -141,7 +141,7 @@ class TestIdentity:
 
 
 class TestRefusals:
-    def test_all_that_is_missing_is_said_at_once(self) -> None:
+    def test_all_missing_fields_are_listed_at_once(self) -> None:
         spec = ClusterSpec.model_validate(
             {
                 "cluster": "night",
@@ -151,11 +151,10 @@ class TestRefusals:
         )
         with pytest.raises(ClusterError) as refused:
             ray_config(spec)
-        said = str(refused.value)
-        for word in ("image: missing", "head.instance_type", "groups.0.instance_type", "service_account: missing"):
-            assert word in said
+        for part in ("image: missing", "head.instance_type", "groups.0.instance_type", "service_account: missing"):
+            assert part in str(refused.value)
 
-    def test_secrets_that_machines_cannot_have(self) -> None:
+    def test_other_secrets_than_keys_are_refused(self) -> None:
         with pytest.raises(ClusterError, match=r"secrets.WANDB_API_KEY: virtual machines have no secrets"):
             ray_config(spec_of(secrets={"WANDB_API_KEY": {"name": "wandb", "key": "key"}}))
 
@@ -167,5 +166,9 @@ class TestRefusals:
 def test_every_comment_has_a_field() -> None:
     texts = [dump(ray_config(spec), COMMENTS) for spec in (spec_of(vm={"zones": ["a"]}), gcp())]
     texts.append(dump(ray_config(spec_of(service_account=None, secrets=KEYS)), COMMENTS))
-    said = " ".join(" ".join(texts).replace("# ", "").split())
-    assert [end for end, comment in COMMENTS.items() if " ".join(comment.split()) not in said] == []
+    rendered = " ".join(" ".join(texts).replace("# ", "").split())
+    assert [end for end, comment in COMMENTS.items() if " ".join(comment.split()) not in rendered] == []
+
+
+def test_every_provider_of_the_spec_has_a_cloud() -> None:
+    assert tuple(CLOUDS) == get_args(VmSpec.model_fields["provider"].annotation)
