@@ -1,7 +1,7 @@
-"""What Ray's autoscaler makes of a cluster: nodes by group, those that are coming, and why others do not come.
+"""The state of Ray's autoscaler: nodes by group, nodes that are starting, and why others do not start.
 
-Reads Ray's own report, `ray.autoscaler.v2.sdk.get_cluster_status`, which is not public;
-`tests/cluster/test_autoscaler_state.py` holds Ray to it by name. Checked against Ray 2.60.0.
+Reads Ray's own report, `ray.autoscaler.v2.sdk.get_cluster_status`, which is not a public API;
+`tests/cluster/test_autoscaler_state.py` checks every name that is used. Verified with Ray 2.60.0.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ class NodeState:
     """A node that has joined.
 
     Attributes:
-        group: its group, "head" for the head; "" where it is of none.
+        node_id: Ray's id of it.
+        group: its group, "head" for the head; "" if it belongs to none.
         state: "busy" or "idle".
-        idle_s: seconds since it was last in use; 0 where it is.
+        idle_s: seconds since it was last in use; 0 if it is in use.
+        address: its IP address.
         used, total: CPUs, GPUs and custom resources.
         activity: why it counts as busy, in Ray's words.
     """
@@ -46,38 +48,40 @@ class AutoscalerState:
     """The cluster at one moment.
 
     Attributes:
-        starting: nodes asked for that have not joined yet, by group, and what their provider says of each.
-        failures: launches that failed in the last minutes, the newest first: group, seconds ago, why.
-        demands: what waits for room: a bundle of resources, and how many of it.
-        is_looked_after: whether an autoscaler brings nodes.
+        nodes: those that have joined.
+        starting: requested nodes that have not joined yet, by group, each with its provider's details.
+        failures: launches that failed in the last minutes, the latest first: group, seconds ago, reason.
+        demands: pending requests for resources: a bundle, and the number of such bundles.
+        has_autoscaler: whether an autoscaler starts nodes in this cluster.
     """
 
     nodes: tuple[NodeState, ...] = ()
     starting: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     failures: tuple[tuple[str, float, str], ...] = ()
     demands: tuple[tuple[Mapping[str, float], int], ...] = ()
-    is_looked_after: bool = True
+    has_autoscaler: bool = True
 
-    def up(self) -> Counter[str]:
-        """Nodes by group."""
+    def nodes_by_group(self) -> Counter[str]:
+        """Number of nodes that have joined, by group."""
         return Counter(node.group for node in self.nodes)
 
 
-def look(gcs_address: str, timeout_s: int = 5) -> AutoscalerState:
-    """Ask the cluster at `gcs_address`; RAY_AUTH_* in the environment say who asks.
+def read_autoscaler_state(gcs_address: str, timeout_s: int = 5) -> AutoscalerState:
+    """Requests the state from the cluster at `gcs_address`, with the credentials in RAY_AUTH_* of the environment.
 
     Raises:
-        RuntimeError, ConnectionError, ...: Ray's own, where it does not answer within `timeout_s`.
+        RuntimeError, ConnectionError, ...: Ray's own, if the cluster does not answer within `timeout_s`.
     """
     from ray.autoscaler.v2.sdk import get_cluster_status
 
-    return state_of(get_cluster_status(gcs_address, timeout=timeout_s), time.time())
+    return parse_status(get_cluster_status(gcs_address, timeout=timeout_s), time.time())
 
 
-def state_of(status: Any, now: float) -> AutoscalerState:
-    """Ray's report in our words.
+def parse_status(status: Any, now: float) -> AutoscalerState:
+    """Converts Ray's report.
 
     Args:
+        status: `ray.autoscaler.v2.schema.ClusterStatus`.
         now: seconds since the epoch.
     """
     starting: dict[str, list[str]] = {}
@@ -98,7 +102,7 @@ def state_of(status: Any, now: float) -> AutoscalerState:
         starting={group: tuple(details) for group, details in starting.items()},
         failures=tuple(sorted(failures, key=lambda failure: failure[1])),
         demands=_bundles(*demand.placement_group_demand, *demand.ray_task_actor_demand),
-        is_looked_after=status.stats.autoscaler_version not in (None, "0"),  # the first report is 1
+        has_autoscaler=status.stats.autoscaler_version not in (None, "0"),  # an autoscaler's first report is 1
     )
 
 
@@ -111,7 +115,7 @@ def _node(node: Any, state: str) -> NodeState:
     total, used = node.total_resources(), node.used_resources()
     is_head = HEAD_RESOURCE in total
     counted = [kind for kind in total if not kind.startswith("node:") and kind not in _AS_BYTES]
-    is_named = node.ray_node_type_name != f"node_{node.node_id}"  # Ray makes a name up for a node of no group
+    is_named = node.ray_node_type_name != f"node_{node.node_id}"  # Ray's name for a node without a group
     return NodeState(
         node_id=node.node_id or "",
         group="head" if is_head else node.ray_node_type_name if is_named else "",
@@ -125,53 +129,53 @@ def _node(node: Any, state: str) -> NodeState:
 
 
 def why_waiting(state: AutoscalerState, groups: Sequence[GroupLimits], per_worker: Mapping[str, float]) -> str:
-    """Why there is no room for a worker, as far as Ray can tell; "" where it can tell nothing.
+    """Why no node has room for a worker, as far as Ray reports it; "" if it reports nothing.
 
     Args:
-        per_worker: resources that a worker takes.
+        state: of the autoscaler.
+        groups: of the cluster's spec; empty if they are not known.
+        per_worker: resources of a worker.
     """
-    if not state.is_looked_after:
-        return "no autoscaler looks after this cluster: nodes have to be added by hand"
-    # Groups that are not known by their spec are known once they have a node, or one on its way.
-    seen = {*state.up(), *state.starting, *(group for group, _, _ in state.failures)} - {"head", ""}
+    if not state.has_autoscaler:
+        return "this cluster has no autoscaler: nodes must be added by hand"
+    # A group that is not known from the spec becomes known when it has a node, or one that is starting.
+    seen = {*state.nodes_by_group(), *state.starting, *(group for group, _, _ in state.failures)} - {"head", ""}
     groups = groups or [GroupLimits(name, per_worker, 0) for name in sorted(seen)]
     if not groups:
-        return "its autoscaler has not begun to start any node"
-    able = [group for group in groups if fitting(group, per_worker)]
+        return "the autoscaler has not started any node yet"
+    able = [group for group in groups if workers_per_node(group, per_worker)]
     if not able:
-        largest = "; ".join(f"{group.name} {_told(group.resources)}" for group in groups)
-        return f"no group has nodes that hold a worker of {_told(per_worker)}: {largest}"
-    up = state.up()
-    return "; ".join(_told_of_group(group, up[group.name], state) for group in able)
+        nodes = "; ".join(f"{group.name} {_resources_text(group.resources)}" for group in groups)
+        return f"no group has nodes large enough for a worker of {_resources_text(per_worker)}: {nodes}"
+    joined = state.nodes_by_group()
+    return "; ".join(_group_text(group, joined[group.name], state) for group in able)
 
 
-def _told_of_group(group: GroupLimits, up: int, state: AutoscalerState) -> str:
-    line = f"group {group.name}: {up} " + (
-        f"of at max_nodes {group.max_nodes} nodes up" if group.max_nodes else "nodes up"
-    )
-    coming = state.starting.get(group.name, ())
-    if group.max_nodes:  # Ray goes on for a moment counting as starting what has joined
-        coming = coming[: max(0, group.max_nodes - up)]
-    if coming:
-        line += f", {len(coming)} starting" + _said(coming)
+def workers_per_node(group: GroupLimits, per_worker: Mapping[str, float]) -> int:
+    """Number of workers that fit on an empty node of the group."""
+    return min(int(group.resources.get(kind, 0.0) // amount) for kind, amount in per_worker.items() if amount > 0)
+
+
+def _group_text(group: GroupLimits, joined: int, state: AutoscalerState) -> str:
+    line = f"group {group.name}: {joined} " + (f"of at most {group.max_nodes} " if group.max_nodes else "") + "nodes up"
+    starting = state.starting.get(group.name, ())
+    if group.max_nodes:  # Ray counts a node as starting for a moment after it has joined
+        starting = starting[: max(0, group.max_nodes - joined)]
+    if starting:
+        line += f", {len(starting)} starting" + _details_text(starting)
     failed = next((failure for failure in state.failures if failure[0] == group.name), None)
     if failed is not None:
         line += f", a start failed {failed[1]:.0f} s ago: {' '.join(failed[2].split())[:300] or 'no reason given'}"
-    if not coming and failed is None and up >= group.max_nodes > 0:
-        line += ", all of them taken"
+    if not starting and failed is None and joined >= group.max_nodes > 0:
+        line += ", all of them in use"
     return line
 
 
-def _said(details: Iterable[str]) -> str:
-    said = sorted({" ".join(each.split())[:200] for each in details if each})
-    return f" ({'; '.join(said)})" if said else ""
+def _details_text(details: Iterable[str]) -> str:
+    texts = sorted({" ".join(each.split())[:200] for each in details if each})
+    return f" ({'; '.join(texts)})" if texts else ""
 
 
-def fitting(group: GroupLimits, need: Mapping[str, float]) -> int:
-    """How many of what needs so much a node of the group holds."""
-    return min(int(group.resources.get(kind, 0.0) // amount) for kind, amount in need.items() if amount > 0)
-
-
-def _told(resources: Mapping[str, float]) -> str:
-    told = [f"{amount:g} {kind}" for kind, amount in sorted(resources.items()) if kind not in _AS_BYTES and amount]
-    return ", ".join(told) or "nothing"
+def _resources_text(resources: Mapping[str, float]) -> str:
+    amounts = [f"{amount:g} {kind}" for kind, amount in sorted(resources.items()) if kind not in _AS_BYTES and amount]
+    return ", ".join(amounts) or "nothing"

@@ -1,9 +1,9 @@
-"""Tells Ray's autoscaler what nodes are wanted, by what waits for room.
+"""Requests nodes from Ray's autoscaler by keeping tasks and placement groups pending.
 
-A worker is placed on one node by hard affinity: it waits for that node and no other, and is no demand to the
-autoscaler. What is wanted is shown by tasks and placement groups that wait, each of which the autoscaler looks after by
-itself. `ray.autoscaler.sdk.request_resources` does not do: what all programs of a cluster ask for with it is one
-request, which Ray 2.60 fulfils whole or not at all, so that whoever wants more than there may be keeps nodes from all.
+A worker is placed on one node by hard affinity: it waits for that node only, and the autoscaler does not count it as
+demand. Demand is therefore expressed by pending tasks and placement groups, each of which the autoscaler handles
+separately. `ray.autoscaler.sdk.request_resources` is not suitable: the requests of all programs of a cluster are merged
+into one, which Ray 2.60 fulfils as a whole or not at all, so that one excessive request would leave all without nodes.
 """
 
 from __future__ import annotations
@@ -14,155 +14,161 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-HELD_S, RETRY_S = 0.5, 1.0
-"""Seconds for which room that has come may be held, and for which it is then left to whoever looks for it, before it is
-waited for again."""
+from cluster.autoscaler_state import read_autoscaler_state
+
+HOLD_S, RETRY_S = 0.5, 1.0
+"""Seconds for which a placement group may hold capacity that has become free, and for which that capacity is then left
+to others before it is requested again."""
 
 POLL_INTERVAL_S = 10.0
-"""Seconds between two looks for an autoscaler where none has been seen."""
+"""Seconds between two checks for an autoscaler, as long as none has been found."""
 
 Bundles = tuple[Mapping[str, float], ...]
-"""Resources of places that are of use only together."""
+"""Resources of workers that are of use only together, one mapping for each."""
 
 
-def place_of(resources: Mapping[str, float]) -> dict[str, Any]:
-    """Options of an actor or a task that takes these resources, by Ray's names."""
+def resource_options(resources: Mapping[str, float]) -> dict[str, Any]:
+    """Ray's options of an actor or a task that takes these resources."""
     others = {name: amount for name, amount in resources.items() if name not in ("CPU", "GPU")}
     return {"num_cpus": resources.get("CPU", 0), "num_gpus": resources.get("GPU", 0), "resources": others}
 
 
 class _Demand:
-    """What is of use only where an autoscaler looks after the cluster."""
+    """A request for nodes, which has an effect only in a cluster with an autoscaler."""
 
     def __init__(self) -> None:
-        self._brings_nodes, self._looked_at = False, float("-inf")
+        self._has_autoscaler, self._checked_at = False, float("-inf")
 
-    def _is_of_use(self) -> bool:
-        """Whether one does: once seen, it stays; one that has not reported yet may come."""
+    def _check_for_autoscaler(self) -> bool:
+        """Whether the cluster has an autoscaler. Checked again while there is none: it may not have reported yet."""
         import ray
 
-        from cluster.autoscaler_state import look
-
-        if not self._brings_nodes and time.monotonic() - self._looked_at >= POLL_INTERVAL_S:
-            self._looked_at = time.monotonic()
-            with suppress(Exception):  # Ray's own, where it is slow to answer
-                self._brings_nodes = look(ray.get_runtime_context().gcs_address).is_looked_after
-        return self._brings_nodes
+        if not self._has_autoscaler and time.monotonic() - self._checked_at >= POLL_INTERVAL_S:
+            self._checked_at = time.monotonic()
+            with suppress(Exception):  # Ray's own, if it is slow to answer
+                state = read_autoscaler_state(ray.get_runtime_context().gcs_address)
+                self._has_autoscaler = state.has_autoscaler
+        return self._has_autoscaler
 
 
 class TaskDemand(_Demand):
-    """Has nodes come for workers each of which is of use by itself, where an autoscaler brings nodes.
+    """Requests nodes for workers that are each useful alone, one pending task per worker.
 
-    Tasks that do nothing wait for the workers' resources. They reserve nothing, so whoever needs a place sooner has it,
-    and where there is room they are over at once.
+    The tasks wait for the resources of a worker and do nothing. They reserve nothing: others may take the capacity
+    first, and a task ends as soon as it is placed.
 
     Args:
-        each: resources of a worker.
+        per_worker: resources of a worker.
     """
 
-    def __init__(self, each: Mapping[str, float]) -> None:
+    def __init__(self, per_worker: Mapping[str, float]) -> None:
         super().__init__()
-        self._each = dict(each)
-        self._waiting: list[Any] = []
+        self._per_worker = dict(per_worker)
+        self._pending: list[Any] = []
 
-    def want(self, places: int) -> None:
-        """Have so many tasks wait; called again and again, as those that are over are no longer counted."""
+    def request(self, slots: int) -> None:
+        """Keeps `slots` tasks pending. Must be called repeatedly: tasks that have been placed are not replaced else."""
         import ray
 
-        if self._waiting:
-            _, self._waiting = ray.wait(self._waiting, num_returns=len(self._waiting), timeout=0)
-        for surplus in self._waiting[max(0, places) :]:
-            ray.cancel(surplus)  # nodes that are on their way for it come
-        del self._waiting[max(0, places) :]
-        if places > len(self._waiting) and self._is_of_use():
-            # "DEFAULT": else one from within a trial of Ray Tune would wait for the trial's own resources.
-            task = ray.remote(_nothing).options(**place_of(self._each), max_retries=0, scheduling_strategy="DEFAULT")
-            self._waiting += [task.remote() for _ in range(places - len(self._waiting))]
+        if self._pending:
+            _, self._pending = ray.wait(self._pending, num_returns=len(self._pending), timeout=0)
+        for surplus in self._pending[max(0, slots) :]:
+            ray.cancel(surplus)  # nodes that are already starting for it still come
+        del self._pending[max(0, slots) :]
+        if slots > len(self._pending) and self._check_for_autoscaler():
+            # "DEFAULT": else a task from within a trial of Ray Tune would wait for the trial's own resources.
+            options = {**resource_options(self._per_worker), "max_retries": 0, "scheduling_strategy": "DEFAULT"}
+            task = ray.remote(_nothing).options(**options)
+            self._pending += [task.remote() for _ in range(slots - len(self._pending))]
 
 
 def _nothing() -> None:
-    """Body of a task that is only to wait for its place."""
+    """Body of a task whose only purpose is to be pending."""
 
 
 class PlacementGroupDemand(_Demand):
-    """Has nodes come for groups of workers that are of use only as a whole, where an autoscaler brings nodes.
+    """Requests nodes for groups of workers that are useful only together, one pending placement group per group.
 
-    A placement group that waits reserves nothing. Once its room is there it has it for a moment only, and then leaves
-    it to whoever looks for room: no bundles ever holds one place while waiting for another.
+    A pending placement group reserves nothing. When it gets its capacity it is removed within moments, so that the
+    workers can take it: no group ever holds part of its capacity while it waits for the rest.
 
     Args:
-        name: of the placement groups; `remove_placement_groups` removes what a process that died has left behind.
+        name: prefix of the placement groups' names; `remove_placement_groups` removes those of a process that died.
     """
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        self._name, self._made, self._is_watched = name, 0, False
-        self._waiting: list[tuple[Bundles, Any]] = []
-        self._was_there_at = float("-inf")
+        self._name, self._created, self._is_watched = name, 0, False
+        self._pending: list[tuple[Bundles, Any]] = []
+        self._placed_at = float("-inf")
 
     def release(self) -> bool:
-        """Give back the room that has come; returns whether any had, which the cluster takes a moment to see."""
+        """Removes placement groups that have got their capacity, to free it.
+
+        Returns:
+            whether there were any; the cluster takes a moment to report the capacity as free.
+        """
         from ray.util import placement_group_table
 
         with _changing:
-            there = [each for each in self._waiting if placement_group_table(each[1])["state"] != "PENDING"]
-            for waiting in there:
-                self._was_there_at = time.monotonic()
-                self._remove(waiting)
-        return bool(there)
+            placed = [each for each in self._pending if placement_group_table(each[1])["state"] != "PENDING"]
+            for each in placed:
+                self._placed_at = time.monotonic()
+                self._remove(each)
+        return bool(placed)
 
-    def want(self, groups: Sequence[Bundles]) -> None:
-        """Have these wait and no others; called again and again, as those whose room has come wait no longer."""
+    def request(self, groups: Sequence[Bundles]) -> None:
+        """Keeps placement groups for these pending, and no others. Must be called repeatedly, see `release`."""
         from ray.util import placement_group
 
         self.release()
         with _changing:
             missing = list(groups)
-            for waiting in list(self._waiting):
-                if waiting[0] in missing:
-                    missing.remove(waiting[0])
+            for each in list(self._pending):
+                if each[0] in missing:
+                    missing.remove(each[0])
                 else:
-                    self._remove(waiting)
-            if not missing or time.monotonic() - self._was_there_at < RETRY_S or not self._is_of_use():
+                    self._remove(each)
+            if not missing or time.monotonic() - self._placed_at < RETRY_S or not self._check_for_autoscaler():
                 return
             for bundles in missing:
-                self._made += 1  # Ray has no two groups of one name
-                group = placement_group([dict(each) for each in bundles], name=f"{self._name}/{self._made}")
-                self._waiting.append((bundles, group))
+                self._created += 1  # names of placement groups are unique
+                group = placement_group([dict(each) for each in bundles], name=f"{self._name}/{self._created}")
+                self._pending.append((bundles, group))
             if not self._is_watched:
                 self._is_watched = True
-                threading.Thread(target=self._release_in_time, name="let-go", daemon=True).start()
+                threading.Thread(target=self._release_regularly, name="release-placed-groups", daemon=True).start()
 
-    def _release_in_time(self) -> None:
-        """Whoever wants them may be long in coming again."""
+    def _release_regularly(self) -> None:
+        """Frees capacity in time even if the next call of `request` is late."""
         import ray
 
         while True:
-            time.sleep(HELD_S)
-            is_gone = not ray.is_initialized()  # and they with it; asking would join it again
-            if not is_gone:
-                with suppress(Exception):  # Ray's own, where it is slow to answer
+            time.sleep(HOLD_S)
+            has_left = not ray.is_initialized()  # the placement groups are gone, too; a call would join Ray again
+            if not has_left:
+                with suppress(Exception):  # Ray's own, if it is slow to answer
                     self.release()
             with _changing:
-                if is_gone or not self._waiting:
+                if has_left or not self._pending:
                     self._is_watched = False
                     return
 
-    def _remove(self, waiting: tuple[Bundles, Any]) -> None:
+    def _remove(self, pending: tuple[Bundles, Any]) -> None:
         from ray.util import remove_placement_group
 
-        self._waiting.remove(waiting)
-        remove_placement_group(waiting[1])
+        self._pending.remove(pending)
+        remove_placement_group(pending[1])
 
 
 _changing = threading.RLock()
-"""One for all: what holds it is short, and a `PlacementGroupDemand` is pickled."""
+"""Held while placement groups are added or removed. Module-level, because a `PlacementGroupDemand` is pickled."""
 
 
 def remove_placement_groups(name: str) -> None:
-    """Remove what is left of the placement groups of that name: those of an actor that died live as long as its job.
+    """Removes the placement groups of that name: those of an actor that died would live until its job ends.
 
-    What cannot be removed now goes when the job ends.
+    Placement groups that cannot be removed now end with the job.
     """
     from ray import PlacementGroupID
     from ray.util import placement_group_table, remove_placement_group

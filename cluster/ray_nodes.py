@@ -1,4 +1,7 @@
-"""Nodes and errors as Ray knows them, beyond its public API; `tests/cluster/test_ray_nodes.py` holds Ray to it."""
+"""Nodes and errors of Ray, beyond its public API: free capacity, placement, root causes of errors.
+
+`tests/cluster/test_ray_nodes.py` checks every name of Ray that is used.
+"""
 
 from __future__ import annotations
 
@@ -11,30 +14,36 @@ from typing import Any, NamedTuple
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+PROBES, PROBE_TIMEOUT_S = 16, 1.0
+"""Nodes probed at once, and seconds for each connection."""
+
+_CAUSES = ("cause", "_base_exc", "controller_failure", "health_check_failure", "__cause__", "__context__")
+"""Attributes under which Ray's and Python's errors keep their causes."""
+
 
 def quiet_driver() -> None:
-    """Keep Ray from printing a paragraph about every process that dies; a run tells of deaths in its own words."""
+    """Silences Ray's paragraph about every process that dies; a run logs lost processes itself."""
     from ray._private import worker
 
     worker.print_to_stdstream = lambda *args, **kwargs: None
 
 
 def driver_node_id() -> str:
-    """Id of the node this process runs on, for `on_node`."""
+    """Id of the node that this process runs on, for `on_node`."""
     return str(ray.get_runtime_context().get_node_id())
 
 
 def on_node(node_id: str) -> dict[str, Any]:
-    """Options of an actor or a task that belongs on this node and no other.
+    """Ray's options of an actor or a task that must run on this node.
 
-    A label selector would say the same, but what is started from within a placement group, as a trial of Ray Tune's is,
-    would be taken into the group.
+    Not a label selector: whatever is started from within a placement group, such as a trial of Ray Tune, would be
+    placed in the group.
     """
     return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False)}
 
 
 def address_and_port() -> tuple[str, int]:
-    """An address of this node that other nodes reach, and a free port on it."""
+    """An address of this node that other nodes can reach, and a free port on it."""
     from ray.train._internal.utils import get_address_and_port
 
     address, port = get_address_and_port()
@@ -42,27 +51,27 @@ def address_and_port() -> tuple[str, int]:
 
 
 class FreeCapacity(NamedTuple):
-    """Where workers fit on the cluster as it is, by node; nodes that are dead or about to go have no place in it.
+    """Number of workers that fit on each node of the cluster. Dead and draining nodes are left out of the counts.
 
     Attributes:
-        free: workers that fit into what is free.
-        total: workers that would fit if nobody else used the cluster; has every node there is.
-        draining: nodes that are about to go.
-        beside: tasks of one CPU that would fit beside all those workers.
+        free: workers that fit into the free resources, by node.
+        total: workers that would fit if nothing else used the cluster; contains every node.
+        draining: nodes that will be removed.
+        spare_cpus: CPUs that would remain if workers used all of `total`; for tasks of one CPU each.
     """
 
     free: Counter[str]
     total: Counter[str]
     draining: frozenset[str]
-    beside: int = 0
+    spare_cpus: int = 0
 
 
 def find_free_capacity(per_worker: Mapping[str, float], *, probe: bool = False) -> FreeCapacity:
-    """Look at the cluster for places for workers.
+    """Counts the workers that fit on the cluster's nodes.
 
     Args:
-        per_worker: resources of one.
-        probe: leave out nodes that do not answer, too: Ray takes 15 s to declare one dead.
+        per_worker: resources of a worker.
+        probe: whether to leave out nodes that do not answer, too: Ray takes up to 15 s to declare a node dead.
     """
     from ray._private.state import state
 
@@ -73,14 +82,14 @@ def find_free_capacity(per_worker: Mapping[str, float], *, probe: bool = False) 
     if probe:
         with ThreadPoolExecutor(PROBES) as pool:
             answering = list(pool.map(_answers, nodes))
-    free, total, beside = Counter[str](), Counter[str](), 0
+    free, total, spare_cpus = Counter[str](), Counter[str](), 0
     for node, answers in zip(nodes, answering, strict=True):
         name = node["NodeID"]
         if answers and name not in draining:
             free[name] = _fitting(available.get(name, {}), per_worker)
             total[name] = _fitting(node["Resources"], per_worker)
-            beside += int(node["Resources"].get("CPU", 0) - total[name] * per_worker.get("CPU", 0))
-    return FreeCapacity(free, total, draining, beside)
+            spare_cpus += int(node["Resources"].get("CPU", 0) - total[name] * per_worker.get("CPU", 0))
+    return FreeCapacity(free, total, draining, spare_cpus)
 
 
 def _answers(node: Mapping[str, Any]) -> bool:
@@ -95,12 +104,8 @@ def _fitting(resources: Mapping[str, float], per_worker: Mapping[str, float]) ->
     return min(int(resources.get(kind, 0.0) // need) for kind, need in per_worker.items() if need > 0)
 
 
-PROBES, PROBE_TIMEOUT_S = 16, 1.0
-"""Nodes asked at once whether they are there, and seconds each has to take the call."""
-
-
 def root_cause(error: BaseException, wanted: type[BaseException]) -> BaseException | None:
-    """The first error of class `wanted` inside the wrappers Ray puts around what a task or a training worker raised."""
+    """The first error of class `wanted` among an error and its causes, inside the wrappers that Ray adds."""
     pending: list[Any] = [error]
     seen: set[int] = set()
     while pending:
@@ -108,19 +113,9 @@ def root_cause(error: BaseException, wanted: type[BaseException]) -> BaseExcepti
         if not isinstance(current, BaseException) or id(current) in seen:
             continue
         seen.add(id(current))
-        inner = [
-            getattr(current, name, None)
-            for name in (
-                "cause",
-                "_base_exc",
-                "controller_failure",
-                "health_check_failure",
-                "__cause__",
-                "__context__",
-            )
-        ]
-        # A RayTaskError passes for its cause's class; the cause itself has the plain message.
+        # A RayTaskError is an instance of its cause's class, too, but only the cause has the plain message.
         if isinstance(current, wanted) and not isinstance(current, ray.exceptions.RayTaskError):
             return current
-        pending += [*inner, *getattr(current, "worker_failures", {}).values()]
+        pending += [getattr(current, name, None) for name in _CAUSES]
+        pending += getattr(current, "worker_failures", {}).values()
     return None

@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 from rich.table import Table
 
-from cluster.autoscaler_state import AutoscalerState, NodeState, look
+from cluster.autoscaler_state import AutoscalerState, NodeState, read_autoscaler_state
 from cluster.errors import ClusterError
 from cluster.jobs import Jobs
 from cluster.local.background import KeptCluster, find_kept
@@ -60,7 +60,7 @@ def show_status(name: str | None, as_json: bool) -> None:
             table.add_row(group, "", "starting" + (f": {detail}" if detail else ""), "")
     console = Console()
     console.rich.print(table)
-    up = state.up()
+    up = state.nodes_by_group()
     for spec in kept.spec.groups:
         kind = "spot" if spec.spot else "on demand"
         print(f"{spec.name}: {up[spec.name]} of {spec.min} to {spec.max} nodes, {kind}")
@@ -123,7 +123,7 @@ def state_of(kept: KeptCluster) -> AutoscalerState:
     """
     kept.join()
     try:
-        return look(kept.address)
+        return read_autoscaler_state(kept.address)
     except Exception as error:  # Ray's own, of many kinds
         raise ClusterError(f"Cluster {kept.name} does not answer at {kept.address}: {error}") from None
 

@@ -1,4 +1,4 @@
-"""Evaluations that run background training, in a place that no worker can use; decided on and kept by the monitor."""
+"""Evaluations in the background of training, in a slot that no worker can use. The monitor starts and holds them."""
 
 from __future__ import annotations
 
@@ -7,32 +7,33 @@ from typing import Any
 
 import ray
 
-from cluster.demand import place_of
+from cluster.demand import resource_options
 from cluster.local.ray import joins_cluster
 from orchestrator.config.recipe import RunConfig
 from orchestrator.run.job import TrainJob
 
 
 def has_room_for_background_evaluation(config: RunConfig) -> bool:
-    """Whether evaluations may run background training: on a cluster of our own, which counts more CPUs than there are, only
-    where the machine has cores for it."""
+    """Whether evaluations may run in the background.
+
+    A cluster of our own counts more CPUs than the machine has; there, the machine must have enough cores.
+    """
     scaling = config.scaling
     cores = (scaling.effective_max_workers + 1) * scaling.cpus_per_worker
     return config.eval.background and (joins_cluster() or cores <= (os.cpu_count() or 1))
 
 
 class BackgroundEvaluation:
-    """An evaluation in a place of its own, from now on; kept by the monitor, with which it ends."""
+    """An evaluation in a process of its own, started at once; it ends with the last reference to this object."""
 
     def __init__(self, job: TrainJob, weights: Any) -> None:
         scaling = job.config.scaling
-        place = place_of(scaling.per_worker)
         actor: Any = ray.remote(_Evaluator)
-        self._evaluator = actor.options(**place).remote(job)  # it lives as long as somebody has this handle
+        self._evaluator = actor.options(**resource_options(scaling.per_worker)).remote(job)
         self._scores = self._evaluator.evaluate.remote(weights)
 
     def scores(self) -> dict[str, Any] | None:
-        """See `orchestrator.driver.monitor.Evaluation`."""
+        """See `orchestrator.driver.evaluations.Evaluation`."""
         if not ray.wait([self._scores], timeout=0)[0]:
             return None
         scores: dict[str, Any] = ray.get(self._scores)
@@ -40,7 +41,7 @@ class BackgroundEvaluation:
 
 
 class _Evaluator:
-    """Body of the actor; torch is imported in its process alone, as the monitor does without."""
+    """Body of the actor; imports torch in its own process only, so that the monitor does not need it."""
 
     def __init__(self, job: TrainJob) -> None:
         if not job.config.train.compile:
@@ -52,5 +53,5 @@ class _Evaluator:
         self._evaluator = Evaluator(job)
 
     def evaluate(self, weights: Any) -> dict[str, Any]:
-        """See `orchestrator.train.evaluate.Evaluator.evaluate`."""
+        """See `orchestrator.inference.background_evaluator.Evaluator.evaluate`."""
         return self._evaluator.evaluate(weights)

@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from cluster.demand import place_of
+from cluster.demand import resource_options
 from cluster.local.ray import ray_cluster
 from cluster.ray_nodes import quiet_driver
 from data.order.packing import MicroBatch
@@ -34,7 +34,7 @@ def evaluate_apart(
     with ray_cluster(workers * scaling.cpus_per_worker, gpus), watching_nodes(_tell) as watch:
         quiet_driver()
         watch.need = scaling.per_worker
-        task = ray.remote(_evaluate_part).options(**place_of(scaling.per_worker), max_retries=RETRIES)
+        task = ray.remote(_evaluate_part).options(**resource_options(scaling.per_worker), max_retries=RETRIES)
         slots = dict(enumerate(batches))
         refs = [
             task.remote(run, step, {slot: slots[slot] for slot in range(at, len(slots), workers)}, inputs[at::workers])

@@ -1,4 +1,4 @@
-"""Refuses a run that its cluster can never hold, before anybody waits for it."""
+"""Refuses runs that can never fit on their cluster, instead of waiting forever."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import ray
 
-from cluster.autoscaler_state import AutoscalerState, fitting, why_waiting
+from cluster.autoscaler_state import AutoscalerState, why_waiting, workers_per_node
 from cluster.local.ray import joins_cluster
 from cluster.node_environment import GroupLimits, group_limits
 from cluster.ray_nodes import FreeCapacity, find_free_capacity
@@ -17,13 +17,15 @@ from orchestrator.errors import ClusterTooSmallError
 
 
 def refuse_small_cluster(scaling: ScalingConfig, *, tokenizes: bool) -> None:
-    """Raises ClusterTooSmallError if the workers can never run at once, however far the cluster grows, or no node of it
-    will ever hold one.
+    """Checks that the workers can run at the same time once the cluster has grown to its limits.
 
-    Of a cluster that is joined and not made from a spec nobody knows what may come, by hand or by itself.
+    A cluster that is joined and was not made from a spec has no known limits, and passes.
 
     Args:
-        tokenizes: whether they need a CPU beside them to tokenize with.
+        tokenizes: whether the run needs a CPU beside its workers for tokenizing.
+
+    Raises:
+        ClusterTooSmallError: they cannot, or no node will ever fit a worker.
     """
     groups = group_limits()
     if groups:
@@ -35,7 +37,7 @@ def refuse_small_cluster(scaling: ScalingConfig, *, tokenizes: bool) -> None:
 def _refuse_by_groups(
     scaling: ScalingConfig, tokenizes: bool, groups: Sequence[GroupLimits], capacity: FreeCapacity
 ) -> None:
-    if not capacity.total.total() and not any(fitting(group, scaling.per_worker) for group in groups):
+    if not capacity.total.total() and not any(workers_per_node(group, scaling.per_worker) for group in groups):
         raise ClusterTooSmallError(f"No worker fits: {why_waiting(AutoscalerState(), groups, scaling.per_worker)}.")
     if problem := beyond_groups(scaling, tokenizes, groups, capacity):
         raise ClusterTooSmallError(problem)
@@ -44,32 +46,32 @@ def _refuse_by_groups(
 def beyond_groups(
     scaling: ScalingConfig, tokenizes: bool, groups: Sequence[GroupLimits], capacity: FreeCapacity
 ) -> str:
-    """Why the fewest workers, and who tokenizes for them, are more than the groups have places for; "": they are not.
+    """Why `min_workers` workers, and a tokenizing task, do not fit into the node groups at their limits; "": they do.
 
     Args:
-        capacity: of nodes that are there, which may be of no group.
+        capacity: of the nodes there are, which may belong to no group.
     """
-    if any(group.max_nodes == 0 for group in groups):  # nobody knows how many there may be
+    if any(group.max_nodes == 0 for group in groups):  # the limit is not known
         return ""
-    per_node = {group.name: fitting(group, scaling.per_worker) for group in groups}
-    places = max(capacity.total.total(), sum(group.max_nodes * per_node[group.name] for group in groups))
-    beside = capacity.beside + sum(
+    per_node = {group.name: workers_per_node(group, scaling.per_worker) for group in groups}
+    slots = max(capacity.total.total(), sum(group.max_nodes * per_node[group.name] for group in groups))
+    beside = capacity.spare_cpus + sum(
         group.max_nodes * int(group.resources.get("CPU", 0) - per_node[group.name] * scaling.cpus_per_worker)
         for group in groups
     )
     reserved_slots = int(tokenizes and beside == 0)
-    if places - reserved_slots >= scaling.effective_min_workers:
+    if slots - reserved_slots >= scaling.effective_min_workers:
         return ""
-    told = ", ".join(f"{group.max_nodes} nodes of {group.name} with {per_node[group.name]} each" for group in groups)
-    taken = ", one of which is needed to tokenize in" if reserved_slots else ""
+    nodes = ", ".join(f"{group.max_nodes} nodes of {group.name} with {per_node[group.name]} each" for group in groups)
+    taken = ", one of which is needed for tokenizing" if reserved_slots else ""
     field = (
         "scaling.min_workers"
         if scaling.effective_min_workers < scaling.effective_max_workers
         else "scaling.num_workers"
     )
     return (
-        f"The run needs {scaling.effective_min_workers} workers, and the cluster will never have more than {places} places for them"
-        f"{taken}: {told}. Lower {field}, or raise the max of a group."
+        f"The run needs {scaling.effective_min_workers} workers, and the cluster will never have more than {slots} "
+        f"slots for them{taken}: {nodes}. Lower {field}, or raise the max of a group."
     )
 
 
@@ -82,8 +84,8 @@ def _refuse_by_sum(scaling: ScalingConfig, tokenizes: bool) -> None:
             hint = f", or, as there is {GPU_STAND_IN}, set scaling.gpu_resource={GPU_STAND_IN}" if stand_in else ""
             raise ClusterTooSmallError(
                 f"The cluster has {have[kind]:g} {kind}s, and the run needs {count:g}: "
-                f"{scaling.effective_max_workers} workers of {scaling.cpus_per_worker} CPUs and {scaling.gpus_per_worker} GPUs"
-                f"{', and a CPU to tokenize with' if tokenizes else ''}. "
+                f"{scaling.effective_max_workers} workers of {scaling.cpus_per_worker} CPUs and "
+                f"{scaling.gpus_per_worker} GPUs{', and a CPU for tokenizing' if tokenizes else ''}. "
                 f"Lower scaling.num_workers or scaling.{'cpus' if kind == 'CPU' else 'gpus'}_per_worker, or add "
                 f"nodes{hint}."
             )

@@ -1,4 +1,4 @@
-"""How a run's workers have nodes come for them, in the process of Ray Train's controller."""
+"""Requests nodes for a run's workers from the autoscaler, in the process of Ray Train's controller."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from cluster.demand import Bundles, PlacementGroupDemand, TaskDemand
 _logger = logging.getLogger(__name__)
 
 TOKENIZING = {"CPU": 1.0}
-"""What a task that tokenizes takes."""
+"""Resources of a tokenizing task."""
 
 
 def placement_group_name(run: str, attempt: int | None = None) -> str:
-    """Name of the placement groups that wait for capacity for a run's workers: of one attempt, or of all."""
+    """Name of the pending placement groups of a run: of one attempt, or the common prefix of all attempts."""
     return f"manta {run}" if attempt is None else f"manta {run}/{attempt}"
 
 
 class NodeRequests:
-    """Asks for what the workers lack, where an autoscaler brings nodes.
+    """Keeps as many placement groups and tasks pending as the workers lack slots, so that an autoscaler adds nodes.
 
-    Nothing that Ray says to it is raised: what cannot be asked for now is asked for at the next look.
+    Errors of Ray are logged, not raised: the next call repeats the request.
 
     Args:
-        name: of the placement groups that wait.
+        name: name of the placement groups.
         per_worker: resources of a worker.
-        min_workers, max_workers: workers.
+        min_workers: workers that a start needs; their slots are requested together.
+        max_workers: workers that are of use.
     """
 
     def __init__(self, name: str, per_worker: Mapping[str, float], min_workers: int, max_workers: int) -> None:
@@ -35,49 +36,59 @@ class NodeRequests:
         self._group_demand, self._task_demand = PlacementGroupDemand(name), TaskDemand(per_worker)
 
     def release(self) -> bool:
-        """Give back the capacity that has come, before it is looked for; returns whether any had."""
+        """Removes placement groups that have got their capacity, to free it; returns whether there were any."""
         with suppress(Exception):
             return self._group_demand.release()
         return False
 
-    def for_start(self, places: int, held: int, reserved_slots: int) -> None:
-        """No worker runs; there are `places`, `held` of them by living workers, and `reserved_slots` are for no worker.
+    def for_start(self, slots: int, held: int, reserved_slots: int) -> None:
+        """Requests nodes for a start: `min_workers` slots together with the reserved ones, then single ones.
 
-        The min_workers that can begin wait together, with who tokenizes; those beyond come one by one. While some are free,
-        these would not have to wait, and so bring nobody.
+        Single slots are requested only while none is free: otherwise their tasks would run at once, and add no node.
+
+        Args:
+            slots: slots on the nodes there are.
+            held: slots of live workers.
+            reserved_slots: free slots that no worker takes, because a tokenizing task needs a CPU.
         """
-        missing = places < self._min_workers + reserved_slots
+        missing = slots < self._min_workers + reserved_slots
         bundles = (*[self._per_worker] * (self._min_workers - held), *[TOKENIZING] * reserved_slots)
-        self._want(
+        self._request(
             [bundles] if missing and bundles else [],
-            self._max_workers - self._min_workers if missing and places == held else 0,
+            self._max_workers - self._min_workers if missing and slots == held else 0,
         )
 
-    def is_over(self) -> None:
-        """Workers start; what was wanted beyond them still is."""
+    def end_start(self) -> None:
+        """Withdraws the request for `min_workers`, as they start; single slots stay requested."""
         with suppress(Exception):
-            self._group_demand.want([])
+            self._group_demand.request([])
 
-    def for_running(self, wanted: int, places: int, held: int, reserved_slots: int) -> None:
-        """Workers run, and `wanted` would be of use; there are `places` that stay, `held` of them by living workers.
+    def for_running(self, wanted: int, slots: int, held: int, reserved_slots: int) -> None:
+        """Requests nodes for the slots that running workers lack.
 
-        `reserved_slots` of the others are for no worker. While some are free, one place more than those is waited for
-        together with them: alone, it would find capacity there, and bring nobody.
+        While slots are free, the request is for one more than those, together: a single one would find capacity at
+        once, and add no node.
+
+        Args:
+            wanted: workers that would be of use.
+            slots: slots on nodes that are not about to go.
+            held: slots of live workers.
+            reserved_slots: free slots that no worker takes.
         """
-        free, missing = places - held, max(0, wanted - held)
+        free, missing = slots - held, max(0, wanted - held)
         tokenizing = reserved_slots if missing else 0
         lacks = missing + tokenizing > free
         together = min(missing, free + 1 - tokenizing) if free else 0
         bundles = (*[self._per_worker] * together, *[TOKENIZING] * tokenizing)
-        self._want([bundles] if lacks and bundles else [], missing if lacks and not free else 0)
+        self._request([bundles] if lacks and bundles else [], missing if lacks and not free else 0)
 
     def end(self) -> None:
-        """Ask for nothing any more."""
-        self._want([], 0)
+        """Withdraws all requests."""
+        self._request([], 0)
 
-    def _want(self, groups: list[Bundles], singles: int) -> None:
+    def _request(self, groups: list[Bundles], singles: int) -> None:
         try:
-            self._group_demand.want(groups)
-            self._task_demand.want(singles)
-        except Exception as error:  # the controller does not survive one
-            _logger.warning("Nodes cannot be asked for now: %s", error)
+            self._group_demand.request(groups)
+            self._task_demand.request(singles)
+        except Exception as error:  # the controller would not survive it
+            _logger.warning("Nodes cannot be requested now: %s", error)

@@ -1,4 +1,4 @@
-"""Tells a person what a run waits for when it waits for nodes: which group, how long, why, as far as Ray can tell."""
+"""Logs what a run waits for while it waits for nodes: which node group, how long and why, as far as Ray knows."""
 
 from __future__ import annotations
 
@@ -10,47 +10,47 @@ from contextlib import contextmanager, suppress
 from orchestrator.nodes.requests import TOKENIZING
 
 POLL_INTERVAL_S, REPEAT_S, PATIENCE_S = 2.0, 30.0, 3.0
-"""Seconds from one look at the cluster to the next; until the same is said again; and of waiting that nobody minds."""
+"""Seconds between two polls of the cluster; until the same message is repeated; and of waiting before the first one."""
 
 
 class NodeWatch:
-    """What is waited for, if anything; the thread that looks asks it.
+    """Decides when to log about waiting.
 
     Attributes:
-        need: resources that there is no capacity for; None where nothing is waited for.
+        need: resources of the task or worker that the run may be waiting for; None: it waits for nothing.
     """
 
-    def __init__(self, tell: Callable[[str], None], now: Callable[[], float] = time.monotonic) -> None:
-        self._tell, self._now = tell, now
+    def __init__(self, log: Callable[[str], None], now: Callable[[], float] = time.monotonic) -> None:
+        self._log, self._now = log, now
         self.need: Mapping[str, float] | None = TOKENIZING
         self._since: float | None = None
-        self._said, self._said_at = "", 0.0
+        self._logged, self._logged_at = "", 0.0
 
-    def saw(self, waiting: bool, why: str) -> None:
-        """Tell, if there is something new to tell.
+    def observe(self, waiting: bool, why: str) -> None:
+        """Logs a line if there is something new.
 
         Args:
-            waiting: whether something waits for capacity that is not there.
-            why: why it is not.
+            waiting: whether a task, actor or placement group is pending because capacity is missing.
+            why: why it is missing.
         """
         now = self._now()
         if not waiting or self.need is None:
-            self._since, self._said = None, ""
+            self._since, self._logged = None, ""
             return
         if self._since is None:
             self._since = now
         waited_s = now - self._since
-        if waited_s < PATIENCE_S or not why or (why == self._said and now - self._said_at < REPEAT_S):
+        if waited_s < PATIENCE_S or not why or (why == self._logged and now - self._logged_at < REPEAT_S):
             return
-        self._said, self._said_at = why, now
-        self._tell(f"waiting for nodes for {waited_s:.0f} s: {why}")
+        self._logged, self._logged_at = why, now
+        self._log(f"waiting for nodes for {waited_s:.0f} s: {why}")
 
 
 @contextmanager
-def watching_nodes(tell: Callable[[str], None]) -> Iterator[NodeWatch]:
-    """Look at the cluster that this process joins, once it has, until the end of the block."""
-    watch, ended = NodeWatch(tell), threading.Event()
-    thread = threading.Thread(target=_look_on, args=(watch, ended), name="node-watch", daemon=True)
+def watching_nodes(log: Callable[[str], None]) -> Iterator[NodeWatch]:
+    """Watches the cluster that this process joins, in a thread, until the end of the block."""
+    watch, ended = NodeWatch(log), threading.Event()
+    thread = threading.Thread(target=_poll_cluster, args=(watch, ended), name="node-watch", daemon=True)
     thread.start()
     try:
         yield watch
@@ -58,18 +58,18 @@ def watching_nodes(tell: Callable[[str], None]) -> Iterator[NodeWatch]:
         ended.set()
 
 
-def _look_on(watch: NodeWatch, ended: threading.Event) -> None:
+def _poll_cluster(watch: NodeWatch, ended: threading.Event) -> None:
     import ray
 
-    from cluster.autoscaler_state import look, why_waiting
+    from cluster.autoscaler_state import read_autoscaler_state, why_waiting
     from cluster.node_environment import group_limits
 
     while not ended.wait(POLL_INTERVAL_S):
         need = watch.need
         if need is None or not ray.is_initialized():
-            watch.saw(False, "")
+            watch.observe(False, "")
             continue
-        with suppress(Exception):  # a cluster that does not answer now may do so later; others say when it is gone
-            state = look(ray.get_runtime_context().gcs_address)
+        with suppress(Exception):  # a cluster that does not answer now may do so later; its loss is reported elsewhere
+            state = read_autoscaler_state(ray.get_runtime_context().gcs_address)
             waiting = bool(state.demands or state.starting)
-            watch.saw(waiting, why_waiting(state, group_limits(), need) if waiting else "")
+            watch.observe(waiting, why_waiting(state, group_limits(), need) if waiting else "")

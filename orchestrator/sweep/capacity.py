@@ -1,7 +1,7 @@
-"""How many trials run at once, and with how many workers each: never more than all of them can have at the same time.
+"""Decides how many trials run at once, and with how many workers each.
 
-A trial holds a share of the cluster's places for workers from its start to its end. The shares never add up to more
-than there is, so that no two trials ever wait for what the other holds. Pure but for `Cluster`.
+A trial holds a share of the cluster's worker slots from its start to its end. The shares never add up to more than the
+slots there are, so that no two trials wait for each other's workers. Everything is pure except `WorkerSlots`.
 """
 
 from __future__ import annotations
@@ -13,67 +13,68 @@ from cluster.demand import PlacementGroupDemand, remove_placement_groups
 from cluster.ray_nodes import find_free_capacity
 from orchestrator.nodes.requests import placement_group_name
 
-POLL_INTERVAL_S, ASK_EVERY_S = 1.0, 1.0
-"""Seconds between two looks at the cluster's nodes, and at what waits for more."""
+POLL_INTERVAL_S = 1.0
+"""Seconds between two counts of the cluster's slots, and between two renewals of the request for nodes."""
 
 
-def share(total: int, shares: Mapping[str, int], left: int, min_workers: int, max_workers: int) -> int | None:
-    """Workers that one more trial may have; None: it has to wait.
+def share(total: int, shares: Mapping[str, int], remaining: int, min_workers: int, max_workers: int) -> int | None:
+    """Maximum number of workers of the next trial; None: it has to wait.
 
     Args:
-        total: places for workers in the cluster.
-        shares: of the trials that run.
-        left: trials that do not run yet, this one included.
-        min_workers, max_workers: workers of a trial by its recipe.
+        total: worker slots of the cluster.
+        shares: slots that each running trial holds.
+        remaining: trials that have not started, this one included.
+        min_workers, max_workers: limits of a trial by its recipe.
     """
     free = total - sum(shares.values())
     if free < min_workers:
-        # One trial alone is always let in: it asks for nodes itself, and says what it waits for.
+        # A single trial always starts: it requests nodes itself, and logs what it waits for.
         return None if shares else min_workers
-    at_once = max(1, min(left, free // min_workers))
+    at_once = max(1, min(remaining, free // min_workers))
     return min(max_workers, max(min_workers, free // at_once))
 
 
-def slots(total: int, trials: int, min_workers: int, most_at_once: int | None) -> int:
-    """Trials that can run at once."""
-    return max(1, min(trials, total // min_workers, most_at_once or trials))
+def concurrent_trials(total: int, trials: int, min_workers: int, limit: int | None) -> int:
+    """Number of trials that can run at the same time on `total` worker slots, at most `limit`."""
+    return max(1, min(trials, total // min_workers, limit or trials))
 
 
-class Cluster:
-    """The places there are.
+class WorkerSlots:
+    """Counts the cluster's worker slots, and requests nodes for trials that wait.
 
     Args:
-        name: of what waits for nodes.
+        name: name of the request for nodes.
         per_worker: resources of a worker.
-        at_most: places counted on, of those there are; None: all.
+        at_most: limit on the slots that are counted, on a cluster that does not grow; None: all slots, and nodes are
+            requested.
     """
 
     def __init__(self, name: str, per_worker: Mapping[str, float], at_most: int | None) -> None:
         self._per_worker, self._at_most = dict(per_worker), at_most
         self._group_demand = PlacementGroupDemand(name)
-        self._looked_at = self._asked_at = float("-inf")
-        self._total, self._asked = 0, (0, 0)
+        self._counted_at = self._requested_at = float("-inf")
+        self._total, self._requested = 0, (0, 0)
 
     def total(self) -> int:
-        """Places on all nodes that are there and stay, taken ones included."""
-        if time.monotonic() - self._looked_at >= POLL_INTERVAL_S:
-            self._looked_at = time.monotonic()
+        """Slots on all nodes that are up and not draining, occupied ones included."""
+        if time.monotonic() - self._counted_at >= POLL_INTERVAL_S:
+            self._counted_at = time.monotonic()
             found = find_free_capacity(self._per_worker).total.total()
             self._total = found if self._at_most is None else min(found, self._at_most)
         return self._total
 
-    def clear(self, run: str) -> None:
-        """Have nothing wait for a run that has ended, however it has."""
+    def cancel(self, run: str) -> None:
+        """Removes the placement groups of a run that has ended, in whatever way."""
         if self._at_most is None:
             remove_placement_groups(placement_group_name(run))
 
-    def ask(self, trials: int, min_workers: int) -> None:
-        """Have nodes come for so many more trials of `min_workers` workers, where any can be had.
+    def request(self, trials: int, min_workers: int) -> None:
+        """Requests nodes for this many more trials of `min_workers` workers, on a cluster that grows.
 
-        Those that run ask for their own.
+        Running trials request nodes themselves.
         """
-        asked = (trials, min_workers)
-        due = time.monotonic() - self._asked_at >= ASK_EVERY_S
-        if self._at_most is None and (due or asked != self._asked):
-            self._asked, self._asked_at = asked, time.monotonic()
-            self._group_demand.want([tuple([self._per_worker] * min_workers)] * trials)
+        wanted = (trials, min_workers)
+        due = time.monotonic() - self._requested_at >= POLL_INTERVAL_S
+        if self._at_most is None and (due or wanted != self._requested):
+            self._requested, self._requested_at = wanted, time.monotonic()
+            self._group_demand.request([tuple([self._per_worker] * min_workers)] * trials)

@@ -1,7 +1,7 @@
-"""The training workers there are, in the controller's process: they outlive the worker groups they are members of.
+"""The pool of training workers, in the controller's process: workers outlive the groups that they are members of.
 
-Starting a worker is starting a Python process that imports torch, seconds of a core. So workers whose peer died, or
-that are to be more or fewer, leave their group and join the next one, and joining_workers start while the others train.
+Starting a worker means starting a Python process that imports torch, seconds of a core. So workers whose peer died, or
+whose group is resized, leave their group and join the next one, and joining workers start while the others train.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Any, NamedTuple, Protocol
 
 import ray
 
-from cluster.demand import place_of
+from cluster.demand import resource_options
 from cluster.ray_nodes import on_node
+from orchestrator.policy.scaling import Observation
 from orchestrator.workers.worker import TrainingWorker
 
 LEAVE_S = 5.0
@@ -25,18 +26,30 @@ ANSWER_S = 2.0
 """Seconds within which a worker that does not hang answers a call."""
 
 DEATHS = (ray.exceptions.RayActorError, ray.exceptions.ActorUnschedulableError)
-"""A worker's process, or the node it was to start on, is gone."""
+"""Errors of a worker whose process died, or whose node was lost before it started."""
 
 _logger = logging.getLogger(__name__)
 
 
-class PoolAction(NamedTuple):
-    """What is to be done about workers that run.
+class StartAction(NamedTuple):
+    """What the pool should do while no worker runs.
 
     Attributes:
-        hung: why they are taken to hang; "" where they are not.
-        warm_spares: workers to have standing by, ready to join.
-        wanted: workers for which nodes should come, as far as there are none; None: as before.
+        workers: workers to start.
+        timeout_s: seconds after which the start counts as hung.
+    """
+
+    workers: int
+    timeout_s: float
+
+
+class PoolAction(NamedTuple):
+    """What the pool should do with the running workers.
+
+    Attributes:
+        hung: why they count as hung and are to be killed; "" where they do not.
+        warm_spares: workers to keep ready to join.
+        wanted: workers to request nodes for, as far as there are too few; None: leave the requests as they are.
     """
 
     hung: str = ""
@@ -45,25 +58,16 @@ class PoolAction(NamedTuple):
 
 
 class GroupSize(Protocol):
-    """Decides how many workers there are; asked in the controller's process."""
+    """Decides how many workers there are; called in the controller's process. Picklable."""
 
-    def when_idle(self, free: int, total: int, ready: int, reserved_slots: int) -> tuple[int, float] | None:
-        """No worker runs; `free` of `total` places are free, and on `ready` of them a worker lives already.
+    def when_idle(self, seen: Observation) -> StartAction | None:
+        """Decides while no worker runs; `seen.warm_spares` of the slots have a live worker. None: start none yet."""
 
-        `reserved_slots` of the free ones are for no worker, see `Observation`. Returns how many to start, and seconds after
-        which a start is taken to hang; None: none yet.
-        """
+    def when_running(self, seen: Observation) -> PoolAction:
+        """Decides while workers run."""
 
-    def when_running(
-        self, workers: int, slots: int, on_draining: int, warm_spares: int, reserved_slots: int
-    ) -> PoolAction:
-        """`workers` run, `on_draining` of them on nodes about to go; `slots` are on the others, theirs included.
-
-        `warm_spares` more are ready to join, and `reserved_slots` of the slots are for no worker, see `Observation`.
-        """
-
-    def reached(self, phase: str) -> None:
-        """A start has come so far: "teardown", "placement", "processes" and "process_group", each when it is over."""
+    def report_start_phase(self, phase: str) -> None:
+        """Reports the end of a phase of a start: "teardown", "placement", "processes" or "process_group"."""
 
 
 class WorkersHung(Exception):
@@ -71,12 +75,17 @@ class WorkersHung(Exception):
 
 
 class StartTimeoutError(Exception):
-    """Workers did not start in time: somebody else has their places."""
+    """Workers did not start in time: something else occupies their slots."""
 
 
 @dataclass(eq=False)
 class PooledWorker:
-    """A worker's process. `metadata` and `ready` are references that are there once it is up, and warm."""
+    """A worker's process.
+
+    Attributes:
+        metadata: reference to the worker's metadata, available once its process is up.
+        ready: reference that is available once the worker is warm.
+    """
 
     actor: Any
     node_id: str
@@ -84,22 +93,32 @@ class PooledWorker:
     ready: ray.ObjectRef[None]
 
     def is_ready(self) -> bool:
-        """Whether it is up and warm, or has failed to be."""
+        """Whether the worker is up and warm, or has failed to become so."""
         return bool(ray.wait([self.ready], timeout=0)[0])
+
+    def has_died(self) -> bool:
+        """Whether the worker died while it started."""
+        if not self.is_ready():
+            return False
+        try:
+            ray.get(self.ready)
+            return False
+        except DEATHS:
+            return True
 
 
 class WorkerPool:
-    """Living workers; `in_group` of them, the first ones, are in the worker group that runs.
+    """Live workers. The first `group_size` of them are the members of the running worker group.
 
     Args:
         resources: of one worker, by Ray's names.
-        prepare: what a worker does before it has a group, such as imports; picklable.
+        prepare: what a worker does before it joins a group, such as imports; picklable.
     """
 
     def __init__(self, resources: Mapping[str, float], prepare: Callable[[], None]) -> None:
         self._resources, self._prepare = dict(resources), prepare
         self._members: list[PooledWorker] = []
-        self.in_group = 0
+        self.group_size = 0
 
     def nodes(self) -> Counter[str]:
         """Workers by node."""
@@ -107,119 +126,114 @@ class WorkerPool:
 
     def group_nodes(self) -> Counter[str]:
         """Members of the group by node."""
-        return Counter(member.node_id for member in self._members[: self.in_group])
+        return Counter(member.node_id for member in self._members[: self.group_size])
 
     def warm_spares(self, nodes: Container[str]) -> list[PooledWorker]:
-        """Workers that are not in the group, ready or not; let go of those that died or are on other nodes."""
-        others = self._members[self.in_group :]
-        self._forget(member for member in others if member.node_id not in nodes or self._has_died(member))
-        return self._members[self.in_group :]
+        """Workers outside the group, ready or not, after removing dead ones and those that are on none of `nodes`."""
+        others = self._members[self.group_size :]
+        self._remove(member for member in others if member.node_id not in nodes or member.has_died())
+        return self._members[self.group_size :]
 
-    def begin(self, node_id: str) -> None:
-        """Start a worker on a node; it stands by."""
+    def start_worker(self, node_id: str) -> None:
+        """Starts a worker on a node, outside the group."""
         worker: Any = ray.remote(TrainingWorker)
-        actor = worker.options(**place_of(self._resources), **on_node(node_id)).remote()
+        actor = worker.options(**resource_options(self._resources), **on_node(node_id)).remote()
         ready = actor.warm_up.remote(self._prepare)
         self._members.append(PooledWorker(actor, node_id, actor.get_metadata.remote(), ready))
 
     def leave_group(self) -> Counter[str]:
-        """Have every member leave its group; returns how many did not live to, by node.
+        """Takes all members out of their group; returns the number of workers lost in this, by node.
 
-        One whose training thread does not end is no good to the next group, and is killed.
+        A worker whose training thread does not end is of no use to the next group, and is killed.
         """
         leaving = {member.actor.leave.remote(LEAVE_S): member for member in self._members if member.is_ready()}
         if not leaving:
             return Counter()
         done, late = ray.wait(list(leaving), num_returns=len(leaving), timeout=LEAVE_S + ANSWER_S)
-        lost = [leaving[answer] for answer in (*late, *(answer for answer in done if not _is_true(answer)))]
-        self._forget(lost)
-        self.in_group = 0
+        lost = [leaving[answer] for answer in (*late, *(answer for answer in done if not is_true(answer)))]
+        self._remove(lost)
+        self.group_size = 0
         return Counter(member.node_id for member in lost)
 
     def keep(self, nodes: Container[str]) -> None:
-        """Let go of the workers that are on other nodes."""
-        self._forget(member for member in self._members if member.node_id not in nodes)
+        """Kills the workers that are on none of `nodes`."""
+        self._remove(member for member in self._members if member.node_id not in nodes)
 
     def ready(self) -> int:
-        """Workers that are up and warm; they come before the others from then on."""
+        """Number of workers that are up and warm; moves them to the front."""
         self._members.sort(key=lambda member: not member.is_ready())
         return sum(member.is_ready() for member in self._members)
 
     def fill(self, workers: int, slots: Mapping[str, int]) -> None:
-        """Make it `workers` workers, new ones on nodes that still have slots, as few nodes as that takes.
+        """Makes the pool `workers` workers large, starting missing ones on as few nodes as possible.
 
-        Those above that number are let go, unless they are still starting: they may be wanted when they are ready.
+        Surplus workers are killed, unless they are still starting: they may be of use when they are ready.
 
         Args:
-            slots: places by node, those that workers have there already included.
+            slots: slots by node, including those of the workers there.
         """
-        self._forget(member for member in self._members[workers:] if member.is_ready())
+        self._remove(member for member in self._members[workers:] if member.is_ready())
         have = self.nodes()
         for node_id in sorted(slots, key=lambda each: have[each] - slots[each]):
             for _ in range(slots[node_id] - have[node_id]):
                 if len(self._members) < workers:
-                    self.begin(node_id)
+                    self.start_worker(node_id)
 
-    def enlist(self, workers: int, timeout_s: float) -> list[PooledWorker]:
-        """The first `workers` workers, once they are ready; they are the group from then on.
+    def form_group(self, workers: int, timeout_s: float) -> list[PooledWorker]:
+        """Waits until the first `workers` workers are ready, and makes them the group.
 
         Raises:
             StartTimeoutError: not all were ready within `timeout_s`; those that were not are killed.
-            DEATHS: one died; it is forgotten.
+            DEATHS: one died; it is removed.
         """
         waiting = {member.ready: member for member in self._members[:workers]}
         done, late = ray.wait(list(waiting), num_returns=len(waiting), timeout=timeout_s)
-        self._forget(waiting[answer] for answer in late)
+        self._remove(waiting[answer] for answer in late)
         if late:
             raise StartTimeoutError(f"{len(late)} workers did not start within {timeout_s:.0f} s")
-        died = [waiting[answer] for answer in done if self._has_died(waiting[answer])]
-        self._forget(died)
+        died = [waiting[answer] for answer in done if waiting[answer].has_died()]
+        self._remove(died)
         for member in died:
             ray.get(member.ready)
-        self.in_group = workers
+        self.group_size = workers
         return self._members[:workers]
 
     def rank_by(self, actors: Sequence[Any]) -> None:
-        """Note the order of the group's members: that of their ranks."""
-        place = {id(actor): rank for rank, actor in enumerate(actors)}
-        self._members.sort(key=lambda member: place.get(id(member.actor), len(place)))
+        """Sorts the group's members by rank, which is their position in `actors`."""
+        rank_of = {id(actor): rank for rank, actor in enumerate(actors)}
+        self._members.sort(key=lambda member: rank_of.get(id(member.actor), len(rank_of)))
 
     def kill_silent(self) -> list[tuple[int, str]]:
-        """Kill the group's members that do not answer, or all where all do; returns their ranks and nodes."""
-        group = dict(enumerate(self._members[: self.in_group]))
-        asked = {member.actor.execute.remote(int): rank for rank, member in group.items()}
-        answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S)
-        ranks = sorted(asked[answer] for answer in (silent or answered))
+        """Kills the group's members that do not answer, or all if all answer; returns their ranks and nodes."""
+        group = dict(enumerate(self._members[: self.group_size]))
+        calls = {member.actor.execute.remote(int): rank for rank, member in group.items()}
+        answered, silent = ray.wait(list(calls), num_returns=len(calls), timeout=ANSWER_S)
+        ranks = sorted(calls[answer] for answer in (silent or answered))
         killed = [(rank, group[rank].node_id) for rank in ranks]
-        self._forget([group[rank] for rank in ranks])
+        self._remove([group[rank] for rank in ranks])
         return killed
 
     def end(self, why: str = "") -> None:
-        """Kill all, from any thread: a start that hangs is ended from another. Who waits for them forgets them."""
+        """Kills all workers.
+
+        Can be called from any thread, to end a start that hangs in another; that one then removes them from the pool.
+        """
         if why:
-            _logger.warning("The workers are killed. %s.", why)
+            _logger.warning("Killing the workers. %s.", why)
         for member in list(self._members):
             ray.kill(member.actor)
 
-    def _forget(self, members: Iterable[PooledWorker]) -> None:
+    def _remove(self, members: Iterable[PooledWorker]) -> None:
+        """Kills workers and removes them from the pool."""
         for member in list(members):
             if member in self._members:
-                self.in_group -= self._members.index(member) < self.in_group
+                self.group_size -= self._members.index(member) < self.group_size
                 self._members.remove(member)
             ray.kill(member.actor)
 
-    @staticmethod
-    def _has_died(member: PooledWorker) -> bool:
-        if not member.is_ready():
-            return False
-        try:
-            ray.get(member.ready)
-            return False
-        except DEATHS:
-            return True
 
-
-def _is_true(answer: ray.ObjectRef[bool]) -> bool:
+def is_true(answer: ray.ObjectRef[bool]) -> bool:
+    """The value of an actor's answer; False if the actor is dead."""
     try:
         return ray.get(answer)
     except ray.exceptions.RayError:

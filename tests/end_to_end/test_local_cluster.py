@@ -122,7 +122,7 @@ def test_a_worker_that_no_group_holds_is_refused_at_once(name: str, tmp_path: Pa
     recipe.write_text(json.dumps({**json.loads(recipe.read_text()), "scaling": {"cpus_per_worker": 64}}))
     with MantaProcess("submit", recipe.name, "--address", name, folder=tmp_path, environment={}) as submitted:
         assert submitted.wait() == 2
-        assert "no group has nodes that hold a worker of 64 CPU" in submitted.output
+        assert "no group has nodes large enough for a worker of 64 CPU" in submitted.output
 
 
 def test_the_head_examines_itself(name: str, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def main() -> None:
     import ray
     from ray.core.generated.common_pb2 import NodeDeathInfo
 
-    from cluster.autoscaler_state import look
+    from cluster.autoscaler_state import read_autoscaler_state
     from cluster.demand import PlacementGroupDemand
 
     def pod() -> str:
@@ -121,13 +121,13 @@ def main() -> None:
         ray.kill(pods.pop(pod))
 
     def idle(group: str) -> list[float]:
-        state = look(ray.get_runtime_context().gcs_address)
+        state = read_autoscaler_state(ray.get_runtime_context().gcs_address)
         return [node.idle_s for node in state.nodes if node.group == group]
 
     groups = PlacementGroupDemand("wanted")
 
     def want(wanted: list[list[Mapping[str, float]]]) -> None:
-        groups.want([tuple(bundles) for bundles in wanted])
+        groups.request([tuple(bundles) for bundles in wanted])
 
     orders = {"hold": hold, "placed": placed, "drop": drop, "nodes": nodes, "idle": idle, "want": want}
     answers = os.fdopen(os.dup(1), "w")

@@ -1,4 +1,4 @@
-"""What a run says while it waits for nodes: not at once, not twice, and again after a while."""
+"""Log lines while a run waits for nodes: not at once, not twice, and again after a while."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def clock() -> Clock:
     return Clock()
 
 
-def test_a_wait_is_told_of_when_it_lasts_when_it_changes_and_now_and_then(clock: Clock) -> None:
-    told: list[str] = []
-    watch = NodeWatch(told.append, clock)
+def test_a_wait_is_logged_when_it_lasts_when_its_reason_changes_and_regularly(clock: Clock) -> None:
+    lines: list[str] = []
+    watch = NodeWatch(lines.append, clock)
     for now, why in [
         (0, "none up"),
         (PATIENCE_S - 1, "none up"),
@@ -31,30 +31,30 @@ def test_a_wait_is_told_of_when_it_lasts_when_it_changes_and_now_and_then(clock:
         (PATIENCE_S + 5 + REPEAT_S, "one up"),
     ]:
         clock.now = now
-        watch.saw(True, why)
-    assert told == [
+        watch.observe(True, why)
+    assert lines == [
         "waiting for nodes for 3 s: none up",
         "waiting for nodes for 7 s: one up",
         "waiting for nodes for 38 s: one up",
     ]
 
 
-def test_a_wait_that_is_over_begins_anew(clock: Clock) -> None:
-    told: list[str] = []
-    watch = NodeWatch(told.append, clock)
+def test_a_new_wait_is_timed_from_its_own_beginning(clock: Clock) -> None:
+    lines: list[str] = []
+    watch = NodeWatch(lines.append, clock)
     for waiting in (True, False, True):
-        watch.saw(waiting, "none up")
+        watch.observe(waiting, "none up")
         clock.now += PATIENCE_S + 1
-    assert told == []
-    watch.saw(True, "none up")
-    assert told == ["waiting for nodes for 4 s: none up"]
+    assert lines == []
+    watch.observe(True, "none up")
+    assert lines == ["waiting for nodes for 4 s: none up"]
 
 
-def test_nothing_is_said_while_nothing_is_needed(clock: Clock) -> None:
-    told: list[str] = []
-    watch = NodeWatch(told.append, clock)
+def test_nothing_is_logged_while_nothing_is_needed(clock: Clock) -> None:
+    lines: list[str] = []
+    watch = NodeWatch(lines.append, clock)
     watch.need = None
     for _ in range(3):
-        watch.saw(True, "none up")
+        watch.observe(True, "none up")
         clock.now += REPEAT_S
-    assert told == []
+    assert lines == []
