@@ -1,1 +1,1 @@
-"""A run seen from outside while it goes on: metrics, event files and trackers; nothing here decides anything."""
+"""Observing a live run: Prometheus metrics, TensorBoard event files and experiment trackers. Nothing here decides."""

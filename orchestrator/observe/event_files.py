@@ -1,8 +1,8 @@
-"""Event files of TensorBoard in the run's folder: a value for every step that the run's state contains, once.
+"""TensorBoard event files in the run's folder: one value for every step that the run's state contains.
 
-Training's are made from the segments of the ledger, after the checkpoint that lists them: `train/` holds one file a
-segment, so that a step which was lost in a crash and done again is in them once. Names sort by step, in which order
-TensorBoard reads them. Evaluations have a folder of their own, which TensorBoard shows as a curve beside training's.
+Training files are written from ledger segments, after the checkpoint that lists them. `train/` holds one file per
+segment, so a step that was lost in a crash and repeated appears once. File names sort by step, since TensorBoard reads
+them in that order. Evaluations have their own folder, which TensorBoard shows as a second curve.
 """
 
 from __future__ import annotations
@@ -21,58 +21,60 @@ from orchestrator.observe.tracker import Point, Tracked
 from orchestrator.run.ledger import read_segments
 
 TRAIN, HELD_OUT = "tensorboard/train/", "tensorboard/held-out/"
-"""Below the run's folder."""
+"""Folders below the run's folder."""
 
 PREFIX = "events.out.tfevents."
-"""How a file's name begins that TensorBoard reads."""
+"""Prefix of the file names that TensorBoard reads."""
 
-_OF_ROWS = ("loss", "lr", "grad_norm", "world_size")
-"""Columns of the ledger that are shown as they are."""
+_LEDGER_COLUMNS = ("loss", "lr", "grad_norm", "world_size")
+"""Columns of the ledger that are written unchanged."""
 
 
 class TrainingEvents:
-    """Event files of the training loop; kept by whoever writes checkpoints."""
+    """Event files of the training steps; owned by the process that writes checkpoints."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._written: set[str] | None = None
 
     def follow(self, segments: Sequence[str]) -> None:
-        """Have a file for each of these segments of the ledger, and no other; may be tried again.
+        """Writes a file for each of these ledger segments and deletes all others. May be called again after an error.
 
         Raises:
-            MantaError: see `data.store`.
+            MantaError: see `data.stores.store`.
         """
         wanted = {f"{TRAIN}{PREFIX}{segment.removesuffix('.parquet')}": at for at, segment in enumerate(segments)}
-        if self._written is None:  # an earlier attempt, or a version that wrote none
+        if self._written is None:  # those of earlier attempts
             self._written = {found.key for found in self._store.list(TRAIN)}
-        for stray in sorted(self._written - wanted.keys()):
-            self._store.delete(stray)
-            self._written.remove(stray)
+        for outdated in sorted(self._written - wanted.keys()):
+            self._store.delete(outdated)
+            self._written.remove(outdated)
         for key, at in wanted.items():
             if key not in self._written:
                 self._store.put(key, event_file(self._points(segments, at)))
                 self._written.add(key)
 
     def _points(self, segments: Sequence[str], at: int) -> Iterator[Point]:
-        """The steps of segment number `at`; the one before tells how many tokens came before."""
+        """Points of segment number `at`; the segment before it gives the token count at its start."""
         *before, rows = read_segments(self._store, segments[max(0, at - 1) : at + 1])
         tokens = before[0]["tokens"][-1].as_py() if before else 0
         for row in rows.drop_columns("sample_ids").to_pylist():
             speed = (row["tokens"] - tokens) / row["step_s"] if row["step_s"] > 0 else None
             tokens = row["tokens"]
-            yield Point(row["step"], row["at"], {**{name: row[name] for name in _OF_ROWS}, "tokens_per_s": speed})
+            yield Point(
+                row["step"], row["at"], {**{name: row[name] for name in _LEDGER_COLUMNS}, "tokens_per_s": speed}
+            )
 
 
 def evaluation_key(step: int, *, final: bool = False) -> str:
-    """Where the event file of an evaluation is; `final`: of the one at the end of the run."""
+    """Key of the event file of an evaluation; `final`: the one at the end of the run."""
     return f"{HELD_OUT}{PREFIX}{step:08d}{'-final' if final else ''}"
 
 
 def event_file(points: Iterable[Point]) -> bytes:
-    """The content of an event file.
+    """Encodes an event file.
 
-    A record is its length and data, a checksum (masked CRC-32C) behind each; the first says which version it is.
+    A record is its length and its data, each followed by a masked CRC-32C; the first record gives the file version.
     """
     crc32c, event_type = _tensorboard()
 
@@ -92,13 +94,13 @@ def event_file(points: Iterable[Point]) -> bytes:
 
 
 def _masked(crc: int) -> bytes:
-    """A checksum as records have it: rotated, so that one of data that holds checksums is no trivial one."""
+    """Masks a CRC as TFRecord does: rotated and offset, because a CRC over data that contains CRCs is weak."""
     return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
 @cache
 def _tensorboard() -> tuple[Any, Any]:
-    """CRC-32C and the type of an event, as tensorboardX has them: 2 MB in the agent of every node."""
+    """CRC-32C and the Event message of tensorboardX: 2 MB in every snapshot agent, against torch's hundreds."""
     with _package_alone("tensorboardX"):
         from tensorboardX.crc32c import crc32c
         from tensorboardX.proto.event_pb2 import Event
@@ -107,7 +109,7 @@ def _tensorboard() -> tuple[Any, Any]:
 
 @contextmanager
 def _package_alone(name: str) -> Iterator[None]:
-    """Modules of a package can be imported inside the block without the package's own, which here imports torch."""
+    """Lets modules of a package be imported without running its __init__, which for tensorboardX imports torch."""
     if name in sys.modules:
         yield
         return
@@ -124,25 +126,25 @@ def _package_alone(name: str) -> Iterator[None]:
 
 
 class HeldOutEvents:
-    """See `orchestrator.observe.trackers.Tracker`. A file an evaluation: one done again replaces the one before."""
+    """A tracker that writes one event file per evaluation; a repeated evaluation replaces its file."""
 
-    name = "TensorBoard's folder"
+    name = "TensorBoard"
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     def begin(self, run: Tracked) -> None:
-        """Remove what was found after the step that is gone on from: the run comes there again."""
+        """Deletes evaluations after the step that the attempt continues from: the run reaches them again."""
         for found in list(self._store.list(HELD_OUT)):
             if found.key > evaluation_key(run.step, final=True):
                 self._store.delete(found.key)
 
     def log(self, points: Sequence[Point]) -> None:
-        """Nothing: steps have files of their own, see `TrainingEvents`."""
+        """Does nothing: training steps have their own files, see `TrainingEvents`."""
 
-    def evaluated(self, point: Point, *, final: bool) -> None:
-        """Write it."""
+    def log_evaluation(self, point: Point, *, final: bool) -> None:
+        """Writes the file of the evaluation."""
         self._store.put(evaluation_key(point.step, final=final), event_file([point]))
 
     def finish(self, status: str) -> None:
-        """Nothing: all is written."""
+        """Does nothing: all files are written."""

@@ -1,7 +1,7 @@
-"""The run as Prometheus metrics, handed to Ray's metrics agent on the driver's node: one table, and what sets it.
+"""Prometheus metrics of a run: the table of metrics, and the gauges that Ray's metrics agent exports.
 
-All are gauges: each says how the run stands, earlier attempts included, so that a new driver goes on where the last one
-was. A step that is done again counts back, and what one cause of goodput was given may turn out to be another's.
+All are gauges that describe the whole run, earlier attempts included, so a new driver continues the same curves. They
+are no counters: a repeated step lowers `manta_step`, and seconds may move from one cause of goodput to another.
 """
 
 from __future__ import annotations
@@ -14,52 +14,40 @@ from typing import Any, get_args
 
 from orchestrator.policy.failure import Cause
 from orchestrator.run.goodput import CAUSES
+from orchestrator.run.progress import PHASES
+from orchestrator.run.summary import LiveSummary
 
 WIRE_PREFIX = "ray_"
-"""What Ray puts before every name."""
-
-PHASES = (
-    "starting",
-    "waiting",
-    "training",
-    "waiting for data",
-    "evaluating",
-    "saving",
-    "restarting",
-    "done",
-)
-"""See `Progress.phase`."""
+"""Prefix that Ray adds to every name."""
 
 _RESTARTS = (*get_args(Cause), "bad step", "resize")
-
-Summary = Mapping[str, Any]
 
 Value = float | None | Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One of the table.
+    """A row of the table.
 
     Attributes:
-        name: without Ray's prefix.
-        help: what it says, with its unit.
-        value: from a summary, see `live_summary`; None where it is not known. By label where there is one.
-        label: beside `run`.
+        name: name without Ray's prefix.
+        help: meaning and unit.
+        value: computes the value from a summary; None if not known. If the metric has a label, values by label.
+        label: name of a label besides `run`.
     """
 
     name: str
     help: str
-    value: Callable[[Summary], Value]
+    value: Callable[[LiveSummary], Value]
     label: str | None = None
 
     @property
     def wire_name(self) -> str:
-        """As Prometheus reads it."""
+        """Name that Prometheus sees."""
         return WIRE_PREFIX + self.name
 
-    def samples(self, summary: Summary) -> Iterator[tuple[dict[str, str], float]]:
-        """Labels and value of what is known and finite."""
+    def samples(self, summary: LiveSummary) -> Iterator[tuple[dict[str, str], float]]:
+        """Labels and value of every known and finite sample."""
         value = self.value(summary)
         by_label: Mapping[Any, Any] = value if isinstance(value, Mapping) else {None: value}
         for label, number in by_label.items():
@@ -68,64 +56,61 @@ class Metric:
                 yield {"run": summary["run"], **own}, float(number)
 
 
-def _field(name: str) -> Callable[[Summary], Value]:
-    return lambda summary: summary.get(name)
-
-
-def _of_checkpoint(name: str) -> Callable[[Summary], Value]:
-    return lambda summary: (summary.get("checkpoint") or {}).get(name)
-
-
-def _goodput(summary: Summary) -> Value:
+def _goodput(summary: LiveSummary) -> Value:
     return {cause: summary["goodput"].get(f"{cause}_s", 0.0) for cause in CAUSES}
 
 
-def _restarts(summary: Summary) -> Value:
-    # All causes from the beginning: what comes from nowhere is no increase to Prometheus.
+def _restarts(summary: LiveSummary) -> Value:
+    # List all causes from the start: Prometheus sees no increase in a series that begins with its first event.
     return dict.fromkeys(_RESTARTS, 0) | Counter(each["cause"] for each in summary["disruptions"])
 
 
-def _phase(summary: Summary) -> Value:
+def _phase(summary: LiveSummary) -> Value:
     return {phase: float(phase == summary["phase"]) for phase in PHASES}
 
 
 METRICS = (
-    Metric("manta_step", "Optimizer updates in the run's state.", _field("step")),
-    Metric("manta_steps", "Optimizer updates in the whole run.", _field("steps")),
-    Metric("manta_tokens", "Target tokens trained on.", _field("tokens")),
-    Metric("manta_loss", "Training loss of the newest step, nats a token.", lambda summary: summary["loss"]["train"]),
+    Metric("manta_step", "Optimizer updates in the run's state.", lambda run: run["step"]),
+    Metric("manta_steps", "Optimizer updates in the whole run.", lambda run: run["steps"]),
+    Metric("manta_tokens", "Target tokens trained on.", lambda run: run["tokens"]),
+    Metric("manta_loss", "Training loss of the newest step, nats per token.", lambda run: run["loss"]["train"]),
+    Metric("manta_held_out_loss", "Loss of the newest evaluation, nats per token.", lambda run: run["loss"]["val"]),
+    Metric("manta_learning_rate", "Learning rate of the newest step.", lambda run: run["lr"]),
+    Metric("manta_grad_norm", "Norm of the newest step's gradient before clipping.", lambda run: run["grad_norm"]),
+    Metric("manta_world_size", "Training workers; 0 while there are none.", lambda run: run["world_size"]),
     Metric(
-        "manta_held_out_loss", "Loss of the newest evaluation, nats a token.", lambda summary: summary["loss"]["val"]
+        "manta_tokens_per_second",
+        "Target tokens per second of step time, mean over the run.",
+        lambda run: run["tokens_per_s"],
     ),
-    Metric("manta_learning_rate", "Learning rate of the newest step.", _field("lr")),
-    Metric("manta_grad_norm", "Norm of the newest step's gradient before clipping.", _field("grad_norm")),
-    Metric("manta_world_size", "Training workers; 0 while there are none.", _field("world_size")),
-    Metric("manta_tokens_per_second", "Target tokens a second of step time, mean of the run.", _field("tokens_per_s")),
     Metric(
         "manta_model_flops_per_second",
-        "Model FLOPs a second of step time over all workers, mean of the run.",
-        _field("model_flops_per_s"),
+        "Model FLOPs per second of step time of all workers, mean over the run.",
+        lambda run: run["model_flops_per_s"],
     ),
+    Metric("manta_mfu", "Model FLOP utilization, mean over the run, from 0 to 1.", lambda run: run["mfu"]),
+    Metric("manta_flops_per_token", "Model FLOPs per target token.", lambda run: run["flops_per_token"]),
+    Metric("manta_peak_flops", "Peak FLOPs per second of one worker's device.", lambda run: run["peak_flops"]),
+    Metric("manta_goodput_seconds", "Seconds of the run by cause; they add up to its age.", _goodput, "cause"),
+    Metric("manta_restarts", "Restarts and resizes of the worker group, by cause.", _restarts, "cause"),
+    Metric("manta_attempts", "Commands that have worked on the run.", lambda run: run["attempts"]),
     Metric(
-        "manta_mfu", "Model FLOP utilization, mean of the run: 1 is what the devices can do at most.", _field("mfu")
+        "manta_checkpoint_step",
+        "Step of the newest checkpoint.",
+        lambda run: run["checkpoint"] and run["checkpoint"]["step"],
     ),
-    Metric("manta_flops_per_token", "Model FLOPs for a target token.", _field("flops_per_token")),
-    Metric("manta_peak_flops", "FLOPs a second that a worker's device can do at most.", _field("peak_flops")),
-    Metric("manta_goodput_seconds", "Seconds of the run's life by cause; they add up to its age.", _goodput, "cause"),
-    Metric("manta_restarts", "Ends of the worker group before the run's own, by cause.", _restarts, "cause"),
-    Metric("manta_attempts", "Commands that have worked on the run.", _field("attempts")),
-    Metric("manta_checkpoint_step", "Step of the newest checkpoint.", _of_checkpoint("step")),
     Metric(
         "manta_checkpoint_timestamp_seconds",
         "When the newest checkpoint was saved, in seconds since the epoch.",
-        _of_checkpoint("saved_at"),
+        lambda run: run["checkpoint"] and run["checkpoint"]["saved_at"],
     ),
-    Metric("manta_phase", "1 for what the run is at, 0 for all else.", _phase, "phase"),
+    Metric("manta_phase", "1 for the current phase of the run, 0 for all others.", _phase, "phase"),
 )
+"""To add a metric, add a row; if its value is new, also a field of `LiveSummary`."""
 
 
 class RayMetrics:
-    """Sets the table's metrics in this process, which has joined Ray; about 3 microseconds each."""
+    """Sets the metrics as Ray gauges, about 3 microseconds each. Needs a process that has joined Ray."""
 
     def __init__(self) -> None:
         from ray.util.metrics import Gauge
@@ -135,8 +120,8 @@ class RayMetrics:
             for metric in METRICS
         }
 
-    def set(self, summary: Summary) -> None:
-        """Set what is known; what is not known any more stays as it was."""
+    def set(self, summary: LiveSummary) -> None:
+        """Sets all known values; a value that is no longer known keeps its last one."""
         for metric in METRICS:
             for labels, value in metric.samples(summary):
                 self._gauges[metric.name].set(value, labels)

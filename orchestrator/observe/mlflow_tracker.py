@@ -1,4 +1,4 @@
-"""The run in MLflow: one run there, whatever the number of attempts, found again by a tag."""
+"""Logs a run to MLflow: one MLflow run for all attempts, which is found again by a tag."""
 
 from __future__ import annotations
 
@@ -6,67 +6,64 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from orchestrator.config.observe import MlflowConfig
 from orchestrator.observe.tracker import Point, Tracked
 
 RUN_TAG = "manta.id"
-"""Tag by which a later attempt finds the run."""
+"""Tag by which a later attempt finds the MLflow run."""
 
 _STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
-_PARAMETERS_AT_ONCE, _METRICS_AT_ONCE, _LONGEST_PARAMETER = 100, 1000, 6000
-"""What MLflow takes in a call, and characters of a parameter."""
+_PARAMETERS_PER_CALL, _METRICS_PER_CALL, _MAX_PARAMETER_CHARS = 100, 1000, 6000
+"""Limits of MLflow."""
 
 
 class MlflowTracker:
-    """See `orchestrator.observe.trackers.Tracker`; by MLflow's client, which keeps no global state.
-
-    Args:
-        tracking_uri: of a server, or a database.
-    """
+    """A tracker, see `orchestrator.observe.tracker.Tracker`. Uses MLflow's client, which keeps no global state."""
 
     name = "MLflow"
 
-    def __init__(self, tracking_uri: str, experiment: str) -> None:
-        self._uri, self._experiment = tracking_uri, experiment
+    def __init__(self, config: MlflowConfig) -> None:
+        self._uri, self._experiment = config.tracking_uri, config.experiment
         self._client: Any = None
         self._id = ""
 
     def begin(self, run: Tracked) -> None:
-        """Find the run or make it, and log the parameters that it does not have yet; those never change there."""
+        """Finds or creates the MLflow run, and logs the parameters that it does not have: MLflow never changes one."""
         from mlflow.entities import Param
         from mlflow.tracking import MlflowClient
 
-        for name in ("mlflow", "alembic"):  # they tell of every table they make in a new database
+        for name in ("mlflow", "alembic"):  # they log every table that they create in a new database
             logging.getLogger(name).setLevel(logging.WARNING)
         self._client = MlflowClient(self._uri)
         experiment = self._client.get_experiment_by_name(self._experiment)
         experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(self._experiment)
         found = self._client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{run.id}'", max_results=1)
         if found:
-            there = found[0]
-            self._client.update_run(there.info.run_id, status="RUNNING")
+            mlflow_run = found[0]
+            self._client.update_run(mlflow_run.info.run_id, status="RUNNING")
         else:
             tags = {RUN_TAG: run.id, "manta.url": run.url}
-            there = self._client.create_run(experiment_id, run_name=run.name, tags=tags)
-        self._id = there.info.run_id
+            mlflow_run = self._client.create_run(experiment_id, run_name=run.name, tags=tags)
+        self._id = mlflow_run.info.run_id
         new = [
-            Param(name, str(value)[:_LONGEST_PARAMETER])
+            Param(name, str(value)[:_MAX_PARAMETER_CHARS])
             for name, value in run.parameters.items()
-            if name not in there.data.params
+            if name not in mlflow_run.data.params
         ]
-        for start in range(0, len(new), _PARAMETERS_AT_ONCE):
-            self._client.log_batch(self._id, params=new[start : start + _PARAMETERS_AT_ONCE])
+        for start in range(0, len(new), _PARAMETERS_PER_CALL):
+            self._client.log_batch(self._id, params=new[start : start + _PARAMETERS_PER_CALL])
 
     def log(self, points: Sequence[Point]) -> None:
-        """Their values, under their names."""
+        """Logs the values under their own names."""
         self._log(points)
 
-    def evaluated(self, point: Point, *, final: bool) -> None:
-        """Its values, under `held_out`."""
+    def log_evaluation(self, point: Point, *, final: bool) -> None:
+        """Logs the values with the prefix `held_out.`."""
         self._log([point], "held_out.")
 
     def finish(self, status: str) -> None:
-        """End the run there; a later attempt opens it again."""
+        """Ends the MLflow run; a later attempt reopens it."""
         self._client.set_terminated(self._id, _STATUS[status])
 
     def _log(self, points: Sequence[Point], prefix: str = "") -> None:
@@ -78,5 +75,5 @@ class MlflowTracker:
             for name, value in point.values.items()
             if value is not None
         ]
-        for start in range(0, len(metrics), _METRICS_AT_ONCE):
-            self._client.log_batch(self._id, metrics[start : start + _METRICS_AT_ONCE])
+        for start in range(0, len(metrics), _METRICS_PER_CALL):
+            self._client.log_batch(self._id, metrics[start : start + _METRICS_PER_CALL])

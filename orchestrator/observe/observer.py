@@ -1,4 +1,4 @@
-"""Everyone who is told of an attempt at a run while it goes on, behind one object that the driver calls."""
+"""Reports a live attempt to the metrics and to all trackers; the driver calls one object."""
 
 from __future__ import annotations
 
@@ -15,37 +15,38 @@ from orchestrator.observe.trackers import FLUSH_S, Tracking, trackers
 from orchestrator.run.progress import Progress
 from orchestrator.run.record import Attempt
 from orchestrator.run.run import Run
-from orchestrator.run.summary import ledger_of_seconds, live_summary
+from orchestrator.run.summary import goodput_of, live_summary
 
-TELL_EVERY_S = 1.0
-"""Seconds from one time that anybody is told to the next; who polls a loop more often does not want that watched."""
+REPORT_INTERVAL_S = 1.0
+"""Seconds between two reports. The driver may poll the loop more often than that."""
 
-_NOT_SCORES = ("step", "at")
+_NOT_VALUES = ("step", "at")
+"""Fields of rows and evaluations that are not metrics."""
 
 
 class Observer:
-    """Never waits but in `close`, and never raises: whatever goes wrong here is a line for the person watching.
+    """Reports an attempt to metrics and trackers. Never raises: problems are logged. Waits only in `close`.
 
     Args:
-        tell: takes such a line.
+        log: takes a line for the console.
         now: monotonic clock, seconds.
     """
 
-    def __init__(self, run: Run, tell: Callable[[str], object], now: Callable[[], float] = time.monotonic) -> None:
-        self._run, self._tell, self._now = run, tell, now
-        self._last_report_at = -TELL_EVERY_S
+    def __init__(self, run: Run, log: Callable[[str], object], now: Callable[[], float] = time.monotonic) -> None:
+        self._run, self._log, self._now = run, log, now
+        self._last_report_at = -REPORT_INTERVAL_S
         self._metrics: RayMetrics | None = RayMetrics()
         self._tracking: list[Tracking] = []
         self._step, self._evaluated_at = 0, float("-inf")
         self._has_begun = self._is_closed = False
 
     def follow(self, attempts: tuple[Attempt, ...], progress: Progress, *, now: bool = False) -> None:
-        """The attempts of the run, of which the last goes on, and its loop.
+        """Reports the attempts of the run, the last of which is live, and the progress of its loop.
 
         Args:
-            now: whether this is to be told at once, as at the end.
+            now: report even if the last report is less than REPORT_INTERVAL_S old.
         """
-        if self._now() - self._last_report_at < TELL_EVERY_S and not now:
+        if self._now() - self._last_report_at < REPORT_INTERVAL_S and not now:
             return
         self._last_report_at = self._now()
         self._set_metrics(attempts, progress)
@@ -54,17 +55,17 @@ class Observer:
             run = tracked(self._run, progress.restored_step)
             self._tracking = [Tracking(tracker, run) for tracker in self._trackers()]
         for tracking in self._tracking:
-            self._log(tracking, progress)
+            self._track(tracking, progress)
         self._step = max(self._step, progress.row.get("step", 0))
         self._evaluated_at = max((found["at"] for found in progress.evaluations), default=self._evaluated_at)
-        self._tell_problems()
+        self._log_problems()
 
     def close(self, status: str, result: dict[str, Any] | None = None) -> None:
-        """The attempt has ended; returns within FLUSH_S. Further calls do nothing.
+        """Ends the reports; returns within FLUSH_S. Further calls do nothing.
 
         Args:
             status: "finished", "stopped" or "failed".
-            result: what a run that has finished ended with, see `held_out`.
+            result: result of the loop, with the scores of the final evaluation.
         """
         if self._is_closed:
             return
@@ -73,60 +74,60 @@ class Observer:
         scores = scores_of(result or {})
         for tracking in self._tracking:
             if scores:
-                tracking.evaluated(Point((result or {})["step"], time.time(), scores), final=True)
+                tracking.log_evaluation(Point((result or {})["step"], time.time(), scores), final=True)
         for tracking in self._tracking:
             tracking.close(status, deadline)
-        self._tell_problems()
+        self._log_problems()
 
     def _trackers(self) -> list[Tracker]:
         observe = self._run.config.observe
         return [*([HeldOutEvents(self._run.store)] if observe.tensorboard else []), *trackers(observe)]
 
-    def _log(self, tracking: Tracking, progress: Progress) -> None:
+    def _track(self, tracking: Tracking, progress: Progress) -> None:
         if new := new_points(progress, self._step):
             tracking.log(new)
         for found in progress.evaluations:
             if found["at"] <= self._evaluated_at:
                 continue
-            tracking.evaluated(Point(int(found["step"]), found["at"], scores_of(found)))
+            tracking.log_evaluation(Point(int(found["step"]), found["at"], scores_of(found)))
 
     def _set_metrics(self, attempts: tuple[Attempt, ...], progress: Progress) -> None:
         if self._metrics is None:
             return
         try:
-            self._metrics.set(live_summary(self._run.config, attempts, progress, ledger_of_seconds(attempts)))
-        except Exception as error:  # Ray's to explain, and no reason to end a run
+            self._metrics.set(live_summary(self._run.config, attempts, progress, goodput_of(attempts)))
+        except Exception as error:  # a failure of Ray's metrics agent must not end the run
             self._metrics = None
-            self._tell(f"metrics are not set any more: {type(error).__name__}: {error}")
+            self._log(f"metrics are no longer set: {type(error).__name__}: {error}")
 
-    def _tell_problems(self) -> None:
+    def _log_problems(self) -> None:
         for tracking in self._tracking:
             for problem in tracking.problems():
-                self._tell(problem)
+                self._log(problem)
 
 
-def new_points(progress: Progress, told: int) -> list[Point]:
-    """The steps after `told`, once each: of the newest all that is known, of those before it the loss."""
+def new_points(progress: Progress, logged: int) -> list[Point]:
+    """Points of the steps after `logged`: all values of the newest step, and the loss of the steps before it."""
     row = progress.row
     if not row:
         return []
-    losses = {step: loss for step, loss in progress.losses if told < step < row["step"]}
+    losses = {step: loss for step, loss in progress.losses if logged < step < row["step"]}
     points = [Point(step, row["at"], {"loss": loss}) for step, loss in sorted(losses.items())]
-    values = {name: value for name, value in row.items() if name not in _NOT_SCORES}
-    return [*points, Point(row["step"], row["at"], values)] if row["step"] > told else points
+    values = {name: value for name, value in row.items() if name not in _NOT_VALUES}
+    return [*points, Point(row["step"], row["at"], values)] if row["step"] > logged else points
 
 
 def tracked(run: Run, step: int) -> Tracked:
-    """The run as trackers know it."""
+    """Builds the description of the run that trackers receive."""
     url = run.store.url_of("")
     digest = hashlib.sha256(f"{url} {run.record.created_at}".encode()).hexdigest()[:16]
     return Tracked(digest, run.config.run, url, step, flatten(resolved(run.config)))
 
 
 def scores_of(found: dict[str, Any]) -> dict[str, float]:
-    """Numbers that an evaluation found, by name: `loss`, `perplexity`, `bits_per_byte`, `bleu`, `chrf`."""
+    """Scores of an evaluation by name, such as `loss`, `perplexity`, `bits_per_byte`, `bleu` and `chrf`."""
     return {
         name.removeprefix("val_"): float(value)
         for name, value in found.items()
-        if name not in _NOT_SCORES and isinstance(value, int | float)
+        if name not in _NOT_VALUES and isinstance(value, int | float)
     }

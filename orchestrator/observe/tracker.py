@@ -1,4 +1,4 @@
-"""What a tracker is: told of a run's steps and evaluations."""
+"""The interface of experiment trackers: what they receive of a run, and the methods they implement."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Any, NamedTuple, Protocol
 
 @dataclass(frozen=True)
 class Tracked:
-    """A run as trackers know it.
+    """A run as trackers see it.
 
     Attributes:
-        id: the same in every attempt at it, and for no other run.
-        step: that the attempt goes on from.
-        parameters: resolved config by dotted name, without keys.
+        id: the same in every attempt at the run, and different for every other run.
+        name: the recipe's `run`.
+        url: where the run is stored.
+        step: step that the attempt continues from.
+        parameters: resolved config by dotted name, without secret keys.
     """
 
     id: str
@@ -24,32 +26,32 @@ class Tracked:
     parameters: Mapping[str, Any]
 
 
-class Tracker(Protocol):
-    """Where a run is told to. Called from one thread; whatever it raises ends the tracking."""
-
-    name: str
-
-    def begin(self, run: Tracked) -> None:
-        """Begin the run there, or go on with it."""
-
-    def log(self, points: Sequence[Point]) -> None:
-        """Steps of training in order; later calls have later ones, but where a new attempt does steps again."""
-
-    def evaluated(self, point: Point, *, final: bool) -> None:
-        """An evaluation on the held-out set; of an earlier step, where it ran beside training."""
-
-    def finish(self, status: str) -> None:
-        """The attempt has ended: "finished", "stopped" or "failed"."""
-
-
 class Point(NamedTuple):
-    """What is known of a step.
+    """Values at one step.
 
     Attributes:
         at: seconds since the epoch.
-        values: by name; those that are None are left out.
+        values: values by name; None where a value is not known.
     """
 
     step: int
     at: float
     values: Mapping[str, float | None]
+
+
+class Tracker(Protocol):
+    """A place where a run's metrics are logged. Called from one thread; an exception ends the tracking of the run."""
+
+    name: str
+
+    def begin(self, run: Tracked) -> None:
+        """Creates the run there, or continues it."""
+
+    def log(self, points: Sequence[Point]) -> None:
+        """Logs training steps, in order. Steps that a new attempt repeats are logged again."""
+
+    def log_evaluation(self, point: Point, *, final: bool) -> None:
+        """Logs an evaluation on the held-out set; a background evaluation arrives after later training steps."""
+
+    def finish(self, status: str) -> None:
+        """Ends the attempt there, with "finished", "stopped" or "failed"."""

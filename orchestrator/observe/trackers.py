@@ -1,6 +1,6 @@
-"""Trackers of experiments beside the run's own folder: each told in a thread of its own, and never waited for.
+"""Experiment trackers of a run: the table of those that a recipe can turn on, and the thread that each works in.
 
-A tracker that fails is told of once and left alone from then on: a run does not end, or wait, for who watches it.
+A tracker that raises is reported once and gets nothing more. A run neither ends nor waits because of a tracker.
 """
 
 from __future__ import annotations
@@ -10,21 +10,70 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from data.errors import InputError
-from data.extras import installing
+from data.errors import InputError, install_command
 from orchestrator.config.observe import ObserveConfig
+from orchestrator.observe.mlflow_tracker import MlflowTracker
 from orchestrator.observe.tracker import Point, Tracked, Tracker
+from orchestrator.observe.wandb_tracker import WandbTracker
 
 QUEUED = 4096
-"""Messages that may wait for a tracker; of more, the newest are lost."""
+"""Most messages that wait for a tracker; further ones are dropped."""
 
 FLUSH_S = 15.0
-"""Seconds that a tracker has at the end of a run for what waits."""
+"""Seconds that a tracker has at the end of a run to log the waiting messages."""
+
+
+@dataclass(frozen=True)
+class TrackerKind:
+    """A tracker that a recipe can turn on.
+
+    Attributes:
+        section: section of `observe` with its settings; also the name of its package and of the extra to install.
+        field: field of the section that turns it on; null: off.
+        make: makes the tracker, given the section. The package is imported later, in the tracker's thread.
+    """
+
+    section: str
+    field: str
+    make: Callable[[Any], Tracker]
+
+    def setting(self, observe: ObserveConfig) -> str | None:
+        """Value of the field that turns it on."""
+        value: str | None = getattr(getattr(observe, self.section), self.field)
+        return value
+
+
+TRACKERS = (
+    TrackerKind("mlflow", "tracking_uri", MlflowTracker),
+    TrackerKind("wandb", "project", WandbTracker),
+)
+
+
+def trackers(observe: ObserveConfig) -> list[Tracker]:
+    """Makes the trackers that the recipe turns on."""
+    return [kind.make(getattr(observe, kind.section)) for kind in TRACKERS if kind.setting(observe) is not None]
+
+
+def refuse_missing_packages(observe: ObserveConfig) -> None:
+    """Checks that the package of every tracker that is turned on is installed.
+
+    Raises:
+        InputError: a package is missing.
+    """
+    for kind in TRACKERS:
+        setting, package = kind.setting(observe), kind.section
+        if setting is not None and importlib.util.find_spec(package) is None:
+            raise InputError(
+                f"observe.{package}.{kind.field} = {setting}: the package {package} is not installed here. Install it "
+                f"with {install_command(package)}, or remove observe.{package} from the recipe."
+            )
 
 
 class Tracking:
-    """A tracker at work."""
+    """A tracker at work in a thread of its own, which takes messages from a queue."""
 
     def __init__(self, tracker: Tracker, run: Tracked) -> None:
         self._tracker = tracker
@@ -39,20 +88,20 @@ class Tracking:
         """See `Tracker.log`; does not wait."""
         self._put(lambda: self._tracker.log(points))
 
-    def evaluated(self, point: Point, *, final: bool = False) -> None:
-        """See `Tracker.evaluated`; does not wait."""
-        self._put(lambda: self._tracker.evaluated(point, final=final))
+    def log_evaluation(self, point: Point, *, final: bool = False) -> None:
+        """See `Tracker.log_evaluation`; does not wait."""
+        self._put(lambda: self._tracker.log_evaluation(point, final=final))
 
     def close(self, status: str, deadline: float) -> None:
-        """Finish, and wait for what is left to tell until `deadline` by the monotonic clock."""
+        """Finishes; waits for the queued messages until `deadline` by the monotonic clock."""
         self._put(lambda: self._tracker.finish(status))
         self._put(None)
         self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
-            self._problems.put(f"{self._tracker.name} has not been told all: it takes too long to answer.")
+            self._problems.put(f"{self._tracker.name} is too slow: the last metrics were not logged there.")
 
     def problems(self) -> list[str]:
-        """What has gone wrong since this was asked last, for the person watching."""
+        """Problems since the last call, one line each."""
         found = []
         while not self._problems.empty():
             found.append(self._problems.get())
@@ -64,7 +113,7 @@ class Tracking:
         except queue.Full:
             if not self._full:
                 self._full = True
-                self._problems.put(f"{self._tracker.name} is slower than the run: some of it is not told there.")
+                self._problems.put(f"{self._tracker.name} is slower than the run: some metrics are not logged there.")
 
     def _work(self) -> None:
         while (message := self._queue.get()) is not None:
@@ -72,33 +121,7 @@ class Tracking:
                 continue
             try:
                 message()
-            except BaseException as error:  # whatever it is, it is not the run's to end with
+            except BaseException as error:  # a tracker's failure, of whatever kind, must not end the run
                 self._failed = True
-                said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-                self._problems.put(f"{self._tracker.name} is not told of the run any more: {said}")
-
-
-def refuse_missing_packages(observe: ObserveConfig) -> None:
-    """Raises InputError if a tracker is asked for and its package is not installed."""
-    asked = {"mlflow": observe.mlflow.tracking_uri, "wandb": observe.wandb.project}
-    for package, where in asked.items():
-        if where is not None and importlib.util.find_spec(package) is None:
-            field = "tracking_uri" if package == "mlflow" else "project"
-            raise InputError(
-                f"observe.{package}.{field} = {where}: the package {package} is not installed here. Install it with "
-                f"{installing(package)}, or leave observe.{package} out."
-            )
-
-
-def trackers(observe: ObserveConfig) -> list[Tracker]:
-    """The trackers that the recipe asks for; their packages are imported by their threads."""
-    found: list[Tracker] = []
-    if observe.mlflow.tracking_uri is not None:
-        from orchestrator.observe.mlflow_tracker import MlflowTracker
-
-        found.append(MlflowTracker(observe.mlflow.tracking_uri, observe.mlflow.experiment))
-    if observe.wandb.project is not None:
-        from orchestrator.observe.wandb_tracker import WandbTracker
-
-        found.append(WandbTracker(observe.wandb))
-    return found
+                reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+                self._problems.put(f"{self._tracker.name} failed, and gets no more metrics of this run: {reason}")

@@ -1,4 +1,4 @@
-"""The run in Weights & Biases: one run there, whatever the number of attempts, by an id that follows from it."""
+"""Logs a run to Weights & Biases: one W&B run for all attempts, under an id derived from the run."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from orchestrator.config.observe import WandbConfig
 from orchestrator.observe.tracker import Point, Tracked
 
 FOLDER = Path(".manta")
-"""Where it keeps its files, in a folder `wandb`, unless WANDB_DIR says otherwise."""
+"""Parent of W&B's folder `wandb`, unless WANDB_DIR is set."""
 
 _UPLOAD_S = 10.0
-"""Seconds that the end of a run waits for what is not sent yet; `wandb sync` sends the rest."""
+"""Seconds that the end of a run waits for the upload; `wandb sync` uploads the rest."""
 
 
 class WandbTracker:
-    """See `orchestrator.observe.trackers.Tracker`. Nothing is sent but what is told here: no source, no arguments."""
+    """A tracker, see `orchestrator.observe.tracker.Tracker`. Sends only config and metrics: no source, no arguments."""
 
     name = "Weights & Biases"
 
@@ -27,12 +27,12 @@ class WandbTracker:
         self._run: Any = None
 
     def begin(self, run: Tracked) -> None:
-        """Begin it there, or go on with it."""
+        """Creates the W&B run, or continues it."""
         import wandb
 
         folder = os.environ.get("WANDB_DIR") or FOLDER
         Path(folder).mkdir(parents=True, exist_ok=True)
-        # The command line may hold keys, and the environment is nobody's business.
+        # Command line and environment may hold keys, so W&B must not upload them.
         settings = wandb.Settings(
             silent=True,
             console="off",
@@ -57,24 +57,24 @@ class WandbTracker:
             allow_val_change=True,
             settings=settings,
         )
-        # By the run's own steps: of steps that are done again W&B would refuse its own.
+        # Use the run's steps as x-axis: W&B's own step may not go back, and a new attempt repeats steps.
         for prefix in ("train", "held_out"):
             self._run.define_metric(f"{prefix}/step")
             self._run.define_metric(f"{prefix}/*", step_metric=f"{prefix}/step")
 
     def log(self, points: Sequence[Point]) -> None:
-        """Their values, under `train`."""
+        """Logs the values under `train/`."""
         for point in points:
             self._log("train", point)
 
-    def evaluated(self, point: Point, *, final: bool) -> None:
-        """Its values, under `held_out`; those at the end in the summary, too."""
+    def log_evaluation(self, point: Point, *, final: bool) -> None:
+        """Logs the values under `held_out/`; those of the final evaluation also in the W&B summary."""
         self._log("held_out", point)
         if final:
             self._run.summary.update({f"final/{name}": value for name, value in point.values.items()})
 
     def finish(self, status: str) -> None:
-        """End it there; a later attempt goes on with it."""
+        """Ends the W&B run; a later attempt continues it."""
         self._run.finish(exit_code=0 if status == "finished" else 1)
 
     def _log(self, prefix: str, point: Point) -> None:

@@ -1,4 +1,4 @@
-"""Event files as TensorBoard reads them: what the ledger has, each step once, whatever was lost in between."""
+"""Event files hold every step of the ledger once, also after a crash, in the format that TensorBoard reads."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_every_step_of_every_segment(store: LocalStore) -> None:
     assert len(names(store)) == 3
 
 
-def test_a_step_whose_data_was_left_out_has_no_loss(store: LocalStore) -> None:
+def test_a_step_whose_data_was_skipped_has_no_loss(store: LocalStore) -> None:
     ledger = StepLedger(store, 1, 0, [])
     bad = StepRow(2, None, 0.1, None, 1, 1, 0.5, 0.0, np.arange(2, dtype=np.int64))
     ledger.write([*rows(1, 1), bad, *rows(3, 3)])
@@ -62,7 +62,7 @@ def test_a_step_whose_data_was_left_out_has_no_loss(store: LocalStore) -> None:
     assert [step for step, _ in found["lr"]] == [1, 2, 3]
 
 
-def test_steps_lost_in_a_crash_and_done_again_are_there_once(store: LocalStore) -> None:
+def test_steps_repeated_after_a_crash_appear_once(store: LocalStore) -> None:
     ledger = StepLedger(store, 1, 0, [])
     ledger.write(rows(1, 4))
     saved = list(ledger.segments)
@@ -76,7 +76,7 @@ def test_steps_lost_in_a_crash_and_done_again_are_there_once(store: LocalStore) 
     assert len(names(store)) == 2
 
 
-def test_what_could_not_be_written_is_made_up_for(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_is_repeated_later(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger, events = StepLedger(store, 1, 0, []), TrainingEvents(store)
     ledger.write(rows(1, 4))
 
@@ -100,13 +100,13 @@ def test_nothing_is_written_twice(store: LocalStore, monkeypatch: pytest.MonkeyP
     TrainingEvents(store).follow(ledger.segments)
 
 
-def test_evaluations_after_the_step_gone_on_from_are_forgotten(store: LocalStore) -> None:
+def test_evaluations_after_the_restored_step_are_deleted(store: LocalStore) -> None:
     events = HeldOutEvents(store)
     events.begin(Tracked("id", "run", "url", 0, {}))
     for step in (10, 20, 30):
-        events.evaluated(Point(step, 1.0, {"loss": 1 / step, "bits_per_byte": 2 / step}), final=False)
-    events.evaluated(Point(20, 1.0, {"loss": 1 / 20, "bits_per_byte": 2 / 20}), final=False)
-    events.evaluated(Point(30, 2.0, {"loss": 1 / 30, "bleu": 9.5}), final=True)
+        events.log_evaluation(Point(step, 1.0, {"loss": 1 / step, "bits_per_byte": 2 / step}), final=False)
+    events.log_evaluation(Point(20, 1.0, {"loss": 1 / 20, "bits_per_byte": 2 / 20}), final=False)
+    events.log_evaluation(Point(30, 2.0, {"loss": 1 / 30, "bleu": 9.5}), final=True)
     found = curves(store, HELD_OUT)
     assert found["loss"] == [(step, pytest.approx(1 / step)) for step in (10, 20, 30, 30)]
     assert found["bleu"] == [(30, 9.5)]
@@ -114,8 +114,8 @@ def test_evaluations_after_the_step_gone_on_from_are_forgotten(store: LocalStore
     assert [step for step, _ in curves(store, HELD_OUT)["bits_per_byte"]] == [10, 20]
 
 
-def test_torch_is_not_imported_for_it() -> None:
-    """A agent writes these files on every node; and Ray Tune finds the whole of tensorboardX afterwards."""
+def test_torch_is_not_imported() -> None:
+    """Agents write these files on every node. Ray Tune, which imports all of tensorboardX, still works afterwards."""
     script = (
         "import sys; from orchestrator.observe.event_files import event_file, Point; event_file([Point(1, 0., {})]);"
         "assert 'torch' not in sys.modules; import tensorboardX; tensorboardX.SummaryWriter"
@@ -123,7 +123,7 @@ def test_torch_is_not_imported_for_it() -> None:
     subprocess.run([sys.executable, "-W", "error", "-c", script], check=True)
 
 
-def test_a_file_says_which_version_it_is(tmp_path: Path) -> None:
+def test_a_file_starts_with_its_version(tmp_path: Path) -> None:
     (tmp_path / "events.out.tfevents.1").write_bytes(event_file([Point(7, 3.0, {"loss": 0.5, "lr": None})]))
     assert curves_in(tmp_path) == {"loss": [(7, 0.5)]}
     assert b"brain.Event:2" in (tmp_path / "events.out.tfevents.1").read_bytes()[:40]

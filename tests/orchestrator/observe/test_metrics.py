@@ -1,4 +1,4 @@
-"""The table of metrics, and that dashboard and docs say the same."""
+"""The table of metrics; dashboard and docs agree with it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from orchestrator.config.load import load_recipe
-from orchestrator.observe.metrics import METRICS, PHASES, Metric
+from orchestrator.observe.metrics import METRICS, Metric
 from orchestrator.run.goodput import CAUSES
-from orchestrator.run.progress import Progress
+from orchestrator.run.progress import PHASES, Progress
 from orchestrator.run.record import Attempt
 from orchestrator.run.state import StepSeconds
-from orchestrator.run.summary import live_summary
+from orchestrator.run.summary import LiveSummary, live_summary
 from tests.orchestrator.finished_run import recipe_in
 
 ROOT = Path(__file__).parents[3]
@@ -28,7 +28,7 @@ def attempt(number: int, **fields: Any) -> Attempt:
 
 
 @pytest.fixture
-def summary(tmp_path: Path) -> dict[str, Any]:
+def summary(tmp_path: Path) -> LiveSummary:
     config = load_recipe(recipe_in(tmp_path), ["observe.peak_flops=1e9"])
     row = {"step": 3, "tokens": 600, "loss": None, "lr": 0.1, "grad_norm": None}
     progress = Progress(
@@ -46,7 +46,7 @@ def summary(tmp_path: Path) -> dict[str, Any]:
     return live_summary(config, attempts, progress, {"training": 40.0, "idle": 50.0, "wall": 150.0})
 
 
-def samples(name: str, summary: dict[str, Any]) -> dict[str, float]:
+def samples(name: str, summary: LiveSummary) -> dict[str, float]:
     [metric] = [metric for metric in METRICS if metric.name == name]
     return {labels.get(metric.label or "", ""): value for labels, value in metric.samples(summary)}
 
@@ -58,7 +58,7 @@ def test_names_are_prometheus_own() -> None:
     assert len(WIRE_NAMES) == len(METRICS)
 
 
-def test_values_follow_from_the_story(summary: dict[str, Any]) -> None:
+def test_values_follow_from_the_summary(summary: LiveSummary) -> None:
     assert samples("manta_step", summary) == {"": 3}
     assert samples("manta_steps", summary) == {"": 4}
     assert samples("manta_tokens_per_second", summary) == {"": 300}
@@ -71,13 +71,13 @@ def test_values_follow_from_the_story(summary: dict[str, Any]) -> None:
     assert samples("manta_attempts", summary) == {"": 2}
 
 
-def test_what_is_not_known_is_not_set(summary: dict[str, Any]) -> None:
+def test_what_is_not_known_is_not_set(summary: LiveSummary) -> None:
     assert samples("manta_loss", summary) == samples("manta_grad_norm", summary) == {}
     odd = Metric("manta_odd", "Odd.", lambda summary: float("nan"))
     assert list(odd.samples(summary)) == []
 
 
-def test_labels_are_all_there_from_the_beginning(summary: dict[str, Any]) -> None:
+def test_labels_are_all_there_from_the_beginning(summary: LiveSummary) -> None:
     restarts = samples("manta_restarts", summary)
     assert (restarts["node"], restarts["resize"], sum(restarts.values())) == (2, 1, 3)
     assert restarts["bad step"] == restarts["crash"] == restarts["hang"] == 0
@@ -111,7 +111,7 @@ def test_the_dashboard_shows_every_metric_and_no_other() -> None:
     assert asked == WIRE_NAMES
 
 
-def test_the_dashboards_queries_name_labels_that_there_are() -> None:
+def test_the_dashboards_queries_use_existing_labels() -> None:
     labels = {metric.wire_name: {"run", *([metric.label] if metric.label else [])} for metric in METRICS}
     for text in expressions(DASHBOARD["panels"]) + expressions(DASHBOARD["annotations"]):
         for name, selector in re.findall(r"(ray_manta_[a-z_]+)\{([^}]*)\}", text):
@@ -121,7 +121,7 @@ def test_the_dashboards_queries_name_labels_that_there_are() -> None:
         assert all(label in {"cause", "phase"} for label in re.findall(r"by \((\w+)\)", text))
 
 
-def test_panels_can_be_told_apart_and_do_not_overlap() -> None:
+def test_panels_have_unique_ids_and_do_not_overlap() -> None:
     panels = DASHBOARD["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     covered: set[tuple[int, int]] = set()
@@ -134,7 +134,7 @@ def test_panels_can_be_told_apart_and_do_not_overlap() -> None:
         assert panel["title"] and panel["description"] and panel["targets"]
 
 
-def test_data_source_and_run_are_chosen_by_whoever_looks() -> None:
+def test_data_source_and_run_are_variables_of_the_dashboard() -> None:
     assert [variable["name"] for variable in DASHBOARD["templating"]["list"]] == ["datasource", "run"]
     used = set(re.findall(r'"uid": "([^"]+)"', json.dumps(DASHBOARD["panels"])))
     assert used == {"${datasource}"}

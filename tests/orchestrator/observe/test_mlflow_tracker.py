@@ -1,4 +1,4 @@
-"""MLflow's own client on a database, as a server has behind it: one run there for all attempts."""
+"""The MLflow tracker on a SQLite database, read with MLflow's own client: one MLflow run for all attempts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
+from orchestrator.config.observe import MlflowConfig
 from orchestrator.observe.mlflow_tracker import MlflowTracker
 from orchestrator.observe.tracker import Point, Tracked
 
@@ -23,11 +24,11 @@ def uri(tmp_path: Path) -> str:
 
 
 def attempt(uri: str, steps: range, status: str, run_id: str = "one", workers: int = 1) -> None:
-    tracker = MlflowTracker(uri, EXPERIMENT)
+    tracker = MlflowTracker(MlflowConfig(tracking_uri=uri, experiment=EXPERIMENT))
     parameters = {"train.lr": 0.1, "scaling.num_workers": workers, "sample.prompts": "x" * 9000}
     tracker.begin(Tracked(run_id, f"run {run_id}", "s3://here", steps.start - 1, parameters))
     tracker.log([Point(step, 1000.0 + step, {"loss": 1 / step, "grad_norm": None}) for step in steps])
-    tracker.evaluated(Point(steps[-1], 2000.0, {"loss": 0.5, "bits_per_byte": 2.0}), final=False)
+    tracker.log_evaluation(Point(steps[-1], 2000.0, {"loss": 0.5, "bits_per_byte": 2.0}), final=False)
     tracker.finish(status)
 
 
@@ -38,7 +39,7 @@ def runs(uri: str) -> list[Run]:
     return list(client.search_runs([experiment.experiment_id]))
 
 
-def test_a_run_that_goes_on_goes_on_there(uri: str) -> None:
+def test_later_attempts_continue_the_same_mlflow_run(uri: str) -> None:
     attempt(uri, range(1, 1501), "stopped")
     [run] = runs(uri)
     assert (run.info.run_name, run.info.status) == ("run one", "KILLED")

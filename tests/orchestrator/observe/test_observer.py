@@ -1,4 +1,4 @@
-"""Everybody who is told of an attempt, at once: what they are told, and what none of them ever is."""
+"""The observer reports to event files, MLflow and W&B at once; no secret key reaches any of them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Clock:
         self.now = 0.0
 
     def __call__(self) -> float:
-        self.now += 1.0  # a second from one look to the next
+        self.now += 1.0  # every call is a second after the one before
         return self.now
 
 
@@ -56,23 +56,23 @@ def progress_at(step: int, scores: list[dict[str, float]] | None = None) -> Prog
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
-def test_all_are_told_and_no_key_gets_anywhere(
+def test_all_trackers_get_the_metrics_and_none_gets_a_key(
     made: Callable[..., tuple[Run, Fence]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_DIR", str(tmp_path / "wandb-files"))
     monkeypatch.setattr(module, "FLUSH_S", 120.0)  # a new database takes its time on a machine that is busy
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     run, fence = made(f"observe.mlflow.tracking_uri={uri}", "observe.wandb.project=p", "observe.wandb.mode=offline")
-    said: list[str] = []
+    lines: list[str] = []
     found = {"step": 3, "at": 9.0, "val_loss": 2.5, "val_bits_per_byte": 1.5}
-    observer = Observer(run, said.append, Clock())
+    observer = Observer(run, lines.append, Clock())
     observer.follow(fence.record.attempts, Progress())
     observer.follow(fence.record.attempts, progress_at(2))
     observer.follow(fence.record.attempts, progress_at(7, [found]))
     observer.follow(fence.record.attempts, progress_at(7, [found]))
     observer.close("finished", {"step": 8, "val_loss": 2.0, "val_bleu": 30.0, "val_bleu_signature": "nrefs:1"})
     observer.close("failed")
-    assert said == []
+    assert lines == []
 
     assert curves_in(Path(run.store.url_of(HELD_OUT))) == {
         "loss": [(3, 2.5), (8, 2.0)],
@@ -96,19 +96,17 @@ def test_all_are_told_and_no_key_gets_anywhere(
         assert not any(value.encode() in content for value in KEYS.values()), path
 
 
-def test_a_tracker_that_cannot_be_reached_is_a_line_for_the_person_watching(
-    made: Callable[..., tuple[Run, Fence]], tmp_path: Path
-) -> None:
+def test_an_unreachable_tracker_is_one_log_line(made: Callable[..., tuple[Run, Fence]], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     run, fence = made(f"observe.mlflow.tracking_uri=sqlite:///{tmp_path}/file/mlflow.db")
-    said: list[str] = []
-    observer = Observer(run, said.append, Clock())
+    lines: list[str] = []
+    observer = Observer(run, lines.append, Clock())
     observer.follow(fence.record.attempts, progress_at(2))
     observer.close("stopped")
-    assert len(said) == 1 and said[0].startswith("MLflow is not told of the run any more: ")
+    assert len(lines) == 1 and lines[0].startswith("MLflow failed, and gets no more metrics of this run: ")
 
 
-def test_metrics_that_cannot_be_set_are_told_of_once(
+def test_a_failure_to_set_metrics_is_logged_once(
     made: Callable[..., tuple[Run, Fence]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:
@@ -116,30 +114,30 @@ def test_metrics_that_cannot_be_set_are_told_of_once(
 
     monkeypatch.setattr(module, "live_summary", fail)
     run, fence = made("observe.tensorboard=false")
-    said: list[str] = []
-    observer = Observer(run, said.append, Clock())
+    lines: list[str] = []
+    observer = Observer(run, lines.append, Clock())
     for step in (1, 2):
         observer.follow(fence.record.attempts, progress_at(step))
-    assert said == ["metrics are not set any more: RuntimeError: no agent"]
+    assert lines == ["metrics are no longer set: RuntimeError: no agent"]
 
 
-def test_nobody_is_told_more_than_once_a_second(made: Callable[..., tuple[Run, Fence]]) -> None:
+def test_reports_are_at_least_a_second_apart(made: Callable[..., tuple[Run, Fence]]) -> None:
     run, fence = made("observe.tensorboard=false")
-    told: list[int] = []
+    reported: list[int] = []
 
     class Watched(Observer):
         def _set_metrics(self, attempts: Any, progress: Progress) -> None:
-            told.append(progress.row["step"])
+            reported.append(progress.row["step"])
 
     now = iter([0.0, 0.0, 0.4, 0.8, 1.1, 1.1, 1.2, 1.2])
     observer = Watched(run, print, lambda: next(now))
     for step in range(1, 5):
         observer.follow(fence.record.attempts, progress_at(step))
     observer.follow(fence.record.attempts, progress_at(5), now=True)
-    assert told == [1, 4, 5]
+    assert reported == [1, 4, 5]
 
 
-def test_the_id_is_that_of_the_run_in_every_attempt(made: Callable[..., tuple[Run, Fence]]) -> None:
+def test_the_id_is_the_same_in_every_attempt_and_for_no_other_run(made: Callable[..., tuple[Run, Fence]]) -> None:
     run, fence = made()
     first = module.tracked(run, 0)
     fence.update(attempt={"status": "stopped"})

@@ -1,4 +1,4 @@
-"""Weights & Biases without a network: what it keeps for a later `wandb sync`, decoded by its own protocol."""
+"""The W&B tracker offline: the file that it writes for a later `wandb sync`, decoded with W&B's own protocol."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HEADER_BYTES, BLOCK_BYTES = 7, 32768
 
 
 def records(folder: Path) -> list[Any]:
-    """What the one run below `folder` has kept."""
+    """Records of the one run below `folder`."""
     from wandb.proto import wandb_internal_pb2
 
     [path] = folder.glob("wandb/offline-run-*/*.wandb")
@@ -54,12 +54,14 @@ def test_a_run_is_kept_with_its_steps_and_nothing_of_the_machine(
     tracker = WandbTracker(WandbConfig(project="p", mode="offline"))
     tracker.begin(Tracked("abc123", "made", "s3://here", 0, {"train.lr": 0.1}))
     tracker.log([Point(step, 0.0, {"loss": 1 / step, "grad_norm": None}) for step in range(1, 6)])
-    tracker.evaluated(Point(3, 0.0, {"loss": 0.5}), final=False)  # beside training, and later than steps after it
+    tracker.log_evaluation(
+        Point(3, 0.0, {"loss": 0.5}), final=False
+    )  # a background evaluation arrives after later steps
     tracker.log([Point(6, 0.0, {"loss": 1 / 6})])
-    tracker.evaluated(Point(6, 0.0, {"loss": 0.25, "bleu": 9.0}), final=True)
+    tracker.log_evaluation(Point(6, 0.0, {"loss": 0.25, "bleu": 9.0}), final=True)
     tracker.finish("finished")
 
-    # Its own process writes the file, and may not be done with it.
+    # W&B's own process writes the file, and may still be writing.
     wait_until(lambda: any(record.HasField("exit") for record in records(tmp_path)), "the run's end in its file")
     found = records(tmp_path)
     [run] = [record.run for record in found if record.HasField("run")]
