@@ -1,1 +1,1 @@
-"""`manta chaos`: a run on a local cluster of real nodes, undisturbed and disturbed, and what every fault cost."""
+"""`manta chaos`: trains a run while injecting faults, and compares it with an undisturbed one."""

@@ -1,4 +1,4 @@
-"""The two runs of `manta chaos`, and the comparison with stock Ray Train."""
+"""Runs `manta chaos`: an undisturbed and a disturbed run, and optionally stock Ray Train under the same faults."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cluster.local.nodes import LocalNodes
 from data.errors import InputError, MantaError
 from orchestrator.chaos.cost import costs, gaps_after, largest_difference
 from orchestrator.chaos.faults import STOCK_WORKER, Injected, Injector
-from orchestrator.chaos.plan import draw_faults, refuse_unknown
+from orchestrator.chaos.plan import KINDS, draw_faults, refuse_unknown
 from orchestrator.config.load import load_recipe
 from orchestrator.config.recipe import RunConfig
 from orchestrator.config.result_fields import resolved
@@ -31,30 +31,28 @@ from orchestrator.driver.prepare import prepare
 from orchestrator.run.ledger import metrics_lines
 from orchestrator.run.record import load_record
 from orchestrator.run.run import open_run, reaching_storage, stores
-from orchestrator.run.summary import describe
+from orchestrator.run.summary import summary_of_run
 
 POLL_INTERVAL_S = 0.5
-"""Seconds between two looks at the run's record, which is written every few seconds."""
+"""Seconds between two reads of the run's record, which is written every few seconds."""
 
 RECOVERY_S = 180.0
-"""Seconds a run may take to do a new step after a fault; after that, the next fault comes all the same."""
+"""Seconds to wait for a new step after a fault before the next fault is injected anyway."""
 
-FEWEST_NODES = 2
-"""Faults leave at least so many nodes: one to lose, and one to go on with."""
+MIN_NODES = 2
+"""Nodes that faults leave at least: one to lose, and one to continue on."""
 
 TOLERANCE = 1e-5
-"""Largest relative difference of losses that is rounding: sums in another order, in fp32."""
-
-_STORE_FAULTS = ("store-errors", "store-slow")
+"""Largest relative difference of losses that counts as rounding, of fp32 sums in another order."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done to the run.
+    """The faults to inject, and the cluster to run on.
 
     Attributes:
-        every_s: seconds from one fault to the next; longer where the run has not done a new step since.
-        count: most faults; None: as many as there is time for.
+        every_s: seconds from one fault to the next; longer if the run has not completed a new step since.
+        count: most faults; None: no limit until the run ends.
         nodes: one-CPU nodes of the cluster.
     """
 
@@ -66,38 +64,39 @@ class Plan:
 
 
 def chaos(
-    recipe: Path, overrides: Sequence[str], plan: Plan, baseline: bool, tell: Callable[[dict[str, Any]], object]
+    recipe: Path, overrides: Sequence[str], plan: Plan, baseline: bool, publish: Callable[[dict[str, Any]], object]
 ) -> dict[str, Any]:
-    """Train the recipe's run undisturbed and disturbed, and report what every fault cost; see `costs`.
+    """Trains the recipe's run undisturbed and disturbed, and reports the cost of every fault; see `costs`.
 
     Args:
-        tell: gets the report as soon as there is one, and once more with the baseline, which takes long.
+        publish: called with the report as soon as there is one, and again with the baseline, which takes long.
 
     Raises:
-        InputError: an unknown fault, or one that this recipe's storage cannot have.
-        MantaError: one of the runs did not come to its end.
+        InputError: a fault is unknown, or needs an object store that the recipe does not use.
+        MantaError: one of the runs failed.
     """
     refuse_unknown(plan.kinds)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the nodes must end with it
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that SIGTERM also ends the nodes
     console = Console()
     config = load_recipe(recipe, overrides)
-    if not config.storage.startswith("s3://") and set(plan.kinds) & set(_STORE_FAULTS):
-        raise InputError(f"{', '.join(_STORE_FAULTS)} need a run kept at s3://…; this one is kept at {config.storage}")
+    store_faults = [kind for kind in plan.kinds if KINDS[kind].needs_store]
+    if store_faults and not config.storage.startswith("s3://"):
+        raise InputError(f"{', '.join(store_faults)} need `storage: s3://…`; this recipe has {config.storage}")
     with ExitStack() as stack:
         config = stack.enter_context(reaching_storage(config))
         prepare(config)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="manta-chaos-")))
-        setting = _Setting(recipe, overrides, config, plan, folder, console)
-        report = setting.compare()
-        tell(report)
+        runs = _Runs(recipe, overrides, config, plan, folder, console)
+        report = runs.compare()
+        publish(report)
         if baseline:
-            report["baseline"] = setting.baseline()
-            tell(report)
+            report["baseline"] = runs.baseline()
+            publish(report)
         return report
 
 
 def is_same_run(report: Mapping[str, Any]) -> bool:
-    """Whether the disturbed run is the undisturbed one: all samples once, and losses apart by no more than rounding."""
+    """Whether the disturbed run equals the undisturbed one: every sample once, and losses equal up to rounding."""
     samples, difference = report["samples"], report["loss_max_rel_diff"]
     return bool(
         report["status"] == "finished"
@@ -109,7 +108,9 @@ def is_same_run(report: Mapping[str, Any]) -> bool:
 
 
 @dataclass(frozen=True)
-class _Setting:
+class _Runs:
+    """The runs of one `manta chaos` command, and what they share."""
+
     recipe: Path
     overrides: Sequence[str]
     config: RunConfig
@@ -118,7 +119,7 @@ class _Setting:
     console: Console
 
     def compare(self) -> dict[str, Any]:
-        """The two runs, one after the other, on one cluster."""
+        """Trains the undisturbed and then the disturbed run on one cluster; returns the report."""
         stamp = time.strftime("%m%d-%H%M%S")
         names = {which: f"{self.config.run}-{which}-{stamp}" for which in ("undisturbed", "disturbed")}
         with ExitStack() as stack:
@@ -144,8 +145,8 @@ class _Setting:
         }
 
     def baseline(self) -> dict[str, Any]:
-        """Stock Ray Train under the same faults, as far as it knows them."""
-        kinds = [kind for kind in self.plan.kinds if kind not in (*_STORE_FAULTS, "corrupt-checkpoint", "hang-worker")]
+        """Trains on stock Ray Train under the same faults, without those of the store and those it cannot survive."""
+        kinds = [kind for kind in self.plan.kinds if KINDS[kind].in_baseline]
         log, config = self.folder / "steps.jsonl", self.folder / "config.json"
         config.write_text(json.dumps(resolved(self.config)))
         log.touch()
@@ -174,22 +175,26 @@ class _Setting:
         kinds: Sequence[str] | None = None,
         count: int | None = None,
     ) -> list[Injected]:
-        """Do faults to a run as long as it goes on; `progress`: newest step it has told of, and whether it trains."""
+        """Injects faults until the run ends or `count` is reached.
+
+        Args:
+            progress: newest reported step, and whether the run trains.
+        """
         plan, faults = self.plan, list[Injected]()
 
-        def goes_on(before: int) -> bool:
+        def advanced(before: int) -> bool:
             step, trains = progress()
             return trains and step > before
 
         count = count or plan.count
-        drawn = draw_faults(kinds or plan.kinds, plan.seed, plan.nodes, FEWEST_NODES, plan.nodes + 1)
+        drawn = draw_faults(kinds or plan.kinds, plan.seed, plan.nodes, MIN_NODES, plan.nodes + 1)
         _await(process, lambda: progress()[0] > 0, RECOVERY_S)
         for kind in drawn:
             if count is not None and len(faults) == count:
                 break
             due, (before, _) = time.monotonic() + plan.every_s, progress()
             _await(process, lambda due=due: time.monotonic() >= due, plan.every_s + 1)  # type: ignore[misc]
-            _await(process, lambda before=before: goes_on(before), RECOVERY_S)  # type: ignore[misc]
+            _await(process, lambda before=before: advanced(before), RECOVERY_S)  # type: ignore[misc]
             _await(process, lambda kind=kind: injector.can(kind), RECOVERY_S)  # type: ignore[misc]
             if process.poll() is not None or not injector.can(kind):
                 break
@@ -199,7 +204,7 @@ class _Setting:
 
     @contextmanager
     def cluster(self, name: str, *, stock: bool = False) -> Iterator[LocalNodes]:
-        """Head and nodes; with Ray's own settings where `stock`."""
+        """Starts a head and nodes; `stock`: with Ray's default settings."""
         folder = self.folder / name
         folder.mkdir()
         keys = {
@@ -213,7 +218,7 @@ class _Setting:
             yield nodes
 
     def training(self, run: str, nodes: LocalNodes, endpoint_url: str | None) -> Any:
-        """`manta train` on the cluster."""
+        """Starts `manta train` on the cluster."""
         sets = [*self.overrides, f"run={run}", "store.serve=null"]
         if endpoint_url:
             sets.append(f"store.endpoint_url={endpoint_url}")
@@ -221,17 +226,15 @@ class _Setting:
         if scaling.effective_min_workers == scaling.effective_max_workers:
             sets += ["scaling.min_workers=1", f"scaling.max_workers={self.plan.nodes}"]
         options = [part for each in sets for part in ("--set", each)]
-        return self.program(
-            [sys.executable, "-m", "orchestrator.cli.main", "train", str(self.recipe), *options], nodes, run
-        )
+        return self.program([sys.executable, "-m", "manta_start", "train", str(self.recipe), *options], nodes, run)
 
     @contextmanager
     def program(self, command: Sequence[str], nodes: LocalNodes, name: str) -> Iterator[subprocess.Popen[str]]:
-        """A command whose output is shown; ended with the block."""
+        """Starts a command, shows its output, and ends it with the block."""
         environment = {**os.environ, **nodes.environment, "PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
         streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         process: subprocess.Popen[str] = subprocess.Popen(command, env=environment, start_new_session=True, **streams)
-        self.console.line(f"{name}: begins")
+        self.console.line(f"{name}: starts")
         assert process.stdout is not None
         output = process.stdout
 
@@ -257,30 +260,30 @@ class _Setting:
         return self.config.model_copy(update={"run": run})
 
     def store_of(self, run: str) -> Any:
-        """Where a run is kept."""
+        """Folder of a run."""
         return stores(self.config_of(run))[1]
 
     def progress_of(self, run: str) -> tuple[int, bool]:
-        """Newest step that a run has told of, 0 before there is one, and whether it trains."""
+        """Newest step that a run has reported, 0 before the first, and whether it trains."""
         with suppress(MantaError):
             attempt = load_record(self.store_of(run)).last
             return attempt.step, attempt.phase == "training"
         return 0, False
 
     def summary(self, run: str) -> dict[str, Any]:
-        """What there is to say of a run, and its losses."""
+        """The part of a run's summary that the report holds, with the run's losses and start."""
         opened = open_run(self.config_of(run))
-        told: Mapping[str, Any] = describe(opened)
+        summary: Mapping[str, Any] = summary_of_run(opened)
         wanted = ("run", "status", "samples", "world_sizes", "goodput", "tokens_per_s", "disruptions", "skipped_steps")
         losses = [json.loads(line)["loss"] for line in metrics_lines(opened.store)]
-        return {name: told[name] for name in wanted} | {
+        return {name: summary[name] for name in wanted} | {
             "losses": losses,
             "started_at": opened.record.attempts[0].started_at,
         }
 
 
 def _await(process: subprocess.Popen[str], condition: Callable[[], bool], patience_s: float) -> None:
-    """Wait until a condition holds, the program ends, or patience does."""
+    """Waits until a condition holds or the program ends, at most `patience_s` seconds."""
     deadline = time.monotonic() + patience_s
     while process.poll() is None and time.monotonic() < deadline and not condition():
         time.sleep(POLL_INTERVAL_S)

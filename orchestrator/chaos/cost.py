@@ -1,4 +1,4 @@
-"""What every fault cost, from when it was done and what the run's record says of its interruptions. Pure."""
+"""Computes the cost of every fault from its time and the disruptions in the run's record. Pure."""
 
 from __future__ import annotations
 
@@ -10,60 +10,61 @@ from orchestrator.chaos.faults import Injected
 
 
 def costs(
-    faults: Sequence[Injected], disruptions: Sequence[Mapping[str, Any]], began_at: float
+    faults: Sequence[Injected], disruptions: Sequence[Mapping[str, Any]], started_at: float
 ) -> list[dict[str, Any]]:
-    """A row for every fault; see `Disruption.summary` for what a disruption says.
+    """Builds a row for every fault.
 
     Args:
-        faults: in the order they were done.
-        began_at: when the run began, seconds since the epoch.
+        faults: in the order of injection.
+        disruptions: see `Disruption.summary`; each belongs to the newest fault before it.
+        started_at: start of the run, seconds since the epoch.
 
     Returns:
-        for each: `kind`, `target`, `at_s`; `detect_s` until the workers were ended because of it; `restart_s` from
-        there to the first step that had not been done before; `lost_s`, the seconds without a new step, which for a
-        planned restart begin at the pause; `replayed_steps`; and the phases of the restart.
+        for each fault: `kind`, `target`, `at_s`; `detect_s` to the end of the workers; `restart_s` from there to the
+        first new step; `lost_s`, seconds without a new step, which for a planned restart start at the pause;
+        `replayed_steps`; and the phases of the restart.
     """
     ends = [fault.at for fault in faults[1:]] + [float("inf")]
     return [
-        _cost(fault, [each for each in disruptions if fault.at <= each["at"] < until], began_at)
+        _cost(fault, [each for each in disruptions if fault.at <= each["at"] < until], started_at)
         for fault, until in zip(faults, ends, strict=True)
     ]
 
 
-def _cost(fault: Injected, its: Sequence[Mapping[str, Any]], began_at: float) -> dict[str, Any]:
-    row: dict[str, Any] = {"kind": fault.kind, "target": fault.target, "at_s": fault.at - began_at}
-    if not its:
+def _cost(fault: Injected, disruptions: Sequence[Mapping[str, Any]], started_at: float) -> dict[str, Any]:
+    row: dict[str, Any] = {"kind": fault.kind, "target": fault.target, "at_s": fault.at - started_at}
+    if not disruptions:
         return row | {"restarts": 0, "detect_s": None, "restart_s": None, "lost_s": 0.0, "replayed_steps": 0}
-    first, last = its[0], its[-1]
-    lost = [_lost(fault, each) for each in its]
+    first, last = disruptions[0], disruptions[-1]
+    lost = [_lost(fault, each) for each in disruptions]
     stepped_at = _stepped_at(last)
     return row | {
-        "restarts": len(its),
+        "restarts": len(disruptions),
         "cause": first["cause"],
         "detect_s": first["at"] - fault.at,
         "restart_s": None if stepped_at is None else stepped_at - first["at"],
         "lost_s": None if None in lost else sum(each for each in lost if each is not None),
-        "replayed_steps": sum(each["replayed_steps"] or 0 for each in its),
+        "replayed_steps": sum(each["replayed_steps"] or 0 for each in disruptions),
         "phases": {f"{name}_s": seconds for name, seconds in first["phases"].items()},
         "workers": [first["workers"], last["workers_after"]],
     }
 
 
 def _lost(fault: Injected, disruption: Mapping[str, Any]) -> float | None:
-    """Seconds without a new step: from the fault or, where steps were done after it, from the last of them."""
+    """Seconds without a new step: from the fault or, if steps were completed after it, from the last of them."""
     stepped_at = _stepped_at(disruption)
     return None if stepped_at is None else stepped_at - max(fault.at, disruption["at"] - disruption["detection_s"])
 
 
 def _stepped_at(disruption: Mapping[str, Any]) -> float | None:
-    """When the first new step after it was done, seconds since the epoch."""
+    """When the first new step after the disruption was completed, seconds since the epoch; None if none was."""
     if disruption["lost_s"] is None:
         return None
     return float(disruption["at"] - disruption["detection_s"] + disruption["lost_s"])
 
 
 def largest_difference(one: Sequence[float | None], other: Sequence[float | None]) -> float | None:
-    """Largest relative difference of two runs' losses, step by step; None where their steps do not match."""
+    """Largest relative difference of two runs' losses, step by step; None if their steps do not match."""
     if len(one) != len(other) or any((a is None) != (b is None) for a, b in zip(one, other, strict=True)):
         return None
     both = [(a, b) for a, b in zip(one, other, strict=True) if a is not None and b is not None]
@@ -71,13 +72,13 @@ def largest_difference(one: Sequence[float | None], other: Sequence[float | None
 
 
 def gaps_after(faults: Sequence[Injected], steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For a loop that only logs `step` and `at`: seconds from every fault to a new step, and steps done again."""
+    """Cost of every fault to a loop that logs only `step` and `at`: seconds to the next new step, repeated steps."""
     rows = []
     for fault, until in pairwise([*faults, Injected("end", float("inf"), "")]):
         before = max((each["step"] for each in steps if each["at"] <= fault.at), default=0)
         later = [each for each in steps if fault.at < each["at"]]
-        again = sum(each["step"] <= before for each in later if each["at"] < until.at)
+        repeated = sum(each["step"] <= before for each in later if each["at"] < until.at)
         new_at = min((each["at"] for each in later if each["step"] > before), default=None)
-        row = {"kind": fault.kind, "target": fault.target, "replayed_steps": again}
+        row = {"kind": fault.kind, "target": fault.target, "replayed_steps": repeated}
         rows.append(row | {"lost_s": None if new_at is None else new_at - fault.at})
     return rows

@@ -1,4 +1,4 @@
-"""Faults as they are done to a run: real signals, real drains, a real proxy in front of the object store."""
+"""Injects faults into a run: signals, node drains, and a faulty proxy in front of the object store."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from dataclasses import dataclass, field
 from cluster.local.faulty_proxy import FaultyProxy
 from cluster.local.nodes import LocalNode, LocalNodes
 from data.stores.store import Store
+from orchestrator.chaos.plan import KINDS
 from orchestrator.run.checkpoint import MODEL, list_checkpoints
 
 WORKER, STOCK_WORKER = "ray::TrainingWorker", "ray::RayTrainWorker"
-"""Titles that Ray gives the processes of training workers, ours and Ray Train's own."""
+"""Process titles that Ray gives to training workers: Manta's, and those of stock Ray Train."""
 
 GRACE_S = 10
-"""Seconds from a drain's notice to the node's end."""
+"""Seconds from the drain notice to the end of the node."""
 
 STORE_TROUBLE_S, STORE_FAILING, STORE_DELAY_S = 8.0, 0.3, 0.5
-"""How long the store is in trouble, the share of requests that fail, and seconds by which answers come late."""
+"""Duration of store faults in seconds, share of requests that fail, and delay of answers in seconds."""
 
 
 @dataclass
 class Injected:
-    """A fault that was done: when (seconds since the epoch), and to whom."""
+    """An injected fault: its kind, when it was injected (seconds since the epoch), and its target."""
 
     kind: str
     at: float
@@ -37,10 +38,13 @@ class Injected:
 
 @dataclass
 class Injector:
-    """Does faults to the run on `nodes`.
+    """Injects faults into the run on `nodes`.
 
     Attributes:
-        store: where the run is kept, reached past the proxy; None before the run has begun.
+        proxy: proxy between run and object store; None without one, and then without store faults.
+        store: the run's folder, reached directly and not through the proxy.
+        draw: draws the targets.
+        title: process title of the training workers.
     """
 
     nodes: LocalNodes
@@ -51,21 +55,19 @@ class Injector:
     _later: list[threading.Timer] = field(default_factory=list)
 
     def inject(self, kind: str) -> Injected:
-        """Do a fault of this kind."""
-        doing: Callable[[], tuple[float, str]] = getattr(self, f"_{kind.replace('-', '_')}")
-        at, target = doing()
+        """Injects a fault of this kind."""
+        inject: Callable[[], tuple[float, str]] = getattr(self, f"_{kind.replace('-', '_')}")
+        at, target = inject()
         return Injected(kind, at, target)
 
     def can(self, kind: str) -> bool:
-        """Whether there is something to do it to at this moment."""
-        if kind in ("kill-worker", "hang-worker", "kill-node", "drain-node", "remove-node"):
-            return bool(self._with_workers())
-        if kind == "corrupt-checkpoint":
-            return len(list_checkpoints(self.store)) > 1 and bool(self._with_workers())
-        return True
+        """Whether the fault has a target now."""
+        if kind == "corrupt-checkpoint" and len(list_checkpoints(self.store)) < 2:  # the run needs one to fall back to
+            return False
+        return not KINDS[kind].needs_workers or bool(self._with_workers())
 
     def settle(self) -> None:
-        """Wait until what faults have begun is at its end."""
+        """Waits for the end of faults that last: drains and store faults."""
         for timer in self._later:
             timer.join()
 
@@ -126,13 +128,13 @@ class Injector:
         content = bytearray(self.store.get(key))
         content[len(content) // 2] ^= 1
         self.store.put(key, bytes(content))
-        lost = self._with_workers()
+        killed = self._with_workers()
         at = time.time()
-        for node in lost:
+        for node in killed:
             node.kill()
         self.nodes.living()
-        self.nodes.add(len(lost))
-        return at, f"{newest} and {', '.join(node.name for node in lost)}"
+        self.nodes.add(len(killed))
+        return at, f"{newest} and {', '.join(node.name for node in killed)}"
 
     def _after(self, seconds: float, action: Callable[[], object]) -> None:
         def act() -> None:

@@ -1,4 +1,4 @@
-"""What came of `manta chaos`, as tables."""
+"""Prints the report of `manta chaos` as tables."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from rich.console import Console
 from rich.table import Table
 
 FILE_WIDTH = 116
-"""Columns where the output is not a terminal that says how many it has."""
+"""Width in columns if the output is not a terminal."""
 
 
 def print_report(report: Mapping[str, Any], console: Console) -> None:
-    """Print a table of the faults, and one of the two runs beside each other."""
+    """Prints a table of the faults, one that compares the two runs, and one of the baseline if there is one."""
     if not console.is_terminal:
         console = Console(width=FILE_WIDTH, highlight=False)
     faults = Table(title="faults", title_justify="left")
-    for name in ("at", "fault", "to", "noticed", "restarted", "without a new step", "done again", "workers"):
-        faults.add_column(name, justify="left" if name in ("fault", "to", "workers") else "right")
+    for name in ("at", "fault", "target", "detected", "restarted", "without a new step", "repeated", "workers"):
+        faults.add_column(name, justify="left" if name in ("fault", "target", "workers") else "right")
     for row in report["faults"]:
         faults.add_row(
             f"{row['at_s']:.0f} s",
@@ -45,7 +45,7 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
     console.print(runs)
     if "baseline" in report:
         stock = Table(title="stock Ray Train, its own elastic settings", title_justify="left")
-        for name in ("fault", "to", "without a new step", "done again"):
+        for name in ("fault", "target", "without a new step", "repeated"):
             stock.add_column(name)
         for row in report["baseline"]["faults"]:
             stock.add_row(row["kind"], row["target"], _seconds(row["lost_s"]), f"{row['replayed_steps']} steps")

@@ -1,7 +1,7 @@
-"""The comparison: the same model on stock Ray Train, with its own elastic settings, as its documentation has them.
+"""The baseline of `manta chaos`: the same model on stock Ray Train with the elastic settings of its documentation.
 
-Run as a program: `python -m orchestrator.chaos.stock_ray CONFIG LOG MIN MAX`. Every step is a line of LOG, written by
-rank 0. The data is drawn at random, since the comparison is of restarts, not of losses.
+Runs as a program: `python -m orchestrator.chaos.stock_ray CONFIG LOG MIN MAX`. Rank 0 appends a line to LOG for every
+step. The data is random, since restarts are compared, not losses.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 VOCAB_SIZE = 2048
 
 SAVE_EVERY_S = 10.0
-"""Seconds between two checkpoints: all that stock Ray Train has after a restart."""
+"""Seconds between two checkpoints, which are all that stock Ray Train keeps across a restart."""
 
 
 def loop(settings: dict[str, Any]) -> None:
-    """A worker: the model under DDP, a checkpoint every SAVE_EVERY_S, from the newest one on."""
+    """Trains on one worker with DDP, from the newest checkpoint on, and saves one every SAVE_EVERY_S."""
     import ray.train
     import ray.train.torch
     import torch
@@ -62,12 +62,12 @@ def loop(settings: dict[str, Any]) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
                 torch.save(state, Path(folder) / "state.pt")
-                there = ray.train.Checkpoint.from_directory(folder) if rank == 0 else None
-                ray.train.report({"step": step}, checkpoint=there)
+                saved = ray.train.Checkpoint.from_directory(folder) if rank == 0 else None
+                ray.train.report({"step": step}, checkpoint=saved)
 
 
 def main(config_path: str, log: str, min_workers: str, max_workers: str) -> None:
-    """Train until killed."""
+    """Trains until the process is killed."""
     import ray
     import ray.train
     import ray.train.torch

@@ -1,4 +1,4 @@
-"""Faults in an order that the seed decides, and what each is said to have cost."""
+"""The order of faults, and the cost that is computed for each."""
 
 import itertools
 
@@ -8,34 +8,37 @@ from hypothesis import strategies as st
 
 from data.errors import InputError
 from orchestrator.chaos.cost import costs, gaps_after, largest_difference
-from orchestrator.chaos.faults import Injected
-from orchestrator.chaos.plan import KINDS, LOSING, draw_faults, refuse_unknown
+from orchestrator.chaos.faults import Injected, Injector
+from orchestrator.chaos.plan import KINDS, draw_faults, refuse_unknown
 from orchestrator.cli.options import seconds_of
 
 kinds_given = st.lists(st.sampled_from(sorted(KINDS)), min_size=1, unique=True)
 
 
 @given(kinds=kinds_given, seed=st.integers(0, 100), nodes=st.integers(2, 5))
-def test_there_are_never_fewer_nodes_than_the_run_needs_nor_more_than_the_machine_bears(
-    kinds: list[str], seed: int, nodes: int
-) -> None:
-    for kind in itertools.islice(draw_faults(kinds, seed, nodes, min_workers=2, max_workers=5), 60):
-        nodes += (kind == "add-node") - (kind in LOSING)
+def test_the_number_of_nodes_stays_within_its_bounds(kinds: list[str], seed: int, nodes: int) -> None:
+    for kind in itertools.islice(draw_faults(kinds, seed, nodes, min_nodes=2, max_nodes=5), 60):
+        nodes += KINDS[kind].node_change
         assert 2 <= nodes <= 5
 
 
 @given(kinds=kinds_given, seed=st.integers(0, 100))
-def test_every_kind_comes_and_the_seed_decides_when(kinds: list[str], seed: int) -> None:
-    drawn = list(itertools.islice(draw_faults(kinds, seed, 4, min_workers=2, max_workers=5), 4 * len(kinds) + 8))
+def test_every_kind_is_drawn_in_an_order_that_depends_on_the_seed_alone(kinds: list[str], seed: int) -> None:
+    drawn = list(itertools.islice(draw_faults(kinds, seed, 4, min_nodes=2, max_nodes=5), 4 * len(kinds) + 8))
     assert set(kinds) <= set(drawn)
-    assert drawn == list(itertools.islice(draw_faults(kinds, seed, 4, min_workers=2, max_workers=5), len(drawn)))
+    assert drawn == list(itertools.islice(draw_faults(kinds, seed, 4, min_nodes=2, max_nodes=5), len(drawn)))
 
 
-def test_nine_faults_of_nine_kinds_are_each_of_them_once() -> None:
-    assert sorted(itertools.islice(draw_faults(list(KINDS), 1, 4, min_workers=2, max_workers=5), 9)) == sorted(KINDS)
+def test_every_kind_is_drawn_once_before_any_comes_again() -> None:
+    assert sorted(itertools.islice(draw_faults(list(KINDS), 1, 4, min_nodes=2, max_nodes=5), 9)) == sorted(KINDS)
 
 
-def test_an_unknown_fault_is_refused_with_those_that_there_are() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_has_its_method(kind: str) -> None:
+    assert callable(getattr(Injector, f"_{kind.replace('-', '_')}"))
+
+
+def test_an_unknown_fault_is_refused_and_the_known_ones_are_listed() -> None:
     with pytest.raises(InputError, match=r"(?s)kill-nod.*kill-node .*SIGKILL to a node"):
         refuse_unknown(["kill-nod"])
     with pytest.raises(InputError, match="none given"):
@@ -43,7 +46,7 @@ def test_an_unknown_fault_is_refused_with_those_that_there_are() -> None:
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("20s", 20.0), ("1.5m", 90.0), ("7", 7.0)])
-def test_times_are_read_as_people_write_them(text: str, seconds: float) -> None:
+def test_times_have_units(text: str, seconds: float) -> None:
     assert seconds_of(text) == seconds
     with pytest.raises(InputError, match="give seconds"):
         seconds_of(f"about {text}")
@@ -55,7 +58,7 @@ def disruption(**fields: object) -> dict[str, object]:
 
 
 def test_a_sudden_death_costs_from_the_kill_to_the_first_new_step() -> None:
-    """Last word at 99.5, killed at 100, noticed at 101, a new step at 106."""
+    """Last report at 99.5, killed at 100, detected at 101, a new step at 106."""
     [row] = costs([Injected("kill-worker", 100.0, "x")], [disruption(at=101.0, detection_s=1.5, lost_s=6.5)], 90.0)
     assert (row["at_s"], row["detect_s"], row["restart_s"], row["lost_s"]) == (10.0, 1.0, 5.0, 6.0)
     assert (row["restarts"], row["replayed_steps"], row["workers"]) == (1, 3, [2, 2])
@@ -63,15 +66,18 @@ def test_a_sudden_death_costs_from_the_kill_to_the_first_new_step() -> None:
 
 
 def test_a_planned_restart_costs_from_the_pause() -> None:
-    """Told at 100, paused at 103 and known at 103.2, a new step at 108."""
+    """Notice at 100, paused at 103 and detected at 103.2, a new step at 108."""
     [row] = costs([Injected("drain-node", 100.0, "x")], [disruption(at=103.2, detection_s=0.2, lost_s=5.0)], 90.0)
     assert (row["detect_s"], row["lost_s"]) == (pytest.approx(3.2), pytest.approx(5.0))
 
 
 def test_a_disruption_belongs_to_the_fault_before_it() -> None:
     faults = [Injected("store-slow", 100.0, "x"), Injected("kill-node", 110.0, "y"), Injected("add-node", 130.0, "z")]
-    its = [disruption(at=112.0, detection_s=2.0, lost_s=9.0), disruption(at=125.0, detection_s=0.0, lost_s=None)]
-    rows = costs(faults, its, 90.0)
+    disruptions = [
+        disruption(at=112.0, detection_s=2.0, lost_s=9.0),
+        disruption(at=125.0, detection_s=0.0, lost_s=None),
+    ]
+    rows = costs(faults, disruptions, 90.0)
     assert [row["restarts"] for row in rows] == [0, 2, 0]
     assert [row["lost_s"] for row in rows] == [0.0, None, 0.0], "the second has not ended"
 
