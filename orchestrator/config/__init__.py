@@ -1,1 +1,1 @@
-"""Recipes and cluster specs: fields, rules between them, reading and reporting problems."""
+"""Recipes and cluster specs: their fields, the rules between fields, reading files, and reporting problems."""

@@ -1,4 +1,7 @@
-"""A cluster's spec as written in YAML, read as strictly as a recipe."""
+"""Reads a cluster spec from YAML, as strictly as a recipe is read.
+
+A module of its own, though short: commands on clusters need it, and no recipe.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from cluster.spec import ClusterSpec
 from orchestrator.config.problems import field_problems, listed
@@ -14,7 +18,11 @@ from orchestrator.errors import RecipeError
 
 
 def load_cluster(path: Path, overrides: Sequence[str] = ()) -> ClusterSpec:
-    """The cluster that a file describes, with `dotted.name=value` overrides in place.
+    """Reads the cluster that a file describes.
+
+    Args:
+        path: the spec's file.
+        overrides: `dotted.name=value` each, applied on top of the file.
 
     Raises:
         RecipeError: the file cannot be read, or has problems; all of them are in the message.
@@ -25,13 +33,12 @@ def load_cluster(path: Path, overrides: Sequence[str] = ()) -> ClusterSpec:
         spec = ClusterSpec.model_validate(document)
     except ValidationError as error:
         problems += field_problems(error, ClusterSpec)
-        problems += [line for each in error.errors() if not each["loc"] for line in _lines_of(each)]
+        problems += [line for each in error.errors() if not each["loc"] for line in _contradictions_in(each)]
     if problems:
         raise RecipeError(listed(str(path), problems))
     return spec
 
 
-def _lines_of(error: object) -> list[str]:
-    """The contradictions that the spec as a whole has found."""
-    assert isinstance(error, dict)
+def _contradictions_in(error: ErrorDetails) -> list[str]:
+    """The contradictions between fields, which the spec's own validator reports as one error without a location."""
     return str(error.get("ctx", {}).get("error", error["msg"])).splitlines()

@@ -1,4 +1,4 @@
-"""The recipe's section `observe`: who is told of a run, beside its own folder. None of it decides a result."""
+"""The recipe's section `observe`: where metrics go besides the run's folder. None of it changes the result."""
 
 from __future__ import annotations
 
@@ -6,48 +6,53 @@ from typing import Literal
 
 from pydantic import Field
 
-from data.section import Place, Section
+from data.section import Section, UrlOrPath
 
 
 class MlflowConfig(Section):
-    """Where MLflow is told of the run, if it is."""
+    """Logging to MLflow, which is off by default."""
 
-    tracking_uri: Place | None = Field(
+    tracking_uri: UrlOrPath | None = Field(
         None,
         min_length=1,
-        description="Tracking server or store of MLflow, as http://host:5000 or sqlite:////path/mlflow.db: the run is "
-        "told there, too. A name and password go into MLFLOW_TRACKING_USERNAME and _PASSWORD. null: it is not.",
+        description="MLflow tracking server or store to log the run to, such as http://host:5000 or "
+        "sqlite:////path/mlflow.db. Set its user and password in MLFLOW_TRACKING_USERNAME and "
+        "MLFLOW_TRACKING_PASSWORD. null: no MLflow.",
     )
-    experiment: str = Field("manta", min_length=1, description="Experiment of MLflow that the run is in.")
+    experiment: str = Field("manta", min_length=1, description="MLflow experiment of the run.")
 
 
 class WandbConfig(Section):
-    """What Weights & Biases is told of the run, if it is."""
+    """Logging to Weights & Biases, which is off by default."""
 
     project: str | None = Field(
         None,
         min_length=1,
-        description="Project of Weights & Biases that the run is told to, too; the key to it is in WANDB_API_KEY. "
-        "null: it is not.",
+        description="Weights & Biases project to log the run to; the API key is read from WANDB_API_KEY. "
+        "null: no Weights & Biases.",
     )
-    entity: str | None = Field(None, min_length=1, description="User or team that owns the project; null: the key's.")
+    entity: str | None = Field(
+        None, min_length=1, description="User or team that owns the project; null: the owner of the API key."
+    )
     mode: Literal["online", "offline"] = Field(
-        "online", description="Whether it is sent, or written beside the run for a later `wandb sync`."
+        "online",
+        description="online sends metrics while the run goes on; offline writes them to disk for a later `wandb sync`.",
     )
 
 
 class ObserveConfig(Section):
-    """Who is told of a run while it goes on."""
+    """Where metrics go while the run is training, besides the run's own folder."""
 
     tensorboard: bool = Field(
-        True, description="Whether the run's folder has event files of TensorBoard, a value for every step."
+        True,
+        description="Whether TensorBoard event files are written to the run's folder, one value per metric and step.",
     )
-    mlflow: MlflowConfig = Field(default_factory=MlflowConfig, description="MLflow.")
-    wandb: WandbConfig = Field(default_factory=WandbConfig, description="Weights & Biases.")
+    mlflow: MlflowConfig = Field(default_factory=MlflowConfig, description="Logging to MLflow.")
+    wandb: WandbConfig = Field(default_factory=WandbConfig, description="Logging to Weights & Biases.")
     peak_flops: float | None = Field(
         None,
         gt=0,
         allow_inf_nan=False,
-        description="Floating-point operations a second that one worker's device can do at most, for utilization; "
-        "null: as its data sheet says, where the device is known.",
+        description="Peak floating-point operations per second of one worker's device, for model FLOP utilization; "
+        "null: the data sheet's number, where the device is known.",
     )

@@ -1,4 +1,4 @@
-"""What of a recipe is not to be had on a cluster: files of one machine, and keys that would travel with it."""
+"""Finds what prevents a recipe from running on a cluster: files of this machine, and secret keys in the recipe."""
 
 from __future__ import annotations
 
@@ -12,65 +12,65 @@ from orchestrator.config.problems import listed
 from orchestrator.config.recipe import RunConfig
 from orchestrator.errors import RecipeError
 
-_OF_LIBRARIES = ("near_dedup", "language", "stop_words", "lemmatize", "segment")
-"""Steps that need the extra `text`."""
+_NEED_EXTRA_TEXT = ("near_dedup", "language", "stop_words", "lemmatize", "segment")
+"""Cleaning steps that need the packages of the extra `text`."""
 
 
 def keys_in(config: RunConfig) -> list[str]:
-    """Dotted names of the keys to the object store that the recipe holds."""
+    """Dotted names of the object store's keys that the recipe contains."""
     return [f"store.{name}" for name in SECRET if getattr(config.store, name) is not None]
 
 
-def local_places(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """Dotted names of fields that name a file or folder of a machine, and what they say; `store.serve` is another."""
-    for name, place in _places(config).items():
-        if place is not None and split_url(place)[0] == "file":
-            yield name, place
+def local_files(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Dotted name and value of the fields that name a file or folder of this machine, apart from `store.serve`."""
+    for name, location in _locations(config).items():
+        if location is not None and split_url(location)[0] == "file":
+            yield name, location
 
 
-def _places(config: RunConfig) -> dict[str, str | None]:
-    places = {
+def _locations(config: RunConfig) -> dict[str, str | None]:
+    locations: dict[str, str | None] = {
         "storage": config.storage,
         "train.init_from": config.train.init_from,
         "data.tokenizer.path": config.data.tokenizer.path,
     }
     for index, source in enumerate(config.data.sources):
-        places |= {f"data.sources.{index}.path": source.path, f"data.sources.{index}.input_path": source.input_path}
-    return places
+        locations |= {f"data.sources.{index}.path": source.path, f"data.sources.{index}.input_path": source.input_path}
+    return locations
 
 
-def own_servers(config: RunConfig) -> list[str]:
-    """What is to be said of an object store that the recipe has served on this machine."""
+def local_server_problems(config: RunConfig) -> list[str]:
+    """The problem of `store.serve`, which starts an object store on one machine; empty where it is not set."""
     if config.store.serve is None:
         return []
     return [
-        f"store.serve = {config.store.serve!r}: a server on one machine is none for a cluster; take it out, and name a "
-        "bucket"
+        f"store.serve = {config.store.serve!r}: starts a server on one machine, which a cluster cannot use; remove it, "
+        "and name a bucket"
     ]
 
 
 def image_needs(config: RunConfig) -> list[str]:
-    """What an image must hold for the recipe, beside what Manta's has where nothing is said, each in a line."""
+    """What the container image must contain for the recipe, besides the default image of Manta; a line each."""
     wanted = {
-        "text": any(step.step in _OF_LIBRARIES for step in config.data.cleaning),
-        "gs": any(split_url(place)[0] == "gs" for place in _places(config).values() if place is not None),
+        "text": any(step.step in _NEED_EXTRA_TEXT for step in config.data.cleaning),
+        "gs": any(split_url(each)[0] == "gs" for each in _locations(config).values() if each is not None),
         "mlflow": config.observe.mlflow.tracking_uri is not None,
         "wandb": config.observe.wandb.project is not None,
     }
     extras = ",".join(name for name, is_wanted in wanted.items() if is_wanted)
     lines = [f"the extras {extras}: docker build --build-arg EXTRAS={extras}"] if extras else []
-    own = {step.path.rpartition(".")[0] for step in config.data.cleaning if isinstance(step, FunctionStep)}
+    modules = {step.path.rpartition(".")[0] for step in config.data.cleaning if isinstance(step, FunctionStep)}
     return [
         *lines,
-        *(f"the module {module}, which data.cleaning names: only the recipe travels" for module in sorted(own)),
+        *(f"the module {module}, which data.cleaning names: only the recipe is shipped" for module in sorted(modules)),
     ]
 
 
 def refuse_keys(config: RunConfig, recipe: Path) -> None:
-    """Raises RecipeError if the recipe holds keys: it is kept in the cluster's memory, and on its nodes' disks."""
+    """Raises RecipeError if the recipe contains keys, since it is stored in the cluster's memory and on its disks."""
     problems = [
-        f"{name}: a key does not belong on a cluster's disks; take it out, and let the nodes have AWS_ACCESS_KEY_ID "
-        "and AWS_SECRET_ACCESS_KEY in their environment, or an identity that needs none"
+        f"{name}: a key must not be stored on a cluster's disks; remove it, and set AWS_ACCESS_KEY_ID and "
+        "AWS_SECRET_ACCESS_KEY in the environment of the nodes, or give them an identity that needs no key"
         for name in keys_in(config)
     ]
     if problems:
@@ -78,22 +78,22 @@ def refuse_keys(config: RunConfig, recipe: Path) -> None:
 
 
 def local_paths(config: RunConfig, recipe: Path, *, this_machine: bool) -> list[str]:
-    """Overrides that make folders of the recipe absolute, where the cluster is on this machine.
+    """Overrides that make the recipe's paths absolute, for a cluster on this machine.
 
     Raises:
-        RecipeError: the cluster is elsewhere, and a place is named relative to this machine's folder; an absolute one
-            may be that of a file system which all nodes have.
+        RecipeError: the cluster is elsewhere, and a path is relative. An absolute path is accepted, since it may be
+            on a file system that all nodes share.
     """
-    relative = [(name, place) for name, place in local_places(config) if not place.startswith(("/", "file://"))]
+    relative = [(name, path) for name, path in local_files(config) if not path.startswith(("/", "file://"))]
     if this_machine:
         served = [("store.serve", config.store.serve)] if config.store.serve is not None else []
-        return [f"{name}={split_url(place)[1]}" for name, place in [*relative, *served]]
+        return [f"{name}={split_url(path)[1]}" for name, path in [*relative, *served]]
     problems = [
-        f"{name} = {place!r}: the cluster does not have the files of this machine; name a bucket, or an absolute path "
-        "of a file system that all nodes have"
-        for name, place in relative
+        f"{name} = {path!r}: the cluster does not have the files of this machine; name a bucket, or an absolute path "
+        "on a file system that all nodes share"
+        for name, path in relative
     ]
-    problems += own_servers(config)
+    problems += local_server_problems(config)
     if problems:
         raise RecipeError(listed(str(recipe), problems))
     return []

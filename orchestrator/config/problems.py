@@ -1,4 +1,4 @@
-"""Problems of a recipe, as messages that name the field, its value and the remedy."""
+"""Formats problems of a recipe as messages that name the field, its value and the remedy."""
 
 from __future__ import annotations
 
@@ -18,22 +18,32 @@ from orchestrator.config.schema import element_of, nearest_name, section_of, var
 
 
 def listed(where: str, problems: Sequence[str]) -> str:
-    """The message that tells of all problems found in a recipe."""
+    """Formats all problems of a file as one message.
+
+    Args:
+        where: the file, or what else the problems are in.
+        problems: a line each, or several.
+    """
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     return f"{where}: {count}\n" + "\n".join(f"  {problem}".replace("\n", "\n    ") for problem in problems)
 
 
 def field_problems(error: ValidationError, model: type[BaseModel] = RunConfig) -> list[str]:
-    """What pydantic found, without rules of the whole recipe, and without a list's complaint about its elements."""
+    """The problems of single fields that pydantic found.
+
+    Left out are rules between fields, which have no location, and a list's own error where its elements have errors.
+    """
     found = [e for e in error.errors(include_url=False) if e["loc"]]
-    places = {e["loc"] for e in found}
-    return [
-        _describe(e, model) for e in found if not any(p != e["loc"] and p[: len(e["loc"])] == e["loc"] for p in places)
-    ]
+    locations = {e["loc"] for e in found}
+
+    def has_inner_error(outer: tuple[int | str, ...]) -> bool:
+        return any(inner != outer and inner[: len(outer)] == outer for inner in locations)
+
+    return [_describe(e, model) for e in found if not has_inner_error(e["loc"])]
 
 
 def _describe(error: ErrorDetails, model: type[BaseModel]) -> str:
-    """One problem: dotted name, the value given, what is allowed, the nearest valid name for a typo."""
+    """One problem: the dotted name, the given value, what is allowed, and the nearest valid name for a typo."""
     name = _dotted_name(error["loc"], model)
     if error["type"] in ("union_tag_invalid", "union_tag_not_found", "model_attributes_type"):
         kinds = _variants_at(error["loc"], model)
@@ -45,7 +55,7 @@ def _describe(error: ErrorDetails, model: type[BaseModel]) -> str:
         return f"{name}: there is no such field" + (f"; did you mean {near}?" if near else f"; see {where}")
     if error["type"] == "missing":
         return f"{name}: missing. {_meaning(error['loc'], model)}"
-    if error["type"] == "value_error":  # from a section's own rules, which speak for themselves
+    if error["type"] == "value_error":  # from the section's own validator, whose message is complete
         return f"{name}: " + str(error.get("ctx", {}).get("error", error["msg"]))
     allowed = error["msg"].removeprefix("Input ").replace("String should", "should")
     if error["type"] == "string_pattern_mismatch":
@@ -56,21 +66,20 @@ def _describe(error: ErrorDetails, model: type[BaseModel]) -> str:
 
 
 def _unknown_kind(name: str, error: ErrorDetails, kinds: Sequence[str]) -> str:
-    """A list's element that is of no kind there is, or does not say of which."""
+    """The problem of a list element whose kind is unknown or not given."""
     given, tag = error["input"], str(error.get("ctx", {}).get("discriminator", "")).strip("'")
     if not isinstance(given, dict) or tag not in given:
         example = given if given in kinds else kinds[0]
-        said = f"which of {', '.join(kinds)} it is has to be said: write {{step: {example}}}"
-        return f"{name} = {_shown(name, given)}: {said}"
+        return f"{name} = {_shown(name, given)}: needs one of {', '.join(kinds)}; write {{step: {example}}}"
     near = difflib.get_close_matches(str(given[tag]), kinds, n=1)
     hint = f"; did you mean {near[0]}?" if near else "."
-    return f"{name}.{tag} = {_shown(name, given[tag])}: there is no such one{hint} There are {', '.join(kinds)}"
+    return f"{name}.{tag} = {_shown(name, given[tag])}: there is no such step{hint} There are {', '.join(kinds)}"
 
 
 def _steps_of(
     loc: Sequence[int | str], model: type[BaseModel] | None
 ) -> Iterator[tuple[int | str, FieldInfo | None, bool]]:
-    """Every part of `loc`, the field it names, and whether it only tells which kind of section an element is."""
+    """Every part of `loc`, the field it names, and whether the part is only the kind of a list element."""
     kinds: dict[str, type[BaseModel]] = {}
     for part in loc:
         if isinstance(part, int):
@@ -86,12 +95,12 @@ def _steps_of(
 
 
 def _dotted_name(loc: Sequence[int | str], model: type[BaseModel]) -> str:
-    """`loc` as a recipe would name it: pydantic also says of which kind an element of a list is."""
+    """`loc` as a dotted name of the recipe. The kinds of list elements, which pydantic inserts, are left out."""
     return ".".join(str(part) for part, _, is_kind in _steps_of(loc, model) if not is_kind)
 
 
 def _variants_at(loc: Sequence[int | str], model: type[BaseModel]) -> list[str]:
-    """The kinds that the element of a list at `loc` may be of; none where there are no kinds."""
+    """The kinds that the list element at `loc` may have; empty where elements have no kinds."""
     fields = [field for _, field, _ in _steps_of(loc, model) if field]
     return list(variants_of(fields[-1].annotation)) if fields else []
 
@@ -103,7 +112,7 @@ def _meaning(loc: Sequence[int | str], model: type[BaseModel]) -> str:
 
 
 def _shown(name: str, value: Any) -> str:
-    """`value` as a message may show it: short, and no keys."""
+    """`value` as a message may show it: shortened, and without keys."""
     if (last := name.rpartition(".")[2]) in SECRET or looks_secret(last):
         return "(not shown)"
     text = json.dumps(value, ensure_ascii=False, default=str)

@@ -1,4 +1,7 @@
-"""A recipe as written: YAML read strictly, `--set` overrides applied. What the fields mean is not known here."""
+"""Reads recipe files strictly as YAML, applies `--set` overrides, and finds recipes by run name.
+
+The meaning of the fields is not known here: see `load.py`.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,15 @@ from orchestrator.config.renamed import new_name
 from orchestrator.errors import RecipeError, UnknownRunError
 
 REMEMBERED = Path(".manta/runs")
-"""Resolved recipes of the runs begun from this folder."""
+"""Folder of the resolved recipes of runs that were started from the working directory."""
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice and reads 3e-4 as the number it looks like."""
+    """Safe YAML that refuses duplicate keys and reads 3e-4 as a number."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
-        # Before merge keys (<<) are resolved: overriding what was merged in is what they are for.
+        # Before merge keys (<<) are resolved, since a merged key may be overridden.
         for key, _ in node.value:
             if key.tag == "tag:yaml.org,2002:merge":
                 continue
@@ -38,14 +41,18 @@ def _at(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
     return yaml.constructor.ConstructorError(problem=problem, problem_mark=node.start_mark)
 
 
-# YAML 1.1 wants a dot in the number and a sign in its exponent, so 3e-4 and 1.5e9 would be strings.
+# YAML 1.1 requires a dot in the number and a sign in its exponent, so 3e-4 and 1.5e9 would be strings.
 _StrictLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
 
 
 def read_recipe(path: Path, what: str = "recipe") -> dict[str, Any]:
-    """The fields of a recipe, or of `what` else is written as strictly, as YAML gives them.
+    """Reads the fields of a recipe, nested as in YAML.
+
+    Args:
+        path: the file.
+        what: its kind, for messages.
 
     Raises:
         RecipeError: the file is missing, not text, not YAML, or not a mapping; with the line where there is one.
@@ -53,7 +60,7 @@ def read_recipe(path: Path, what: str = "recipe") -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise RecipeError(f"There is no {what} {path}. {_what_is_there(path)}") from None
+        raise RecipeError(f"There is no {what} {path}. {_nearby_recipes(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"The {what} {path} cannot be read: {error}. It is a YAML file in UTF-8.") from None
     try:
@@ -68,7 +75,7 @@ def read_recipe(path: Path, what: str = "recipe") -> dict[str, Any]:
 
 
 def apply_overrides(document: dict[str, Any], overrides: Sequence[str]) -> list[str]:
-    """Set each `dotted.name=value` in `document`; the value is YAML. Returns the problems of those that cannot be."""
+    """Sets each `dotted.name=value` in `document`; values are YAML. Returns the problems of invalid overrides."""
     problems = []
     for override in overrides:
         name, equals, text = override.partition("=")
@@ -79,7 +86,9 @@ def apply_overrides(document: dict[str, Any], overrides: Sequence[str]) -> list[
             assign(document, new_name(name).split("."), _load(text))
         except yaml.YAMLError as error:
             what = getattr(error, "problem", None) or error
-            problems.append(f"--set {name}: the value is not YAML ({what}); quote it")  # it may be a key: not shown
+            problems.append(
+                f"--set {name}: the value is not YAML ({what}); quote it"
+            )  # the value may be a secret key, so it is not shown
         except LookupError as error:
             problems.append(f"--set {name}: {error.args[0]}")
     return problems
@@ -90,31 +99,37 @@ def _load(text: str) -> Any:
 
 
 def assign(document: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    """Set the value at `path`, making sections on the way; a list takes an index, its length appends."""
-    place: Any = document
+    """Sets the value at `path` and creates missing sections. A list takes an index; its length appends.
+
+    Raises:
+        LookupError: an index is out of range, or a part of the path is a value without fields.
+    """
+    current: Any = document
     for depth, name in enumerate(path):
         here = ".".join(path[:depth])
         last = depth == len(path) - 1
-        if isinstance(place, list):
-            if not name.isdecimal() or int(name) > len(place):
-                raise LookupError(f"{here} is a list; its places are 0 to {len(place)}, where {len(place)} appends")
+        if isinstance(current, list):
+            if not name.isdecimal() or int(name) > len(current):
+                raise LookupError(
+                    f"{here} is a list; valid indices are 0 to {len(current)}, and {len(current)} appends"
+                )
             key: Any = int(name)
-            if key == len(place):
-                place.append({})
-        elif isinstance(place, dict):
+            if key == len(current):
+                current.append({})
+        elif isinstance(current, dict):
             key = name
-            if not last and place.get(key) is None:
-                place[key] = {}
+            if not last and current.get(key) is None:
+                current[key] = {}
         else:
-            raise LookupError(f"{here} is {place!r}, which has no fields to set")
+            raise LookupError(f"{here} is {current!r}, which has no fields to set")
         if last:
-            place[key] = value
+            current[key] = value
         else:
-            place = place[key]
+            current = current[key]
 
 
 def _describe_syntax(path: Path, text: str, error: yaml.YAMLError) -> str:
-    """File, line and column of what is wrong, and the line itself with a caret below the place."""
+    """The file, line and column of the error, and the line itself with a caret below the column."""
     mark = getattr(error, "problem_mark", None)
     if mark is None:
         return f"{path} is not YAML: {error}"
@@ -124,7 +139,7 @@ def _describe_syntax(path: Path, text: str, error: yaml.YAMLError) -> str:
     return f"{path}:{mark.line + 1}:{mark.column + 1}: {what}\n    {shown}\n    {' ' * mark.column}^"
 
 
-def _what_is_there(path: Path) -> str:
+def _nearby_recipes(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
         return f"There is no folder {folder} either."
@@ -138,35 +153,36 @@ def _what_is_there(path: Path) -> str:
 
 
 def remember_recipe(run: str, fields: dict[str, Any]) -> None:
-    """Keep a run's resolved recipe in REMEMBERED, so that `manta show RUN` finds it whatever --set made of it."""
+    """Stores a run's resolved recipe in REMEMBERED, so that `manta show RUN` finds the run with its overrides."""
     try:
         REMEMBERED.mkdir(parents=True, exist_ok=True)
         (REMEMBERED / f"{run}.yaml").write_text(yaml.safe_dump(fields, sort_keys=False))
-    except OSError:  # a convenience: a folder that cannot be written is no reason not to train
+    except OSError:  # a convenience: an unwritable folder must not prevent training
         return
 
 
 def find_recipe(run_or_recipe: str, folder: Path = Path("recipes")) -> Path:
-    """The recipe that is meant: a file, or that of the run of this name, begun from here or described in `folder`.
+    """Finds a recipe by its path, or by the name of a run that was started from here or has a recipe in `folder`.
 
     Raises:
-        UnknownRunError: it is neither; the message names the runs there are recipes for.
-        RecipeError: it looks like a file (a suffix, a slash) and there is none.
+        UnknownRunError: there is no such run; the message names the known runs.
+        RecipeError: it looks like a path (a suffix, a slash), and there is no such file.
     """
     path = Path(run_or_recipe)
     if path.is_file():
         return path
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        raise RecipeError(f"There is no recipe {path}. {_what_is_there(path)}")
+        raise RecipeError(f"There is no recipe {path}. {_nearby_recipes(path)}")
     runs = {}
     for recipe in (*sorted(folder.glob("*.yaml")), *sorted(REMEMBERED.glob("*.yaml"))):
         try:
             runs[str(read_recipe(recipe).get("run"))] = recipe
-        except RecipeError:  # a broken recipe of another run is no reason to refuse this one
+        except RecipeError:  # the broken recipe of another run must not hide this one
             continue
     if run_or_recipe in runs:
         return runs[run_or_recipe]
     raise UnknownRunError(
-        f"{run_or_recipe} is neither a recipe nor a run begun from this folder or described in {folder.absolute()}. "
-        f"Runs known here: {', '.join(runs) or 'none'}. For any other, name its recipe: recipes/NAME.yaml"
+        f"{run_or_recipe} is neither a recipe nor a run that was started from this folder or has a recipe "
+        f"in {folder.absolute()}. Runs known here: {', '.join(runs) or 'none'}. "
+        "For any other run, give its recipe: recipes/NAME.yaml"
     )

@@ -1,8 +1,13 @@
-"""Fields of a recipe that had another name in an earlier version; the old name is read until version 0.3."""
+"""Recipe fields that had another name in an earlier version. The old name is read until version 0.3.
+
+`RENAMED` is the whole list: to rename a field, add a row. Recipe files, `--set` overrides, sweeps' recipes and the
+fields stored with runs and sweeps are all read through this module.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 RENAMED = {
@@ -10,11 +15,14 @@ RENAMED = {
     "eval.beside": "eval.background",
     "eval.translate_on_the_way": "eval.translate_during_training",
 }
-"""Dotted names, old to new. All are two words long: a section and a field."""
+"""New name by old name, both dotted. All have two parts: a section and a field."""
 
 
 def new_name(name: str) -> str:
-    """The present name of a field or of a part of it; a sweep's names may begin with `run.`."""
+    """The present name of a field, or of a part of it such as `data.steps.0.step`.
+
+    The names in a sweep's stored fields may begin with `run.`, which is kept.
+    """
     prefix = "run." if name.startswith("run.") else ""
     section, _, rest = name.removeprefix(prefix).partition(".")
     field, dot, inner = rest.partition(".")
@@ -22,15 +30,21 @@ def new_name(name: str) -> str:
 
 
 def with_new_names(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by dotted name, under their present names."""
+    """The values of `fields`, which has dotted names, under their present names."""
     return {new_name(name): value for name, value in fields.items()}
 
 
+def notices_of(names: Iterable[str]) -> list[str]:
+    """A line for each old field name among the dotted `names`, which says the new name."""
+    found = {".".join(name.split(".")[:2]) for name in names}
+    return [_notice(old) for old in RENAMED if old in found]
+
+
 def rename_fields(document: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Put the fields of a recipe under their present names, in place.
+    """Renames the old fields of a recipe in place.
 
     Returns:
-        the old names found, each with its new one as a line for a person; and problems: fields given by both names.
+        Notices: a line for each old name found. Problems: a line for each field that is given under both names.
     """
     notices, problems = [], []
     for old, new in RENAMED.items():
@@ -39,10 +53,38 @@ def rename_fields(document: dict[str, Any]) -> tuple[list[str], list[str]]:
         if not isinstance(fields, dict) or name not in fields:
             continue
         if (present := new.split(".")[1]) in fields:
-            problems.append(f"{old}: now called {new}, which is set too. Leave {old} out.")
-            del fields[name]
+            problems.append(_both_given(old))
+            document[section] = {each: value for each, value in fields.items() if each != name}
         else:
-            notices.append(f"{old} is now called {new}; the old name is read until version 0.3")
-            # In its old place, so that what is printed of the recipe keeps its order.
+            notices.append(_notice(old))
+            # At its old position, so that a printed recipe keeps its order.
             document[section] = {present if each == name else each: value for each, value in fields.items()}
     return notices, problems
+
+
+def rename_dotted(fields: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:
+    """Like `with_new_names`, for fields that a person wrote.
+
+    Args:
+        fields: values by dotted name.
+        where: what the fields are in, as problems name it, such as `set`.
+
+    Returns:
+        The renamed fields, and a problem for each field that is given under both names.
+    """
+    problems = [f"{where}.{_both_given(name)}" for name in fields if name in RENAMED and RENAMED[name] in fields]
+    return with_new_names(fields), problems
+
+
+def print_notices(where: str, notices: Sequence[str]) -> None:
+    """Prints notices to standard error, which keeps the output of `--json` clean."""
+    for notice in notices:
+        print(f"{where}: {notice}", file=sys.stderr)
+
+
+def _notice(old: str) -> str:
+    return f"{old} is now called {RENAMED[old]}; the old name is read until version 0.3"
+
+
+def _both_given(old: str) -> str:
+    return f"{old}: now called {RENAMED[old]}, which is set too. Leave {old} out."

@@ -1,6 +1,6 @@
-"""What must hold between fields of a recipe that are each right by themselves.
+"""The rules of a recipe: conditions between fields that are each valid by themselves.
 
-A rule declares the fields it reads, so that the valid part of a wrong recipe can be checked too: a rule is passed over
+A rule declares the fields it reads, so that the valid part of a wrong recipe can be checked too: a rule is skipped
 where one of its fields is missing. `tests/orchestrator/config/test_rules.py` holds the declarations to what is read.
 """
 
@@ -14,12 +14,12 @@ from data.config import DataConfig
 from model.config import ModelConfig
 from orchestrator.config.sections import EvalConfig, ScalingConfig, TrainConfig
 
-# Entries of the "bytes" vocabulary: every byte, and end-of-text.
 BYTES_VOCAB_SIZE = 257
+"""Tokens of the "bytes" vocabulary: every byte, and end-of-text."""
 
 
 class RecipeFields(Protocol):
-    """The sections of a recipe that rules read; a `RunConfig` has them, and so has the valid part of a wrong recipe."""
+    """The sections that rules read. A `RunConfig` has them, and so has the valid part of a wrong recipe."""
 
     @property
     def train(self) -> TrainConfig: ...
@@ -37,24 +37,28 @@ class RecipeFields(Protocol):
     def eval(self) -> EvalConfig: ...
 
 
+Check = Callable[[RecipeFields], str | None]
+"""Returns the problem with its remedy, or None where the rule holds."""
+
+
 @dataclass(frozen=True)
 class Rule:
     """A condition between fields.
 
     Attributes:
-        reads: dotted names of the fields it reads.
-        problem: what is wrong, with the remedy; None where the rule holds.
+        reads: dotted names of the fields that `problem` reads.
+        problem: the check itself.
     """
 
     reads: tuple[str, ...]
-    problem: Callable[[RecipeFields], str | None]
+    problem: Check
 
 
 RULES: list[Rule] = []
 
 
 def contradictions(config: RecipeFields) -> Iterator[str]:
-    """Problems between fields that are each right by themselves, as far as `config` has the fields."""
+    """Yields the problems of all rules whose fields `config` has."""
     for rule in RULES:
         if all(_has(config, name) for name in rule.reads) and (problem := rule.problem(config)):
             yield problem
@@ -68,10 +72,10 @@ def _has(section: Any, name: str) -> bool:
     return True
 
 
-def _rule(*reads: str) -> Callable[[Callable[[RecipeFields], str | None]], Callable[[RecipeFields], str | None]]:
-    """Decorator: a rule that reads these fields."""
+def _rule(*reads: str) -> Callable[[Check], Check]:
+    """Decorator: adds the function to RULES as a rule that reads these fields."""
 
-    def add(problem: Callable[[RecipeFields], str | None]) -> Callable[[RecipeFields], str | None]:
+    def add(problem: Check) -> Check:
         RULES.append(Rule(reads, problem))
         return problem
 
@@ -87,7 +91,7 @@ def _batch_divides(config: RecipeFields) -> str | None:
     nearest = ", ".join(str(n * micro) for n in (whole, whole + 1) if n)
     return (
         f"train.global_batch_size = {size}: not a multiple of train.micro_batch_size = {micro} "
-        f"({whole} micro-batches and {left} sequences over). Nearest that are: {nearest}. "
+        f"({whole} micro-batches and {left} sequences left over). Nearest that are: {nearest}. "
         "It is never rounded: that would be another experiment."
     )
 
@@ -95,14 +99,14 @@ def _batch_divides(config: RecipeFields) -> str | None:
 @_rule("scaling.num_workers", "scaling.min_workers", "scaling.max_workers")
 def _workers_in_order(config: RecipeFields) -> str | None:
     scaling = config.scaling
-    fewest, most = scaling.min_workers or scaling.num_workers, scaling.max_workers or scaling.num_workers
-    if fewest <= most:
+    min_workers, max_workers = scaling.min_workers or scaling.num_workers, scaling.max_workers or scaling.num_workers
+    if min_workers <= max_workers:
         return None
     lower = "min_workers" if scaling.min_workers else "num_workers"
     upper = "max_workers" if scaling.max_workers else "num_workers"
     return (
-        f"scaling.{lower} = {fewest}: more than scaling.{upper} = {most}. "
-        f"Set scaling.min_workers and scaling.max_workers so that the first is not above the second."
+        f"scaling.{lower} = {min_workers}: more than scaling.{upper} = {max_workers}. "
+        "Set scaling.min_workers to at most scaling.max_workers."
     )
 
 
@@ -125,8 +129,8 @@ def _schedule_fits(config: RecipeFields) -> str | None:
     schedule, steps = config.train.schedule, config.train.steps
     if schedule.warmup_steps >= steps:
         return (
-            f"train.schedule.warmup_steps = {schedule.warmup_steps}: not shorter than the run, train.steps = {steps}; "
-            f"the peak would never be reached. At most {steps - 1}."
+            f"train.schedule.warmup_steps = {schedule.warmup_steps}: not shorter than the run, train.steps = {steps}, "
+            f"so the peak learning rate would never be reached. At most {steps - 1}."
         )
     decay = schedule.decay_steps or 0
     if schedule.warmup_steps + decay > steps:
@@ -140,13 +144,15 @@ def _schedule_fits(config: RecipeFields) -> str | None:
 @_rule("model.vocab_size", "data.tokenizer.kind", "data.tokenizer.vocab_size", "data.tokenizer.path")
 def _vocabulary_fits(config: RecipeFields) -> str | None:
     rows, tokenizer = config.model.vocab_size, config.data.tokenizer
+    if tokenizer.path is not None:  # the size of a tokenizer's file is known only once it is read
+        return None
     tokens = {"bpe": tokenizer.vocab_size, "bytes": BYTES_VOCAB_SIZE}.get(tokenizer.kind)
-    if rows is None or tokens is None or tokens <= rows or tokenizer.path is not None:  # a file's size is seen later
+    if rows is None or tokens is None or tokens <= rows:
         return None
     by = "data.tokenizer.vocab_size =" if tokenizer.kind == "bpe" else "data.tokenizer.kind = bytes gives"
     return (
         f"model.vocab_size = {rows}: fewer rows than the tokenizer has tokens, {by} {tokens}. "
-        f"At least {tokens}, or null for what fits."
+        f"At least {tokens}, or null, which takes as many rows as there are tokens."
     )
 
 
@@ -156,13 +162,13 @@ def _inputs_have_a_vocabulary(config: RecipeFields) -> str | None:
     if rows is None or config.data.input_tokenizer is not None:
         return None
     return (
-        f"model.input_vocab_size = {rows}: inputs share the vocabulary of texts, and its rows. "
-        f"Set data.input_tokenizer to give them one of their own, or leave it null."
+        f"model.input_vocab_size = {rows}: inputs and texts share one vocabulary and its rows. "
+        "Set data.input_tokenizer to give inputs a vocabulary of their own, or leave model.input_vocab_size null."
     )
 
 
 @_rule("model.architecture", "data.sources")
-def _shape_fits_data(config: RecipeFields) -> str | None:
+def _architecture_fits_data(config: RecipeFields) -> str | None:
     has_encoder = config.model.architecture == "encoder_decoder"
     has_pairs = any(source.has_pairs for source in config.data.sources)
     if has_encoder == has_pairs:
@@ -186,6 +192,6 @@ def _evaluation_has_text(config: RecipeFields) -> str | None:
         return None
     why = "data.validation_fraction = 0" if "hash" in splits else "no source has split: hash or validation"
     return (
-        f"eval.every_steps = {every}: nothing is held out to evaluate on, {why}. "
+        f"eval.every_steps = {every}: no text is held out to evaluate on, {why}. "
         "Hold some out (0.01 is usual), or leave eval.every_steps null."
     )

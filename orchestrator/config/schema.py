@@ -1,4 +1,4 @@
-"""The fields of a recipe as a list: name, type, default, meaning. For `manta schema` and for naming typos."""
+"""Lists the fields of a recipe with type, default and description, for `manta schema` and for hints on typos."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Field:
 
 
 def fields_of(model: type[BaseModel], prefix: str = "") -> Iterator[Field]:
-    """Every field below `model` that holds a value, in the order in which the classes give them."""
+    """Yields every field below `model` that holds a value, in the order of the classes."""
     for name, info in model.model_fields.items():
         dotted = prefix + name
         section = section_of(info.annotation)
@@ -45,17 +45,17 @@ def fields_of(model: type[BaseModel], prefix: str = "") -> Iterator[Field]:
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
-    """The model class that `annotation` is, if it is one."""
+    """`annotation` if it is a model class, else None."""
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 
 def element_of(annotation: Any) -> type[BaseModel] | None:
-    """The model class of a tuple's elements, if it holds sections."""
+    """The model class of a tuple's elements, where they are sections of one kind."""
     return section_of(get_args(annotation)[0]) if get_origin(annotation) is tuple else None
 
 
 def default_of(model: type[BaseModel], name: str) -> Any:
-    """Default of the field of this dotted name; None where it has none, or there is no such field."""
+    """The default of the field with this dotted name; None where it has none, or where there is no such field."""
     first, _, rest = name.partition(".")
     info = model.model_fields.get(first)
     if info is None:
@@ -69,7 +69,7 @@ def default_of(model: type[BaseModel], name: str) -> Any:
 
 
 def variants_of(annotation: Any) -> dict[str, type[BaseModel]]:
-    """The model classes of a tuple's elements by what tells them apart, if it holds sections of several kinds."""
+    """The model classes of a tuple's elements by their discriminator, where they are sections of several kinds."""
     if get_origin(annotation) is not tuple or get_origin(get_args(annotation)[0]) is not Annotated:
         return {}
     union, *notes = get_args(get_args(annotation)[0])
@@ -80,7 +80,7 @@ def variants_of(annotation: Any) -> dict[str, type[BaseModel]]:
 
 
 def _fields_of_variants(variants: dict[str, type[BaseModel]], prefix: str) -> Iterator[Field]:
-    """The fields of sections of several kinds; what tells them apart comes first, once."""
+    """Yields the fields of sections of several kinds; the discriminator comes first, once."""
     listed = False
     for kind, model in variants.items():
         for field in fields_of(model, prefix):
@@ -97,12 +97,12 @@ def _kind_text(model: type[BaseModel]) -> str:
 
 
 def nearest_name(model: type[BaseModel], name: str) -> str | None:
-    """The field that someone who wrote the unknown `name` most probably meant.
+    """The field that the unknown `name` most probably means.
 
-    Looked for in the same section first, then by the same last part anywhere (`lr` is `train.lr`), then by
-    a similar last part anywhere.
+    Searches the same section first, then the same last part anywhere (`lr` is `train.lr`), then a similar last part
+    anywhere.
     """
-    # An index and the schema's N are the same place.
+    # An index in the recipe is N in the schema.
     pattern = ".".join("N" if part.isdecimal() else part for part in name.split("."))
     section, _, leaf = pattern.rpartition(".")
     known = _all_names(model)
@@ -123,7 +123,7 @@ def markdown(model: type[BaseModel]) -> str:
 
 
 def type_text(annotation: Any) -> str:
-    """The type as a reader of YAML would say it."""
+    """The type in the words of YAML."""
     arguments = get_args(annotation)
     origin = get_origin(annotation)
     if origin is Annotated:
@@ -152,7 +152,7 @@ def _default_text(info: FieldInfo) -> str:
 
 
 def _all_names(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """Names of all fields, sections included: `trian` is a typo too."""
+    """The names of all fields, sections included, since `trian` is a typo too."""
     names = []
     for name, info in model.model_fields.items():
         names.append(prefix + name)
@@ -168,13 +168,13 @@ def _all_names(model: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def _closest(leaf: str, names: list[str], cutoff: float) -> str | None:
-    """The one of `names` whose last part is most like `leaf`."""
+    """The name whose last part is most similar to `leaf`."""
     by_leaf = {name.rpartition(".")[2]: name for name in reversed(names)}
     matches = difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=cutoff)
     return by_leaf[matches[0]] if matches else None
 
 
 def _with_indices(known: str, given: str) -> str:
-    """`known` with the index that `given` has where the schema says N; 0 where it has none."""
+    """`known` with the indices of `given` in place of N; 0 where `given` has none."""
     indices = iter([part for part in given.split(".") if part.isdecimal()])
     return ".".join(next(indices, "0") if part == "N" else part for part in known.split("."))

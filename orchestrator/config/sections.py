@@ -1,4 +1,4 @@
-"""Sections of a recipe that belong to the orchestrator: length and batch, workers, saving, evaluation, samples."""
+"""The recipe sections `train`, `scaling`, `checkpoint`, `eval` and `sample`, which belong to the orchestrator."""
 
 from __future__ import annotations
 
@@ -6,97 +6,101 @@ from typing import Literal
 
 from pydantic import Field
 
-from data.section import Place, Section
+from data.section import Section, UrlOrPath
 from model.optim.config import OptimizerConfig, ScheduleConfig
 
 
 class TrainConfig(Section):
-    """How long to train, on how much at a time, and with which update."""
+    """Length of the run, batch size, learning rate and optimizer."""
 
-    steps: int = Field(ge=1, description="Optimizer updates in the whole run.")
+    steps: int = Field(ge=1, description="Optimizer updates in the whole run: the run ends after this step.")
     global_batch_size: int = Field(
-        ge=1, description="Sequences in one optimizer update, over all workers; fixed for a run."
+        ge=1, description="Sequences in one step, over all workers; fixed for a run, whatever the number of workers."
     )
     micro_batch_size: int = Field(ge=1, description="Sequences in one forward pass on one worker.")
     lr: float = Field(gt=0, allow_inf_nan=False, description="Peak learning rate; the schedule scales it.")
-    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="Update rule and its constants.")
-    schedule: ScheduleConfig = Field(
-        default_factory=ScheduleConfig, description="Course of the learning rate over the run."
-    )
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="Optimizer and its constants.")
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig, description="Learning rate over the run.")
     grad_clip: float | None = Field(
         1.0,
         gt=0,
         allow_inf_nan=False,
-        description="Largest norm of a step's gradient; a longer one is scaled to it.",
+        description="Maximum norm of a step's gradient; a larger gradient is scaled down to it. null: no clipping.",
     )
     ema_decay: float | None = Field(
         None,
         gt=0,
         lt=1,
         allow_inf_nan=False,
-        description="Decay of an exponential moving average of the weights (0.999 is usual), which is evaluated in "
-        "their place; d = min(ema_decay, (1 + step) / (10 + step)). null: none is kept.",
+        description="Decay of an exponential moving average of the weights (0.999 is usual), which is evaluated and "
+        "exported in their place; the decay of a step is min(ema_decay, (1 + step) / (10 + step)). null: no average.",
     )
     max_loss_jump: float | None = Field(
         3.0,
         gt=1,
         allow_inf_nan=False,
-        description="A loss so many times the median of the 64 steps before has gone astray, like one that is no "
-        "number: that step's data is left out, once in a run. null: only what is no number.",
+        description="A loss this many times the median of the 64 steps before is a loss spike, like a loss or gradient "
+        "that is not finite: the workers restart from the last saved state and skip that step's data, once in a run. "
+        "null: only a loss or gradient that is not finite is a spike.",
     )
     label_smoothing: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="Share of each target's probability that is spread over the whole vocabulary while training.",
+        description="Share of each target's probability that is spread over the whole vocabulary during training.",
     )
     precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="Number format of forward and backward passes; weights and optimizer stay fp32."
+        "fp32", description="Number format of forward and backward passes; weights and optimizer state stay fp32."
     )
     compile: bool = Field(False, description="Whether torch.compile compiles the model, once, before the first step.")
-    init_from: Place | None = Field(
+    init_from: UrlOrPath | None = Field(
         None,
         min_length=1,
-        description="Folder (URL or path) of a Llama, GPT-2 or Marian as transformers has them, such as `manta export` "
-        "writes: the run begins with its weights. null draws them by seed.",
+        description="Folder (URL or path) of a Llama, GPT-2 or Marian model in the format of transformers, such as "
+        "`manta export` writes: the run starts from its weights. null: random weights, drawn by seed.",
     )
 
     @property
     def micro_batches_per_step(self) -> int:
-        """Micro-batches in one optimizer update over all workers; independent of how many those are."""
+        """Micro-batches in one step over all workers, whatever the number of workers."""
         return self.global_batch_size // self.micro_batch_size
 
 
 class ScalingConfig(Section):
-    """What to ask the cluster for. Changes how long a run takes, never its result."""
+    """Workers and their resources. Changes how long a run takes, never its result."""
 
-    num_workers: int = Field(1, ge=1, description="Training processes that share each step's micro-batches.")
+    num_workers: int = Field(
+        1, ge=1, description="Workers: training processes that share the micro-batches of each step."
+    )
     min_workers: int | None = Field(
-        None, ge=1, description="Fewest workers to train with, where nodes come and go; null means num_workers."
+        None,
+        ge=1,
+        description="Minimum number of workers on a cluster that changes size; with fewer, the run waits. "
+        "null: num_workers.",
     )
     max_workers: int | None = Field(
-        None, ge=1, description="Most workers to use, where nodes come and go; null means num_workers."
+        None, ge=1, description="Maximum number of workers on a cluster that changes size. null: num_workers."
     )
     cpus_per_worker: int = Field(1, ge=1, description="CPU cores reserved for each worker.")
-    gpus_per_worker: int = Field(0, ge=0, le=1, description="GPUs for each worker: 0 trains on CPU, 1 on a GPU.")
+    gpus_per_worker: int = Field(0, ge=0, le=1, description="GPUs of each worker: 0 trains on the CPU, 1 on a GPU.")
     gpu_resource: str = Field(
         "GPU",
         min_length=1,
-        description="Ray's name of what a GPU worker takes. Any other than GPU stands in for one, as gpu-stand-in does "
-        "on a cluster of this machine; workers train on the CPU then.",
+        description="Ray resource that gpus_per_worker counts. With any other than GPU, such as the gpu-stand-in of a "
+        "local cluster, workers are placed as GPU workers are and train on the CPU.",
     )
     threads_per_worker: int | None = Field(
-        None, ge=1, description="Threads torch computes with in each worker; null means cpus_per_worker."
+        None, ge=1, description="Threads that torch uses in each worker; null: cpus_per_worker."
     )
 
     @property
     def effective_min_workers(self) -> int:
-        """Workers below which the run waits."""
+        """Minimum number of workers, with the default filled in."""
         return self.min_workers or self.num_workers
 
     @property
     def effective_max_workers(self) -> int:
-        """Workers above which it has no use for more."""
+        """Maximum number of workers, with the default filled in."""
         return self.max_workers or self.num_workers
 
     @property
@@ -106,81 +110,91 @@ class ScalingConfig(Section):
 
     @property
     def per_worker(self) -> dict[str, float]:
-        """What a worker takes of the cluster, by Ray's names."""
+        """Resources of one worker, by Ray's resource names."""
         gpus = {self.gpu_resource: float(self.gpus_per_worker)} if self.gpus_per_worker else {}
         return {"CPU": float(self.cpus_per_worker), **gpus}
 
     @property
     def threads(self) -> int:
-        """Threads torch computes with in each worker, with the default filled in."""
+        """Threads that torch uses in each worker, with the default filled in."""
         return self.threads_per_worker or self.cpus_per_worker
 
 
 class CheckpointConfig(Section):
-    """When the run is saved to storage, and how many saves are kept."""
+    """When checkpoints are saved, and how many are kept."""
 
     every_s: float | None = Field(
         None,
         gt=0,
         allow_inf_nan=False,
-        description="Seconds from one checkpoint to the next; null lets it follow from what one costs and how often "
-        "workers die.",
+        description="Seconds between checkpoints; null: computed from the cost of a checkpoint and the rate of "
+        "failures.",
     )
-    every_steps: int | None = Field(
-        None, ge=1, description="Steps from one checkpoint to the next; if set, every_s does not count."
-    )
-    keep: int = Field(3, ge=1, description="Newest checkpoints kept; older ones are deleted.")
+    every_steps: int | None = Field(None, ge=1, description="Steps between checkpoints; if set, every_s is ignored.")
+    keep: int = Field(3, ge=1, description="Number of newest checkpoints that are kept; older ones are deleted.")
 
 
 class EvalConfig(Section):
-    """When the held-out sequences are evaluated."""
+    """When and how the held-out text is evaluated."""
 
     every_steps: int | None = Field(
-        None, ge=1, description="Steps from one evaluation to the next; null evaluates only at the end."
+        None, ge=1, description="Steps between evaluations; null: only at the end of the run."
     )
     background: bool = Field(
         True,
-        description="Whether evaluations on the way run background training where there is a place that no worker can "
-        "use; else the workers do them, and do not train meanwhile.",
+        description="Whether an evaluation during training runs in a process of its own while training continues, "
+        "where the cluster has resources that no worker can use; otherwise the workers pause training and evaluate.",
     )
     translate: int = Field(
-        200, ge=0, description="Held-out pairs translated at the end of a run and scored by BLEU and chrF; 0: none."
+        200,
+        ge=0,
+        description="Held-out pairs that are translated at the end of the run and scored by BLEU and chrF; 0: none.",
     )
     translate_during_training: int = Field(
-        0, ge=0, description="Held-out pairs translated and scored at every evaluation on the way; 0: only at the end."
+        0,
+        ge=0,
+        description="Held-out pairs that are translated and scored at every evaluation during training; 0: none.",
     )
     language: str | None = Field(
-        None, description="Language of the texts, as zh: what counts as a word for BLEU; null: words between spaces."
+        None, description="Language of the texts, such as zh: decides how BLEU splits words; null: at spaces."
     )
-    beam_size: int = Field(4, ge=1, le=64, description="Translations kept at once by beam search; 1 is greedy.")
+    beam_size: int = Field(4, ge=1, le=64, description="Beams of beam search in translation; 1 is greedy.")
     length_penalty: float = Field(
         0.6,
         ge=0,
         allow_inf_nan=False,
-        description="How much beam search favours long translations: their log-probability is divided by "
+        description="How much beam search favours long translations: the log-probability of each is divided by "
         "((5 + length) / 6) to this power.",
     )
 
 
 class SampleConfig(Section):
-    """Text generated from a trained model."""
+    """How text is generated from a trained model."""
 
-    prompts: tuple[str, ...] = Field((), description="Beginnings to continue; none generates from nothing.")
-    max_new_tokens: int = Field(64, ge=1, description="Most tokens generated for one prompt.")
+    prompts: tuple[str, ...] = Field(
+        (), description="Texts to continue, or to translate; none: generation starts from an empty text."
+    )
+    max_new_tokens: int = Field(64, ge=1, description="Maximum number of tokens generated for one prompt.")
     temperature: float = Field(
         0.8,
         ge=0,
         allow_inf_nan=False,
-        description="Divides the logits: below 1 safer, above 1 bolder; 0 is greedy.",
+        description="Divisor of the logits: below 1 favours likely tokens, above 1 unlikely ones; 0 is greedy.",
     )
-    top_k: int | None = Field(None, ge=1, description="Draw among this many likeliest tokens; null draws among all.")
+    top_k: int | None = Field(None, ge=1, description="Sample from this many likeliest tokens; null: from all.")
     top_p: float | None = Field(
-        None, gt=0, le=1, description="Draw among the likeliest tokens that together reach this probability; null: all."
+        None,
+        gt=0,
+        le=1,
+        description="Sample from the likeliest tokens that together reach this probability; null: from all.",
     )
-    seed: int = Field(0, ge=0, description="Seed of the draw; the same seed gives the same text.")
+    seed: int = Field(0, ge=0, description="Seed of sampling; the same seed gives the same text.")
     beam_size: int | None = Field(
-        None, ge=1, le=64, description="Texts kept at once by beam search, which takes the likeliest; null draws."
+        None, ge=1, le=64, description="Beams of beam search, which returns the likeliest text; null: sampling."
     )
     length_penalty: float = Field(
-        0.6, ge=0, allow_inf_nan=False, description="How much beam search favours long texts, see eval.length_penalty."
+        0.6,
+        ge=0,
+        allow_inf_nan=False,
+        description="How much beam search favours long texts; see eval.length_penalty.",
     )

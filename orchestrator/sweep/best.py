@@ -1,4 +1,4 @@
-"""The winner of a sweep as a recipe ready for `manta train`, and sweeps that were begun from this folder."""
+"""Writes the best trial of a sweep as a recipe for `manta train`, and finds sweeps by name."""
 
 from __future__ import annotations
 
@@ -10,45 +10,42 @@ import yaml
 from data.config import SECRET
 from orchestrator.config.load import config_from
 from orchestrator.config.recipe_file import read_recipe
-from orchestrator.config.result_fields import flatten
 from orchestrator.errors import RecipeError, UnknownRunError
+from orchestrator.sweep.load import REMEMBERED
 from orchestrator.sweep.records import TrialRecord
-from orchestrator.sweep.spec import Sweep, changed
+from orchestrator.sweep.spec import Sweep, by_dotted_name, changed
 
 FOLDER = Path("sweeps")
-"""Where recipes of winners go, a folder for each sweep."""
-
-REMEMBERED = Path(".manta/sweeps")
-"""Whole recipes of the sweeps begun from this folder."""
+"""Folder of the best trials' recipes, with a folder for each sweep."""
 
 
 def best_recipe(sweep: Sweep, best: TrialRecord) -> dict[str, Any]:
-    """The fields of the winner's recipe.
+    """The fields of the best trial's recipe.
 
-    Where trials were shorter than the base recipe's run, it is a new run of the full length; else the trial's own, with
-    which `manta train` goes on.
+    If the trials were shorter than the run of the sweep's recipe, this is a new run of the full length. Otherwise it is
+    the trial's own run, which `manta train` continues.
     """
-    shortened = flatten(sweep.spec.set).get("train.steps") is not None and "steps" in sweep.full.get("train", {})
+    shortened = by_dotted_name(sweep.spec.set).get("train.steps") is not None and "steps" in sweep.full.get("train", {})
     document = changed(sweep.document, {**best.point, "run": best.trial_run.run})
     if shortened:
         document["train"]["steps"] = sweep.full["train"]["steps"]
         document["run"] = f"{sweep.name}-best"
-    config_from(document, f"the best of {sweep.name}")  # what is written can be trained
+    config_from(document, f"the best of {sweep.name}")  # refuses a recipe that could not be trained
     return document
 
 
 def write_best(sweep: Sweep, best: TrialRecord) -> Path:
-    """Write best.yaml; returns where."""
+    """Writes best.yaml and returns its path."""
     path = FOLDER / sweep.name / "best.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     values = ", ".join(f"{name} = {value}" for name, value in best.point.items())
-    header = f"# The best of sweep {sweep.name}: trial {best.id} with loss {best.loss:.4f}.\n# {values}\n"
+    header = f"# The best trial of sweep {sweep.name}: trial {best.id} with loss {best.loss:.4f}.\n# {values}\n"
     path.write_text(header + yaml.safe_dump(_plain(best_recipe(sweep, best)), sort_keys=False))
     return path
 
 
 def remember_sweep(sweep: Sweep) -> None:
-    """Keep the sweep's whole recipe, so that `manta show SWEEP` finds it whatever --set made of it."""
+    """Stores the sweep's whole recipe in REMEMBERED, so that `manta show SWEEP` finds it with its overrides."""
     spec = sweep.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
     spec |= {"recipe": _plain(sweep.document), "set": {}}
     try:
@@ -59,27 +56,27 @@ def remember_sweep(sweep: Sweep) -> None:
 
 
 def find_sweep(sweep_or_recipe: str, folder: Path = Path("recipes")) -> Path:
-    """The recipe of a sweep: a file, or that of the sweep of this name, begun from here or described in `folder`.
+    """Finds a sweep's recipe by its path, or by the name of a sweep that was started here or has a recipe in `folder`.
 
     Raises:
-        UnknownRunError: it is neither.
+        UnknownRunError: there is no such sweep.
     """
     path = Path(sweep_or_recipe)
     if path.is_file():
         if "sweep" in read_recipe(path):
             return path
-        raise UnknownRunError(f"{path} is the recipe of a run, and no sweep.")
+        raise UnknownRunError(f"{path} is the recipe of a run, not of a sweep.")
     for recipe in (REMEMBERED / f"{sweep_or_recipe}.yaml", *sorted(folder.glob("*.yaml"))):
         try:
             if recipe.is_file() and read_recipe(recipe).get("sweep") == sweep_or_recipe:
                 return recipe
-        except RecipeError:  # a broken recipe of something else is no reason to refuse this one
+        except RecipeError:  # the broken recipe of another run must not hide this one
             continue
-    raise UnknownRunError(f"There is no sweep {sweep_or_recipe}; `manta tune RECIPE` makes one.")
+    raise UnknownRunError(f"There is no sweep {sweep_or_recipe}; `manta tune RECIPE` starts one.")
 
 
 def _plain(value: Any) -> Any:
-    """Without tuples, which YAML has not, and without keys to the store, which are not to lie around."""
+    """`value` without tuples, which YAML does not have, and without the store's keys, which must not be written."""
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items() if name not in SECRET}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,4 +1,4 @@
-"""`manta tune`: a sweep from its recipe to the winner's; started again after any end, it goes on."""
+"""`manta tune`: runs a sweep and writes the best trial's recipe; run again, it continues an interrupted sweep."""
 
 from __future__ import annotations
 
@@ -25,28 +25,32 @@ from orchestrator.run.fence import Fence
 from orchestrator.run.record import load_record
 from orchestrator.run.run import reaching_storage, stores
 from orchestrator.sweep.best import remember_sweep, write_best
-from orchestrator.sweep.capacity import Cluster, slots
+from orchestrator.sweep.capacity import WorkerSlots, concurrent_trials
 from orchestrator.sweep.coordinator import TrialCoordinator
+from orchestrator.sweep.load import load_sweep
 from orchestrator.sweep.records import RECORD, TrialBook
 from orchestrator.sweep.report.table import print_sweep
 from orchestrator.sweep.show import Watch, live, write_report
-from orchestrator.sweep.spec import Sweep, load_sweep
+from orchestrator.sweep.spec import Sweep
 from orchestrator.sweep.summary import SweepSummary, best_of, summary_of
 
 
 def tune(
     recipe: Path, overrides: list[str], *, resume_best: bool = False, takeover: bool = False, watch: Watch | None = None
 ) -> SweepSummary:
-    """Run the sweep, or go on with it; prints what it does. Returns its summary.
+    """Runs or continues a sweep, and prints its progress; returns its summary.
 
     Args:
-        resume_best: then train the winner to its full length.
-        takeover: fence off an attempt at the sweep that seems alive.
+        recipe: the sweep's file.
+        overrides: `dotted.name=value` each.
+        resume_best: whether to train the best trial to its full length afterwards.
+        takeover: whether to fence off an attempt at the sweep that seems alive.
+        watch: gets a summary about once a second; None: a live table, if the output is a terminal.
 
     Raises:
-        ConfigChangedError: the sweep was begun with other settings, and they decide its result.
+        ConfigChangedError: the sweep was started with other settings, which decide its result.
         RunInUseError: a live attempt holds the sweep.
-        KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; everything done is saved.
+        KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; all progress is saved.
         MantaError: see `orchestrator.errors`.
     """
     sweep, console = load_sweep(recipe, overrides), Console()
@@ -66,34 +70,34 @@ def tune(
         except BaseException as error:
             close_sweep(fence, error)
             if isinstance(error, KeyboardInterrupt):
-                console.line(f"the sweep is saved; `manta tune {recipe}` goes on with it.")
+                console.line(f"the sweep is saved; `manta tune {recipe}` continues it")
             raise
         print_sweep(summary, console.rich)
         console.line(f"report: {write_report(summary, store)}")
     if resume_best and summary["best"] is not None:
         from orchestrator.config.load import load_recipe
 
-        console.line(f"training the winner: {summary['best']['recipe']}")
+        console.line(f"training the best trial: {summary['best']['recipe']}")
         train(load_recipe(summary["best"]["recipe"]))
     return summary
 
 
 def refuse_changed(sweep: Sweep, store: Store, book: TrialBook) -> None:
-    """Raises ConfigChangedError if the sweep has trials that were made from other settings."""
+    """Raises ConfigChangedError if the sweep has trials that were started with other settings."""
     with suppress(UnknownRunError):
         record = load_record(store, RECORD)
         changes = differing_fields(record.result_fields, sweep.result_fields())
         if len(book) and changes:
             lines = "\n".join(f"  {name}: {old!r} in the sweep, {new!r} now" for name, old, new in changes)
             raise ConfigChangedError(
-                f"Sweep {sweep.name!r} was begun with other settings, and these decide its result:\n{lines}\n"
-                f"Set them back to go on with it, or choose another `sweep:` name (--set sweep=NAME). "
+                f"Sweep {sweep.name!r} was started with other settings, and these decide its result:\n{lines}\n"
+                f"Set them back to continue it, or choose another `sweep:` name (--set sweep=NAME). "
                 f"searcher.trials, max_concurrent and scaling may change."
             )
 
 
 def claim(sweep: Sweep, store: Store, book: TrialBook, takeover: bool) -> Fence:
-    """This process's hold on the sweep. Raises RunInUseError where another has it."""
+    """Claims the sweep for this process. Raises RunInUseError if another attempt holds it."""
     try:
         return Fence.claim(
             store, sweep.name, sweep.result_fields(), begun=bool(len(book)), takeover=takeover, key=RECORD
@@ -108,18 +112,18 @@ def claim(sweep: Sweep, store: Store, book: TrialBook, takeover: bool) -> Fence:
 def run_sweep(
     sweep: Sweep, root: Store, fence: Fence, book: TrialBook, console: Console, watch: Watch | None
 ) -> SweepSummary:
-    """Prepare the data, run what trials are left, and write down the winner."""
-    coordinator = TrialCoordinator(sweep, book, _cluster(sweep))
-    if coordinator.left:
+    """Prepares the data, runs the remaining trials, and writes the best trial's recipe."""
+    coordinator = TrialCoordinator(sweep, book, _worker_slots(sweep))
+    if coordinator.remaining:
         config = sweep.base
-        with _own_ray(config):
+        with _ray_for_sweep(config):
             data = prepare_once(sweep, root, fence, console)
             fence.update(attempt={"status": "running"})
-            begun = len(book) - len(coordinator.to_resume)
+            ended = len(book) - len(coordinator.to_resume)
             console.line(
                 f"sweep {sweep.name}: {sweep.trials} trials of {sweep.steps} steps, {sweep.spec.searcher.name} search, "
                 f"{sweep.spec.scheduler.name}"
-                + (f"; {begun} have ended, {len(coordinator.to_resume)} go on" if begun else "")
+                + (f"; {ended} have ended, {len(coordinator.to_resume)} continue" if ended else "")
             )
             run_trials(sweep, root, fence, coordinator, data, console, watch)
     if coordinator.interrupted:
@@ -135,23 +139,23 @@ def run_sweep(
     summary = summary_of(sweep, fence.record, list(book))
     cost = summary["cost"]
     console.line(
-        f"{cost['steps']:,} steps in all, {cost['share']:.0%} of what all trials to their ends would have taken; "
+        f"{cost['steps']:,} steps in all, {cost['share']:.0%} of the steps of running all trials to the end; "
         f"{cost['worker_s']:,.0f} worker-seconds"
     )
     return summary
 
 
 def prepare_once(sweep: Sweep, root: Store, fence: Fence, console: Console) -> PreparedData:
-    """The data of all trials: each unit is tokenized here, once, however large the data are."""
+    """Prepares the data of all trials: tokenizes each unit here, once."""
 
-    def tell(line: str) -> None:
+    def log(line: str) -> None:
         console.line(line)
         fence.heartbeat()
 
     data_config = sweep.base.data.model_copy(update={"prepare": "ahead"})
     config = sweep.base.model_copy(update={"data": data_config})
     before = sum(1 for _ in root.list("tokens/"))
-    data = prepared(config, root, fence.record.pins, tell, lambda: None)
+    data = prepared(config, root, fence.record.pins, log, lambda: None)
     made = sum(1 for _ in root.list("tokens/")) - before
     known = fence.record.result.get("tokenized", {})
     units, tokenized = data.manifest.num_units, known.get("tokenized", 0) + made
@@ -161,7 +165,7 @@ def prepare_once(sweep: Sweep, root: Store, fence: Fence, console: Console) -> P
         result={**fence.record.result, "tokenized": counted},
     )
     console.line(f"data: {data.summary()}")
-    console.line(f"units tokenized: {units}, each once, for all trials ({units - tokenized} were there before)")
+    console.line(f"units tokenized: {units}, each once, for all trials ({units - tokenized} were cached before)")
     return data
 
 
@@ -174,27 +178,27 @@ def run_trials(
     console: Console,
     watch: Watch | None,
 ) -> None:
-    """Have Ray Tune run what trials are left, until they have ended or a signal asks for an end."""
+    """Runs the remaining trials with Ray Tune, until they have ended or a signal stops the sweep."""
     from orchestrator.nodes.capacity import refuse_small_cluster
     from orchestrator.snapshots.agent import free_node_memory
     from orchestrator.sweep.tuning import fit
 
     refuse_small_cluster(sweep.base.scaling, tokenizes=False)
-    # An attempt that was killed has freed nothing.
+    # An attempt that was killed has not freed the snapshots in node memory.
     runs = [trial_run.run for record in coordinator.book for trial_run in record.trial_runs]
     free_node_memory([root.child(f"runs/{run}").url_of("") for run in runs])
-    at_once = slots(
-        coordinator.places, coordinator.left, sweep.base.scaling.effective_min_workers, sweep.spec.max_concurrent
+    at_once = concurrent_trials(
+        coordinator.slots, coordinator.remaining, sweep.base.scaling.effective_min_workers, sweep.spec.max_concurrent
     )
     with stopping(coordinator, console), closing(coordinator):
         fit(sweep, root, fence, coordinator, data, at_once, console, watch)
-    settle(coordinator, root)
-    left_behind = [record for record in coordinator.book if record.status == "failed"]
-    free_node_memory([root.child(f"runs/{record.trial_run.run}").url_of("") for record in left_behind])
+    record_last_steps(coordinator, root)
+    failed = [record for record in coordinator.book if record.status == "failed"]
+    free_node_memory([root.child(f"runs/{record.trial_run.run}").url_of("") for record in failed])
 
 
-def settle(coordinator: TrialCoordinator, root: Store) -> None:
-    """Take the steps that stopped trials did beyond their last word from their runs' own records."""
+def record_last_steps(coordinator: TrialCoordinator, root: Store) -> None:
+    """Records the steps that stopped trials did after their last report, from the records of their runs."""
     for record in coordinator.book:
         if record.status not in ("stopped", "running"):
             continue
@@ -209,13 +213,13 @@ def settle(coordinator: TrialCoordinator, root: Store) -> None:
 
 @contextmanager
 def stopping(coordinator: TrialCoordinator, console: Console) -> Iterator[None]:
-    """Ctrl-C and SIGTERM inside the block stop the sweep in order; a second one leaves at once."""
+    """Inside the block, Ctrl-C or SIGTERM saves all trials and stops the sweep; a second one stops at once."""
 
     def handle(_signal: int, _frame: Any) -> None:
         if coordinator.interrupted:
             raise KeyboardInterrupt
         coordinator.interrupted = True
-        console.line("saving all trials, then stopping; Ctrl-C again leaves at once, without saving.")
+        console.line("saving all trials, then stopping; Ctrl-C again stops at once, without saving")
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -226,26 +230,26 @@ def stopping(coordinator: TrialCoordinator, console: Console) -> Iterator[None]:
 
 
 def close_sweep(fence: Fence, error: BaseException) -> None:
-    """Note in the record how the attempt ended, as far as it can still be reached."""
+    """Records how the attempt ended, if the store still answers."""
     status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
     with suppress(Exception):
         fence.update(attempt={"status": status, "message": "" if status == "stopped" else str(error)[:2000]})
 
 
-def _cluster(sweep: Sweep) -> Cluster:
+def _worker_slots(sweep: Sweep) -> WorkerSlots:
     scaling = sweep.base.scaling
-    # A cluster of our own offers more CPUs than the machine has, see `_own_ray`.
+    # A local cluster offers more CPUs than the machine has, see `_ray_for_sweep`.
     at_most = (
         None
         if joins_cluster()
         else max(scaling.effective_min_workers, (os.cpu_count() or 1) // scaling.cpus_per_worker)
     )
-    return Cluster(sweep.name, scaling.per_worker, at_most)
+    return WorkerSlots(sweep.name, scaling.per_worker, at_most)
 
 
 @contextmanager
-def _own_ray(config: RunConfig) -> Iterator[None]:
-    """Ray for the sweep: joined, or started with a CPU for every core and those that one trial needs."""
+def _ray_for_sweep(config: RunConfig) -> Iterator[None]:
+    """Joins a Ray cluster, or starts one with a CPU for every core, and at least the CPUs of one trial."""
     scaling, cores = config.scaling, os.cpu_count() or 1
     gpus = len(list(Path("/dev").glob("nvidia[0-9]*"))) if scaling.on_gpu else 0
     with ray_cluster(max(cores, scaling.effective_min_workers * scaling.cpus_per_worker) + 1, gpus):

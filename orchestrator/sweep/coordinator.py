@@ -1,4 +1,4 @@
-"""The sweep while it runs: which trial is next, what has come of each; everything goes into the records first."""
+"""The state of a running sweep: assigns the next trial, and records what each trial reports before anyone uses it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator.config.recipe_file import remember_recipe
 from orchestrator.config.result_fields import resolved
-from orchestrator.sweep.capacity import Cluster, share
+from orchestrator.sweep.capacity import WorkerSlots, share
 from orchestrator.sweep.milestones import grace_steps, rungs
 from orchestrator.sweep.records import Donor, TrialBook, TrialRecord, TrialRun
 from orchestrator.sweep.spec import Sweep
@@ -18,13 +18,13 @@ from orchestrator.sweep.trial import Assignment
 
 
 class TrialCoordinator:
-    """Asked by searcher and scheduler, in the process and thread that run Ray Tune.
+    """Assigns and records trials for Ray Tune's searcher and scheduler, in Tune's own process and thread.
 
     Attributes:
-        interrupted: no trial is begun any more, and those that run are to be stopped; they go on another time.
+        interrupted: no more trials start, and running trials are stopped; a later attempt at the sweep continues them.
     """
 
-    def __init__(self, sweep: Sweep, book: TrialBook, cluster: Cluster) -> None:
+    def __init__(self, sweep: Sweep, book: TrialBook, cluster: WorkerSlots) -> None:
         self.sweep, self.book = sweep, book
         self.interrupted = False
         self._cluster = cluster
@@ -33,40 +33,40 @@ class TrialCoordinator:
         self._counted: dict[str, tuple[float, float]] = {}
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
-        """Tune pickles whatever it is given, and is never asked for it: there is nothing here that the records lack."""
+        """Pickles as a bare object. Tune pickles the coordinator with its own state, which a sweep never reads back."""
         return object, ()
 
     @property
     def to_resume(self) -> list[TrialRecord]:
-        """Trials that an earlier attempt began, and that do not run yet."""
+        """Trials that an earlier attempt started and that do not run in this one yet."""
         return [record for record in self.book if not record.has_ended and record.id not in self._shares]
 
     @property
-    def left(self) -> int:
-        """Trials that have not begun in this attempt and are to."""
+    def remaining(self) -> int:
+        """Number of trials that still have to start in this attempt."""
         return len(self.to_resume) + max(0, self.sweep.trials - len(self.book))
 
     @property
-    def places(self) -> int:
-        """Places for workers in the cluster."""
+    def slots(self) -> int:
+        """Worker slots of the cluster, occupied ones included."""
         return self._cluster.total()
 
-    def next(self) -> Assignment | None:
-        """The next trial, or None: not now."""
+    def next_assignment(self) -> Assignment | None:
+        """Starts the next trial; None where it has to wait for capacity."""
         scaling, shares = self.sweep.base.scaling, self._shares
-        is_population = self.sweep.spec.scheduler.name == "pbt"  # begun all at once; they take turns by Tune's count
+        is_population = self.sweep.spec.scheduler.name == "pbt"  # started all at once; Tune lets them take turns
         limit = self.sweep.spec.max_concurrent
         if not is_population and limit is not None and len(shares) >= limit:
-            self._cluster.ask(0, scaling.effective_min_workers)
+            self._cluster.request(0, scaling.effective_min_workers)
             return None
         max_workers: int | None = scaling.effective_min_workers
         if not is_population:
-            left = self.left if limit is None else min(self.left, limit - len(shares))
+            remaining = self.remaining if limit is None else min(self.remaining, limit - len(shares))
             max_workers = share(
-                self._cluster.total(), shares, left, scaling.effective_min_workers, scaling.effective_max_workers
+                self._cluster.total(), shares, remaining, scaling.effective_min_workers, scaling.effective_max_workers
             )
-            waiting = left - (max_workers is not None)
-            self._cluster.ask(waiting, scaling.effective_min_workers)
+            waiting = remaining - (max_workers is not None)
+            self._cluster.request(waiting, scaling.effective_min_workers)
             if max_workers is None:
                 return None
         assert max_workers is not None
@@ -89,21 +89,21 @@ class TrialCoordinator:
         return self.assignment(record, now, max_workers)
 
     def assignment(self, record: TrialRecord, now: float, max_workers: int = 0) -> Assignment:
-        """What the trial's actor is told."""
+        """Builds the assignment for the trial's actor, and remembers the run's recipe for `manta show`."""
         trial_run, number = record.trial_run, len(record.trial_runs) - 1
         reported = max((each.step for each in record.reports if each.trial_run == number), default=0)
         reported = max(reported, trial_run.donor.step if trial_run.donor else 0)
         remember_recipe(trial_run.run, resolved(self.sweep.config_of(trial_run.point, trial_run.run)))
         return Assignment(record.id, trial_run.run, dict(trial_run.point), now, max_workers, reported, trial_run.donor)
 
-    def heard(self, name: str, result: Mapping[str, Any]) -> bool:
-        """A trial's actor has told how far it is. Returns whether that was a new report, which is in the store then."""
+    def record_result(self, name: str, result: Mapping[str, Any]) -> bool:
+        """Records a result from a trial's actor; returns whether it was a new report, which is then in the store."""
         record = self.book[name]
         record.workers = int(result.get("workers") or 0)
-        before, told = self._counted[name]
+        before, counted = self._counted[name]
         worker_s = float(result.get("worker_s") or 0.0)
-        if worker_s < told:  # another actor, which counts from its own start
-            before += told
+        if worker_s < counted:  # a new actor, which counts from its own start
+            before += counted
         self._counted[name] = before, worker_s
         record.worker_s = before + worker_s
         record.trial_run.step = max(record.trial_run.step, int(result.get("at_step") or 0))
@@ -119,8 +119,8 @@ class TrialCoordinator:
         self.book.report(record, int(step), loss, record.worker_s, int(result.get("attempt") or 0))
         return True
 
-    def decided(self, record: TrialRecord, step: int, stop: bool) -> None:
-        """The scheduler has judged a trial by its report at `step`."""
+    def record_decision(self, record: TrialRecord, step: int, stop: bool) -> None:
+        """Records the scheduler's decision on a trial after its report at `step`."""
         decides_always = self.sweep.spec.scheduler.name == "median" and step >= grace_steps(self.sweep)
         if step in self._rungs or decides_always or stop:
             record.rungs.append(step)
@@ -129,43 +129,43 @@ class TrialCoordinator:
         if stop or step in self._rungs:
             self.book.save(record)
 
-    def ended(self, name: str, result: Mapping[str, Any]) -> None:
-        """A trial's run has ended, by itself or because it was stopped; its share is free."""
-        self._give_back(name)
+    def record_end(self, name: str, result: Mapping[str, Any]) -> None:
+        """Records that a trial's run has ended, by itself or because it was stopped, and releases its share."""
+        self._release(name)
         record = self.book[name]
         if record.has_ended or self.interrupted:
             return
         status, reason = result.get("status", "failed"), result.get("reason", "its process ended")
-        if status == "stopped":  # by nobody here: another attempt at the sweep, or a signal
+        if status == "stopped":  # not by the scheduler, but by another attempt at the sweep, or a signal
             return
         record.end(status, reason)
         self.book.save(record)
 
-    def died(self, name: str, reason: str) -> None:
-        """A trial's own process has died."""
-        self._give_back(name)
+    def record_death(self, name: str, reason: str) -> None:
+        """Records that a trial's own process has died, and releases its share."""
+        self._release(name)
         record = self.book[name]
         if not record.has_ended and not self.interrupted:
             record.end("failed", reason)
             self.book.save(record)
 
     def close(self) -> None:
-        """Nothing is waited for any more."""
-        self._cluster.ask(0, self.sweep.base.scaling.effective_min_workers)
+        """Withdraws the request for more nodes."""
+        self._cluster.request(0, self.sweep.base.scaling.effective_min_workers)
 
-    def _give_back(self, name: str) -> None:
+    def _release(self, name: str) -> None:
         self._shares.pop(name, None)
         for trial_run in self.book[name].trial_runs:
-            self._cluster.clear(trial_run.run)
+            self._cluster.cancel(trial_run.run)
 
-    def moved(self, record: TrialRecord, point: dict[str, Any], donor: TrialRecord) -> Assignment:
-        """A trial goes on from a donor's state with other values, as a new run; the records know when this returns."""
-        seen = next(
+    def continue_from(self, record: TrialRecord, point: dict[str, Any], donor: TrialRecord) -> Assignment:
+        """Continues a trial from a donor's state with other values, as a new run; recorded when this returns."""
+        report = next(
             each for each in reversed(donor.reports) if each.trial_run == len(donor.trial_runs) - 1 and each.attempt
         )
         run = f"{self.sweep.name}-{record.id}-m{len(record.trial_runs)}"
         record.trial_runs.append(
-            TrialRun(run, point, Donor(donor.id, donor.trial_run.run, seen.step, seen.attempt), seen.step)
+            TrialRun(run, point, Donor(donor.id, donor.trial_run.run, report.step, report.attempt), report.step)
         )
         self._counted[record.id] = record.worker_s, 0.0
         self.book.save(record)
@@ -174,5 +174,5 @@ class TrialCoordinator:
     def _rule(self) -> str:
         scheduler = self.sweep.spec.scheduler
         if scheduler.name == "median":
-            return "worse than the median of the trials that came as far"
-        return f"not among the best one in {scheduler.factor:g} of those that came as far before"
+            return "worse than the median of the trials that reached this step"
+        return f"not among the best one in {scheduler.factor:g} of the trials that reached this step before"

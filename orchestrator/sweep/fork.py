@@ -1,4 +1,7 @@
-"""A run that begins with another run's state: the donor's checkpoint, and what its ledger says of the steps before."""
+"""Forks a run: copies a donor's checkpoint, and its ledger and metrics up to that step, into a new run.
+
+A module of its own, though short: it writes the files of a run and knows nothing of sweeps.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,13 @@ from orchestrator.run.ledger import METRICS, metrics_lines
 
 
 def fork(donor: Store, name: CheckpointName, child: Store) -> None:
-    """Give the run under `child` the donor's checkpoint `name` as its own, unless it has one already.
+    """Copies the donor's checkpoint `name` into the run under `child`, unless the child has a checkpoint already.
 
-    The ledger segments and metrics of the steps before come along, so that the child's samples can be audited like any
-    run's. The checkpoint's manifest is written last: a fork that was cut off is done again.
+    The ledger segments and metrics of the steps before are copied too, so that the child's samples can be audited like
+    those of any run. The checkpoint's manifest is written last, so an interrupted fork is done again.
 
     Raises:
-        CheckpointDamagedError: the donor's checkpoint is not what was saved.
+        CheckpointDamagedError: the files of the donor's checkpoint are not those its manifest names.
     """
     if list_checkpoints(child):
         return

@@ -1,4 +1,4 @@
-"""At which steps trials report and the scheduler decides. Pure."""
+"""The steps at which trials report (milestones) and at which the scheduler decides (rungs). Pure."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from itertools import takewhile
 from orchestrator.sweep.spec import Sweep
 
 GRACE_SHARE, PBT_SHARE, REPORTS = 9, 12, 16
-"""Part of a run before the first rung, and between two moves of pbt; reports of a trial, where nothing else is said."""
+"""Defaults as parts of a run: steps before the first rung, steps between two rungs of pbt, steps between reports."""
 
 
 def grace_steps(sweep: Sweep) -> int:
-    """Steps before which no trial is stopped; with pbt, steps from one move to the next."""
+    """Steps before which no trial is stopped; for pbt, steps between two rungs."""
     scheduler = sweep.spec.scheduler
     share = PBT_SHARE if scheduler.name == "pbt" else GRACE_SHARE
     return scheduler.grace_steps or max(1, sweep.steps // share)
 
 
 def rungs(sweep: Sweep) -> list[int]:
-    """Steps before the last at which the scheduler decides; empty where it decides at every report."""
+    """Steps before the last one at which the scheduler decides; empty where it decides at every report."""
     scheduler, grace = sweep.spec.scheduler, grace_steps(sweep)
     if scheduler.name in ("asha", "hyperband"):
         powers = takewhile(lambda step: step < sweep.steps, (grace * scheduler.factor**power for power in range(64)))
@@ -30,7 +30,7 @@ def rungs(sweep: Sweep) -> list[int]:
 
 
 def milestones(sweep: Sweep) -> list[int]:
-    """Steps after which a trial reports, the last step among them."""
+    """Steps after which a trial reports, the last step included."""
     if sweep.spec.metric == "val_loss":
         every = sweep.base.eval.every_steps
         return [*(range(every, sweep.steps, every) if every else ()), sweep.steps]
@@ -39,11 +39,11 @@ def milestones(sweep: Sweep) -> list[int]:
 
 
 def mean_loss(losses: Mapping[int, float | None], step: int, window: int) -> float | None:
-    """Mean of the losses of the `window` steps up to `step`, as far as they are known; None where none is."""
+    """Mean of the known losses of the `window` steps up to `step`; None where none is known."""
     known = [loss for at in range(step - window + 1, step + 1) if (loss := losses.get(at)) is not None]
     return sum(known) / len(known) if known else None
 
 
 def due(milestones_left: Sequence[int], step: int) -> list[int]:
-    """Those of the milestones that have been reached with `step`."""
-    return [mark for mark in milestones_left if mark <= step]
+    """The milestones that are reached at `step`."""
+    return [milestone for milestone in milestones_left if milestone <= step]

@@ -1,10 +1,10 @@
-"""What is known of a sweep's trials, kept in object storage as it becomes known: what a continued sweep is made from.
+"""The records of a sweep's trials in object storage, from which an interrupted sweep continues.
 
-    sweeps/NAME/sweep.json          the sweep's record and fence: attempts, what decides its result, how it ended
+    sweeps/NAME/sweep.json          the sweep's record and fence: attempts, fields that decide its result, how it ended
     sweeps/NAME/trials/t001.json    a trial: its point, its reports, how it ended
 
-Only the process that holds the sweep's fence writes, and a report is written before the scheduler hears of it: what
-searcher and scheduler have learned can be told them again.
+Only the process that holds the sweep's fence writes. A report is written before the scheduler sees it, so the state of
+searcher and scheduler can be rebuilt from the records.
 """
 
 from __future__ import annotations
@@ -19,18 +19,23 @@ from data.stores.store import Store
 from orchestrator.config.renamed import with_new_names
 
 RECORD = "sweep.json"
+"""Key of the sweep's own record."""
 
 ENDED = ("finished", "stopped", "failed")
+"""Statuses of a trial that never runs again."""
 
 
 @dataclass
 class Report:
-    """A trial's word at a step.
+    """The loss of a trial at a step.
 
     Attributes:
-        number: counts the reports of the whole sweep, in the order in which they came.
-        trial_run: number of the trial's run it belongs to; a trial that went on from another's state began a new one.
-        attempt: of the run, which wrote the checkpoint of this step; 0 where there need not be one.
+        number: position among the reports of the whole sweep, from 1.
+        loss: None where the loss was not finite.
+        worker_s: worker-seconds of the trial so far.
+        at: time of the report, seconds since the epoch.
+        trial_run: index of the trial's run; a trial that continues from another's state starts a new run.
+        attempt: attempt of the run that wrote the checkpoint of this step; 0 where no checkpoint is needed.
     """
 
     number: int
@@ -44,7 +49,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Donor:
-    """The state a trial went on from: another trial's checkpoint."""
+    """The checkpoint of another trial, from which a trial continued."""
 
     id: str
     run: str
@@ -54,9 +59,11 @@ class Donor:
 
 @dataclass
 class TrialRun:
-    """A run of a trial. All but the first begin with a donor's state.
+    """A run of a trial. All but the first start from a donor's state.
 
     Attributes:
+        run: name of the run.
+        point: values of the searched fields by dotted name.
         step: newest step done.
     """
 
@@ -67,7 +74,7 @@ class TrialRun:
 
     @property
     def steps_done(self) -> int:
-        """Steps that were done here and not by the donor."""
+        """Steps that this run did, without those of the donor."""
         return max(0, self.step - (self.donor.step if self.donor else 0))
 
 
@@ -78,10 +85,11 @@ class TrialRecord:
     Attributes:
         number: from 1.
         status: pending, running, finished, stopped (by the scheduler) or failed.
-        rungs: steps at which the scheduler decided on it.
-        worker_s: seconds times workers.
-        setup_s: seconds from its start to that of its run: what a trial costs more than the run by itself.
-        first_step_s: seconds from its start to its first step done.
+        rungs: steps at which the scheduler decided on the trial.
+        worker_s: worker-seconds: seconds times workers.
+        workers: workers that train now.
+        setup_s: seconds from the trial's start to the run's start, which a run outside of a sweep does not take.
+        first_step_s: seconds from the trial's start to the end of its first step.
     """
 
     number: int
@@ -99,53 +107,56 @@ class TrialRecord:
 
     @property
     def id(self) -> str:
-        """Names it within the sweep."""
+        """Name of the trial within the sweep."""
         return f"t{self.number:03d}"
 
     @property
     def trial_run(self) -> TrialRun:
-        """Its run."""
+        """The current run."""
         return self.trial_runs[-1]
 
     @property
     def point(self) -> dict[str, Any]:
-        """Its values, by dotted name."""
+        """Values of the searched fields by dotted name."""
         return self.trial_run.point
 
     @property
     def has_ended(self) -> bool:
-        """Whether it is never run again."""
+        """Whether the trial never runs again."""
         return self.status in ENDED
 
     @property
     def loss(self) -> float | None:
-        """What it reported last."""
+        """The loss of the last report."""
         return self.reports[-1].loss if self.reports else None
 
     @property
     def step(self) -> int:
-        """Steps done, over all of its runs."""
+        """Steps done over all runs of the trial."""
         return sum(trial_run.steps_done for trial_run in self.trial_runs)
 
     def has_reported(self, step: int) -> bool:
-        """Whether its run has told of `step`, or of a later one."""
+        """Whether the current run has reported `step` or a later step."""
         return any(report.trial_run == len(self.trial_runs) - 1 and report.step >= step for report in self.reports)
 
     def end(self, status: str, reason: str = "") -> None:
-        """Note how it ended."""
+        """Marks the trial as ended."""
         self.status, self.reason, self.ended_at, self.workers = status, reason, time.time(), 0
 
     def to_json(self) -> bytes:
-        """The record as the object's content."""
+        """Encodes the record."""
         return json.dumps(asdict(self), indent=1).encode()
 
     @classmethod
     def from_json(cls, content: bytes) -> TrialRecord:
         """Inverse of `to_json`."""
         fields = json.loads(content)
-        if "stints" in fields:  # as version 0.1.0 wrote it
+        if "stints" in fields:  # version 0.1.0 called them stints
             fields["trial_runs"] = fields.pop("stints")
-            fields["reports"] = [{**each, "trial_run": each.pop("stint")} for each in fields["reports"]]
+            fields["reports"] = [
+                {("trial_run" if name == "stint" else name): value for name, value in each.items()}
+                for each in fields["reports"]
+            ]
         fields["reports"] = [Report(**report) for report in fields["reports"]]
         fields["trial_runs"] = [
             TrialRun(
@@ -161,7 +172,11 @@ class TrialRecord:
 
 
 class TrialBook:
-    """The trials of a sweep. `store` is the sweep's own folder."""
+    """All trial records of a sweep, each stored when it changes.
+
+    Args:
+        store: the sweep's own folder.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -176,25 +191,25 @@ class TrialBook:
         return iter(sorted(self._trials.values(), key=lambda record: record.number))
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Number of trials."""
         return len(self._trials)
 
     def __getitem__(self, name: str) -> TrialRecord:
-        """A trial by its id."""
+        """The trial with this id."""
         return self._trials[name]
 
     def add(self, record: TrialRecord) -> TrialRecord:
-        """Keep a new trial."""
+        """Adds and stores a new trial."""
         self._trials[record.id] = record
         self.save(record)
         return record
 
     def save(self, record: TrialRecord) -> None:
-        """Keep what has changed of a trial."""
+        """Stores a changed trial."""
         self._store.put(f"trials/{record.id}.json", record.to_json())
 
     def report(self, record: TrialRecord, step: int, loss: float | None, worker_s: float, attempt: int) -> Report:
-        """Keep a report; it is in the store when this returns."""
+        """Adds a report to a trial; it is in the store when this returns."""
         self._reports += 1
         trial_run = len(record.trial_runs) - 1
         record.reports.append(Report(self._reports, step, loss, worker_s, time.time(), trial_run, attempt))

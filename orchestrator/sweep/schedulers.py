@@ -1,7 +1,7 @@
-"""Ray Tune's schedulers and searcher interface, with the sweep's records in between.
+"""Ray Tune's schedulers and searcher interface on top of the sweep's records.
 
-What Tune's scheduler is told is in object storage before it hears of it. A sweep that goes on makes a new scheduler and
-tells it everything again, in the order in which it came; its own state is never saved.
+Every report is in object storage before Tune's scheduler sees it. A continued sweep builds a new scheduler and replays
+all reports to it in their order; the scheduler's own state is never saved.
 """
 
 from __future__ import annotations
@@ -28,60 +28,60 @@ _ATTRIBUTES: dict[str, Any] = {"time_attr": "step", "metric": "loss", "mode": "m
 _STRUCTURE = (
     "model.",
     "train.optimizer.name",
-    "train.optimizer.momentum",  # torch's rmsprop has a buffer for it, or none
+    "train.optimizer.momentum",  # decides whether torch's rmsprop has a momentum buffer
     "train.ema_decay",
     "train.global_batch_size",
     "train.micro_batch_size",
 )
-"""Fields that stay the donor's when its state is taken over: its tensors and its place in the data fit no others."""
+"""Prefixes of fields that a trial takes from its donor unchanged: the donor's tensors and data position need them."""
 
 
-class Suggestions(Searcher):
-    """Tune's searcher: the next trial of the coordinator."""
+class CoordinatorSearcher(Searcher):
+    """Tune's searcher: takes the next trial from the coordinator."""
 
     def __init__(self, coordinator: TrialCoordinator) -> None:
         super().__init__(metric="loss", mode="min")
         self._coordinator = coordinator
 
     def suggest(self, trial_id: str) -> Any:
-        """The next trial's assignment; None: not now."""
-        if self._coordinator.interrupted or self._coordinator.left == 0:
+        """The config of the next trial; None where it has to wait."""
+        if self._coordinator.interrupted or self._coordinator.remaining == 0:
             return str(Searcher.FINISHED)
-        assignment = self._coordinator.next()
+        assignment = self._coordinator.next_assignment()
         return None if assignment is None else {"trial": assignment.id, "assignment": assignment}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing: the records know."""
+        """Does nothing: the records have the result."""
 
     def save(self, checkpoint_path: str) -> None:
-        """An empty file, as Tune looks for one: there is no state."""
+        """Writes an empty file, which Tune expects: there is no state."""
         Path(checkpoint_path).touch()
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: there is no state."""
+        """Does nothing: there is no state."""
 
 
-class _Known:
-    """A trial as a scheduler of Tune's sees it: it asks for nothing but who it is."""
+class _TrialId:
+    """A trial for a scheduler of Tune, which uses only its id."""
 
     def __init__(self, trial_id: str) -> None:
         self.trial_id = trial_id
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Known) and other.trial_id == self.trial_id
+        return isinstance(other, _TrialId) and other.trial_id == self.trial_id
 
     def __hash__(self) -> int:
         return hash(self.trial_id)
 
 
 class RecordedScheduler(FIFOScheduler):
-    """Stops trials by a rule of Tune's, told everything that an earlier attempt at the sweep has heard."""
+    """Stops trials by one of Tune's schedulers, to which the reports of earlier attempts are replayed first."""
 
     def __init__(self, coordinator: TrialCoordinator) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._coordinator = coordinator
         self._rule: Any = _rule_of(coordinator)
-        self._known: set[str] = set()
+        self._added: set[str] = set()
         reports = [
             (report, record) for record in coordinator.book for report in record.reports if report.loss is not None
         ]
@@ -89,109 +89,109 @@ class RecordedScheduler(FIFOScheduler):
             self._add(record)
         for report, record in sorted(reports, key=lambda each: each[0].number):
             stop = self._ask(record, report.step, report.loss) == TrialScheduler.STOP
-            # The attempt that heard it may have died before it could act on it.
+            # The attempt that recorded the report may have died before it stopped the trial.
             if stop and not record.has_ended and report is record.reports[-1] and report.step < coordinator.sweep.steps:
-                coordinator.decided(record, report.step, stop=True)
+                coordinator.record_decision(record, report.step, stop=True)
         for record in coordinator.book:
             if record.has_ended:
                 self._complete(record)
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        """A trial is there."""
+        """Adds the trial to Tune's scheduler."""
         self._add(self._coordinator.book[trial.config["trial"]])
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Keep the report, then ask the rule about it."""
-        is_new = self._coordinator.heard(trial.config["trial"], result)
+        """Records the report, then returns the decision of Tune's scheduler."""
+        is_new = self._coordinator.record_result(trial.config["trial"], result)
         record, step = self._coordinator.book[trial.config["trial"]], result.get("step")
         if not is_new or step is None or record.loss is None:
             return str(TrialScheduler.CONTINUE)
         decision = self._ask(record, step, record.loss)
-        if step >= self._coordinator.sweep.steps:  # it is at its end, and saves and evaluates
+        if step >= self._coordinator.sweep.steps:  # the trial is finishing: it saves and evaluates
             return str(TrialScheduler.CONTINUE)
-        self._coordinator.decided(record, step, decision == TrialScheduler.STOP)
+        self._coordinator.record_decision(record, step, decision == TrialScheduler.STOP)
         return decision
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        """A trial has ended, or is being stopped."""
+        """Records that a trial has ended, or is being stopped."""
         if "at_step" in result:
-            self._coordinator.heard(trial.config["trial"], result)
-        self._coordinator.ended(trial.config["trial"], result)
+            self._coordinator.record_result(trial.config["trial"], result)
+        self._coordinator.record_end(trial.config["trial"], result)
         self._complete(self._coordinator.book[trial.config["trial"]])
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """A trial's process has died."""
-        self._coordinator.died(trial.config["trial"], f"the trial's process died: {_last_line(trial)}")
+        """Records that a trial's process has died."""
+        self._coordinator.record_death(trial.config["trial"], f"the trial's process died: {_last_line(trial)}")
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
-        """A trial that had not begun is not to be."""
-        self._coordinator.ended(trial.config["trial"], {"status": "stopped"})
+        """Records that a trial was removed before it started."""
+        self._coordinator.record_end(trial.config["trial"], {"status": "stopped"})
 
     def _add(self, record: TrialRecord) -> None:
-        if self._rule is not None and record.id not in self._known:
-            # A bracket is drawn from numpy's global generator: the same for this trial whenever it is asked for.
+        if self._rule is not None and record.id not in self._added:
+            # Tune draws the bracket from numpy's global generator, which is seeded so that a replay draws the same.
             np.random.seed((self._coordinator.sweep.spec.searcher.seed * 1_000_003 + record.number) % 2**32)
-            self._rule.on_trial_add(None, _Known(record.id))
-        self._known.add(record.id)
+            self._rule.on_trial_add(None, _TrialId(record.id))
+        self._added.add(record.id)
 
     def _ask(self, record: TrialRecord, step: int, loss: float | None) -> str:
         if self._rule is None:
             return str(TrialScheduler.CONTINUE)
-        return str(self._rule.on_trial_result(None, _Known(record.id), {"step": step, "loss": loss}))
+        return str(self._rule.on_trial_result(None, _TrialId(record.id), {"step": step, "loss": loss}))
 
     def _complete(self, record: TrialRecord) -> None:
         if self._rule is not None and record.loss is not None:
             last = {"step": record.reports[-1].step, "loss": record.loss}
-            self._rule.on_trial_complete(None, _Known(record.id), last)
+            self._rule.on_trial_complete(None, _TrialId(record.id), last)
 
 
 class RecordedPopulation(RecordedScheduler):
-    """Tune's population-based training over our checkpoints: whoever goes on from another's state begins a new run."""
+    """Tune's population-based training on our checkpoints: a trial that takes a donor's state starts a new run."""
 
     def __init__(self, coordinator: TrialCoordinator) -> None:
         super().__init__(coordinator)
-        self._movable = [name for name in coordinator.sweep.spec.space if not name.startswith(_STRUCTURE)]
+        self._mutable = [name for name in coordinator.sweep.spec.space if not name.startswith(_STRUCTURE)]
         random.seed(
             f"{coordinator.sweep.spec.searcher.seed}/{len(coordinator.book)}"
         )  # Tune draws donors from the global generator
         self._population = population(
-            self._moved,
+            self._config_after_exploit,
             **_ATTRIBUTES,
             perturbation_interval=grace_steps(coordinator.sweep),
             quantile_fraction=coordinator.sweep.spec.scheduler.quantile,
         )
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        """A trial is there."""
+        """Adds the trial to Tune's scheduler."""
         self._population.on_trial_add(tune_controller, trial)
         record = self._coordinator.book[trial.config["trial"]]
         if record.loss is not None:
-            self._population.know(trial, record.reports[-1].step, -record.loss)
+            self._population.restore_trial(trial, record.reports[-1].step, -record.loss)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Keep the report, then let it be compared."""
-        is_new = self._coordinator.heard(trial.config["trial"], result)
+        """Records the report, then lets Tune compare the trial with the population."""
+        is_new = self._coordinator.record_result(trial.config["trial"], result)
         record, step = self._coordinator.book[trial.config["trial"]], result.get("step")
         if not is_new or step is None or record.loss is None or step >= self._coordinator.sweep.steps:
             return str(TrialScheduler.CONTINUE)
-        self._coordinator.decided(record, step, stop=False)
+        self._coordinator.record_decision(record, step, stop=False)
         return str(self._population.on_trial_result(tune_controller, trial, result))
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        """Those that are furthest behind first."""
+        """The trial that is furthest behind."""
         chosen: Trial | None = self._population.choose_trial_to_run(tune_controller)
         return chosen
 
-    def _moved(self, trial: Trial, trial_to_clone: Trial) -> dict[str, Any]:
+    def _config_after_exploit(self, trial: Trial, trial_to_clone: Trial) -> dict[str, Any]:
         book, sweep = self._coordinator.book, self._coordinator.sweep
         record, donor = book[trial.config["trial"]], book[trial_to_clone.config["trial"]]
         rng = random.Random(f"{sweep.spec.searcher.seed}/{record.number}/{len(record.trial_runs)}")
-        point = perturbed(sweep.spec.space, donor.point, self._movable, rng, sweep.spec.scheduler.resample)
-        return {"trial": record.id, "assignment": self._coordinator.moved(record, point, donor)}
+        point = perturbed(sweep.spec.space, donor.point, self._mutable, rng, sweep.spec.scheduler.resample)
+        return {"trial": record.id, "assignment": self._coordinator.continue_from(record, point, donor)}
 
 
 def scheduler_of(coordinator: TrialCoordinator) -> TrialScheduler:
-    """The scheduler that the sweep's recipe asks for, knowing what is in the records."""
+    """The scheduler of the sweep's recipe, with the reports of the records replayed to it."""
     is_population = coordinator.sweep.spec.scheduler.name == "pbt"
     return RecordedPopulation(coordinator) if is_population else RecordedScheduler(coordinator)
 
@@ -215,4 +215,4 @@ def _rule_of(coordinator: TrialCoordinator) -> Any:
 def _last_line(trial: Any) -> str:
     error = trial.get_pickled_error() or trial.get_error()
     lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip()[-300:] if lines else "no word why"
+    return lines[-1].strip()[-300:] if lines else "no reason given"

@@ -1,4 +1,4 @@
-"""A sweep for people: the live table while it runs, and afterwards `manta show SWEEP` and the report."""
+"""Shows a sweep: the live table while it runs, and `manta show SWEEP` and the report at any time."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from orchestrator.console import Console
 from orchestrator.report.page import write_page
 from orchestrator.run.run import reaching_storage, stores
 from orchestrator.sweep.best import FOLDER
+from orchestrator.sweep.load import load_sweep
 from orchestrator.sweep.report.page import html
 from orchestrator.sweep.report.table import live_table, print_sweep
-from orchestrator.sweep.spec import load_sweep
 from orchestrator.sweep.summary import SweepSummary, describe_sweep
 
 REPORT = "report.html"
 """Name of the report, in the sweep's folder here and in its storage."""
 
 REFRESHES_PER_S = 2
-"""Times a second that the live table is drawn."""
+"""Redraws of the live table per second."""
 
 Watch = Callable[[SweepSummary], None]
-"""Gets the sweep's summary about once a second while it runs."""
+"""Callback that gets the sweep's summary about once a second while the sweep runs."""
 
 
 @contextmanager
 def live(console: Console) -> Iterator[Watch | None]:
-    """The table that moves, inside the block; None where the output is no terminal, and lines tell of trials."""
+    """Shows the live table inside the block; yields None where the output is not a terminal, and lines are logged."""
     if not console.rich.is_terminal:
         yield None
         return
@@ -41,10 +41,10 @@ def live(console: Console) -> Iterator[Watch | None]:
 
 
 def write_report(summary: SweepSummary, store: Store, to: Path | None = None) -> Path:
-    """Write the report here and into the sweep's storage; returns where it is here.
+    """Writes the report to a local file and to the sweep's storage; returns the local path.
 
     Args:
-        to: where it is to be; None: in the sweep's folder.
+        to: the local file; None: report.html in the sweep's folder.
     """
     page = html(summary)
     path = to or FOLDER / summary["sweep"] / REPORT
@@ -54,10 +54,10 @@ def write_report(summary: SweepSummary, store: Store, to: Path | None = None) ->
 
 
 def report_sweep(recipe: Path, to: Path | None, overrides: Sequence[str]) -> Path:
-    """Write the report of a sweep anew; returns where it is.
+    """Writes a new report of a sweep; returns its local path.
 
     Raises:
-        UnknownRunError: it was never started.
+        UnknownRunError: the sweep was never started.
     """
     sweep = load_sweep(recipe, overrides)
     with reaching_storage(sweep.base) as base:
@@ -68,10 +68,10 @@ def report_sweep(recipe: Path, to: Path | None, overrides: Sequence[str]) -> Pat
 
 
 def show_sweep(recipe: Path, as_json: bool, overrides: Sequence[str]) -> None:
-    """Print the summary of a sweep, as JSON or for a person, who also gets the report anew.
+    """Prints the summary of a sweep, as JSON or as tables; with tables, also writes a new report.
 
     Raises:
-        UnknownRunError: it was never started.
+        UnknownRunError: the sweep was never started.
     """
     sweep, console = load_sweep(recipe, overrides), Console()
     with reaching_storage(sweep.base) as base:

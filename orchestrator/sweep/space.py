@@ -1,4 +1,4 @@
-"""What a sweep searches over: a domain for every field, by its dotted name, and which fields count in a given trial.
+"""The search space of a sweep: a domain for each field by its dotted name, and the condition under which it is used.
 
 Everything random is drawn from a generator that is passed in, so that the same seed gives the same trials.
 """
@@ -18,30 +18,33 @@ from data.section import Section
 Kind = Literal["choice", "grid", "uniform", "loguniform", "int"]
 
 Point = dict[str, Any]
-"""Values of a trial's fields by dotted name; those that do not count in it are left out."""
+"""Values of a trial's searched fields by dotted name, without the fields that the trial does not use."""
 
 GRID_STEPS = 5
-"""Values that a grid takes from a range."""
+"""Number of values that a grid takes from a range."""
 
 PERTURB_FACTORS = (0.8, 1.25)
-"""What a number is multiplied with when a trial goes on from another's state."""
+"""Factors by which pbt changes a number when a trial continues from another's state."""
 
 
 class Domain(Section):
-    """The values of one field: exactly one of choice, grid, uniform, loguniform and int."""
+    """The values that a field may take: exactly one of choice, grid, uniform, loguniform and int."""
 
-    choice: tuple[Any, ...] | None = Field(None, min_length=1, description="Values to choose from.")
-    grid: tuple[Any, ...] | None = Field(None, min_length=1, description="Values that a grid goes through, in order.")
-    uniform: tuple[float, float] | None = Field(None, description="Lowest and highest of a real number.")
+    choice: tuple[Any, ...] | None = Field(None, min_length=1, description="List of values to choose from.")
+    grid: tuple[Any, ...] | None = Field(
+        None, min_length=1, description="List of values that a grid tries in this order."
+    )
+    uniform: tuple[float, float] | None = Field(None, description="Lowest and highest value of a real number.")
     loguniform: tuple[float, float] | None = Field(
-        None, description="Lowest and highest of a real number whose logarithm is drawn; above 0."
+        None, description="Lowest and highest value of a real number above 0, drawn evenly by its logarithm."
     )
     integer: tuple[int, int] | None = Field(
-        None, alias="int", description="Lowest and highest of a whole number, both included."
+        None, alias="int", description="Lowest and highest value of an integer, both included."
     )
-    log: bool = Field(False, description="Whether int draws the logarithm.")
+    log: bool = Field(False, description="Whether int is drawn evenly by its logarithm.")
     when: dict[str, Any] | None = Field(
-        None, description="Fields of the space, and the value (or list of values) each must have for this one to count."
+        None,
+        description="Condition: other fields of the space, each with the value (or list of values) with which this one is used.",
     )
 
     @model_validator(mode="after")
@@ -49,7 +52,7 @@ class Domain(Section):
         given = self._given
         if len(given) != 1:
             raise ValueError(
-                f"{' and '.join(given) or 'nothing'} given. Give one of choice: [a, b], grid: [a, b], "
+                f"{' and '.join(given) or 'nothing'} given. Give exactly one of choice: [a, b], grid: [a, b], "
                 f"uniform: [low, high], loguniform: [low, high] or int: [low, high]."
             )
         if (bounds := self.bounds) is not None:
@@ -64,7 +67,7 @@ class Domain(Section):
 
     @property
     def kind(self) -> Kind:
-        """Which of the five it is."""
+        """Which of the five kinds the domain is."""
         return self._given[0]
 
     @property
@@ -90,11 +93,11 @@ class Domain(Section):
 
     @property
     def is_log(self) -> bool:
-        """Whether the logarithm is drawn."""
+        """Whether values are drawn evenly by their logarithm."""
         return self.loguniform is not None or (self.integer is not None and self.log)
 
     def draw(self, rng: random.Random) -> Any:
-        """A value at random."""
+        """Draws a value."""
         if self.values is not None:
             return rng.choice(self.values)
         assert self.bounds is not None
@@ -112,7 +115,7 @@ class Domain(Section):
         return round(value) if self.integer is not None else value
 
     def holds(self, value: Any) -> bool:
-        """Whether `value` is one of the domain's."""
+        """Whether `value` is in the domain."""
         if self.values is not None:
             return value in self.values
         assert self.bounds is not None
@@ -122,7 +125,7 @@ class Domain(Section):
         )
 
     def grid_values(self) -> tuple[Any, ...]:
-        """The values a grid takes: all of a choice, GRID_STEPS of a range, ends included."""
+        """The values that a grid tries: all of a choice, GRID_STEPS of a range, both ends included."""
         if self.values is not None:
             return self.values
         assert self.bounds is not None
@@ -133,18 +136,18 @@ class Domain(Section):
         return tuple(dict.fromkeys(self.clipped(low + (high - low) * share) for share in shares))
 
     def extremes(self) -> tuple[Any, ...]:
-        """Every value of a choice, both ends of a range: what must be allowed for all of it to be."""
+        """Every value of a choice, or both ends of a range: if these are valid, the whole domain is."""
         return self.values if self.values is not None else tuple(dict.fromkeys(self.bounds or ()))
 
     def perturbed(self, value: Any, rng: random.Random) -> Any:
-        """A value near `value`: a number times one of PERTURB_FACTORS, the neighbour of a choice."""
+        """A value near `value`: a number times one of PERTURB_FACTORS, or a neighbour in a choice."""
         if self.values is None:
             return self.clipped(value * rng.choice(PERTURB_FACTORS))
         place = self.values.index(value) + rng.choice((-1, 1)) if value in self.values else 0
         return self.values[min(max(place, 0), len(self.values) - 1)]
 
     def summary(self) -> dict[str, Any]:
-        """The domain as `SweepSummary` has it."""
+        """The domain as a `DomainSummary`."""
         when = {name: list(wanted) for name, wanted in self.conditions().items()} or None
         if self.values is not None:
             return {"kind": self.kind, "values": list(self.values), "when": when}
@@ -152,7 +155,7 @@ class Domain(Section):
         return {"kind": self.kind, "low": self.bounds[0], "high": self.bounds[1], "log": self.is_log, "when": when}
 
     def conditions(self) -> dict[str, tuple[Any, ...]]:
-        """For every field this one depends on, the values with which it counts."""
+        """For each field that this one depends on, the values for which this one is used."""
         return {
             name: tuple(wanted) if isinstance(wanted, (list, tuple)) else (wanted,)
             for name, wanted in (self.when or {}).items()
@@ -163,15 +166,15 @@ Space = Mapping[str, Domain]
 
 
 def counts(domain: Domain, point: Mapping[str, Any]) -> bool:
-    """Whether a field with this domain counts in a trial of these values so far."""
+    """Whether a field with this domain is used in a trial with these values."""
     return all(name in point and point[name] in wanted for name, wanted in domain.conditions().items())
 
 
 def in_order(space: Space) -> list[str]:
-    """The fields, every one after those it depends on.
+    """The names of the fields, each after those it depends on.
 
     Raises:
-        ValueError: they depend on each other in a circle, or on one that is not there.
+        ValueError: fields depend on each other in a circle, or on a field that is not in the space.
     """
     done: list[str] = []
     left = list(space)
@@ -185,22 +188,22 @@ def in_order(space: Space) -> list[str]:
 
 
 def draw(space: Space, rng: random.Random, fixed: Mapping[str, Any] | None = None) -> Point:
-    """A point at random; fields of `fixed` have its values. Fields that do not count are drawn too, and dropped."""
+    """Draws a point. Fields in `fixed` take their values from there, and unused fields are drawn and dropped."""
     point: Point = {}
     for name in in_order(space):
-        value = space[name].draw(rng)  # always: what one field draws must not depend on another's value
+        value = space[name].draw(rng)  # drawn even if unused, so that no draw depends on another field's value
         if counts(space[name], point):
             point[name] = (fixed or {}).get(name, value)
     return point
 
 
 def grid(space: Space) -> list[Point]:
-    """Every point of the grid, the last field fastest, each once."""
+    """Every point of the grid once; the last field changes fastest."""
     return list(_points(space, {name: space[name].grid_values() for name in space}))
 
 
 def extreme_points(space: Space, at_most: int) -> list[Point]:
-    """Points at the ends of every domain: all combinations, or `at_most` drawn at random where there are more."""
+    """Points at the ends of every domain: all combinations, or a random `at_most` of them if there are more."""
     ends = {name: space[name].extremes() for name in space}
     if math.prod(len(values) for values in ends.values()) <= at_most:
         return list(_points(space, ends))
@@ -214,7 +217,7 @@ def extreme_points(space: Space, at_most: int) -> list[Point]:
 
 
 def perturbed(space: Space, point: Mapping[str, Any], names: list[str], rng: random.Random, resample: float) -> Point:
-    """`point` with the fields of `names` moved: drawn afresh with probability `resample`, else to a value nearby."""
+    """`point` with the fields `names` changed: drawn anew with probability `resample`, else to a value nearby."""
     moved: Point = {}
     for name in in_order(space):
         if not counts(space[name], moved):

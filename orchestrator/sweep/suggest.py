@@ -1,6 +1,6 @@
-"""Which points are tried: from the number of a trial and all that is known so far to its point. Without state.
+"""The searchers: compute the point of a trial from its number and the records of the trials before it.
 
-A searcher that is a function of the records needs no saving: a sweep that goes on knows all it knew.
+They have no state of their own, so a continued sweep needs nothing but its records.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from orchestrator.sweep.space import Domain, Point, Space, counts, draw, grid, i
 from orchestrator.sweep.spec import Sweep
 
 STARTUP_TRIALS = 6
-"""Points that Optuna draws at random before it learns from them."""
+"""Points that Optuna draws at random before it uses its model."""
 
 
 def suggest(sweep: Sweep, number: int, known: Sequence[TrialRecord]) -> Point:
@@ -32,23 +32,23 @@ def suggest(sweep: Sweep, number: int, known: Sequence[TrialRecord]) -> Point:
 
 
 def untried(points: Sequence[Point], known: Sequence[TrialRecord]) -> Point:
-    """The first of `points` that no trial has had; the first of all where every one has."""
+    """The first of `points` that no trial has; the first point where all are used."""
     tried = [record.trial_runs[0].point for record in known]
     return next((point for point in points if point not in tried), points[0])
 
 
 def suggest_by_optuna(space: Space, seed: int, known: Sequence[TrialRecord]) -> Point:
-    """What Optuna's TPE makes of the trials so far, those that still run included.
+    """The next point by Optuna's TPE, given all trials so far, running ones included.
 
-    A trial that was stopped counts by what it reported on the way, and a failed one as the worst there is: without a
-    report, it teaches to stay away from where it was.
+    A stopped trial counts with the losses it reported. A failed trial counts as pruned without a report, which is worse
+    than any other, so that TPE avoids its surroundings.
     """
     import optuna
     from optuna.trial import TrialState, create_trial
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it calls the constant liar an experiment, for years now
+        warnings.simplefilter("ignore")  # Optuna warns that constant_liar is experimental
         sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS, constant_liar=True)
     study = optuna.create_study(sampler=sampler)
     states = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.PRUNED}
@@ -69,9 +69,9 @@ def suggest_by_optuna(space: Space, seed: int, known: Sequence[TrialRecord]) -> 
         )
     trial = study.ask()
     point = {}
-    for name in in_order(space):  # define-by-run: a field that does not count is not asked for
+    for name in in_order(space):  # define-by-run: an unused field is not suggested
         if counts(space[name], point):
-            point[name] = _ask(trial, name, space[name])
+            point[name] = _suggest_value(trial, name, space[name])
     return point
 
 
@@ -86,7 +86,7 @@ def _distribution(domain: Domain) -> Any:
 
 
 def _to_optuna(domain: Domain, value: Any) -> Any:
-    """A value as Optuna knows it: of a choice its index, since values may be lists."""
+    """The value in Optuna's distribution: the index of a choice, since its values may be lists."""
     return value if domain.values is None else [*map(_plain, domain.values)].index(_plain(value))
 
 
@@ -94,6 +94,6 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _ask(trial: Any, name: str, domain: Domain) -> Any:
+def _suggest_value(trial: Any, name: str, domain: Domain) -> Any:
     found = trial._suggest(name, _distribution(domain))
     return found if domain.values is None else domain.values[found]

@@ -1,4 +1,4 @@
-"""What there is to say of a sweep, as JSON has it: made of its records, for the live table, `show` and the report."""
+"""The summary of a sweep in JSON types, built from its records for the live table, `manta show` and the report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from orchestrator.sweep.spec import Sweep
 
 
 class DomainSummary(TypedDict, total=False):
-    """What a field is searched over; `values` for choice and grid, `low` and `high` for the others."""
+    """The domain of a searched field: `values` for choice and grid, `low` and `high` for ranges."""
 
     kind: str
     values: list[Any]
@@ -25,7 +25,7 @@ class DomainSummary(TypedDict, total=False):
 
 
 class DonorSummary(TypedDict):
-    """The trial whose state another one went on from, and the step it had then."""
+    """The trial from whose state another trial continued, and the step of that state."""
 
     id: str
     step: int
@@ -35,8 +35,8 @@ class TrialSummary(TypedDict):
     """One trial.
 
     `status` is pending, running, finished (all its steps), stopped (by the scheduler) or failed. `loss` is the last
-    reported one; `curve` all of them; `rungs` the steps at which the scheduler looked at it. `config` has the fields of
-    the space that count for it, by dotted name.
+    reported loss, `curve` has all of them, and `rungs` has the steps at which the scheduler decided on the trial.
+    `config` has the searched fields that the trial uses, by dotted name.
     """
 
     id: str
@@ -58,7 +58,7 @@ class TrialSummary(TypedDict):
 
 
 class BestSummary(TypedDict):
-    """The winner; `recipe` is the path of its recipe, "" where it has not been written yet."""
+    """The best trial; `recipe` is the path of its recipe, "" where it is not written yet."""
 
     id: str
     run: str
@@ -68,8 +68,8 @@ class BestSummary(TypedDict):
 
 
 class RungSummary(TypedDict):
-    """A step at which trials are compared: how many came so far, how many ended there, what they had cost since the
-    rung before."""
+    """A step at which trials are compared: trials that reached it, trials stopped there, worker-seconds since the rung
+    before."""
 
     step: int
     trials: int
@@ -78,7 +78,7 @@ class RungSummary(TypedDict):
 
 
 class CostSummary(TypedDict):
-    """`share` is `steps` done by `steps_of_all`, what running every trial to its end would take."""
+    """`steps_of_all` is the cost of running every trial to its end, and `share` is `steps` divided by it."""
 
     worker_s: float
     steps: int
@@ -87,7 +87,7 @@ class CostSummary(TypedDict):
 
 
 class TokenizedSummary(TypedDict):
-    """Units of the data; how many this sweep has tokenized, each once, and how many had been before."""
+    """Units of the data: all, those that this sweep tokenized, and those that were cached before."""
 
     units: int
     tokenized: int
@@ -115,24 +115,24 @@ class SweepSummary(TypedDict):
 
 
 def rung_summaries(rungs: Iterable[int], trials: Iterable[TrialSummary]) -> list[RungSummary]:
-    """What happened at each rung; a trial's worker-seconds are shared out by its steps."""
-    told: list[RungSummary] = []
+    """What happened at each rung. The worker-seconds of a trial are divided among the rungs by its steps."""
+    summaries: list[RungSummary] = []
     trials, before = list(trials), 0
     for rung in rungs:
-        came = [trial for trial in trials if rung in trial["rungs"]]
-        ended = [trial for trial in came if trial["status"] == "stopped" and trial["rungs"][-1] == rung]
+        reached = [trial for trial in trials if rung in trial["rungs"]]
+        ended = [trial for trial in reached if trial["status"] == "stopped" and trial["rungs"][-1] == rung]
         cost = sum(
             trial["worker_s"] * (min(trial["step"], rung) - before) / trial["step"]
             for trial in trials
             if trial["step"] > before
         )
-        told.append({"step": rung, "trials": len(came), "stopped": len(ended), "worker_s": round(cost, 3)})
+        summaries.append({"step": rung, "trials": len(reached), "stopped": len(ended), "worker_s": round(cost, 3)})
         before = rung
-    return told
+    return summaries
 
 
 def cost_summary(trials: Iterable[TrialSummary]) -> CostSummary:
-    """What the trials have cost beside what all of them to the end would."""
+    """The cost of the trials, compared with the cost of running all of them to the end."""
     trials = list(trials)
     steps, of_all = sum(trial["step"] for trial in trials), sum(trial["steps"] for trial in trials)
     return {
@@ -144,7 +144,7 @@ def cost_summary(trials: Iterable[TrialSummary]) -> CostSummary:
 
 
 def trial_summary(record: TrialRecord, steps: int) -> TrialSummary:
-    """A trial as its record tells it."""
+    """Builds the summary of a trial from its record."""
     trial_run, before = record.trial_run, record.trial_runs[-2] if len(record.trial_runs) > 1 else None
     donor = trial_run.donor if before is not None else None
     curve = [[report.step, report.loss] for report in record.reports if report.loss is not None]
@@ -169,7 +169,7 @@ def trial_summary(record: TrialRecord, steps: int) -> TrialSummary:
 
 
 def best_of(trials: Iterable[TrialRecord]) -> TrialRecord | None:
-    """The finished trial of the least loss; where none has finished, the one of those that came furthest."""
+    """The finished trial with the lowest loss; where none has finished, the best of those with the most steps."""
     reported = [record for record in trials if record.loss is not None and record.status != "failed"]
     finished = [record for record in reported if record.status == "finished"]
     furthest = max((record.reports[-1].step for record in reported), default=0)
@@ -178,20 +178,20 @@ def best_of(trials: Iterable[TrialRecord]) -> TrialRecord | None:
 
 
 def describe_sweep(sweep: Sweep, root: Store) -> SweepSummary:
-    """Everything there is to say of a sweep, out of its records; cheap enough to be asked for while it runs.
+    """Builds the summary of a sweep from its stored records; cheap enough to call while it runs.
 
     Args:
-        root: the storage of its runs.
+        root: the storage of the sweep's runs.
 
     Raises:
-        UnknownRunError: it was never started.
+        UnknownRunError: the sweep was never started.
     """
     store = root.child(f"sweeps/{sweep.name}")
     return summary_of(sweep, load_record(store, RECORD), list(TrialBook(store)))
 
 
 def summary_of(sweep: Sweep, record: RunRecord, book: Sequence[TrialRecord]) -> SweepSummary:
-    """The summary of a sweep with these records."""
+    """Builds the summary of a sweep from these records."""
     trials = [trial_summary(trial, sweep.steps) for trial in book]
     best, last = best_of(book), record.last
     status = "died" if last.status in LIVE and liveness(last, mine=True) is None else last.status

@@ -1,7 +1,7 @@
-"""A trial: one whole run, trained from an actor of Ray Tune on the head node, which nobody reclaims.
+"""A trial: a whole run, driven by an actor of Ray Tune on the head node, which is never a spot node.
 
-A class of Tune's and not a function: Tune calls `stop` and waits for it, so that a trial that is stopped ends its run
-as Ctrl-C would, workers, actors and the nodes' memory included. A function would be left to its thread.
+The actor is a class of Tune and not a function. Tune calls `stop` and waits for it, so that a stopped trial ends its
+run as Ctrl-C does and releases workers, actors and node memory. With a function, the run's thread would go on.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from orchestrator.sweep.records import Donor
 from orchestrator.sweep.spec import Sweep
 
 POLL_S = 0.1
-"""Seconds between two looks at a trial's loop: what a trial that is to be stopped trains beyond its rung."""
+"""Seconds between two polls of a trial's loop, which bounds how far a stopped trial trains beyond its rung."""
 
 RESULT_S = 1.0
-"""Seconds from one result for Tune to the next, where there is nothing to report."""
+"""Seconds between two results for Tune while there is nothing to report."""
 
 STOP_S = 45.0
-"""Seconds a stopped trial may take to save and to end; its process is ended then in any case."""
+"""Seconds that a stopped trial may take to save and end; after that its process is killed."""
 
 
 @dataclass(frozen=True)
 class TrialContext:
-    """The same for all trials.
+    """What all trials of a sweep share.
 
     Attributes:
-        environment: variables of the sweep's own process that trials need.
+        environment: environment variables of the sweep's process that the trials' actors need.
     """
 
     sweep: Sweep
@@ -56,11 +56,12 @@ class TrialContext:
 
 @dataclass(frozen=True)
 class Assignment:
-    """What a trial's actor is told.
+    """What a trial's actor has to run.
 
     Attributes:
-        max_workers: max_workers workers it may use, by the sweep's shares; 0: as the recipe says.
-        reported: newest step reported before.
+        max_workers: the trial's share of the worker slots; 0: the recipe's own scaling.max_workers.
+        reported: newest step that was reported already.
+        donor: checkpoint of another trial to start from.
     """
 
     id: str
@@ -73,8 +74,8 @@ class Assignment:
 
 
 @dataclass
-class _Seen:
-    """The loop as last seen; shared by the trial's thread and Tune's."""
+class _LoopState:
+    """The training loop at the last poll; shared by the trial's thread and Tune's thread."""
 
     step: int = 0
     workers: int = 0
@@ -87,41 +88,41 @@ class _Seen:
 
 
 class TrialDriver(ray.tune.Trainable):
-    """The actor. `step` waits for the next report, at max_workers RESULT_S."""
+    """The trial's actor. `step` waits for the next report, at most RESULT_S."""
 
     def setup(self, config: dict[str, Any], context: TrialContext | None = None) -> None:
-        """Take the assignment; training begins with the first `step`."""
+        """Takes the assignment; training starts with the first `step`."""
         assert context is not None
         os.environ.update(context.environment)
         self._trial = Trial(context, config["assignment"])
         self._step = config["assignment"].reported
 
     def step(self) -> dict[str, Any]:
-        """The next report, with `step` and `loss`; without them where there is none."""
+        """Returns the next report, with `step` and `loss`, or only the progress where there is no report."""
         result = self._trial.next_result(RESULT_S)
         self._step = result.get("step", self._step)
         return result
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
-        """What Tune keeps of a trial: which checkpoint in object storage is meant; its tensors never come here."""
+        """Names the checkpoint in object storage, for Tune's own state; no tensors pass through Tune."""
         assignment = self._trial.assignment
         return {"run": assignment.run, "step": self._step}
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
-        """Take note of what has been reported where a trial goes on after a pause.
+        """Skips the steps that were reported before a pause.
 
-        Nothing else is to be done: a run goes on from its own newest checkpoint, and a donor's is in the assignment.
+        Nothing else is needed: a run continues from its own newest checkpoint, and a donor is in the assignment.
         """
         if checkpoint is not None and checkpoint["run"] == self._trial.assignment.run:
-            self._trial.has_reported(checkpoint["step"])
+            self._trial.skip_reported(checkpoint["step"])
 
     def cleanup(self) -> None:
-        """Have the run saved and ended, and everything given back."""
+        """Saves and ends the run, and releases its resources."""
         self._trial.stop()
 
 
 class Trial:
-    """The run of an assignment, in a thread of its own."""
+    """Runs an assignment in a thread of its own. It is also the run's console, through which it sees the progress."""
 
     def __init__(self, context: TrialContext, assignment: Assignment) -> None:
         from orchestrator.driver.stop_requests import StopRequests
@@ -129,27 +130,27 @@ class Trial:
         self.assignment, self._context = assignment, context
         self._requests = StopRequests()
         self._changed = threading.Condition()
-        self._seen = _Seen()
+        self._seen = _LoopState()
         self._polled_at = time.monotonic()
         self._setup_s: float | None = None
         sweep = context.sweep
-        self._milestones = [mark for mark in milestones(sweep) if mark > assignment.reported]
-        # Another trial may go on from this one's state at these steps: they are reported once they are in storage.
+        self._milestones = [milestone for milestone in milestones(sweep) if milestone > assignment.reported]
+        # Another trial may continue from this one's state at these steps: they are reported once they are in storage.
         self._saved_milestones = set(rungs(sweep)) if sweep.spec.scheduler.name == "pbt" else set()
         self._thread = threading.Thread(target=self._train, name="trial", daemon=True)
 
-    def has_reported(self, step: int) -> None:
-        """Nothing up to `step` is to be reported again."""
-        self._milestones = [mark for mark in self._milestones if mark > step]
+    def skip_reported(self, step: int) -> None:
+        """Drops the milestones up to `step`, which were reported before."""
+        self._milestones = [milestone for milestone in self._milestones if milestone > step]
 
     def next_result(self, timeout_s: float) -> dict[str, Any]:
-        """The next report or the run's end, or after `timeout_s` only how far it is."""
+        """The next report or the run's end; after `timeout_s` only the progress."""
         if not self._thread.ident:
             self._thread.start()
         with self._changed:
             self._changed.wait_for(lambda: self._seen.reports or self._seen.ended, timeout_s)
             seen = self._seen
-            told = {
+            progress = {
                 "at_step": seen.step,
                 "workers": seen.workers,
                 "worker_s": seen.worker_s,
@@ -157,26 +158,26 @@ class Trial:
                 "first_step_s": seen.first_step_at and seen.first_step_at - self.assignment.started_at,
             }
             if seen.reports:
-                return told | seen.reports.pop(0)
-            return told | seen.ended | {"done": True} if seen.ended is not None else told
+                return progress | seen.reports.pop(0)
+            return progress | seen.ended | {"done": True} if seen.ended is not None else progress
 
     def stop(self) -> None:
-        """Ask the run to save and end; returns when it has, or after STOP_S."""
+        """Requests that the run saves and ends; returns when it has, or after STOP_S."""
         if self._thread.ident:
             self._requests.ask()
             self._thread.join(STOP_S)
 
-    # What follows runs in the trial's thread. It is the run's console: it is told lines, and of the loop's progress.
+    # The run's console, called in the trial's thread.
 
     def line(self, text: str) -> None:
-        """A line for whoever looks into the log of the trial's process; nobody watches a single trial."""
+        """Prints a line to the log of the trial's process."""
         print(f"[{time.time() - self.assignment.started_at:6.1f} s] {text}", flush=True)
 
     def close(self) -> None:
-        """The run's output has ended."""
+        """Does nothing: there is no live line to remove."""
 
     def progress(self, progress: Progress, steps: int) -> None:
-        """The loop as seen just now."""
+        """Takes over the loop's progress, and adds the reports that are due."""
         now = time.monotonic()
         with self._changed:
             seen = self._seen
@@ -196,22 +197,22 @@ class Trial:
 
     def _report_due(self) -> None:
         sweep, seen = self._context.sweep, self._seen
-        for mark in due(self._milestones, seen.step):
+        for milestone in due(self._milestones, seen.step):
             if sweep.spec.metric == "val_loss":
-                if mark not in seen.evaluations:
+                if milestone not in seen.evaluations:
                     return
-                loss: float | None = seen.evaluations[mark]
+                loss: float | None = seen.evaluations[milestone]
             else:
-                loss = mean_loss(seen.losses, mark, sweep.spec.window)
-            attempt = self._saved_by(mark) if mark in self._saved_milestones else 0
+                loss = mean_loss(seen.losses, milestone, sweep.spec.window)
+            attempt = self._saved_by(milestone) if milestone in self._saved_milestones else 0
             if attempt is None:
                 return
-            self._milestones.remove(mark)
-            seen.reports.append({"step": mark, "loss": loss, "attempt": attempt})
+            self._milestones.remove(milestone)
+            seen.reports.append({"step": milestone, "loss": loss, "attempt": attempt})
             self._changed.notify_all()
 
     def _saved_by(self, step: int) -> int | None:
-        """The attempt that wrote the checkpoint of `step`; 0 where a later one has replaced it; None: none yet."""
+        """The attempt that wrote the checkpoint of `step`; 0 if a later one replaced it, None if it is not saved yet."""
         names = list_checkpoints(self._store, load_record(self._store))
         if not names or names[-1].step < step:
             return None
@@ -225,7 +226,7 @@ class Trial:
             ended = {"status": "stopped", "reason": "stopped on request"}
         except MantaError as error:
             ended = {"status": "failed", "reason": str(error)}
-        except BaseException as error:  # the sweep goes on, and tells of it
+        except BaseException as error:  # the sweep continues with the other trials, and shows the reason
             ended = {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
         with self._changed:
             self._seen.ended = ended | {"reason": ended["reason"][:2000]}
@@ -239,7 +240,7 @@ class Trial:
         if assignment.max_workers:
             scaling = config.scaling.model_copy(update={"max_workers": assignment.max_workers})
             config = config.model_copy(update={"scaling": scaling})
-        # A place that is free is another trial's.
+        # Free slots belong to other trials, so evaluations do not run in the background.
         config = config.model_copy(update={"eval": config.eval.model_copy(update={"background": False})})
         if self._saved_milestones:
             saving = {"every_steps": min(self._saved_milestones), "keep": max(config.checkpoint.keep, 4)}
@@ -260,7 +261,7 @@ class Trial:
             result_fields(config),
             begun=begun and self._store.head("run.json") is not None,
             started_at=assignment.started_at,
-            takeover=True,  # the sweep's own fence is above this one
+            takeover=True,  # the sweep's own fence already excludes other attempts
         )
         try:
             run = Run(config, root, self._store, fence.record)
@@ -275,7 +276,7 @@ class Trial:
             raise
 
     def _has_finished(self) -> bool:
-        """Whether the run has come to its end already, unknown to the sweep's records; its reports are made up for."""
+        """Whether the run had finished before, unknown to the sweep's records; if so, adds the missing reports."""
         if self._store.head("run.json") is None:
             return False
         record = load_record(self._store)

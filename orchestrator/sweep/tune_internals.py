@@ -1,4 +1,4 @@
-"""What of Ray Tune is not public API; `tests/orchestrator/sweep/test_tune_internals.py` holds Ray to it by name."""
+"""The parts of Ray Tune that are not public API. `tests/orchestrator/sweep/test_tune_internals.py` checks them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 HEAD_NODE = "node:__internal_head__"
-"""Resource of which the head node has 1, and no other node any; equals `HEAD_NODE_RESOURCE_NAME` of Ray's constants."""
+"""Resource that only the head node has, with amount 1; equals `HEAD_NODE_RESOURCE_NAME` of Ray's constants."""
 
 
 def median_rule(**arguments: Any) -> Any:
-    """Tune's median rule without its pauses: after one there would be nothing to go on from."""
+    """Tune's median rule without pauses, since a paused trial would lose its state."""
     from ray.tune.schedulers import MedianStoppingRule, TrialScheduler
 
     class UnpausedRule(MedianStoppingRule):
@@ -21,16 +21,16 @@ def median_rule(**arguments: Any) -> Any:
 
 
 def population(new_config: Callable[[Any, Any], dict[str, Any]], **arguments: Any) -> Any:
-    """Tune's population-based training for trials that a searcher made.
+    """Tune's population-based training for trials that come from a searcher.
 
-    Tune refuses any searcher, as one that learns would be misled; one that begins all trials at once does not.
+    Tune refuses all searchers, since one that learns would be misled. Ours starts all trials at once and never learns.
 
     Args:
-        new_config: given a trial and its donor, the config with which the trial goes on from the donor's state. What
-            Tune passes to its own hook does not tell for which trial it is.
+        new_config: takes a trial and its donor, and returns the config with which the trial continues from the donor's
+            state. Tune's own hook does not get the trial.
 
     Returns:
-        the scheduler; its method `know(trial, step, score)` tells it where a trial stood that goes on.
+        The scheduler. Its method `restore_trial(trial, step, score)` sets the progress of a continued trial.
     """
     from ray.tune.schedulers import PopulationBasedTraining
     from ray.tune.schedulers.pbt import _PBTTrialState
@@ -39,7 +39,7 @@ def population(new_config: Callable[[Any, Any], dict[str, Any]], **arguments: An
         def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
             self._trial_state[trial] = _PBTTrialState(trial)
 
-        def know(self, trial: Any, step: int, score: float) -> None:
+        def restore_trial(self, trial: Any, step: int, score: float) -> None:
             state = self._trial_state[trial]
             state.last_score, state.last_train_time, state.last_perturbation_time = score, step, step
 

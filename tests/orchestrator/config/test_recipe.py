@@ -104,7 +104,7 @@ class TestProblems:
         found = problems(recipe, "nonsense", "data.sources.7.path=x")
         expected = [
             "--set nonsense: must be NAME=VALUE",
-            "--set data.sources.7.path: data.sources is a list; its places are 0 to 1",
+            "--set data.sources.7.path: data.sources is a list; valid indices are 0 to 1",
             'run = "a/b": ',
             "storage: missing",
             "storge: there is no such field; did you mean storage?",
@@ -137,7 +137,7 @@ class TestProblems:
                 r"decay_steps = 51: .* At most 50\.",
             ),
             (["model.vocab_size=1023"], r"model\.vocab_size = 1023: fewer .* data\.tokenizer\.vocab_size = 1024"),
-            (["eval.every_steps=5", "data.validation_fraction=0"], r"eval\.every_steps = 5: nothing is held out"),
+            (["eval.every_steps=5", "data.validation_fraction=0"], r"eval\.every_steps = 5: no text is held out"),
             (["sample.top_p=1.1"], r"sample\.top_p = 1\.1: should be less than or equal to 1"),
             (["sample.top_p=0"], r"sample\.top_p = 0: should be greater than 0"),
             (["train.lr=.inf"], r"train\.lr = Infinity: should be a finite number"),
@@ -170,7 +170,7 @@ class TestProblems:
     )
     def test_a_password_in_an_address_is_refused_and_not_shown(self, recipe: Path, name: str) -> None:
         found = problems(recipe, f"{name}=https://me:hush@there/x")
-        assert any(line.startswith(f"{name}: has a name or password in it") for line in found)
+        assert any(line.startswith(f"{name}: contains a user name or password") for line in found)
         assert "hush" not in " ".join(found)
 
     def test_keys_are_not_printed_with_the_config(self, recipe: Path) -> None:
@@ -319,9 +319,12 @@ class TestSteps:
         [
             (
                 "{step: lowercse}",
-                'data.cleaning.0.step = "lowercse": there is no such one; did you mean lowercase? There',
+                'data.cleaning.0.step = "lowercse": there is no such step; did you mean lowercase? There',
             ),
-            ("lowercase", 'data.cleaning.0 = "lowercase": which of unicode, lowercase, dedup, near_dedup, length, '),
+            (
+                "lowercase",
+                'data.cleaning.0 = "lowercase": needs one of unicode, lowercase, dedup, near_dedup, ',
+            ),
             ("{form: NFC}", "data.cleaning.0 = {"),
             ("{step: near_dedup, treshold: 0.7}", "data.cleaning.0.treshold: there is no such field; did you mean "),
             ("{step: language}", "data.cleaning.0.keep: missing. Codes of the languages that are kept"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.config.load import load_recipe
-from orchestrator.sweep.spec import load_sweep
+from orchestrator.sweep.load import load_sweep
 
 RECIPES = sorted((Path(__file__).parents[3] / "recipes").glob("*.yaml"))
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import sysconfig
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator.sweep.load import load_sweep
 from orchestrator.sweep.records import TrialBook
-from orchestrator.sweep.spec import load_sweep
 from orchestrator.sweep.summary import SweepSummary, describe_sweep
+from tests.recipes import tiny_recipe, write_recipe
 
 QUIET = [
     pytest.mark.filterwarnings(f"ignore::{kind}")
@@ -21,12 +21,18 @@ QUIET = [
 
 STEPS = 60
 BASE: dict[str, Any] = {
-    "run": "base",
     "seed": 3,
-    "data": {"tokenizer": {"kind": "bytes"}, "seq_len": 64, "shuffle_units": 2, "validation_fraction": 0},
-    "model": {"n_layers": 2, "d_model": 64, "n_heads": 2},
-    "train": {"steps": STEPS, "global_batch_size": 8, "micro_batch_size": 4, "lr": 2e-3},
+    "data.seq_len": 64,
+    "data.shuffle_units": 2,
+    "model.d_model": 64,
+    "model.n_heads": 2,
+    "train.steps": STEPS,
+    "train.global_batch_size": 8,
+    "train.micro_batch_size": 4,
+    "train.lr": 2e-3,
 }
+"""Overrides of the tiny recipe."""
+
 SWEEP: dict[str, Any] = {
     "sweep": "small",
     "space": {"train.optimizer.name": {"choice": ["sgd", "adamw"]}, "train.lr": {"loguniform": [1e-4, 3e-2]}},
@@ -47,12 +53,9 @@ class SweepSite:
 
     def recipe(self, **changes: Any) -> Path:
         """Write a sweep's recipe; `changes` are fields of the sweep."""
-        data = {**BASE["data"], "sources": [{"path": str(self.folder / "text")}]}
-        base = {**BASE, "storage": str(self.folder / "store"), "data": data}
-        sweep = {**SWEEP, "recipe": base, **changes}
-        path = self.folder / f"{sweep['sweep']}.yaml"
-        path.write_text(json.dumps(sweep))  # JSON is YAML
-        return path
+        places = {"storage": str(self.folder / "store"), "data.sources": [{"path": str(self.folder / "text")}]}
+        sweep = {**SWEEP, "recipe": tiny_recipe(**BASE, **places), **changes}
+        return write_recipe(self.folder / f"{sweep['sweep']}.yaml", sweep)
 
     def book(self, recipe: Path) -> TrialBook:
         """The sweep's records."""
@@ -62,7 +65,7 @@ class SweepSite:
         return TrialBook(stores(sweep.base)[0].child(f"sweeps/{sweep.name}"))
 
     def summary(self, recipe: Path) -> SweepSummary:
-        """What there is to say of the sweep."""
+        """The sweep's summary."""
         from orchestrator.run.run import stores
 
         sweep = load_sweep(recipe)

@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.stores.local import LocalStore
-from orchestrator.sweep.capacity import share, slots
+from orchestrator.sweep.capacity import concurrent_trials, share
+from orchestrator.sweep.load import load_sweep
 from orchestrator.sweep.milestones import mean_loss, milestones, rungs
 from orchestrator.sweep.records import Donor, Report, TrialBook, TrialRecord, TrialRun
-from orchestrator.sweep.spec import Sweep, load_sweep
+from orchestrator.sweep.spec import Sweep
 from orchestrator.sweep.suggest import suggest
 from tests.orchestrator.sweep.test_spec import SWEEP
 
@@ -136,9 +137,9 @@ def test_trials_share_what_there_is() -> None:
     assert share(8, {}, 4, 1, 8) == 2
     assert share(8, {}, 1, 1, 8) == 8
     assert share(3, {"a": 2}, 3, 2, 2) is None
-    assert slots(8, 16, 2, None) == 4
-    assert slots(0, 16, 2, None) == 1
-    assert slots(8, 16, 2, 3) == 3
+    assert concurrent_trials(8, 16, 2, None) == 4
+    assert concurrent_trials(0, 16, 2, None) == 1
+    assert concurrent_trials(8, 16, 2, 3) == 3
 
 
 def test_records_come_back_as_they_were(tmp_path: Path) -> None:

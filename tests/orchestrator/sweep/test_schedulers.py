@@ -18,21 +18,21 @@ from orchestrator.sweep.spec import Sweep
 from tests.orchestrator.sweep.test_policies import sweep_of
 
 
-class _Plenty:
-    """A cluster with capacity for everything."""
+class _Unlimited:
+    """A cluster with slots for every trial."""
 
     def total(self) -> int:
         return 100
 
-    def ask(self, trials: int, min_workers: int) -> None:
+    def request(self, trials: int, min_workers: int) -> None:
         pass
 
-    def clear(self, run: str) -> None:
+    def cancel(self, run: str) -> None:
         pass
 
 
 def coordinator_of(sweep: Sweep, folder: Path) -> TrialCoordinator:
-    return TrialCoordinator(sweep, TrialBook(LocalStore(str(folder))), _Plenty())  # type: ignore[arg-type]
+    return TrialCoordinator(sweep, TrialBook(LocalStore(str(folder))), _Unlimited())  # type: ignore[arg-type]
 
 
 def play(sweep: Sweep, folder: Path, cut: set[int]) -> dict[str, tuple[str, list[int], float | None]]:
@@ -46,9 +46,9 @@ def play(sweep: Sweep, folder: Path, cut: set[int]) -> dict[str, tuple[str, list
     steps = [*rungs(sweep), sweep.steps]
     draw = random.Random(5)
     losses = {f"t{number:03d}": draw.uniform(1, 5) for number in range(1, 40)}
-    while coordinator.left or running:
-        if coordinator.left and len(running) < 3:
-            assignment = coordinator.next()
+    while coordinator.remaining or running:
+        if coordinator.remaining and len(running) < 3:
+            assignment = coordinator.next_assignment()
             assert assignment is not None
             running[assignment.id] = SimpleNamespace(config={"trial": assignment.id})
             at[assignment.id] = sum(step <= assignment.reported for step in steps)
@@ -90,7 +90,7 @@ def test_the_median_rule_stops_the_worse_half_and_hears_everything_again(tmp_pat
     coordinator = coordinator_of(sweep, tmp_path / "records")
     scheduler = RecordedScheduler(coordinator)
     for loss in (1.0, 2.0, 3.0):
-        assignment = coordinator.next()
+        assignment = coordinator.next_assignment()
         assert assignment is not None
         here = SimpleNamespace(config={"trial": assignment.id})
         scheduler.on_trial_add(None, here)
@@ -103,7 +103,7 @@ def test_the_median_rule_stops_the_worse_half_and_hears_everything_again(tmp_pat
         scheduler.on_trial_complete(None, here, {"status": "finished", "reason": ""})
     again = coordinator_of(sweep, tmp_path / "records")
     scheduler = RecordedScheduler(again)
-    assignment = again.next()
+    assignment = again.next_assignment()
     assert assignment is not None
     here = SimpleNamespace(config={"trial": assignment.id})
     scheduler.on_trial_add(None, here)
@@ -117,23 +117,23 @@ def test_a_decision_that_was_not_acted_on_is_made_up_for(tmp_path: Path, monkeyp
     coordinator = coordinator_of(sweep, tmp_path / "records")
     RecordedScheduler(coordinator)
     for loss in (1.0, 2.0):
-        assignment = coordinator.next()
+        assignment = coordinator.next_assignment()
         assert assignment is not None
         coordinator.book.report(coordinator.book[assignment.id], 9, loss, 1.0, 0)
     again = coordinator_of(sweep, tmp_path / "records")
     RecordedScheduler(again)
     assert [record.status for record in again.book] == ["running", "stopped"]
     assert "not among the best one in 4" in again.book["t002"].reason
-    assert again.left == 1
+    assert again.remaining == 1
 
 
 def test_a_trial_whose_process_died_is_recorded_and_gives_its_share_back(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     sweep = sweep_of(tmp_path, searcher={"name": "random", "trials": 2})
     coordinator = coordinator_of(sweep, tmp_path / "records")
-    assignment = coordinator.next()
+    assignment = coordinator.next_assignment()
     assert assignment is not None
-    coordinator.died(assignment.id, "killed")
+    coordinator.record_death(assignment.id, "killed")
     assert coordinator.book[assignment.id].status == "failed"
     assert [record.reason for record in TrialBook(LocalStore(str(tmp_path / "records")))] == ["killed"]
-    assert coordinator.left == 1
+    assert coordinator.remaining == 1

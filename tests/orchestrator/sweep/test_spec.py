@@ -10,17 +10,15 @@ import yaml
 
 from model.optim.config import OptimizerConfig
 from orchestrator.errors import RecipeError
-from orchestrator.sweep.spec import Sweep, load_sweep
+from orchestrator.sweep.load import load_sweep
+from orchestrator.sweep.spec import Sweep
+from tests.recipes import tiny_recipe
 
 ROOT = Path(__file__).parents[3]
 
-RUN = {
-    "run": "base",
-    "storage": "store/",
-    "data": {"sources": [{"path": "corpus/"}], "tokenizer": {"kind": "bytes"}, "validation_fraction": 0.1},
-    "model": {"n_layers": 1, "d_model": 64, "n_heads": 2},
-    "train": {"steps": 100, "global_batch_size": 8, "micro_batch_size": 4, "lr": 1e-3},
-}
+RUN = tiny_recipe(
+    **{"data.validation_fraction": 0.1, "train.steps": 100, "train.global_batch_size": 8, "train.micro_batch_size": 4}
+)
 SWEEP = {"sweep": "s", "recipe": RUN, "space": {"train.lr": {"loguniform": [1e-4, 1e-2]}}}
 
 
@@ -59,7 +57,7 @@ def test_every_optimizer_can_be_searched_over(tmp_path: Path) -> None:
 
 def test_a_recipe_may_be_a_file_beside_the_sweep(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(RUN))
-    assert load(tmp_path, recipe="run.yaml").base.model.n_layers == 1
+    assert load(tmp_path, recipe="run.yaml").base.model.n_layers == 2
 
 
 @pytest.mark.parametrize(
@@ -72,7 +70,7 @@ def test_a_recipe_may_be_a_file_beside_the_sweep(tmp_path: Path) -> None:
         ),
         (
             {"space": {"lr": {"choice": [1]}, "seed": {"choice": [1, 2]}, "data.seq_len": {"choice": [64]}}},
-            ["did you mean train.lr", "space.seed: not to be searched", "space.data.seq_len: not to be searched"],
+            ["did you mean train.lr", "space.seed: cannot be searched", "space.data.seq_len: cannot be searched"],
         ),
         ({"space": {"checkpoint.keep": {"choice": [1]}}}, ["does not change what a run learns"]),
         ({"space": {"train.lr": {"uniform": [-1, 1]}}}, ["a trial with train.lr=-1.0 would be refused: train.lr"]),
@@ -92,7 +90,7 @@ def test_a_recipe_may_be_a_file_beside_the_sweep(tmp_path: Path) -> None:
         ({"metric": "val_loss"}, ["eval.every_steps is null"]),
         ({"scheduler": {"name": "asha", "grace_steps": 100}}, ["not less than a trial's steps"]),
         ({"scheduler": {"name": "pbt"}, "searcher": {"name": "random", "trials": 1}}, ["at least 2"]),
-        ({"scheduler": {"name": "pbt"}}, ["searcher.name = optuna: pbt changes trials"]),
+        ({"scheduler": {"name": "pbt"}}, ["searcher.name = optuna: pbt starts all trials at once"]),
         ({"searchr": {}}, ["searchr: there is no such field; did you mean searcher"]),
     ],
 )

@@ -127,7 +127,7 @@ def test_nothing_is_fetched_and_only_the_page_s_own_script_may_run() -> None:
 
 def test_a_story_is_shown_without_ray_and_torch() -> None:
     code = (
-        "import sys, orchestrator.sweep.report, orchestrator.sweep.table;"
+        "import sys, orchestrator.sweep.report.page, orchestrator.sweep.report.table;"
         "print({'ray', 'torch', 'pandas'} & set(sys.modules) or 'neither')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

@@ -1,0 +1,94 @@
+"""Reads a sweep's recipe, and reports all of its problems at once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from orchestrator.config.load import config_from
+from orchestrator.config.problems import field_problems, listed
+from orchestrator.config.recipe import RunConfig
+from orchestrator.config.recipe_file import apply_overrides, read_recipe
+from orchestrator.config.renamed import notices_of, print_notices, rename_dotted, rename_fields, with_new_names
+from orchestrator.errors import RecipeError
+from orchestrator.sweep.rules import point_problems, space_problems, sweep_problems, trial_problems
+from orchestrator.sweep.spec import Sweep, SweepSpec, by_dotted_name, changed
+
+REMEMBERED = Path(".manta/sweeps")
+"""Folder of the whole recipes of sweeps that were started from the working directory."""
+
+
+def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> Sweep:
+    """Reads the sweep that a recipe describes.
+
+    Prints a line to standard error for each field of the run that is given under an old name.
+
+    Args:
+        path: the sweep's file.
+        overrides: `dotted.name=value` each, a field of the sweep, or of the run for all trials.
+
+    Raises:
+        RecipeError: there are problems; all of them are in the message, also those that only some trials would have.
+    """
+    path = Path(path)
+    document, problems = _with_new_names(read_recipe(path), path)
+    of_sweep = [each for each in overrides if each.partition("=")[0].split(".")[0] not in RunConfig.model_fields]
+    of_run = [each for each in overrides if each not in of_sweep]
+    print_notices("--set", notices_of(override.partition("=")[0] for override in of_run))
+    problems += apply_overrides(document, of_sweep)
+    try:
+        spec = SweepSpec.model_validate(document)
+    except ValidationError as error:
+        raise RecipeError(listed(str(path), problems + field_problems(error, SweepSpec))) from None
+    run_path = path if isinstance(spec.recipe, dict) else path.parent / spec.recipe
+    full = copy.deepcopy(spec.recipe) if isinstance(spec.recipe, dict) else read_recipe(run_path)
+    full["run"] = spec.sweep
+    notices, renaming_problems = rename_fields(full)
+    if path.parent != REMEMBERED:  # a remembered recipe was written by Manta, not by the user
+        print_notices(str(run_path), notices)
+    base = changed(full, with_new_names(by_dotted_name(spec.set)))
+    problems += [*renaming_problems, *apply_overrides(base, of_run)]
+    problems += [*space_problems(spec.space), *point_problems(spec)]
+    if problems:
+        raise RecipeError(listed(str(path), problems))
+    config = config_from(base, f"{path}, for every trial")
+    sweep = Sweep(spec, config, base, full)
+    problems = [*sweep_problems(sweep), *trial_problems(sweep)]
+    if problems:
+        raise RecipeError(listed(str(path), problems))
+    return sweep
+
+
+def _with_new_names(document: dict[str, Any], path: Path) -> tuple[dict[str, Any], list[str]]:
+    """The sweep's recipe with the run's fields in `set`, `space` and `searcher.points` under their present names.
+
+    Prints a line for each old name, and returns a problem for each field that is given under both names.
+    """
+    set_, space, searcher = (document.get(name) for name in ("set", "space", "searcher"))
+    result = dict(document)
+    names: list[str] = []
+    problems: list[str] = []
+
+    def renamed(fields: dict[str, Any], where: str) -> dict[str, Any]:
+        present, found = rename_dotted(fields, where)
+        names.extend(fields)
+        problems.extend(found)
+        return present
+
+    if isinstance(set_, dict):
+        result["set"] = renamed(by_dotted_name(set_), "set")
+    if isinstance(space, dict):
+        result["space"] = renamed(space, "space")
+    if isinstance(searcher, dict) and isinstance(points := searcher.get("points"), list):
+        points = [
+            renamed(point, f"searcher.points.{index}") if isinstance(point, dict) else point
+            for index, point in enumerate(points)
+        ]
+        result["searcher"] = {**searcher, "points": points}
+    if path.parent != REMEMBERED:
+        print_notices(str(path), notices_of(names))
+    return result, problems

@@ -1,0 +1,109 @@
+"""The rules of a sweep's recipe: which fields can be searched, and what must hold between the sweep and its run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from orchestrator.config.recipe import RunConfig
+from orchestrator.config.result_fields import is_free
+from orchestrator.config.schema import fields_of, nearest_name
+from orchestrator.errors import RecipeError
+from orchestrator.sweep.space import Domain, Point, Space, counts, extreme_points, in_order
+from orchestrator.sweep.spec import Sweep, SweepSpec
+
+COMBINATIONS = 1024
+"""Maximum number of corners of the space that are checked as recipes before any trial runs."""
+
+_SAME_FOR_ALL = {  # why a field or section cannot be searched
+    "run": "the sweep names its trials",
+    "seed": "it decides the batches, which all trials share",
+    "storage": "all trials share one storage",
+    "store": "all trials share one storage",
+    "data": "it decides the batches, which all trials share",
+    "train.steps": "trials are compared step by step",
+    "eval": "trials are compared step by step",
+}
+
+
+def space_problems(space: Space) -> Iterator[str]:
+    """Problems of the searched fields and their domains."""
+    known = {field.name for field in fields_of(RunConfig)}
+    for name, domain in space.items():
+        pattern = ".".join("N" if part.isdecimal() else part for part in name.split("."))
+        fixed = next((each for each in _SAME_FOR_ALL if name == each or name.startswith(each + ".")), None)
+        if pattern not in known:
+            near = nearest_name(RunConfig, name)
+            yield f"space.{name}: there is no such field" + (
+                f"; did you mean {near}?" if near else "; see manta schema"
+            )
+        elif fixed is not None:
+            yield f"space.{name}: cannot be searched, since {_SAME_FOR_ALL[fixed]}. Put it into `set`, for all trials."
+        elif is_free(name):
+            yield f"space.{name}: does not change what a run learns. Put it into `set`, for all trials."
+        for other, wanted in domain.conditions().items():
+            if other not in space:
+                yield f"space.{name}.when: {other} is not in the space. There are: {', '.join(space)}."
+                continue
+            for value in wanted:
+                if not space[other].holds(value):
+                    yield f"space.{name}.when: {other} is never {value!r}. Its domain is {_shown(space[other])}."
+    if all(other in space for domain in space.values() for other in domain.conditions()):
+        try:
+            in_order(space)
+        except ValueError as error:
+            yield f"space: {error}."
+
+
+def point_problems(spec: SweepSpec) -> Iterator[str]:
+    """Problems of the points to try first."""
+    for index, point in enumerate(spec.searcher.points):
+        for name, value in point.items():
+            if name not in spec.space:
+                yield f"searcher.points.{index}.{name}: not a field of the space. There are: {', '.join(spec.space)}."
+            elif not spec.space[name].holds(value):
+                yield f"searcher.points.{index}.{name} = {value!r}: not in the space, {_shown(spec.space[name])}."
+            elif not all(other in point for other in spec.space[name].conditions()):
+                needed = ", ".join(spec.space[name].conditions())
+                yield f"searcher.points.{index}.{name}: is used only with certain values of {needed}; give that, too."
+            elif not counts(spec.space[name], point):
+                yield f"searcher.points.{index}.{name}: is not used with the point's other values; leave it out."
+
+
+def sweep_problems(sweep: Sweep) -> Iterator[str]:
+    """Problems between the sweep's fields and those of its run."""
+    spec, steps = sweep.spec, sweep.steps
+    every, scheduler = sweep.base.eval.every_steps, spec.scheduler
+    if spec.metric == "val_loss" and not sweep.base.data.has_held_out:
+        yield "metric = val_loss: no text is held out to evaluate on. Use train_loss, or hold some text out."
+    elif spec.metric == "val_loss" and every is None and scheduler.name != "none":
+        yield (
+            "metric = val_loss: eval.every_steps is null, so trials could not be compared before their end. "
+            f"Set it, as in set: {{eval.every_steps: {max(1, steps // 9)}}}, or use train_loss."
+        )
+    if scheduler.name != "none" and scheduler.grace_steps is not None and scheduler.grace_steps >= steps:
+        yield f"scheduler.grace_steps = {scheduler.grace_steps}: not less than a trial's steps, train.steps = {steps}."
+    if scheduler.name == "pbt" and sweep.trials < 2:
+        yield f"searcher.trials = {sweep.trials}: pbt copies the state of one trial to another; at least 2."
+    if scheduler.name == "pbt" and spec.searcher.name == "optuna":
+        yield "searcher.name = optuna: pbt starts all trials at once and changes their values; use random or grid."
+
+
+def trial_problems(sweep: Sweep) -> Iterator[str]:
+    """The problems of trials at the corners of the space; each problem once, with the first trial that has it."""
+    seen = set()
+    for point in extreme_points(sweep.spec.space, COMBINATIONS):
+        try:
+            sweep.config_of(point, sweep.name)
+        except RecipeError as error:
+            for problem in str(error).splitlines()[1:]:
+                if problem not in seen:
+                    seen.add(problem)
+                    yield f"a trial with {_point_text(point)} would be refused: {problem.strip()}"
+
+
+def _point_text(point: Point) -> str:
+    return ", ".join(f"{name}={value}" for name, value in point.items())
+
+
+def _shown(domain: Domain) -> str:
+    return str(list(domain.values)) if domain.values is not None else f"{domain.kind} {list(domain.bounds or ())}"
