@@ -30,7 +30,7 @@ from harness import Verdict
 
 from orchestrator.policy.save_interval import observed_mtbf_s, save_cost_s, save_interval_s
 from orchestrator.policy.scaling import Observation, SaveThenResize, ScalingPolicy, Start
-from orchestrator.snapshots.store import COST_SHARE
+from orchestrator.snapshots.clock import COST_SHARE
 
 WEEK_S = 7 * 24 * 3600
 RECLAIMS_A_MONTH, NOTICE_S = 0.20, 120
@@ -43,7 +43,7 @@ class World:
     """Costs, in seconds, of a model for which such a cluster is used."""
 
     nodes: int = 1024
-    fewest: int = 512
+    min_workers: int = 512
     micro_batches: int = 4096
     micro_batch_s: float = 2.0
     restart_s: float = 30.0
@@ -73,7 +73,7 @@ class Week:
 def simulate(world: World, seed: int) -> Week:
     """Second by second: nodes go and come, and the policy is asked as the controller asks it."""
     draw = random.Random(seed)
-    policy = ScalingPolicy(world.fewest, world.nodes, world.micro_batches, world.restart_s)
+    policy = ScalingPolicy(world.min_workers, world.nodes, world.micro_batches, world.restart_s)
     week = Week()
     there, draining, workers = world.nodes, list[tuple[float, bool]](), 0
     replacements: list[float] = []
@@ -111,7 +111,7 @@ def simulate(world: World, seed: int) -> Week:
         if now < busy_until:
             week.stopped_s += 1
         elif not workers:
-            decision = policy.when_idle(Observation(now, 0, there))
+            decision = policy.when_idle(Observation(workers=0, slots=there, now=now))
             if isinstance(decision, Start):
                 workers, stretch_began = decision.workers, now
             else:
@@ -120,7 +120,15 @@ def simulate(world: World, seed: int) -> Week:
             step_s = math.ceil(world.micro_batches / workers) * world.micro_batch_s
             left = int((WEEK_S - now) / step_s)
             on_draining = sum(ours for _, ours in draining)
-            seen = Observation(now, workers, there, on_draining, step_s, left)
+            seen = Observation(
+                workers=workers,
+                slots=there,
+                on_draining=on_draining,
+                warm_spares=max(0, there - (workers - on_draining)),
+                now=now,
+                step_s=step_s,
+                steps_left=left,
+            )
             if isinstance(policy.when_running(seen), SaveThenResize):
                 draining = [(at, False) for at, _ in draining]
                 end(now, planned=True)

@@ -1,1 +1,1 @@
-"""The process of `manta train`: one attempt at a run, from its claim to its end."""
+"""The process of `manta train`: one attempt at a run, from claiming it to its end."""

@@ -1,4 +1,4 @@
-"""Writes an attempt's progress to the run's record, the terminal and whoever observes it."""
+"""Writes an attempt's progress to the run's record, the terminal and the observer."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 from data.errors import TransientStoreError
 from orchestrator.console import Console
+from orchestrator.driver.flops import FlopsPerToken
 from orchestrator.observe.observer import Observer
 from orchestrator.run.fence import HEARTBEAT_S, PRESUMED_DEAD_S, Fence
 from orchestrator.run.progress import Progress
 from orchestrator.run.record import Attempt
 from orchestrator.run.run import Run
-from orchestrator.run.utilization import Flops
 
 _CAUSE_OF_PHASE = {
     "done": "shutdown",
@@ -23,13 +23,13 @@ _CAUSE_OF_PHASE = {
     "evaluating": "evaluation",
     "saving": "checkpoint",
 }
-"""Where the seconds go that the loop has not reported yet."""
+"""Goodput cause, by phase, of the seconds that the loop has not reported yet; "training" for all other phases."""
 
 
 class AttemptRecord:
-    """The attempt's life as the record and the terminal tell it."""
+    """Follows the progress of an attempt, and writes it to the run's record and to the terminal."""
 
-    def __init__(self, fence: Fence, console: Console, run: Run, observer: Observer, flops: Flops) -> None:
+    def __init__(self, fence: Fence, console: Console, run: Run, observer: Observer, flops: FlopsPerToken) -> None:
         self._fence, self._console, self._run = fence, console, run
         self._observer, self._flops = observer, flops
         self._began = time.monotonic() - (time.time() - fence.record.last.started_at)
@@ -40,13 +40,13 @@ class AttemptRecord:
         self._had_workers = False
 
     def follow(self, progress: Progress, *, force: bool = False) -> None:
-        """Show the loop's progress, and give a sign of life when one is due.
+        """Shows the progress, and writes the record when a heartbeat is due.
 
         Raises:
-            FencedError: a newer attempt has taken the run over.
-            TransientStoreError: the store has not taken a sign of life for PRESUMED_DEAD_S.
+            FencedError: a newer attempt has taken over the run.
+            TransientStoreError: writing the record has failed for PRESUMED_DEAD_S.
         """
-        # The loop's clock began with the loop and counts its own start; what came before is the rest.
+        # The goodput clock began with the loop, and includes the loop's own start-up; the time before it is the rest.
         if self._startup_s is None and progress.goodput:
             self._startup_s = max(0.0, self._age_s() - sum(progress.goodput.values()))
         if self._first_step_s is None and progress.row:
@@ -55,9 +55,9 @@ class AttemptRecord:
             self._console.line(line)
         self._logged = len(progress.log_lines)
         self._console.progress(progress, self._run.config.train.steps)
-        # At once where it went on from: from there on, nothing an earlier attempt may still write belongs to the run.
+        # Write the restored step at once: from then on, nothing an earlier attempt still writes belongs to the run.
         restored = progress.restored_step is not None and self._fence.record.last.from_step is None
-        # At once, too, when the workers are gone or back.
+        # Write at once, too, when the workers are lost or back.
         changed = progress.has_workers != self._had_workers
         if force or restored or changed or time.monotonic() - self._last_report_at >= HEARTBEAT_S:
             try:
@@ -70,11 +70,11 @@ class AttemptRecord:
 
     @property
     def has_begun(self) -> bool:
-        """Whether a step has been done."""
+        """Whether a step has completed."""
         return self._first_step_s is not None
 
     def finish(self, progress: Progress, steps: int) -> None:
-        """Write how the attempt ended."""
+        """Writes how the attempt ended."""
         result = progress.result or {}
         status = "finished" if result.get("step") == steps else "stopped"
         self._fence.update(
@@ -84,19 +84,19 @@ class AttemptRecord:
         self._observer.close(status, result)
 
     def _attempts(self, progress: Progress) -> tuple[Attempt, ...]:
-        """Those of the record, the last as it would be told of now."""
+        """The attempts of the record, the last one with its current progress."""
         *before, last = self._fence.record.attempts
         return (*before, replace(last, heartbeat_at=time.time(), **self._fields(progress)))
 
     def _age_s(self) -> float:
-        """Seconds since the command was given."""
+        """Seconds since the start of the command."""
         return time.monotonic() - self._began
 
     def _fields(self, progress: Progress) -> dict[str, Any]:
         age_s = self._age_s()
         startup_s = self._startup_s if self._startup_s is not None else age_s
         loop_s = sum(progress.goodput.values())
-        # The loop's clock stands still between its reports: what is left of the wall clock belongs to where it is now.
+        # The goodput is that of the loop's last report: the rest of the wall time belongs to the current phase.
         rest = max(0.0, age_s - startup_s - loop_s)
         goodput = dict(progress.goodput) | {"startup": progress.goodput.get("startup", 0.0) + startup_s}
         cause = _CAUSE_OF_PHASE.get(progress.phase, "training")
@@ -107,7 +107,7 @@ class AttemptRecord:
             "step": progress.row.get("step", progress.restored_step or 0),
             "world_size": progress.world_size if progress.has_workers else 0,
             "device": progress.device,
-            "flops_per_token": self._flops.per_token if progress.row else None,
+            "flops_per_token": self._flops.value if progress.row else None,
             "phase": progress.phase,
             "disruptions": [disruption.summary() for disruption in progress.disruptions],
             "decisions": progress.decisions,

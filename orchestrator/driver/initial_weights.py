@@ -1,10 +1,10 @@
-"""What a run with `train.init_from` begins with: checked against the recipe, pinned by digest, kept with the run.
+"""Initial weights of a run with `train.init_from`: checks them against the recipe, pins their digest, stores a copy.
 
-    init/<sha256>.safetensors      weights by our names, in the run's folder; immutable
+    init/<sha256>.safetensors      weights under our parameter names, in the run's folder; immutable
 
-The driver reads the folder, whatever it is made of. Workers get the copy that is kept with the run, through their
-node's agent, before step 0; later steps do not need it. So the folder may go once the run has begun, but it may not
-change: a run is a function of its config, its data and its seed.
+The driver reads the Hugging Face folder and stores a copy with the run. Workers get the copy through their node's
+snapshot agent, before step 0; later steps do not need it. So the folder may be deleted once the run has begun, but it
+may not change: a run is a function of its config, its data and its seed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from orchestrator.run.job import initial_weights_key
 from orchestrator.run.run import Run
 from orchestrator.run.vocabulary import vocabulary_of
 
-# What must be the same in folder and recipe, defaults filled in, and which field of the recipe says it.
+# Fields that must agree in folder and recipe, defaults filled in: attribute of ModelConfig, and field of the recipe.
 _SHAPE_FIELDS = {
     "architecture": "architecture",
     "preset": "preset",
@@ -46,19 +46,19 @@ _SHAPE_FIELDS = {
 }
 
 
-def pin_initial_weights(run: Run, tokenizer: Tokenizer, tell: Callable[[str], object]) -> str | None:
-    """Have the weights that the run begins with in its store.
+def pin_initial_weights(run: Run, tokenizer: Tokenizer, log: Callable[[str], object]) -> str | None:
+    """Stores the weights that the run starts from in its folder.
 
     Args:
-        run: its record says what they were at the run's beginning, if it has begun.
-        tokenizer: the run's.
-        tell: gets a line for a person.
+        run: if it has begun, its record has the digest that the weights must have.
+        tokenizer: that of the run.
+        log: receives lines for the console.
 
     Returns:
-        their sha256, to be pinned; None for a run that draws its own.
+        their sha256, to be pinned; None for a run with random initial weights.
 
     Raises:
-        InitialWeightsError: they do not fit the recipe, or are others than at the run's beginning.
+        InitialWeightsError: they do not fit the recipe, or differ from those that the run began with.
         InputError: the folder cannot be read.
     """
     config, pinned = run.config, run.record.init
@@ -66,9 +66,9 @@ def pin_initial_weights(run: Run, tokenizer: Tokenizer, tell: Callable[[str], ob
         return None
     source = open_store(config.train.init_from, config.store)
     if pinned is not None and source.head(CONFIG) is None and run.store.head(initial_weights_key(pinned)) is not None:
-        tell(f"initial weights: {source.url_of()} is gone; the run has kept them.")
+        log(f"initial weights: {source.url_of()} no longer exists; using the run's own copy.")
         return pinned
-    folder = checked_folder(config, tokenizer, tell)
+    folder = checked_folder(config, tokenizer, log)
     weights = folder.weights()
     if "positions.weight" in weights:
         weights["positions.weight"] = weights["positions.weight"][: config.data.seq_len].contiguous()
@@ -80,22 +80,23 @@ def pin_initial_weights(run: Run, tokenizer: Tokenizer, tell: Callable[[str], ob
         if pinned not in (None, digest):
             raise InitialWeightsError(
                 f"train.init_from = {config.train.init_from}: its weights have sha256 {digest}, and run {config.run!r} "
-                f"was begun with {pinned}. Put those back to continue it, or choose another `run:` name (--set run=…)."
+                f"began with {pinned}. Put those back to continue it, or choose another `run:` name (--set run=…)."
             )
         if run.store.head(initial_weights_key(digest)) is None:
             run.store.put_file(initial_weights_key(digest), path)
-    tell(f"initial weights: {ARCHITECTURES[folder.fields['model_type']].hf_class} of {folder.url}, sha256 {digest[:12]}…")
+    hf_class = ARCHITECTURES[folder.fields["model_type"]].hf_class
+    log(f"initial weights: {hf_class} of {folder.url}, sha256 {digest[:12]}…")
     return digest
 
 
 def checked_folder(
-    config: RunConfig, tokenizer: Tokenizer, tell: Callable[[str], object] = lambda line: None
+    config: RunConfig, tokenizer: Tokenizer, log: Callable[[str], object] = lambda line: None
 ) -> HfFolder:
-    """The recipe's `train.init_from`, if its model and vocabulary are the recipe's.
+    """Opens the folder `train.init_from` and checks its model and vocabulary against the recipe.
 
     Raises:
-        InitialWeightsError: they are not; all differences are named.
-        InputError: the folder cannot be read, or its model is none of ours.
+        InitialWeightsError: they differ; lists all differences.
+        InputError: the folder cannot be read, or its architecture is not supported.
     """
     assert config.train.init_from is not None
     folder = HfFolder.open(config.train.init_from, config.store)
@@ -104,21 +105,19 @@ def checked_folder(
         raise InitialWeightsError(
             "\n".join(
                 [
-                    f"train.init_from = {config.train.init_from}: the folder is not of this recipe's model:",
+                    f"train.init_from = {config.train.init_from}: the folder does not fit this recipe:",
                     *(f"  {problem}" for problem in problems),
-                    "Give the recipe the folder's values, or begin with another folder.",
+                    "Give the recipe the folder's values, or choose another folder.",
                 ]
             )
         )
     if folder.store.head(TOKENIZER) is None:
-        tell(
-            f"initial weights: {folder.url} has no {TOKENIZER}, so nothing says that ids mean the same there and here."
-        )
+        log(f"initial weights: {folder.url} has no {TOKENIZER}, so it cannot be checked that token ids mean the same.")
     return folder
 
 
 def shape_differences(theirs: ModelShape, config: RunConfig, tokenizer: Tokenizer) -> Iterator[str]:
-    """Fields in which a folder's model differs from the recipe's, a line each."""
+    """Describes each field in which a folder's model differs from the recipe's, one line each."""
     both_rotate = config.model.position_kind == theirs.config.position_kind == "rotary"
     for name, field in (_SHAPE_FIELDS | ({"rope_theta": "rope_theta"} if both_rotate else {})).items():
         there, here = _value(theirs.config, name), _value(config.model, name)
@@ -126,11 +125,11 @@ def shape_differences(theirs: ModelShape, config: RunConfig, tokenizer: Tokenize
             yield f"model.{field}: {there} in the folder, {here} in the recipe"
     rows = vocabulary_of(config, tokenizer).rows
     if theirs.vocab_size != rows:
-        null = " (null takes what the tokenizer needs)" if config.model.vocab_size is None else ""
+        null = " (null: as many as the tokenizer needs)" if config.model.vocab_size is None else ""
         yield f"model.vocab_size: {theirs.vocab_size} in the folder, {rows} in the recipe{null}"
     if theirs.input_vocab_size is not None:
-        yield "data.input_tokenizer: inputs have a vocabulary of their own in the folder, and it has one tokenizer"
-    # Rotary positions have no weights, and learned ones may be cut to fewer.
+        yield "data.input_tokenizer: the folder has a separate vocabulary for inputs, but only one tokenizer"
+    # Rotary positions have no weights, and learned ones may be truncated.
     if theirs.config.preset == "gpt2" and theirs.seq_len < config.data.seq_len:
         yield f"data.seq_len: {theirs.seq_len} in the folder, {config.data.seq_len} in the recipe; at most the folder's"
 

@@ -1,4 +1,4 @@
-"""What the driver does with the nodes' snapshots where there are no workers: save the newest, then free all."""
+"""The nodes' snapshots at the end of an attempt: the driver saves the newest if no worker can, and frees all."""
 
 from __future__ import annotations
 
@@ -14,25 +14,28 @@ from orchestrator.run.progress import Progress
 from orchestrator.workers.failure_causes import single_line
 
 LAST_SAVE_S = 60.0
-"""Seconds that a last save of what the nodes hold may take, where there are no workers to do it."""
+"""Seconds that the last save of a node's snapshot may take."""
 
 FREE_S = 5.0
-"""Seconds that nodes may take to free their memory at the end; those that are gone never answer."""
+"""Seconds that nodes may take to free their memory at the end; lost nodes never answer."""
 
 ACTOR_TIMEOUT_S = 60.0
 """Seconds an actor on the driver's own node may take to answer."""
 
 
 def save_last_state(monitor: Any, progress: Progress, console: Console) -> None:
-    """Save the newest state that a node holds, where there are no workers that could; as far as that can be done."""
+    """Saves the newest snapshot in a node's memory, if it is newer than the checkpoint that was restored.
+
+    Called where no worker can do it. A save that fails is logged, not raised.
+    """
     if progress.restored_step is None:
         return
     agents = ray.get(monitor.agents.remote(), timeout=ACTOR_TIMEOUT_S)
-    found = []
+    snapshots = []
     for agent in agents.values():
         with suppress(ray.exceptions.RayError):
-            found.append((ray.get(agent.newest.remote(), timeout=ACTOR_TIMEOUT_S)[0], agent))
-    step, agent = max(found, key=lambda each: each[0], default=(-1, monitor))
+            snapshots.append((ray.get(agent.newest.remote(), timeout=ACTOR_TIMEOUT_S)[0], agent))
+    step, agent = max(snapshots, key=lambda each: each[0], default=(-1, monitor))
     if step <= progress.restored_step:
         return
     try:
@@ -43,7 +46,7 @@ def save_last_state(monitor: Any, progress: Progress, console: Console) -> None:
 
 
 def free_memory(monitor: Any) -> None:
-    """Have every node let go of its snapshots: no later attempt goes on from them."""
+    """Frees the snapshots in the memory of all nodes; later attempts cannot restore from them."""
     with suppress(ray.exceptions.RayError):
         agents = ray.get(monitor.agents.remote(), timeout=FREE_S).values()
         freeing = [agent.free.remote() for agent in agents]

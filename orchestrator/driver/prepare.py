@@ -1,4 +1,4 @@
-"""`manta prepare`, and the same before training: makes a run's data ready, and refuses what cannot be trained."""
+"""`manta prepare`, and the same step of `manta train`: prepares a run's data, refuses what cannot be trained."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from data.tokens.tokenizer import Tokenizer
 from model.eager import skip_compiler
 from orchestrator.config.recipe import RunConfig
 from orchestrator.console import Console
-from orchestrator.nodes.ray_session import RayWhenNeeded
+from orchestrator.nodes.ray_session import RaySession
 from orchestrator.run.run import Run, reaching_storage, stores
 from orchestrator.run.vocabulary import Vocabulary, vocabulary_of
 
 
 def prepare(config: RunConfig) -> None:
-    """Check the shards, learn the tokenizer and tokenize, as far as that has not been done."""
+    """Checks the shards, trains the tokenizer and tokenizes, as far as that has not been done."""
     console = Console()
-    with reaching_storage(config) as config, RayWhenNeeded(config, console.line) as start_ray:
+    with reaching_storage(config) as config, RaySession(config, console.line) as start_ray:
         root, _ = stores(config)
         root.check()
         data = prepared(config, root, Pins(), console.line, start_ray)
@@ -28,50 +28,51 @@ def prepare(config: RunConfig) -> None:
 
 
 def prepared(
-    config: RunConfig, root: Store, pins: Pins, tell: Callable[[str], None], start_ray: Callable[[], None]
+    config: RunConfig, root: Store, pins: Pins, log: Callable[[str], None], start_ray: Callable[[], None]
 ) -> PreparedData:
-    """`prepare_data` for the recipe; what the model cannot be or be trained with is refused before anything is done.
+    """Runs `prepare_data` for the recipe, after checking what the model and the optimizer need.
 
     Raises:
-        InputError: a pattern of train.optimizer.groups matches none of the model's parameters.
-        InitialWeightsError: `train.init_from` is not of the recipe's model.
+        InputError: a pattern of train.optimizer.groups matches no parameter of the model.
+        InitialWeightsError: the weights of `train.init_from` do not fit the recipe's model.
     """
-    if config.train.optimizer.groups:  # else torch is not needed here
+    if config.train.optimizer.groups:  # otherwise this process needs no torch
         refuse_unmatched_groups(config)
 
     def check(tokenizer: Tokenizer, input_tokenizer: Tokenizer | None) -> None:
         vocabulary_of(config, tokenizer, input_tokenizer)
-        if config.train.init_from is not None and pins.manifest is None:  # a run that has begun looks when it goes on
+        # A run that has begun checks its initial weights when it pins them.
+        if config.train.init_from is not None and pins.manifest is None:
             _initial_weights().checked_folder(config, tokenizer)
 
-    return prepare_data(config.data, config.store, root, pins, tell, check, start_ray)
+    return prepare_data(config.data, config.store, root, pins, log, check, start_ray)
 
 
 def _initial_weights() -> Any:
-    """What reads `train.init_from`, which takes torch: commands on any other run do without it."""
+    """Imports the module that reads `train.init_from`, which needs torch; other runs do without it."""
     skip_compiler()
     from orchestrator.driver import initial_weights
 
     return initial_weights
 
 
-def initial_weights_of(run: Run, tokenizer: Tokenizer, tell: Callable[[str], object]) -> str | None:
-    """`pin_initial_weights` where there is something to pin."""
+def initial_weights_of(run: Run, tokenizer: Tokenizer, log: Callable[[str], object]) -> str | None:
+    """Runs `pin_initial_weights` if the run has initial weights; returns their sha256."""
     if run.config.train.init_from is None:
         return None
-    digest: str | None = _initial_weights().pin_initial_weights(run, tokenizer, tell)
+    digest: str | None = _initial_weights().pin_initial_weights(run, tokenizer, log)
     return digest
 
 
 _ANY_VOCABULARY = 64
-"""The vocabulary is not known yet, and changes no name."""
+"""Stands for the vocabulary size, which is not known yet and changes no parameter name."""
 
 
 def refuse_unmatched_groups(config: RunConfig) -> None:
-    """Refuse patterns of `train.optimizer.groups` that match no parameter of the recipe's model.
+    """Checks that every pattern of `train.optimizer.groups` matches a parameter of the recipe's model.
 
     Raises:
-        InputError: all such patterns, each with names near it.
+        InputError: some match none; lists them, each with similar parameter names.
     """
     skip_compiler()
     import torch
@@ -81,7 +82,7 @@ def refuse_unmatched_groups(config: RunConfig) -> None:
 
     rows = config.model.vocab_size or _ANY_VOCABULARY
     input_rows = None if config.data.input_tokenizer is None else config.model.input_vocab_size or _ANY_VOCABULARY
-    with torch.device("meta"):  # names and no numbers
+    with torch.device("meta"):  # names only, no memory
         model = build_model(config, Vocabulary(rows, 0, input_rows))
     try:
         check_patterns([name for name, _ in model.named_parameters()], config.train.optimizer.groups)

@@ -1,1 +1,1 @@
-"""The cluster of a run: Ray itself, requests for nodes, and what is waited for."""
+"""The cluster of a run: the Ray session, requests for nodes, and messages about waiting for them."""

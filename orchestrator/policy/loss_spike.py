@@ -1,4 +1,7 @@
-"""Whether a step's loss has gone astray: not a number, or far above what it has just been. Pure."""
+"""Detects loss spikes: a step's loss that is not a number, or far above the losses just before it. Pure.
+
+A module of its own because every rank and the run's stored state use it, and nothing else of the policies.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,15 @@ from collections import deque
 from collections.abc import Iterable
 
 WINDOW = 64
-"""Losses before a step that it is held against; with fewer, no jump is called one."""
+"""Losses before a step with which its loss is compared; with fewer, no jump counts as a spike."""
 
 
 class LossSpikeDetector:
-    """Judges losses in the order of their steps; the same on every rank and after every restart.
+    """Judges losses in step order, with the same result on every rank and after every restart.
 
     Args:
-        max_jump: times the median of the last `WINDOW` losses that a loss may be; None: any.
-        recent: losses before the first one that is to be judged, oldest first.
+        max_jump: highest loss that is not a spike, as a multiple of the median of the last `WINDOW` losses; None: any.
+        recent: losses before the first one to judge, oldest first.
     """
 
     def __init__(self, max_jump: float | None, recent: Iterable[float]) -> None:
@@ -24,15 +27,15 @@ class LossSpikeDetector:
         self._recent = deque(recent, maxlen=WINDOW)
 
     def problem(self, loss: float) -> str | None:
-        """What is wrong with a loss, in words; None where nothing is, and then it counts among the recent ones."""
+        """Describes the spike, or returns None for a normal loss, which then joins the recent ones."""
         if not math.isfinite(loss):
             return f"loss={loss}"
         if self._max_jump is not None and len(self._recent) == WINDOW:
-            usual = statistics.median(self._recent)
-            if loss > self._max_jump * usual:
+            median = statistics.median(self._recent)
+            if loss > self._max_jump * median:
                 return (
-                    f"loss={loss:.4g} is more than train.max_loss_jump={self._max_jump:g} times the {usual:.4g} that "
-                    f"was usual in the {WINDOW} steps before"
+                    f"loss={loss:.4g} is more than train.max_loss_jump={self._max_jump:g} times {median:.4g}, the "
+                    f"median of the last {WINDOW} losses"
                 )
         self._recent.append(loss)
         return None

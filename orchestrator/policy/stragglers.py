@@ -1,4 +1,7 @@
-"""Which ranks are slow, from what each takes for a micro-batch. Pure."""
+"""Detects slow ranks from the seconds that each rank takes for a micro-batch. Pure.
+
+A module of its own, short as it is: it shares nothing with the other policies.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,22 @@ import statistics
 from collections.abc import Sequence
 
 SLOW_FACTOR = 2.0
-"""A rank that takes so many times as long as the others' median is a straggler: each step waits for it."""
+"""A rank that takes more than this many times the median of the others is a straggler: every step waits for it."""
 
 SETTLED_STEPS = 30
-"""Steps before anybody is called one, and over about which times are averaged."""
+"""Steps before any rank counts as a straggler, and the length of the moving average."""
 
 
 class StragglerWatch:
-    """Keeps a moving average for each rank of a worker group."""
+    """Keeps a moving average of the seconds of each rank of a worker group."""
 
     def __init__(self) -> None:
         self._average: list[float] = []
         self._steps = 0
-        self._told: set[int] = set()
+        self._reported: set[int] = set()
 
-    def note(self, seconds: Sequence[float]) -> list[tuple[int, float]]:
-        """Take in a step's seconds by rank; returns ranks newly found slow, each with how many times the median."""
+    def add_step(self, seconds: Sequence[float]) -> list[tuple[int, float]]:
+        """Adds a step's seconds by rank; returns new stragglers, each with its multiple of the others' median."""
         if not self._average:
             self._average = list(seconds)
         weight = 1 / min(self._steps + 1, SETTLED_STEPS)
@@ -31,8 +34,8 @@ class StragglerWatch:
             return []
         found = []
         for rank, average in enumerate(self._average):
-            usual = statistics.median(other for at, other in enumerate(self._average) if at != rank)
-            if rank not in self._told and average > SLOW_FACTOR * usual > 0:
-                self._told.add(rank)
-                found.append((rank, average / usual))
+            median = statistics.median(other for at, other in enumerate(self._average) if at != rank)
+            if rank not in self._reported and average > SLOW_FACTOR * median > 0:
+                self._reported.add(rank)
+                found.append((rank, average / median))
         return found

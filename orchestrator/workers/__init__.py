@@ -1,1 +1,1 @@
-"""The worker group, on the controller's side. Imports no torch."""
+"""The worker group: its controller's process, which imports no torch, and its workers' processes."""

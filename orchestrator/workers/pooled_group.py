@@ -1,4 +1,4 @@
-"""Ray Train's worker group, made of workers that are there already and stay when it ends."""
+"""Ray Train's worker group, formed of workers from the pool, which outlive it. Uses Ray Train internals."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from cluster.ray_nodes import root_cause
 from orchestrator.workers.pool import DEATHS, GroupSize, StartTimeoutError, WorkerPool
 
 START_TIMEOUT_S = 60.0
-"""Seconds in which workers must be up on places that were seen to be free; after that, look again."""
+"""Seconds in which workers must be up in slots that were seen to be free; after that, the controller looks again."""
 
 
-class HasWorkers(Protocol):
-    """What the worker group of a controller's process needs of the scaling policy there."""
+class PoolOwner(Protocol):
+    """What `PooledGroup` needs of the scaling policy in the controller's process."""
 
     @property
     def pool(self) -> WorkerPool: ...
@@ -30,48 +30,51 @@ class HasWorkers(Protocol):
     def size(self) -> GroupSize: ...
 
     def has_lost_a_node(self) -> bool:
-        """Whether a node on which the group had workers is gone, or about to be."""
+        """Whether a node on which the group had workers is lost, or about to be."""
 
 
-in_this_process: list[HasWorkers] = []
-"""In a controller's process, what it asks: its parts are pickled apart from each other, and meet here again."""
+pool_owners: list[PoolOwner] = []
+"""The scaling policies of this controller's process, newest last.
+
+Ray Train pickles scaling policy, failure policy and worker group class separately. The last two find the first here.
+"""
 
 
-def size_here() -> HasWorkers:
+def current_pool_owner() -> PoolOwner:
     """The scaling policy of this controller's process."""
-    return in_this_process[-1]
+    return pool_owners[-1]
 
 
 class PooledGroup(WorkerGroup):
-    """A worker group of workers that are there already, and stay when it ends."""
+    """A worker group whose members come from the pool, and return to it when the group ends."""
 
     def _start_impl(self, worker_group_state_builder: Any) -> None:
-        context, nobody = self._worker_group_context, _NOBODY
+        context = self._worker_group_context
         starts: list[Any] = [callback.on_worker_group_start for callback in self._callbacks]
         with invoke_context_managers(starts):
             for callback in self._callbacks:
                 callback.before_worker_group_start(context)
             try:
-                workers = self._enlisted(context)
-                self._init_train_context(workers, nobody)
-                self._worker_group_state = _KeptState(time.monotonic(), nobody, workers, nobody)
+                workers = self._form_group(context)
+                self._init_train_context(workers, _NO_ACTOR)
+                self._worker_group_state = _PooledState(time.monotonic(), _NO_ACTOR, workers, _NO_ACTOR)
                 for callback in self._callbacks:
                     callback.after_worker_group_start(self)
             except DEATHS as error:
                 raise WorkerGroupStartupFailedError("A worker died while its group started.") from error
-        size_here().size.reached("process_group")
+        current_pool_owner().size.report_start_phase("process_group")
         ray.get([worker.actor.run_train_fn.remote(context.train_fn_ref) for worker in workers])
         for callback in self._callbacks:
             callback.after_worker_group_training_start(self)
 
     def _init_train_context_on_workers(self, workers: Any, sync_actor: Any, train_context_args: Any) -> None:
-        """As the original, without the controller's handle and the settings of data sets.
+        """Like the original, without the controller's handle and the settings of data sets.
 
-        Nobody asks for them, and reading them takes pandas and Ray Data, see `training_worker.without_ray_data`.
+        No worker uses these, and unpickling them imports pandas and Ray Data, see `worker.without_ray_data`.
         """
         run = copy(self._train_run_context)
-        object.__setattr__(run, "dataset_config", None)  # it is frozen, and a replaced one would have another id
-        same = {
+        object.__setattr__(run, "dataset_config", None)  # frozen, and dataclasses.replace would give it another id
+        common = {
             "train_run_context": run,
             "synchronization_actor": sync_actor,
             "storage_context": self._storage_context,
@@ -80,23 +83,24 @@ class PooledGroup(WorkerGroup):
         }
         initializing = []
         for rank, worker in enumerate(workers):
-            its = {name: values[rank] for name, values in train_context_args.items()}
-            place = worker.distributed_context
-            initializing.append(worker.actor.init_train_context.remote(distributed_context=place, **same, **its))
+            own = {name: values[rank] for name, values in train_context_args.items()}
+            ranks = worker.distributed_context
+            initializing.append(worker.actor.init_train_context.remote(distributed_context=ranks, **common, **own))
         ray.get(initializing)
         self._decorate_worker_log_file_paths(workers)
 
-    def _enlisted(self, context: Any) -> list[Worker]:
-        pool = size_here().pool
+    def _form_group(self, context: Any) -> list[Worker]:
+        """The group's workers by rank, once all are ready."""
+        pool = current_pool_owner().pool
         try:
-            members = pool.enlist(context.num_workers, START_TIMEOUT_S)
+            members = pool.form_group(context.num_workers, START_TIMEOUT_S)
         except StartTimeoutError as error:
             raise WorkerGroupStartupTimeoutError(context.num_workers) from error
-        size_here().size.reached("processes")
-        found = ray.get([member.metadata for member in members])
+        current_pool_owner().size.report_start_phase("processes")
+        metadata_of_all = ray.get([member.metadata for member in members])
         workers = [
             Worker(member.actor, metadata, context.resources_per_worker)
-            for member, metadata in zip(members, found, strict=True)
+            for member, metadata in zip(members, metadata_of_all, strict=True)
         ]
         self._worker_rank_to_replica_group_rank = {rank: rank for rank in range(len(workers))}
         ranked: list[Worker] = self._assign_worker_ranks(workers)
@@ -104,15 +108,15 @@ class PooledGroup(WorkerGroup):
         return ranked
 
 
-_NOBODY: Any = None
-"""In place of a placement group, and of an actor for a barrier that nobody comes to."""
+_NO_ACTOR: Any = None
+"""Takes the place of a placement group, and of the actor of a barrier that no worker uses."""
 
 
-class _KeptState(WorkerGroupState):
+class _PooledState(WorkerGroupState):
     def shutdown(self) -> None:
-        """The workers stay."""
+        """Does nothing: the workers stay in the pool."""
 
 
 def timed_out_starting(error: BaseException) -> bool:
-    """Whether a worker group was not started because its places were not to be had."""
+    """Whether a worker group did not start because its slots were occupied."""
     return root_cause(error, WorkerGroupStartupTimeoutError) is not None

@@ -1,7 +1,7 @@
-"""The torch process group of a worker group, as a Ray Train backend, and how a worker gets out of one.
+"""The torch process group of a worker group, as a Ray Train backend; joining and leaving it.
 
-Ray's own `TorchConfig` does the same, but importing it imports torch, on which both the driver and the controller
-would spend seconds at every start for nothing. This one imports torch in the workers alone.
+Ray's own `TorchConfig` does the same, but importing it imports torch, which would cost the driver and the controller
+seconds at every start. This one imports torch in the workers alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class ProcessGroupConfig(BackendConfig):
     """NCCL among GPU workers, Gloo among CPU workers.
 
     Attributes:
-        timeout_s: seconds after which a collective that does not end is an error.
+        timeout_s: seconds after which a collective fails that has not completed.
     """
 
     use_gpu: bool = False
@@ -38,12 +38,12 @@ class ProcessGroupConfig(BackendConfig):
 
 
 class ProcessGroup(Backend):
-    """Joins all workers of a group into one process group when it starts; each leaves it by `leave_group`."""
+    """Joins all workers of a group into one process group; each leaves it with `leave_group`."""
 
     share_cuda_visible_devices = True
 
     def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
-        """Called by the controller once the workers are up."""
+        """Called by the controller when the workers are up."""
         import ray
 
         assert isinstance(backend_config, ProcessGroupConfig)
@@ -64,19 +64,19 @@ _TORN_CONNECTION = re.compile(r"gloo|Connection (closed|reset) by peer|NCCL", re
 
 
 def is_torn_connection(error: BaseException) -> bool:
-    """Whether a collective failed because a rank is gone: what the error says, in Gloo's words or NCCL's."""
+    """Whether an error says that a collective failed because a rank is gone, in the wording of Gloo or NCCL."""
     return isinstance(error, RuntimeError) and _TORN_CONNECTION.search(str(error)) is not None
 
 
 _gloo_ports: set[int] = set()
-"""Ports at which the ranks of this process's group listen for each other; empty without Gloo."""
+"""Ports on which the ranks of this process's group listen for their peers; empty without Gloo."""
 
 
 def join_group(backend: str, init_method: str, rank: int, world_size: int, timeout_s: float) -> None:
-    """Make this process the group's `rank`; returns when all ranks have come.
+    """Joins this process to a group as `rank`; returns when all ranks have joined.
 
     Raises:
-        torch.distributed.DistError: not all came within `timeout_s`.
+        torch.distributed.DistError: not all ranks joined within `timeout_s`.
     """
     from datetime import timedelta
 
@@ -88,17 +88,17 @@ def join_group(backend: str, init_method: str, rank: int, world_size: int, timeo
     )
     _gloo_ports.clear()
     if backend == "gloo":
-        of_all: list[list[int]] = [[]] * world_size
-        dist.all_gather_object(of_all, sorted(set(_listening_ports()) - before))
-        _gloo_ports.update(port for ports in of_all for port in ports)
+        ports_by_rank: list[list[int]] = [[]] * world_size
+        dist.all_gather_object(ports_by_rank, sorted(set(_listening_ports()) - before))
+        _gloo_ports.update(port for ports in ports_by_rank for port in ports)
 
 
 def leave_group() -> None:
-    """Take this process out of its group, so that every rank that waits for it fails at once instead of at a timeout.
+    """Takes this process out of its group, so that every rank that waits for it fails at once instead of at a timeout.
 
-    DDP keeps the group alive behind the back of `destroy_process_group`, and its connections with it: a rank that waits
-    for one that waits for one that died would go on waiting. So they are shut down here, which also ends whatever
-    this process itself still waits for.
+    DDP holds references that keep the group and its connections open after `destroy_process_group`: a rank waiting for
+    a peer that waits for a dead one would keep waiting. So the connections are shut down here, which also ends pending
+    collectives of this process.
     """
     import torch.distributed as dist
 
@@ -119,13 +119,13 @@ def _listening_ports() -> Iterator[int]:
 
 
 def _sockets() -> Iterator[socket.socket]:
-    """This process's TCP sockets, each by another descriptor, for the caller to close."""
+    """This process's TCP sockets, each duplicated, for the caller to close."""
     for name in os.listdir("/dev/fd"):
-        with suppress(OSError):  # closed by now
+        with suppress(OSError):  # closed in the meantime
             if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
                 continue
-            found = socket.socket(fileno=os.dup(int(name)))
-            if found.family in (socket.AF_INET, socket.AF_INET6) and found.type == socket.SOCK_STREAM:
-                yield found
+            duplicate = socket.socket(fileno=os.dup(int(name)))
+            if duplicate.family in (socket.AF_INET, socket.AF_INET6) and duplicate.type == socket.SOCK_STREAM:
+                yield duplicate
             else:
-                found.close()
+                duplicate.close()

@@ -1,6 +1,6 @@
-"""The process of a training worker: Ray Train's own worker, which can be a member of one group after another.
+"""The process of a training worker: Ray Train's own worker, which can join one worker group after another.
 
-What imports this module must not pay for Ray Train: the worker's process does, and for less of it than it comes with.
+Importing this module does not import Ray Train. The worker's process does, without Ray Data and pandas.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Any
 import ray
 
 POLL_INTERVAL_S = 0.01
-"""Seconds between two looks whether the training thread has ended."""
+"""Seconds between two checks whether the training thread has ended."""
 
-_LEFT_OUT = ("pandas", "ray.data")
-"""What Ray Train imports for the sake of names in annotations: 60 MB and 0.4 s in every worker, for nothing."""
+_REPLACED = ("pandas", "ray.data")
+"""Modules that Ray Train imports for names in annotations only: 60 MB and 0.4 s in every worker."""
 
 
 class TrainingWorker:
-    """Body of the actor: what Ray Train's controller asks of its `RayTrainWorker`, and leaving a group alive."""
+    """Body of the actor: the methods of `RayTrainWorker` that Ray Train's controller calls, and leaving a group."""
 
     def __init__(self) -> None:
         with without_ray_data():
@@ -34,59 +34,59 @@ class TrainingWorker:
         self._is_in_group = False
 
     def warm_up(self, prepare: Callable[[], None]) -> None:
-        """Do what can be done before there is a group to join."""
+        """Runs `prepare`, before the worker joins a group."""
         prepare()
 
-    def leave(self, patience_s: float) -> bool:
-        """Get out of the group it is in; returns whether its training thread has ended within `patience_s`."""
+    def leave(self, timeout_s: float) -> bool:
+        """Leaves the group, if the worker is in one; returns whether its training thread ended within `timeout_s`."""
         if not self._is_in_group:
             return True
         from ray.train.v2._internal.execution import context
 
         from orchestrator.workers.process_group import leave_group
 
-        leave_group()  # else the thread might wait for the others
+        leave_group()  # else the thread might keep waiting for its peers
         runner = context.get_train_context().execution_context.training_thread_runner
-        deadline = time.monotonic() + patience_s
+        deadline = time.monotonic() + timeout_s
         while runner.is_running():
             if time.monotonic() > deadline:
                 return False
             time.sleep(POLL_INTERVAL_S)
-        # The thread's error holds its frames, and they hold the model.
+        # The thread's error references its frames, and these reference the model.
         context.set_train_context(None)
         self._is_in_group = False
         gc.collect()
         return True
 
     def get_metadata(self) -> Any:
-        """Where it is."""
+        """The worker's node, process and accelerators."""
         return self._worker.get_metadata()
 
     def init_train_context(self, **context: Any) -> None:
-        """Its place in the group it joins."""
+        """Joins a group: sets the worker's rank and the run's context."""
         self._worker.init_train_context(**context)
         self._is_in_group = True
 
     def run_train_fn(self, train_fn: Any) -> None:
-        """Start the training function in a thread."""
+        """Starts the training function in a thread."""
         self._worker.run_train_fn(train_fn)
 
     def poll_status(self) -> Any:
-        """How the training function does."""
+        """State of the training function."""
         return self._worker.poll_status()
 
     def execute(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call a function here."""
+        """Calls a function in this process."""
         return function(*args, **kwargs)
 
 
 @contextmanager
 def without_ray_data() -> Iterator[None]:
-    """What is imported inside the block finds stand-ins for Ray Data and pandas, unless they are there already.
+    """Imports inside the block get stand-ins for Ray Data and pandas, unless these are imported already.
 
-    A stand-in has an empty class for every name. After the block, whoever imports the real ones gets them.
+    A stand-in has an empty class for every name. After the block, imports get the real modules.
     """
-    stand_ins = {name: _stand_in(name) for name in _LEFT_OUT if name not in sys.modules}
+    stand_ins = {name: _stand_in(name) for name in _REPLACED if name not in sys.modules}
     sys.modules.update(stand_ins)
     if "ray.data" in stand_ins:
         ray.data = stand_ins["ray.data"]  # type: ignore[attr-defined, unused-ignore]
@@ -111,5 +111,5 @@ def _stand_in(name: str) -> types.ModuleType:
 
     module, spec = StandIn(name), importlib.util.find_spec(name)
     assert spec is not None, f"{name} is not installed"
-    module.__spec__, module.__path__ = spec, []  # a package, whose submodules are not to be found
+    module.__spec__, module.__path__ = spec, []  # a package without submodules
     return module

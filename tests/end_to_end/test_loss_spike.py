@@ -40,8 +40,8 @@ def test_its_data_is_left_out_once_and_then_the_run_ends(tmp_path: Path) -> None
     with MantaProcess("train", "astray.yaml", folder=tmp_path, environment={}) as process:
         assert process.wait() == 1, process.output
         output = process.output
-    assert "is left out" in output and "going on with 1 workers" in output
-    assert "Lower train.lr" in output and "Not tried again: the data of 1 step has been left out before" in output
+    assert "whose data is skipped" in output and "continuing with 1 workers" in output
+    assert "Lower train.lr" in output and "Not retried: the run has already skipped the data of 1 step" in output
     assert "Traceback" not in output
     with MantaProcess("show", "astray.yaml", "--json", folder=tmp_path, environment={}) as process:
         assert process.wait() == 0, process.output

@@ -1,4 +1,4 @@
-"""What a run begins with: checked against the recipe, the same at every attempt, and in every node's memory."""
+"""Initial weights: checked against the recipe, the same in every attempt, and available on every node."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ from data.tokens.tokenizer import Tokenizer
 from orchestrator.cli.main import app
 from orchestrator.config.load import load_recipe
 from orchestrator.driver.initial_weights import checked_folder, pin_initial_weights
+from orchestrator.driver.prepare import prepared
 from orchestrator.errors import CheckpointDamagedError, InitialWeightsError
 from orchestrator.run.fence import Fence
 from orchestrator.run.job import initial_weights_key
 from orchestrator.run.record import RunRecord
 from orchestrator.run.run import Run, stores
 from orchestrator.snapshots.agent import SnapshotAgent
+from orchestrator.snapshots.resume_point import newest_holder
 from tests.orchestrator.finished_run import finish, recipe_in
 
 pytestmark = pytest.mark.slow  # transformers takes seconds to import
@@ -43,7 +45,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def new_run(folder: Path, init_from: str, name: str = "second", **sections: Any) -> Run:
-    """A run that has just been claimed, with a recipe of its own."""
+    """A run that has just been claimed, with its own recipe."""
     train = {"steps": 4, "global_batch_size": 4, "micro_batch_size": 4, "lr": 1e-3, "init_from": init_from}
     config = load_recipe(recipe_in(folder, name, **{"train": train} | sections))
     return Run(config, *stores(config), RunRecord(name, 0.0, {}))
@@ -70,61 +72,61 @@ def save_gpt2(**fields: Any) -> GPT2LMHeadModel:
     return model
 
 
-def kept(run: Run, digest: str | None) -> dict[str, torch.Tensor]:
-    """The weights that the run has kept."""
+def stored(run: Run, digest: str | None) -> dict[str, torch.Tensor]:
+    """The weights in the run's store."""
     assert digest is not None
     content = run.store.get(initial_weights_key(digest))
     assert hashlib.sha256(content).hexdigest() == digest
     return load(content)
 
 
-def test_an_exported_run_comes_back_bit_by_bit(tmp_path: Path) -> None:
+def test_weights_of_an_exported_run_are_identical(tmp_path: Path) -> None:
     first = recipe_in(tmp_path, model={"n_kv_heads": 2, "tie_embeddings": False})
     _, model = finish(first)
     assert CliRunner().invoke(app, ["export", str(first), "--to", "exported"]).exit_code == 0
     run = new_run(tmp_path, "exported", model={"n_kv_heads": 2, "tie_embeddings": False})
     tokenizer = run.prepare(lambda line: None).tokenizer  # learned from the same text, so the same
-    told: list[str] = []
-    weights = kept(run, pin_initial_weights(run, tokenizer, told.append))
+    lines: list[str] = []
+    weights = stored(run, pin_initial_weights(run, tokenizer, lines.append))
     assert weights.keys() == model.state_dict().keys()
     assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
-    assert len(told) == 1 and "LlamaForCausalLM of" in told[0]
+    assert len(lines) == 1 and "LlamaForCausalLM of" in lines[0]
 
 
-def test_the_folders_vocabulary_can_be_taken(tmp_path: Path) -> None:
+def test_a_run_can_use_the_folders_vocabulary(tmp_path: Path) -> None:
     first = recipe_in(tmp_path)
     finish(first)
     assert CliRunner().invoke(app, ["export", str(first), "--to", "exported"]).exit_code == 0
     (tmp_path / "shards/a.txt").write_text("Quite another text, from which nothing like it would be learned. " * 50)
-    told: list[str] = []
+    lines: list[str] = []
     with pytest.raises(
         InitialWeightsError, match=r"bpe vocabulary of 300 is not .*set data.tokenizer.path: .*exported/"
     ):
-        prepared_of(new_run(tmp_path, "exported"), told)
+        prepared_of(new_run(tmp_path, "exported"), lines)
     data = {"tokenizer": {"path": "exported/tokenizer.json"}}
     run = new_run(tmp_path, "exported", data=data)
-    tokenizer = prepared_of(run, told).tokenizer
+    tokenizer = prepared_of(run, lines).tokenizer
     assert tokenizer.vocab_size == 300
-    assert pin_initial_weights(run, tokenizer, told.append) is not None
+    assert pin_initial_weights(run, tokenizer, lines.append) is not None
 
 
-def prepared_of(run: Run, told: list[str]) -> Any:
-    return run.prepare(told.append)
+def prepared_of(run: Run, lines: list[str]) -> Any:
+    return prepared(run.config, run.root, run.record.pins, lines.append, start_ray=lambda: None)
 
 
-def test_a_foreign_llama_is_taken(tmp_path: Path) -> None:
+def test_a_foreign_llama_is_accepted(tmp_path: Path) -> None:
     theirs = save_llama(num_key_value_heads=1)
-    run, told = of_bytes(tmp_path, n_kv_heads=1), []
-    weights = kept(run, pin_initial_weights(run, BYTES, told.append))
+    run, lines = of_bytes(tmp_path, n_kv_heads=1), []
+    weights = stored(run, pin_initial_weights(run, BYTES, lines.append))
     assert torch.equal(weights["embedding.weight"], theirs.get_input_embeddings().weight)
-    assert any("has no tokenizer.json, so nothing says that ids mean the same" in line for line in told)
+    assert any("has no tokenizer.json, so it cannot be checked that token ids mean the same" in line for line in lines)
 
 
-def test_learned_positions_are_cut_to_the_runs(tmp_path: Path) -> None:
+def test_learned_positions_are_truncated_to_seq_len(tmp_path: Path) -> None:
     theirs = save_gpt2()
     run = of_bytes(tmp_path, preset="gpt2")
     assert run.config.data.seq_len == 32
-    weights = kept(run, pin_initial_weights(run, BYTES, print))
+    weights = stored(run, pin_initial_weights(run, BYTES, print))
     assert torch.equal(weights["positions.weight"], theirs.transformer.wpe.weight[:32])
 
 
@@ -138,39 +140,39 @@ def test_weights_in_several_files(tmp_path: Path) -> None:
     parts = {"a.safetensors": names[:5], "b.safetensors": names[5:]}
     for file, inside in parts.items():
         save_file({name: weights[name] for name in inside}, f"theirs/{file}")
-    with pytest.raises(InputError, match=r"Weights are read from model.safetensors only.*save_pretrained"):
+    with pytest.raises(InputError, match=r"Manta reads weights from model.safetensors or .*save_pretrained"):
         pin_initial_weights(run, BYTES, print)
     index = {"weight_map": {name: file for file, inside in parts.items() for name in inside}}
     Path("theirs/model.safetensors.index.json").write_text(json.dumps(index))
     assert pin_initial_weights(run, BYTES, print) == whole
 
 
-def test_all_differences_are_named_at_once(tmp_path: Path) -> None:
+def test_all_differences_are_listed_at_once(tmp_path: Path) -> None:
     save_gpt2(n_positions=16, n_head=2, vocab_size=300)
     run = of_bytes(tmp_path, n_layers=3)
     with pytest.raises(InitialWeightsError) as refused:
         checked_folder(run.config, BYTES)
     assert str(refused.value).splitlines() == [
-        "train.init_from = theirs: the folder is not of this recipe's model:",
+        "train.init_from = theirs: the folder does not fit this recipe:",
         "  model.preset: gpt2 in the folder, llama in the recipe",
         "  model.positions: learned in the folder, rotary in the recipe",
         "  model.n_layers: 2 in the folder, 3 in the recipe",
         "  model.n_heads: 2 in the folder, 4 in the recipe",
         "  model.n_kv_heads: 2 in the folder, 4 in the recipe",
-        "  model.vocab_size: 300 in the folder, 320 in the recipe (null takes what the tokenizer needs)",
+        "  model.vocab_size: 300 in the folder, 320 in the recipe (null: as many as the tokenizer needs)",
         "  data.seq_len: 16 in the folder, 32 in the recipe; at most the folder's",
-        "Give the recipe the folder's values, or begin with another folder.",
+        "Give the recipe the folder's values, or choose another folder.",
     ]
 
 
-def test_another_rotation_is_another_model(tmp_path: Path) -> None:
+def test_another_rope_theta_is_refused(tmp_path: Path) -> None:
     save_llama(rope_parameters={"rope_type": "default", "rope_theta": 5e5})
     with pytest.raises(InitialWeightsError, match=r"model.rope_theta: 500000.0 in the folder, 10000.0 in the recipe"):
         checked_folder(of_bytes(tmp_path).config, BYTES)
     checked_folder(of_bytes(tmp_path, rope_theta=5e5).config, BYTES)
 
 
-def test_a_vocabulary_of_another_kind_is_named_with_its_reasons(tmp_path: Path) -> None:
+def test_a_tokenizer_of_another_kind_is_refused_with_reasons(tmp_path: Path) -> None:
     save_llama()
     fields = {"model": {"type": "Unigram", "vocab": []}, "added_tokens": [], "normalizer": {"type": "NFC"}}
     Path("theirs/tokenizer.json").write_text(json.dumps(fields))
@@ -179,7 +181,7 @@ def test_a_vocabulary_of_another_kind_is_named_with_its_reasons(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("spoil", "says"),
+    ("damage", "problem"),
     [
         (lambda: shutil.rmtree("theirs"), "theirs has no config.json"),
         (lambda: Path("theirs/config.json").write_text("{"), r"theirs/config.json: "),
@@ -188,21 +190,21 @@ def test_a_vocabulary_of_another_kind_is_named_with_its_reasons(tmp_path: Path) 
         (lambda: save_file({"lm_head.weight": torch.zeros(2, 2)}, "theirs/model.safetensors"), "norm.weight: missing"),
     ],
 )
-def test_a_broken_folder(spoil: Callable[[], object], says: str, tmp_path: Path) -> None:
+def test_a_broken_folder(damage: Callable[[], object], problem: str, tmp_path: Path) -> None:
     save_llama()
-    spoil()
-    with pytest.raises(InputError, match=rf"(?s){says}"):
+    damage()
+    with pytest.raises(InputError, match=rf"(?s){problem}"):
         pin_initial_weights(of_bytes(tmp_path), BYTES, print)
 
 
 class TestLaterAttempts:
     def begun(self, folder: Path) -> Run:
-        """A run that has been pinned to what is in the folder."""
+        """A run that is pinned to the weights in the folder."""
         save_llama()
         run = of_bytes(folder)
         return replace(run, record=replace(run.record, init=pin_initial_weights(run, BYTES, print)))
 
-    def test_the_same_weights_are_the_same(self, tmp_path: Path) -> None:
+    def test_the_same_weights_have_the_same_digest(self, tmp_path: Path) -> None:
         run = self.begun(tmp_path)
         assert pin_initial_weights(run, BYTES, print) == run.record.init
 
@@ -211,23 +213,23 @@ class TestLaterAttempts:
         save_llama()
         other = pin_initial_weights(replace(run, record=replace(run.record, init=None)), BYTES, print)
         assert other is not None and other != run.record.init
-        with pytest.raises(InitialWeightsError, match=rf"sha256 {other}, .*'second' was begun with {run.record.init}"):
+        with pytest.raises(InitialWeightsError, match=rf"sha256 {other}, .*'second' began with {run.record.init}"):
             pin_initial_weights(run, BYTES, print)
 
-    def test_the_folder_may_go(self, tmp_path: Path) -> None:
-        run, told = self.begun(tmp_path), []
+    def test_the_folder_may_be_deleted(self, tmp_path: Path) -> None:
+        run, lines = self.begun(tmp_path), []
         shutil.rmtree("theirs")
-        assert pin_initial_weights(run, BYTES, told.append) == run.record.init
-        assert told == [f"initial weights: {tmp_path}/theirs is gone; the run has kept them."]
+        assert pin_initial_weights(run, BYTES, lines.append) == run.record.init
+        assert lines == [f"initial weights: {tmp_path}/theirs no longer exists; using the run's own copy."]
 
-    def test_a_run_that_has_not_begun_may_choose_anew(self, tmp_path: Path) -> None:
+    def test_a_run_without_a_checkpoint_may_change_its_weights(self, tmp_path: Path) -> None:
         store = LocalStore(str(tmp_path / "run"))
         Fence.claim(store, "second", {}, begun=False).update(init="of before")
         assert Fence.claim(store, "second", {}, begun=True).record.init == "of before"
         assert Fence.claim(store, "second", {}, begun=False).record.init is None
 
 
-def test_before_anything_is_tokenized(tmp_path: Path) -> None:
+def test_the_folder_is_checked_before_tokenizing(tmp_path: Path) -> None:
     save_llama()
     run = of_bytes(tmp_path, n_layers=1)
 
@@ -236,10 +238,10 @@ def test_before_anything_is_tokenized(tmp_path: Path) -> None:
 
     config = run.config.model_copy(update={"data": run.config.data.model_copy(update={"prepare": "ahead"})})
     with pytest.raises(InitialWeightsError, match=r"model.n_layers: 2 in the folder, 1 in the recipe"):
-        replace(run, config=config).prepare(lambda line: None, start_ray)
+        prepared(config, run.root, run.record.pins, print, start_ray)
 
 
-def test_the_option_stands_for_the_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_option_sets_the_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     configs: list[Any] = []
     monkeypatch.setattr("orchestrator.driver.train.train", lambda config, **_: configs.append(config))
     recipe = str(recipe_in(tmp_path))
@@ -258,24 +260,22 @@ class TestOnANode:
         agent.open_memory(0)
         return agent
 
-    def test_they_are_in_its_memory_and_no_snapshot_to_go_on_from(self, store: LocalStore) -> None:
+    def test_they_are_in_its_memory_and_do_not_count_as_a_snapshot(self, store: LocalStore) -> None:
         digest = hashlib.sha256(b"weights").hexdigest()
         store.put(initial_weights_key(digest), b"weights")
         agent = self.agent(store, digest)
         agent.fetch_initial()
         memory = agent.open_memory(0)
         assert (memory.path(0) / "model.safetensors").read_bytes() == b"weights"
-        from orchestrator.snapshots.agent import newest_holder
-
         assert newest_holder({"node": memory.newest()}, 0) is None
         agent.free()
 
     @pytest.mark.parametrize("content", [None, b"other weights"])
-    def test_damaged_ones_are_named(self, store: LocalStore, content: bytes | None) -> None:
+    def test_damaged_ones_are_refused(self, store: LocalStore, content: bytes | None) -> None:
         digest = hashlib.sha256(b"weights").hexdigest()
         if content is not None:
             store.put(initial_weights_key(digest), content)
         agent = self.agent(store, digest)
-        with pytest.raises(CheckpointDamagedError, match=rf"init/{digest}.safetensors, .* is not what was written"):
+        with pytest.raises(CheckpointDamagedError, match=rf"init/{digest}.safetensors, .* is missing or changed"):
             agent.fetch_initial()
         agent.free()

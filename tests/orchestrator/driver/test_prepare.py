@@ -1,4 +1,4 @@
-"""Patterns that match no parameter are refused before anything is done, and not by a worker."""
+"""Patterns that match no parameter are refused by the command, before it touches the data."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
-def test_patterns_that_match_are_fine(recipe: Path) -> None:
+def test_patterns_that_match_are_accepted(recipe: Path) -> None:
     groups = '[{match: "*norm*", weight_decay: 0.1}, {match: blocks.1.*, lr: 0.5}, {match: "*"}]'
     refuse_unmatched_groups(load_recipe(recipe, [f"train.optimizer.groups={groups}"]))
 
 
-def test_those_that_do_not_are_all_told_with_names_near_them(recipe: Path) -> None:
+def test_all_patterns_that_match_nothing_are_listed(recipe: Path) -> None:
     config = load_recipe(recipe, ['train.optimizer.groups=[{match: blocks.2.*}, {match: "*.bias"}]'])
     with pytest.raises(InputError) as caught:
         refuse_unmatched_groups(config)
@@ -45,13 +45,13 @@ def test_those_that_do_not_are_all_told_with_names_near_them(recipe: Path) -> No
 
 
 @pytest.mark.parametrize("command", ["prepare", "train"])
-def test_the_command_refuses_them_before_it_looks_at_the_data(recipe: Path, command: str) -> None:
+def test_the_command_refuses_them_before_it_reads_the_data(recipe: Path, command: str) -> None:
     done = CliRunner().invoke(app, [command, str(recipe), "--set", 'train.optimizer.groups=[{match: "*.atention.*"}]'])
     assert done.exit_code == 2
     assert "blocks.*.attention" in done.output
 
 
-def test_fields_of_groups_are_named_in_full(recipe: Path) -> None:
+def test_errors_in_groups_have_the_full_field_name(recipe: Path) -> None:
     with pytest.raises(RecipeError, match=r"train\.optimizer\.groups\.0\.lr = -1: .*greater than or equal to 0"):
         load_recipe(recipe, ["train.optimizer.groups=[{match: a, lr: -1}]"])
     with pytest.raises(RecipeError, match=r"did you mean train\.optimizer\.groups\.0\.match"):

@@ -1,4 +1,4 @@
-"""`manta train --patience`: who has ended without a word is waited for, who lives is not fenced off."""
+"""`manta train --patience`: waits for an attempt that stops sending heartbeats, and never fences off a live one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 
 from data.stores.local import LocalStore
 from orchestrator.config.recipe import RunConfig
-from orchestrator.driver import train as run
 from orchestrator.driver.train import claim_when_free
 from orchestrator.errors import RunInUseError
 from orchestrator.run.fence import PRESUMED_DEAD_S
@@ -29,7 +28,7 @@ CONFIG = RunConfig.model_validate(
 
 @pytest.fixture
 def store(tmp_path: Path) -> LocalStore:
-    """Of a run that another machine has claimed and that was never trained."""
+    """Store of a run that another machine has claimed, and that was never trained."""
     store = LocalStore(str(tmp_path / "run"))
     assert claim_when_free(store, CONFIG, print) is not None
     send_heartbeat(store, 0.0)
@@ -42,31 +41,31 @@ def send_heartbeat(store: LocalStore, seconds_ago: float) -> None:
     store.put(RECORD, dataclasses.replace(record, attempts=(*record.attempts[:-1], last)).to_json())
 
 
-def test_without_waiting_a_sign_of_life_is_an_error(store: LocalStore) -> None:
+def test_without_waiting_a_heartbeat_is_an_error(store: LocalStore) -> None:
     with pytest.raises(RunInUseError, match=r"Run 'night' is in use: attempt 1 on pod"):
         claim_when_free(store, CONFIG, print)
 
 
-def test_one_that_has_fallen_silent_is_followed(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_attempt_that_misses_its_heartbeats_is_followed(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
-    naps = iter([5.0, PRESUMED_DEAD_S + 1.0])
-    monkeypatch.setattr(run.time, "sleep", lambda _: send_heartbeat(store, next(naps)))
+    heartbeat_ages = iter([5.0, PRESUMED_DEAD_S + 1.0])
+    monkeypatch.setattr("orchestrator.driver.train.time.sleep", lambda _: send_heartbeat(store, next(heartbeat_ages)))
     fence = claim_when_free(store, CONFIG, lines.append, wait_s=60)
     assert fence is not None and fence.record.last.number == 2
     [line] = lines
     assert line.startswith("Run 'night' is in use: attempt 1 on pod") and line.endswith("waiting up to 60 s for it")
 
 
-def test_one_that_lives_is_left_alone(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_live_attempt_is_not_fenced_off(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count(0, 10)
-    monkeypatch.setattr(run.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(run.time, "sleep", lambda _: send_heartbeat(store, 1.0))
+    monkeypatch.setattr("orchestrator.driver.train.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("orchestrator.driver.train.time.sleep", lambda _: send_heartbeat(store, 1.0))
     with pytest.raises(RunInUseError, match="in use"):
         claim_when_free(store, CONFIG, lambda _: None, wait_s=60)
     assert [attempt.number for attempt in load_record(store).attempts] == [1]
 
 
-def test_taking_it_over_waits_for_nobody(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run.time, "sleep", lambda _: pytest.fail("waited"))
+def test_takeover_does_not_wait(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.driver.train.time.sleep", lambda _: pytest.fail("waited"))
     fence = claim_when_free(store, CONFIG, print, wait_s=60, takeover=True)
     assert fence is not None and fence.record.last.number == 2

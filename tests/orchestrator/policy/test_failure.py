@@ -1,4 +1,4 @@
-"""Failures in, decisions out: budgets by cause, with a clock of the test's own."""
+"""The failure policy: retry budgets by cause, with a clock of the test's own."""
 
 import pytest
 from hypothesis import given
@@ -22,34 +22,36 @@ def died(step: int) -> Failure:
     return Failure(step, "crash", "killed by SIGKILL")
 
 
-def test_a_death_is_an_accident_and_its_numbers_are_told() -> None:
+def test_a_death_leads_to_a_restart_that_states_the_numbers() -> None:
     decision = FailurePolicy().decide(died(120), now=0.0)
-    assert decision == Restart("a worker died after step 120, 1 of 10 such an hour: killed by SIGKILL")
+    assert decision == Restart(
+        "a worker died after step 120 (failure 1 of at most 10 within an hour): killed by SIGKILL"
+    )
 
 
-def test_an_error_that_comes_back_at_its_step_ends_the_run() -> None:
+def test_an_error_that_repeats_at_its_step_ends_the_run() -> None:
     policy = FailurePolicy()
     for _ in range(ERRORS_AT_ONE_STEP):
         assert isinstance(policy.decide(Failure(7, "error", "boom"), now=0.0), Restart)
     decision = policy.decide(Failure(7, "error", "boom"), now=0.0)
     assert isinstance(decision, GiveUp)
-    assert "step 7" in decision.why and "in the run" in decision.why
+    assert "step 7" in decision.why and "the cause is in the run" in decision.why
 
 
-def test_a_death_at_the_same_step_over_and_over_is_the_step_too() -> None:
+def test_deaths_that_repeat_at_one_step_end_the_run() -> None:
     policy = FailurePolicy()
     decisions = [policy.decide(died(7), now=at * 10_000.0) for at in range(ERRORS_AT_ONE_STEP + 1)]
     assert [type(each) for each in decisions] == [Restart] * ERRORS_AT_ONE_STEP + [GiveUp]
 
 
-def test_progress_between_two_failures_clears_the_step_of_blame() -> None:
+def test_progress_between_failures_resets_the_count_at_a_step() -> None:
     policy = FailurePolicy()
     for step in (7, 7, 8, 8, 9, 9, 7, 7):
         assert isinstance(policy.decide(Failure(step, "error", "boom"), now=0.0), Restart)
 
 
 @given(gaps=st.lists(st.floats(0.0, 4000.0), min_size=1, max_size=60))
-def test_deaths_are_let_pass_up_to_the_budget_of_any_hour(gaps: list[float]) -> None:
+def test_deaths_are_retried_up_to_the_budget_of_any_hour(gaps: list[float]) -> None:
     """Against the definition: give up exactly when the hour before a death holds more deaths than the budget."""
     policy, now, deaths = FailurePolicy(), 0.0, []
     for step, gap in enumerate(gaps):
@@ -60,7 +62,7 @@ def test_deaths_are_let_pass_up_to_the_budget_of_any_hour(gaps: list[float]) -> 
         assert isinstance(decision, GiveUp) == (within > CRASHES_PER_HOUR)
 
 
-def test_nodes_that_go_are_never_too_many_and_blame_no_step() -> None:
+def test_lost_nodes_have_no_limit_and_do_not_count_at_a_step() -> None:
     policy = FailurePolicy()
     for _ in range(10 * CRASHES_PER_HOUR):
         assert isinstance(policy.decide(Failure(7, "node", "reclaimed"), now=0.0), Restart)
@@ -75,18 +77,14 @@ def test_hangs_and_deaths_share_a_budget() -> None:
     assert isinstance(policy.decide(Failure(99, "hang", "silent"), now=1.0), GiveUp)
 
 
-def test_one_bad_step_is_left_out_and_a_second_ends_the_run() -> None:
+def test_one_loss_spike_is_skipped_and_a_second_ends_the_run() -> None:
     policy = FailurePolicy()
     decision = policy.decide_on_loss_spike(31, "loss=nan in step 31")
-    assert decision == Restart("loss=nan in step 31; back to before it, and the data of step 31 is left out")
+    assert decision == Restart("loss=nan in step 31; going back to a state before step 31, whose data is skipped")
     assert policy.skipped_steps == {31}
     assert isinstance(policy.decide_on_loss_spike(31, "loss=nan"), GiveUp) and policy.skipped_steps == {31}
 
 
-@pytest.mark.parametrize(
-    ("step_s", "patience_s"), [(None, FIRST_STEP_S), (0.001, HANG_S), (HANG_S, HANG_FACTOR * HANG_S)]
-)
-def test_a_hang_is_silence_for_many_times_a_step_and_no_shorter_than_a_moment(
-    step_s: float | None, patience_s: float
-) -> None:
-    assert not is_hung(patience_s, step_s) and is_hung(patience_s + 0.01, step_s)
+@pytest.mark.parametrize(("step_s", "limit_s"), [(None, FIRST_STEP_S), (0.001, HANG_S), (HANG_S, HANG_FACTOR * HANG_S)])
+def test_a_hang_is_silence_for_many_steps_and_a_minimum_time(step_s: float | None, limit_s: float) -> None:
+    assert not is_hung(limit_s, step_s) and is_hung(limit_s + 0.01, step_s)

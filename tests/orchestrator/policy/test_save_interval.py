@@ -1,4 +1,4 @@
-"""The interval between saves against the least lost time, found by trying all."""
+"""The interval between saves, compared with the least lost time among many intervals."""
 
 import math
 
@@ -17,9 +17,9 @@ from orchestrator.policy.save_interval import (
 
 
 def lost_share(interval_s: float, cost_s: float, mtbf_s: float) -> float:
-    """Part of the time that saves and work done again take, failures coming at random: each loses half a period."""
+    """Part of the time spent on saves and repeated work, with random failures, each of which loses half a period."""
     period_s = interval_s + cost_s
-    lost_a_failure_s = mtbf_s * math.expm1(period_s / mtbf_s) - interval_s  # expected, for a period of work to be done
+    lost_a_failure_s = mtbf_s * math.expm1(period_s / mtbf_s) - interval_s  # expected, for a period of work
     return lost_a_failure_s / (interval_s + lost_a_failure_s)
 
 
@@ -31,12 +31,12 @@ def test_no_other_interval_loses_noticeably_less(cost_s: float, mtbf_s: float) -
 
 
 @given(cost_s=st.floats(0.0, 1e4), mtbf_s=st.floats(1.0, 1e9), upload_s=st.floats(0.0, 800.0))
-def test_it_keeps_within_its_bounds_and_lets_uploads_end(cost_s: float, mtbf_s: float, upload_s: float) -> None:
+def test_it_stays_within_its_bounds_and_lets_uploads_end(cost_s: float, mtbf_s: float, upload_s: float) -> None:
     interval_s = save_interval_s(cost_s, mtbf_s, upload_s)
     assert max(SHORTEST_S, 2 * upload_s) <= interval_s <= LONGEST_S
 
 
-def test_what_has_been_seen_outweighs_what_was_expected() -> None:
+def test_observed_failures_outweigh_the_prior() -> None:
     assert observed_mtbf_s(0.0, 0) == PRIOR_MTBF_S
     assert observed_mtbf_s(0.0, 3) == PRIOR_MTBF_S / 4
     assert observed_mtbf_s(1e6, 1000) == pytest.approx(1000.0, rel=0.02)

@@ -1,4 +1,4 @@
-"""Invented clusters in, decisions out, with a clock of the test's own."""
+"""The scaling policy on invented clusters, with a clock of the test's own."""
 
 import math
 
@@ -22,32 +22,38 @@ from orchestrator.policy.scaling import (
 )
 
 
-def policy(fewest: int = 2, most: int = 8, micro_batches: int = 16, restart_s: float = 6.0) -> ScalingPolicy:
-    return ScalingPolicy(fewest, most, micro_batches, restart_s)
+def policy(
+    min_workers: int = 2, max_workers: int = 8, micro_batches: int = 16, restart_s: float = 6.0
+) -> ScalingPolicy:
+    return ScalingPolicy(min_workers, max_workers, micro_batches, restart_s)
+
+
+def idle(slots: int, warm_spares: int = 0, reserved_slots: int = 0) -> Observation:
+    return Observation(workers=0, slots=slots, warm_spares=warm_spares, reserved_slots=reserved_slots)
 
 
 def running(now: float, workers: int, slots: int, **more: object) -> Observation:
-    """Newcomers stand by on all slots, where nothing else is said."""
+    """By default, there is a warm spare in every free slot."""
     usual = {"step_s": 1.0, "steps_left": 1000, "warm_spares": max(0, slots - workers)}
-    return Observation(now, workers, slots, **{**usual, **more})  # type: ignore[arg-type]
+    return Observation(workers=workers, slots=slots, now=now, **usual | more)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("slots", "workers"), [(2, 2), (3, 3), (8, 8), (100, 8)])
-def test_starts_with_what_there_is_between_its_bounds(slots: int, workers: int) -> None:
-    decision = policy().when_idle(Observation(0.0, 0, slots))
+def test_starts_with_the_slots_there_are_within_its_bounds(slots: int, workers: int) -> None:
+    decision = policy().when_idle(idle(slots))
     assert isinstance(decision, Start) and decision.workers == workers
 
 
-def test_waits_below_the_minimum_and_says_for_what() -> None:
-    decision = policy().when_idle(Observation(0.0, 0, 1))
-    assert decision == Wait("the cluster has room for 1 workers, and scaling.min_workers=2")
+def test_waits_below_the_minimum_and_states_the_numbers() -> None:
+    decision = policy().when_idle(idle(1))
+    assert decision == Wait("the cluster has slots for 1 workers, fewer than scaling.min_workers=2")
 
 
-def test_a_place_that_is_kept_free_is_no_workers() -> None:
+def test_no_worker_takes_a_reserved_slot() -> None:
     one = policy()
-    assert one.when_idle(Observation(0.0, 0, 3, reserved_slots=1)).workers == 2  # type: ignore[union-attr]
-    waiting = one.when_idle(Observation(0.0, 0, 2, reserved_slots=1))
-    assert isinstance(waiting, Wait) and "room for 1 workers beside the 1 kept free to tokenize with" in waiting.why
+    assert one.when_idle(idle(3, reserved_slots=1)).workers == 2  # type: ignore[union-attr]
+    waiting = one.when_idle(idle(2, reserved_slots=1))
+    assert isinstance(waiting, Wait) and "slots for 1 workers beside 1 reserved for tokenizing" in waiting.why
     for now in (10.0, 20.0):
         assert one.when_running(running(now, 2, 3, reserved_slots=1)) == Noop()
 
@@ -56,28 +62,28 @@ def test_a_place_that_is_kept_free_is_no_workers() -> None:
     ("workers", "more", "wanted"),
     [
         (2, {}, 8),
-        (7, {}, 8),  # 7 are as fast as 6: it is 8 that would help
-        (2, {"step_s": None}, 8),  # nobody knows yet what growing saves
-        (2, {"steps_left": 5}, 2),  # it would not pay any more
+        (7, {}, 8),  # 7 are as fast as 6; 8 are faster
+        (2, {"step_s": None}, 8),  # it is not known yet what growing saves
+        (2, {"steps_left": 5}, 2),  # it would no longer pay off
         (8, {"steps_left": 5}, 8),
     ],
 )
-def test_nodes_are_wanted_for_as_many_as_would_pay(workers: int, more: dict[str, object], wanted: int) -> None:
+def test_wants_as_many_workers_as_pay_off(workers: int, more: dict[str, object], wanted: int) -> None:
     assert policy().wanted(running(0.0, workers, workers, **more)) == wanted
 
 
-def test_takes_no_worker_that_would_not_shorten_the_step() -> None:
-    """Over 6 workers as over 7, the busiest of them has 3 of the 16 micro-batches."""
-    decision = policy().when_idle(Observation(0.0, 0, 7))
+def test_starts_no_worker_that_would_not_shorten_the_step() -> None:
+    """With 6 workers as with 7, the busiest one has 3 of the 16 micro-batches."""
+    decision = policy().when_idle(idle(7))
     assert isinstance(decision, Start) and decision.workers == 6
 
 
-def test_a_fixed_number_is_taken_as_it_is() -> None:
-    decision = policy(fewest=7, most=7).when_idle(Observation(0.0, 0, 9))
+def test_a_fixed_number_is_not_reduced() -> None:
+    decision = policy(min_workers=7, max_workers=7).when_idle(idle(9))
     assert isinstance(decision, Start) and decision.workers == 7
 
 
-def test_grows_once_the_room_has_settled() -> None:
+def test_grows_when_the_capacity_has_settled() -> None:
     one = policy()
     assert one.when_running(running(10.0, 2, 4)) == Noop()
     assert one.when_running(running(10.0 + SETTLE_S / 2, 2, 4)) == Noop()
@@ -86,13 +92,13 @@ def test_grows_once_the_room_has_settled() -> None:
     assert "saves 500 s" in decision.why and "6.0 s" in decision.why
 
 
-def test_room_that_flickers_is_never_used() -> None:
+def test_capacity_that_comes_and_goes_is_never_used() -> None:
     one = policy()
     for now in range(100):
         assert one.when_running(running(float(now), 2, 4 if now % 2 else 2)) == Noop()
 
 
-def test_room_that_still_grows_is_waited_for() -> None:
+def test_waits_while_the_capacity_still_grows() -> None:
     one = policy()
     for now, slots in ((0.0, 4), (2.0, 6), (4.0, 8)):
         assert one.when_running(running(now, 2, slots)) == Noop()
@@ -101,15 +107,15 @@ def test_room_that_still_grows_is_waited_for() -> None:
 
 
 @pytest.mark.parametrize(("steps_left", "grows"), [(23, False), (25, True)])
-def test_the_gain_over_what_is_left_must_outweigh_the_restart(steps_left: int, grows: bool) -> None:
-    """Twice the workers halve what is left; at least twice 6 s must be saved."""
+def test_the_gain_over_the_remaining_steps_must_outweigh_the_restart(steps_left: int, grows: bool) -> None:
+    """Twice the workers halve the remaining time; growing must save at least twice 6 s."""
     one = policy()
     one.when_running(running(0.0, 2, 4, steps_left=steps_left))
     decision = one.when_running(running(SETTLE_S, 2, 4, steps_left=steps_left))
     assert isinstance(decision, SaveThenResize) == grows
 
 
-def test_growing_waits_for_newcomers_to_stand_by_while_the_others_train() -> None:
+def test_growing_waits_for_warm_spares_while_the_others_train() -> None:
     one = policy()
     one.when_running(running(0.0, 2, 4, warm_spares=0))
     for warm_spares in (0, 1):
@@ -118,7 +124,7 @@ def test_growing_waits_for_newcomers_to_stand_by_while_the_others_train() -> Non
     assert one.when_running(running(SETTLE_S + 1, 2, 4, warm_spares=2)).workers == 4  # type: ignore[union-attr]
 
 
-def test_newcomers_that_do_not_come_up_are_not_waited_for_for_ever() -> None:
+def test_the_wait_for_warm_spares_ends() -> None:
     one = policy()
     one.when_running(running(0.0, 2, 4, warm_spares=1))
     assert isinstance(one.when_running(running(SETTLE_S, 2, 4, warm_spares=1)), Prepare)
@@ -127,14 +133,14 @@ def test_newcomers_that_do_not_come_up_are_not_waited_for_for_ever() -> None:
 
 
 @pytest.mark.parametrize(("ready", "workers"), [(0, 8), (1, 8), (2, 2), (5, 4), (8, 8)])
-def test_survivors_go_on_by_themselves_where_they_are_enough(ready: int, workers: int) -> None:
-    """Five would not shorten the steps of four; and one is fewer than the minimum, so all are started."""
-    decision = policy().when_idle(Observation(0.0, 0, 8, warm_spares=ready))
+def test_live_workers_restart_by_themselves_if_they_are_enough(ready: int, workers: int) -> None:
+    """Five are no faster than four; one is fewer than the minimum, so all are started."""
+    decision = policy().when_idle(idle(8, warm_spares=ready))
     assert isinstance(decision, Start) and decision.workers == workers
 
 
-def test_nodes_about_to_go_are_left_when_newcomers_stand_by_or_a_few_seconds_later() -> None:
-    """Two of three are on nodes about to go, and there is room for four."""
+def test_draining_nodes_are_left_when_warm_spares_are_ready_or_a_few_seconds_later() -> None:
+    """Two of three are on draining nodes, and there are slots for four."""
     one = policy()
     seen = {"on_draining": 2, "warm_spares": 0}
     decision = one.when_running(running(0.0, 3, 4, **seen))
@@ -145,19 +151,19 @@ def test_nodes_about_to_go_are_left_when_newcomers_stand_by_or_a_few_seconds_lat
     assert isinstance(late, SaveThenResize) and late.workers == 2
 
 
-def test_nodes_about_to_go_are_left_at_once_whatever_it_costs() -> None:
+def test_draining_nodes_are_left_at_once_whatever_it_costs() -> None:
     decision = policy().when_running(running(0.0, 4, 3, on_draining=1, steps_left=1, step_s=None))
     assert isinstance(decision, SaveThenResize) and decision.workers == 3
-    assert "1 of 4 workers" in decision.why
+    assert "1 of 4 workers are on draining nodes" in decision.why
 
 
 @pytest.mark.parametrize(("on_draining", "durably"), [(1, False), (3, False), (4, True)])
-def test_what_only_nodes_about_to_go_remember_is_saved_durably(on_draining: int, durably: bool) -> None:
+def test_a_snapshot_on_draining_nodes_only_is_saved_durably(on_draining: int, durably: bool) -> None:
     decision = policy().when_running(running(0.0, 4, 4, on_draining=on_draining, warm_spares=on_draining))
     assert isinstance(decision, SaveThenResize) and decision.durably == durably
 
 
-def test_with_nowhere_to_go_on_it_saves_and_goes_on_where_it_is() -> None:
+def test_without_other_slots_it_saves_and_keeps_training() -> None:
     decision = policy().when_running(running(0.0, 4, 1, on_draining=4))
     assert isinstance(decision, Save) and "scaling.min_workers=2" in decision.why
 
@@ -169,30 +175,30 @@ def test_nothing_is_decided_before_a_step_was_measured() -> None:
 
 
 @given(
-    fewest=st.integers(1, 40),
+    min_workers=st.integers(1, 40),
     extra=st.integers(0, 40),
     micro_batches=st.integers(1, 100),
     slots=st.lists(st.integers(0, 90), min_size=1, max_size=60),
     step_s=st.floats(0.001, 100),
     steps_left=st.integers(0, 100_000),
 )
-def test_every_decision_keeps_the_bounds_and_pays(
-    fewest: int, extra: int, micro_batches: int, slots: list[int], step_s: float, steps_left: int
+def test_every_decision_keeps_the_bounds_and_pays_off(
+    min_workers: int, extra: int, micro_batches: int, slots: list[int], step_s: float, steps_left: int
 ) -> None:
-    """Over any course of a cluster: never outside the bounds, never more workers than fit, never a growth at a loss."""
-    one = ScalingPolicy(fewest, fewest + extra, micro_batches, restart_s=5.0)
+    """Over any cluster history: never outside the bounds, never more workers than fit, never a growth at a loss."""
+    one = ScalingPolicy(min_workers, min_workers + extra, micro_batches, restart_s=5.0)
     workers = 0
-    for number, room in enumerate(slots):
+    for number, free in enumerate(slots):
         if workers == 0:
-            started = one.when_idle(Observation(2.0 * number, 0, room))
-            assert isinstance(started, Wait) == (room < fewest)
+            started = one.when_idle(idle(free))
+            assert isinstance(started, Wait) == (free < min_workers)
             workers = started.workers if isinstance(started, Start) else 0
-            assert workers == 0 or fewest <= workers <= min(room, fewest + extra)
+            assert workers == 0 or min_workers <= workers <= min(free, min_workers + extra)
             continue
-        seen = Observation(2.0 * number, workers, room, 0, max(0, room - workers), step_s, steps_left)
+        seen = running(2.0 * number, workers, free, step_s=step_s, steps_left=steps_left)
         decision = one.when_running(seen)
         if isinstance(decision, SaveThenResize):
-            assert workers < decision.workers <= min(room, fewest + extra)
+            assert workers < decision.workers <= min(free, min_workers + extra)
             before, after = (math.ceil(micro_batches / each) for each in (workers, decision.workers))
             assert steps_left * step_s * (1 - after / before) >= GAIN_FACTOR * 5.0
             workers = decision.workers

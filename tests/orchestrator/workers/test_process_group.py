@@ -1,4 +1,4 @@
-"""Leaving a process group: nobody waits for a rank that is gone, not even for one that waits for one that is gone."""
+"""Leaving a process group: no rank keeps waiting for a dead one, not even indirectly."""
 
 import multiprocessing
 import os
@@ -16,25 +16,25 @@ WORLD_SIZE, DIES, TIMEOUT_S = 4, 1, 120.0
 @pytest.mark.slow
 def test_when_a_rank_dies_all_others_fail_at_once_and_can_form_a_group_again() -> None:
     context = multiprocessing.get_context("spawn")
-    told: Queue[tuple[int, float, float]] = context.Queue()
+    results: Queue[tuple[int, float, float]] = context.Queue()
     ports = free_port(), free_port()
-    ranks = [context.Process(target=live, args=(rank, ports, told)) for rank in range(WORLD_SIZE)]
+    ranks = [context.Process(target=run_rank, args=(rank, ports, results)) for rank in range(WORLD_SIZE)]
     try:
         for rank in ranks:
             rank.start()
-        answers = [told.get(timeout=TIMEOUT_S / 2) for _ in range(WORLD_SIZE - 1)]
+        answers = [results.get(timeout=TIMEOUT_S / 2) for _ in range(WORLD_SIZE - 1)]
     finally:
         for rank in ranks:
             rank.kill()
             rank.join()
     assert sorted(rank for rank, _, _ in answers) == [0, 2, 3]
     assert {total for _, total, _ in answers} == {3.0}, "the second group has three members"
-    # Far less than the timeout of a collective, which is what waiting for each other would come to.
+    # Far less than the timeout of a collective, for which they would wait otherwise.
     assert max(took_s for *_, took_s in answers) < TIMEOUT_S / 4
 
 
-def live(rank: int, ports: tuple[int, int], told: "Queue[tuple[int, float, float]]") -> None:
-    """A rank's life: train in a group of four until one is killed, then meet the others in a group of three."""
+def run_rank(rank: int, ports: tuple[int, int], results: "Queue[tuple[int, float, float]]") -> None:
+    """Body of a rank: trains in a group of four until one is killed, then joins a group of three with the others."""
     import torch
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
@@ -59,5 +59,5 @@ def live(rank: int, ports: tuple[int, int], told: "Queue[tuple[int, float, float
     join_group("gloo", f"tcp://127.0.0.1:{ports[1]}", again, WORLD_SIZE - 1, TIMEOUT_S)
     total = torch.ones(())
     dist.all_reduce(total)
-    told.put((rank, float(total), took_s))
+    results.put((rank, float(total), took_s))
     dist.barrier()

@@ -1,4 +1,4 @@
-"""The contract with Ray Train: all of its internals that are used, held to by name, and what they are used for."""
+"""The contract with Ray Train: the internals that are used, by name, and what they are used for."""
 
 import inspect
 import os
@@ -18,18 +18,19 @@ from cluster.local.processes import is_alive
 from cluster.ray_nodes import root_cause
 from data.config import StoreConfig
 from data.errors import BadShardError, MantaError
-from data.shards.file import filesystem_for
+from data.stores.shard_file import filesystem_for
 from orchestrator.nodes.requests import NodeRequests
-from orchestrator.workers.pool import GroupSize, PoolAction, WorkersHung
+from orchestrator.policy.scaling import Observation
+from orchestrator.workers.pool import GroupSize, PoolAction, StartAction, WorkersHung
 from orchestrator.workers.process_group import ProcessGroup, ProcessGroupConfig
 from orchestrator.workers.ray_train import WorkerGroupTrainer
 from orchestrator.workers.worker import TrainingWorker
-from tests.data.test_ray_data import MESSAGE, Failing, found_by_name
+from tests.ray_contract import MESSAGE, Failing, assert_ray_has
 from tests.waiting import wait_until
 
 pytestmark = [
     pytest.mark.ray,
-    # Ray Data warns of its own defaults whenever it copies its context.
+    # Ray Data warns about its own defaults when it copies its context.
     pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning:ray.data"),
 ]
 
@@ -78,16 +79,16 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_ray_train_still_has(name: str) -> None:
-    found_by_name(name)
+def test_ray_train_has(name: str) -> None:
+    assert_ray_has(name)
 
 
-def test_a_backend_is_still_called_with_what_ours_takes() -> None:
+def test_our_backend_has_the_signature_of_ray_trains() -> None:
     theirs = list(inspect.signature(Backend.on_start).parameters)
     assert list(inspect.signature(ProcessGroup.on_start).parameters) == theirs
 
 
-def test_what_is_asked_of_a_worker_is_handed_on_to_ray_trains_own() -> None:
+def test_our_worker_has_the_signatures_of_ray_trains() -> None:
     for method in ("get_metadata", "poll_status", "run_train_fn"):
         ours, theirs = (inspect.signature(getattr(kind, method)) for kind in (TrainingWorker, RayTrainWorker))
         added = {"_ray_trace_ctx"}  # to a class that has been an actor's
@@ -96,95 +97,89 @@ def test_what_is_asked_of_a_worker_is_handed_on_to_ray_trains_own() -> None:
 
 @pytest.mark.usefixtures("ray_cluster_small")
 class TestWithACluster:
-    def test_a_worker_group_trains_as_an_attempt_asks_it_to_and_fails_in_our_words(self, tmp_path: Path) -> None:
-        """The arguments are those of `orchestrator.driver.attempt`; rank 1 fails as one that an actor tells of an error."""
+    def test_a_worker_group_trains_and_fails_with_our_error(self, tmp_path: Path) -> None:
+        """The arguments are those of `orchestrator.driver.trainer`; rank 1 fails with an error raised in an actor."""
         error = fit(tmp_path, add_up_ranks_then_fail)
         assert sorted(path.name for path in tmp_path.glob("sum-*")) == ["sum-0-of-2-is-3", "sum-1-of-2-is-3"]
         cause = root_cause(error, MantaError)
         assert type(cause) is BadShardError and str(cause) == MESSAGE
 
-    def test_a_start_that_hangs_is_ended_and_made_again(self, tmp_path: Path) -> None:
-        def again(error: BaseException, node_gone: bool) -> bool:
+    def test_a_start_that_hangs_is_ended_and_repeated(self, tmp_path: Path) -> None:
+        def retry(error: BaseException, node_lost: bool) -> bool:
             return root_cause(error, ray.exceptions.RayActorError) is not None
 
         backend = HangsAtFirst(folder=str(tmp_path))
-        trainer_of(tmp_path, end_at_once, retry=again, size=Impatient(1), backend=backend).fit()
+        trainer_of(tmp_path, end_at_once, retry=retry, size=ShortTimeout(1), backend=backend).fit()
         assert (tmp_path / "stopped").exists() and (tmp_path / "end").exists()
 
-    def test_a_group_of_which_one_died_or_hung_is_started_again_as_long_as_it_is_let(self, tmp_path: Path) -> None:
-        """Rank 1 is killed in the first group and stopped in the second; the third comes to its end."""
+    def test_a_group_with_a_dead_or_hung_worker_is_restarted(self, tmp_path: Path) -> None:
+        """Rank 1 is killed in the first group and stopped in the second; the third finishes."""
 
-        def again(error: BaseException, node_gone: bool) -> bool:
+        def retry(error: BaseException, node_lost: bool) -> bool:
             for kind in (ray.exceptions.RayActorError, WorkersHung):
                 if root_cause(error, kind) is not None:
-                    (tmp_path / f"asked-{kind.__name__}").touch()
+                    (tmp_path / f"retried-{kind.__name__}").touch()
                     return True
             return False
 
-        trainer_of(tmp_path, come_to_grief_twice, retry=again, size=TellsOfHangs(2, tmp_path)).fit()
-        seen = sorted(path.name for path in tmp_path.glob("asked-*"))
-        assert seen == ["asked-RayActorError", "asked-WorkersHung"]
+        trainer_of(tmp_path, be_killed_then_stopped, retry=retry, size=ReportsHangs(2, tmp_path)).fit()
+        seen = sorted(path.name for path in tmp_path.glob("retried-*"))
+        assert seen == ["retried-RayActorError", "retried-WorkersHung"]
         ends = {path.name: path.read_text() for path in tmp_path.glob("end-*")}
         assert ends.keys() == {"end-0", "end-1"}
-        assert (tmp_path / "peer_failure").read_text() in ends.values(), "the rank that lived is the same process still"
+        assert (tmp_path / "survivor").read_text() in ends.values(), "the surviving rank is still the same process"
         stopped = int((tmp_path / "stopped").read_text())
-        wait_until(lambda: not is_alive(stopped), "the rank that hung is killed, stopped as it was")
+        wait_until(lambda: not is_alive(stopped), "the rank that hung is killed, although it was stopped")
 
 
-class Always(NamedTuple):
-    """A number of workers that does not change."""
+class FixedSize(NamedTuple):
+    """A fixed number of workers."""
 
     workers: int
 
-    def when_idle(self, free: int, total: int, ready: int, reserved_slots: int) -> tuple[int, float] | None:
-        assert ready <= free <= total
-        assert reserved_slots == 1, "all CPUs are places for workers, and one is needed to tokenize with"
-        return self.workers, 60.0
+    def when_idle(self, seen: Observation) -> StartAction | None:
+        assert seen.warm_spares <= seen.slots <= seen.total_slots
+        assert seen.reserved_slots == 1, "all CPUs are slots, and tokenizing needs one"
+        return StartAction(self.workers, timeout_s=60.0)
 
-    def when_running(
-        self, workers: int, slots: int, on_draining: int, warm_spares: int, reserved_slots: int
-    ) -> PoolAction:
-        assert slots >= workers == self.workers and on_draining == warm_spares == 0
+    def when_running(self, seen: Observation) -> PoolAction:
+        assert seen.slots >= seen.workers == self.workers and seen.on_draining == seen.warm_spares == 0
         return PoolAction()
 
-    def reached(self, phase: str) -> None:
+    def report_start_phase(self, phase: str) -> None:
         assert phase in ("teardown", "placement", "processes", "process_group")
 
 
-class TellsOfHangs(NamedTuple):
-    """Two workers, of which one is found hanging as soon as it has said that it will."""
+class ReportsHangs(NamedTuple):
+    """Two workers, of which one counts as hung when its file says that it is stopped."""
 
     workers: int
     folder: Path
 
-    def when_idle(self, free: int, total: int, ready: int, reserved_slots: int) -> tuple[int, float] | None:
+    def when_idle(self, seen: Observation) -> StartAction | None:
         (self.folder / "is-stopped").unlink(missing_ok=True)
-        return self.workers, 60.0
+        return StartAction(self.workers, timeout_s=60.0)
 
-    def when_running(
-        self, workers: int, slots: int, on_draining: int, warm_spares: int, reserved_slots: int
-    ) -> PoolAction:
-        return PoolAction("rank 1 has stopped" if (self.folder / "is-stopped").exists() else "")
+    def when_running(self, seen: Observation) -> PoolAction:
+        return PoolAction(hung="rank 1 has stopped" if (self.folder / "is-stopped").exists() else "")
 
-    def reached(self, phase: str) -> None:
-        """Not of interest."""
+    def report_start_phase(self, phase: str) -> None:
+        """Ignored."""
 
 
-class Impatient(NamedTuple):
-    """Starts that hang are ended after a moment."""
+class ShortTimeout(NamedTuple):
+    """A fixed number of workers, whose starts time out after 8 s."""
 
     workers: int
 
-    def when_idle(self, free: int, total: int, ready: int, reserved_slots: int) -> tuple[int, float] | None:
-        return self.workers, 8.0
+    def when_idle(self, seen: Observation) -> StartAction | None:
+        return StartAction(self.workers, timeout_s=8.0)
 
-    def when_running(
-        self, workers: int, slots: int, on_draining: int, warm_spares: int, reserved_slots: int
-    ) -> PoolAction:
+    def when_running(self, seen: Observation) -> PoolAction:
         return PoolAction()
 
-    def reached(self, phase: str) -> None:
-        """Not of interest."""
+    def report_start_phase(self, phase: str) -> None:
+        """Ignored."""
 
 
 @dataclass
@@ -223,9 +218,9 @@ def end_at_once(config: dict[str, str]) -> None:
 
 
 def fit(folder: Path, worker: Callable[[dict[str, str]], None]) -> BaseException:
-    """Train with two workers, as `orchestrator.driver.attempt` does; returns what that ended with."""
+    """Trains with two workers, as `orchestrator.driver.trainer` does; returns the error that ends it."""
     with pytest.raises(Exception, match=r".") as raised:
-        trainer_of(folder, worker, retry=lambda error, node_gone: False).fit()
+        trainer_of(folder, worker, retry=lambda error, node_lost: False).fit()
     return raised.value
 
 
@@ -233,14 +228,14 @@ def trainer_of(
     folder: Path,
     worker: Callable[[dict[str, str]], None],
     retry: Callable[[BaseException, bool], bool],
-    size: GroupSize = Always(2),  # noqa: B008
+    size: GroupSize = FixedSize(2),  # noqa: B008
     backend: BackendConfig | None = None,
 ) -> Any:
     filesystem, path = filesystem_for(str(folder / "ray-train"), StoreConfig())
     return WorkerGroupTrainer(
         worker,
         own_cluster=True,
-        wait=NodeRequests("test", {"CPU": 1}, 2, 2),
+        node_requests=NodeRequests("test", {"CPU": 1}, min_workers=2, max_workers=2),
         tokenizes=always,
         retry=retry,
         size=size,
@@ -265,16 +260,16 @@ def add_up_ranks_then_fail(config: dict[str, str]) -> None:
     (Path(config["folder"]) / f"sum-{rank}-of-{world_size}-is-{int(total)}").touch()
     dist.barrier()
     if rank == 1:
-        ray.get(ray.remote(Failing).remote().fail.remote())  # as from the feeder
+        ray.get(ray.remote(Failing).remote().fail.remote())  # as the feeder would
     dist.barrier()
 
 
-def come_to_grief_twice(config: dict[str, str]) -> None:
+def be_killed_then_stopped(config: dict[str, str]) -> None:
     import torch.distributed as dist
 
     folder, rank = Path(config["folder"]), ray.train.get_context().get_world_rank()
     if rank == 0 and not (folder / "killed").exists():
-        (folder / "peer_failure").write_text(str(os.getpid()))
+        (folder / "survivor").write_text(str(os.getpid()))
     dist.barrier()
     if rank == 1 and not (folder / "killed").exists():
         (folder / "killed").touch()

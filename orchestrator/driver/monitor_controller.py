@@ -1,0 +1,138 @@
+"""The monitor's interface for Ray Train's controller: decides on restarts and on the number of workers."""
+
+from __future__ import annotations
+
+import time
+
+from orchestrator.driver.monitor_state import MonitorInterface
+from orchestrator.policy.failure import Cause, Failure, GiveUp, Restart, is_hung, start_timeout_s
+from orchestrator.policy.save_interval import observed_mtbf_s
+from orchestrator.policy.scaling import Noop, Observation, Prepare, Save, SaveThenResize, Start
+from orchestrator.run.progress import Disruption
+from orchestrator.workers.pool import PoolAction, StartAction
+
+SETTLING_S = 2.0
+"""Seconds from the beginning within which the cluster may not have its resources back from tokenizing yet."""
+
+
+class ControllerInterface(MonitorInterface):
+    """Methods that the controller's hooks call, see `orchestrator.workers.hooks`: policies decide, this records."""
+
+    def restart_after_failure(self, cause: Cause, reason: str) -> bool:
+        """Reports an unplanned end of the worker group; returns whether to start it again."""
+        state = self._state
+        decision = state.failures.decide(Failure(state.newest_step, cause, reason), state.now())
+        return self._restarts(decision, cause)
+
+    def restart_after_loss_spike(self) -> bool:
+        """Reports that the worker group ended after `report_loss_spike`; returns whether to start it again."""
+        return self._restarts(self._state.failures.decide_on_loss_spike(*self._state.loss_spike), "bad step")
+
+    def report_planned_restart(self) -> None:
+        """Reports that the worker group ended as requested, its state in memory."""
+        self._end_group("resize")
+
+    def report_start_timeout(self) -> None:
+        """Reports that workers could not start in their slots."""
+        self._state.log("the workers did not start in time: something else occupies their slots")
+
+    def report_start_phase(self, phase: str) -> None:
+        """Reports that a phase of the workers' start is over; see `Disruption.phases`."""
+        progress = self._state.progress
+        if progress.disruptions and progress.phase in ("restarting", "waiting"):
+            progress.disruptions[-1].reached(phase, self._state.now())
+
+    def decide_start(self, seen: Observation) -> StartAction | None:
+        """Decides while no worker runs; None: start none for now."""
+        state, progress, now = self._state, self._state.progress, self._state.now()
+        most = state.scaling.max_workers
+        if state.evaluations.poll() and seen.slots < most:
+            state.evaluations.cancel()
+        # At the beginning, tokenizing may hold capacity for a moment longer.
+        is_first = progress.restored_step is None
+        if is_first and seen.slots < min(seen.total_slots, most) and now - state.failed_at < SETTLING_S:
+            return None
+        decision = state.scaling.when_idle(seen.at(now))
+        if isinstance(decision, Start):
+            state.wait_reason, state.start_began_at = "", now
+            if progress.phase == "waiting":
+                progress.phase = "starting" if is_first else "restarting"
+            state.record_decision(f"starting {decision.workers} workers: {decision.why}")
+            return StartAction(decision.workers, start_timeout_s(state.longest_start_s))
+        if decision.why != state.wait_reason:
+            state.wait_reason = decision.why
+            state.record_decision(f"waiting: {decision.why}")
+        progress.phase = "waiting"
+        return None
+
+    def decide_running(self, seen: Observation) -> PoolAction:
+        """Decides while workers run: whether they hang, the number of warm spares, and the nodes to request."""
+        state, progress, now = self._state, self._state.progress, self._state.now()
+        row = progress.row if state.has_reported and progress.phase == "training" else {}
+        silence_s = now - (state.last_report_at if row else max(state.group_began_at, state.start_began_at))
+        step_s = row.get("step_s")
+        if progress.phase in ("training", "starting", "restarting") and is_hung(silence_s, step_s):
+            usual = "" if step_s is None else f"; a step takes {step_s:.2f} s"
+            return PoolAction(hung=f"no step for {silence_s:.0f} s{usual}")
+        if state.requests.pause or progress.phase != "training" or row.get("world_size") != seen.workers:
+            return PoolAction()
+        seen = seen.at(now, step_s, state.steps - row["step"])
+        decision, wanted = state.scaling.when_running(seen), state.scaling.wanted(seen)
+        state.request(background=state.evaluations.is_idle and state.scaling.unused_slots(seen) > 0)
+        self._request_of_loop(seen, decision)
+        if isinstance(decision, Prepare):
+            return PoolAction(warm_spares=decision.joining_workers, wanted=wanted)
+        return PoolAction(wanted=wanted)
+
+    def _request_of_loop(self, seen: Observation, decision: Noop | Save | Prepare | SaveThenResize) -> None:
+        """Passes a decision on to the loop, and records it, the first time that it is made."""
+        state = self._state
+        if isinstance(decision, Save) and decision.why != state.save_reason:
+            state.save_reason = decision.why
+            state.request(saves=state.requests.saves + 1)
+            state.record_decision(f"saving: {decision.why}")
+        elif isinstance(decision, SaveThenResize):
+            state.prepare_reason = ""
+            state.request(pause=True, saves=state.requests.saves + decision.durably)
+            state.record_decision(f"from {seen.workers} workers to {decision.workers}: {decision.why}")
+        elif isinstance(decision, Prepare):
+            if not state.prepare_reason:
+                state.record_decision(
+                    f"preparing {decision.joining_workers} more workers while {seen.workers} train: {decision.why}"
+                )
+            state.prepare_reason = decision.why
+
+    def _restarts(self, decision: Restart | GiveUp, cause: str) -> bool:
+        """Records a decision about a group that ended because of `cause`; returns whether it is started again."""
+        state = self._state
+        if isinstance(decision, GiveUp):
+            state.failed_at = state.now()
+            state.progress.gave_up = decision.why
+            state.record_decision(f"giving up: {decision.why}", log=False)  # the error that ends the run says it
+            return False
+        self._end_group(cause)
+        state.record_decision(f"starting the workers again: {decision.why}")
+        return True
+
+    def _end_group(self, cause: str) -> None:
+        """Begins a disruption, if the group that ended had begun."""
+        state, progress = self._state, self._state.progress
+        state.failed_at = state.now()
+        if progress.restored_step is None:
+            return  # no group has begun yet: all time so far is start-up
+        progress.phase = "restarting"
+        if progress.disruptions and progress.disruptions[-1].restored_step is None:
+            return  # the group failed before it had begun: its time belongs to the disruption before
+        if cause != "resize":
+            state.failure_count += 1
+            state.request(mtbf_s=observed_mtbf_s(state.failed_at - state.made_at, state.failure_count))
+        progress.disruptions.append(
+            Disruption(
+                cause=cause,
+                step=state.newest_step,
+                workers=progress.world_size,
+                last_report_at=max(state.last_report_at, state.group_began_at),
+                ended_at=state.failed_at,
+                at=time.time(),
+            )
+        )

@@ -1,0 +1,24 @@
+"""The monitor's interface for the driver. Short, and a file of its own so that each caller has one to read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orchestrator.driver.monitor_state import MonitorInterface
+from orchestrator.run.progress import Progress
+
+
+class DriverInterface(MonitorInterface):
+    """Methods that the driver calls."""
+
+    def progress(self) -> Progress:
+        """The run's state, as reported so far."""
+        return self._state.progress
+
+    def request_stop(self) -> None:
+        """Requests that the loop saves and stops after the current step."""
+        self._state.request(stop=True)
+
+    def agents(self) -> dict[str, Any]:
+        """Handles of all snapshot agents by node, lost nodes included. Snapshot agents call it, too."""
+        return dict(self._state.agents)

@@ -1,0 +1,127 @@
+"""The monitor's interface for training workers: reports of rank 0 in, requests to its loop out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orchestrator.driver.monitor_state import MonitorInterface
+from orchestrator.run.job import TrainJob
+from orchestrator.run.progress import RECENT_STEPS, LoopRequests
+
+
+class LoopInterface(MonitorInterface):
+    """Methods that rank 0 calls; where other ranks, snapshot agents or the driver call one, it says so.
+
+    Each worker group has a goodput clock of its own; this adds them up, with the time between two groups.
+    """
+
+    def agent_of(self, node_id: str, job: TrainJob, *, anew: bool = False) -> Any:
+        """The snapshot agent of a node, started if there is none. Called by every rank, and by the driver.
+
+        Args:
+            anew: start another one, because the one before has died.
+        """
+        state = self._state
+        if anew or node_id not in state.agents:
+            state.agents[node_id] = state.start_agent(node_id, job)
+        return state.agents[node_id]
+
+    def begin_group(self, step: int, nodes: Sequence[str], clock_s: float, device: str = "") -> int:
+        """Reports that the group's state is restored to `step`.
+
+        Args:
+            nodes: node ids by rank.
+            clock_s: age of the group's goodput clock.
+            device: name of the device that rank 0 computes on.
+
+        Returns:
+            newest step that any group before completed; the steps between are replayed.
+        """
+        state, progress, now, world_size = self._state, self._state.progress, self._state.now(), len(nodes)
+        progress.device = device
+        for node_id in state.agents.keys() - set(nodes):  # an autoscaler removes a node only when nothing runs on it
+            state.agents.pop(node_id).free.remote()
+        state.longest_start_s = max(state.longest_start_s or 0.0, now - state.start_began_at)
+        done = max(step, progress.row.get("step", step))  # the newest report may be older than the newest snapshot
+        if progress.restored_step is None:
+            progress.restored_step = step
+        else:
+            self._end_disruption(step, world_size, now, now - clock_s)
+            state.log(f"step {step}: continuing with {world_size} workers; {done - step} steps are replayed")
+        progress.phase, progress.world_size = "training", world_size
+        state.group_began_at, state.has_reported, state.save_reason = now - clock_s, False, ""
+        state.request(pause=False)
+        return int(done)
+
+    def _end_disruption(self, step: int, world_size: int, now: float, loop_at: float) -> None:
+        """Accounts for the time from the last group's newest report to this group's loop, which began at `loop_at`."""
+        state, disruption = self._state, self._state.progress.disruptions[-1]
+        state.scaling.restart_s = now - state.start_began_at  # excludes the wait for nodes, if there was one
+        state.past_goodput = dict(state.progress.goodput)
+        lost = {
+            "detection": max(0.0, disruption.ended_at - disruption.last_report_at),
+            "restart": max(0.0, loop_at - max(disruption.ended_at, disruption.last_report_at)),
+        }
+        for cause, seconds in lost.items():
+            state.past_goodput[cause] = state.past_goodput.get(cause, 0.0) + seconds
+        disruption.begun(step, world_size, now)
+
+    def report(self, **changes: Any) -> LoopRequests:
+        """Reports changed fields of `Progress`, where `losses` are added; returns the requests to the loop."""
+        state, progress, now = self._state, self._state.progress, self._state.now()
+        goodput = changes.pop("goodput", None)
+        progress.losses = [*progress.losses, *changes.pop("losses", [])][-RECENT_STEPS:]
+        state.evaluations.poll()
+        for name, value in changes.items():
+            setattr(progress, name, value)
+        if goodput is not None:
+            state.last_report_at, state.has_reported = now, True
+            if progress.disruptions:  # the loop does not know that it is not the first
+                goodput["restart"] = goodput.get("restart", 0.0) + goodput.pop("startup", 0.0)
+                for disruption in progress.disruptions:  # a second one may have come before the first was over
+                    disruption.stepped(progress.row.get("step", 0), now)
+            past = state.past_goodput
+            causes = sorted(past.keys() | goodput.keys())
+            progress.goodput = {cause: past.get(cause, 0.0) + goodput.get(cause, 0.0) for cause in causes}
+        return state.requests
+
+    def report_checkpoint(self, step: int, at: float) -> None:
+        """Reports a checkpoint of `step`, saved `at`. Called by snapshot agents, and by rank 0 for the restored one."""
+        saved = self._state.progress.saved
+        if saved is None or step >= saved[0]:
+            self._state.progress.saved = step, at
+
+    def report_evaluation(self, step: int, scores: Mapping[str, Any], averaged: bool) -> None:
+        """Reports the scores of an evaluation during training; see `Evaluations.add`."""
+        self._state.evaluations.add(step, scores, averaged=averaged)
+
+    def evaluate_in_background(self, job: TrainJob, step: int, weights: Sequence[Any], averaged: bool) -> None:
+        """Starts a background evaluation of the weights after `step`.
+
+        Args:
+            weights: one element, a reference to the weights; in a sequence, or Ray would resolve it.
+        """
+        if self._state.evaluations.start(job, step, weights[0], averaged=averaged):
+            self._state.request(background=False)
+
+    def is_evaluating(self) -> bool:
+        """Whether a background evaluation is running; adds the scores of one that has ended."""
+        return self._state.evaluations.poll()
+
+    def report_loss_spike(self, step: int, reason: str, skipped_steps: set[int]) -> None:
+        """Reports a loss spike in `step`, after which the group ends.
+
+        Args:
+            skipped_steps: steps that this run, earlier attempts included, has skipped so far.
+        """
+        self._state.loss_spike = step, reason
+        self._state.failures.skipped_steps |= skipped_steps
+
+    def skipped_steps(self) -> set[int]:
+        """Steps whose data is skipped. Called by every rank."""
+        return self._state.failures.skipped_steps
+
+    def log(self, line: str) -> None:
+        """Adds a line to the driver's console. Called by every rank, and by snapshot agents."""
+        self._state.log(line)

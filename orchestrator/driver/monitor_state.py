@@ -1,0 +1,88 @@
+"""The state of the monitor, which its three interfaces share: for the loop, the controller and the driver."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from orchestrator.driver.evaluations import Evaluations, StartEvaluation
+from orchestrator.policy.failure import FailurePolicy
+from orchestrator.policy.scaling import ScalingPolicy
+from orchestrator.run.job import TrainJob
+from orchestrator.run.progress import DECISIONS, LoopRequests, Progress
+
+StartAgent = Callable[[str, TrainJob], Any]
+"""Starts the `SnapshotAgent` of a node, given the node's id and the job; returns its handle."""
+
+
+class MonitorState:
+    """What the monitor knows of the run. Times are seconds of the monotonic clock `now`.
+
+    Attributes:
+        progress: the run's state as the driver reads it.
+        requests: what the loop is asked to do; it reads them with every report.
+        scaling, failures: the policies.
+        steps: length of the run.
+        agents: handles of the snapshot agents by node.
+        evaluations: scores so far, and the evaluation that runs in the background.
+        made_at: when the monitor started.
+        group_began_at: when the running group's goodput clock started.
+        start_began_at: when the newest start of workers was decided.
+        last_report_at: when the loop last reported its goodput.
+        failed_at: when the newest end of a worker group became known.
+        longest_start_s: longest time from the decision to start workers to their restored state; None before any.
+        past_goodput: goodput by cause of all groups before the running one.
+        has_reported: whether the running group has reported its goodput.
+        failure_count: ends of groups that were not planned.
+        loss_spike: step and description of the newest loss spike.
+        wait_reason, save_reason, prepare_reason: the newest logged reason to wait, save or prepare, to log each once.
+    """
+
+    def __init__(
+        self,
+        scaling: ScalingPolicy,
+        steps: int,
+        start_agent: StartAgent,
+        start_evaluation: StartEvaluation | None,
+        now: Callable[[], float],
+    ) -> None:
+        self.now, self.scaling, self.steps, self.start_agent = now, scaling, steps, start_agent
+        self.progress, self.requests, self.failures = Progress(), LoopRequests(), FailurePolicy()
+        self.agents: dict[str, Any] = {}
+        self.evaluations = Evaluations(self.progress.evaluations, self.log, start_evaluation)
+        self.made_at = self.group_began_at = self.start_began_at = self.last_report_at = self.failed_at = now()
+        self.longest_start_s: float | None = None
+        self.past_goodput: dict[str, float] = {}
+        self.has_reported = False
+        self.failure_count = 0
+        self.loss_spike = (0, "")
+        self.wait_reason = self.save_reason = self.prepare_reason = ""
+
+    @property
+    def newest_step(self) -> int:
+        """Newest step that any group completed, or the one that the first group was restored to."""
+        return int(self.progress.row.get("step", self.progress.restored_step or 0))
+
+    def log(self, line: str) -> None:
+        """Adds a line to the driver's console."""
+        self.progress.log_lines.append(line)
+
+    def request(self, **changes: Any) -> None:
+        """Changes fields of `requests`."""
+        self.requests = self.requests._replace(**changes)
+
+    def record_decision(self, decision: str, *, log: bool = True) -> None:
+        """Adds a decision to the run's record, and by default to the console."""
+        decisions = self.progress.decisions
+        decisions.append({"at": time.time(), "step": self.newest_step, "what": decision})
+        del decisions[:-DECISIONS]
+        if log:
+            self.log(decision)
+
+
+class MonitorInterface:
+    """Base of the monitor's interfaces: methods of the actor, over one shared state."""
+
+    def __init__(self, state: MonitorState) -> None:
+        self._state = state

@@ -1,0 +1,80 @@
+"""Runs Ray Train's `fit()` for one attempt, in a thread of the driver."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import partial
+
+import ray.train
+
+from cluster.local.ray import joins_cluster
+from data.stores.shard_file import filesystem_for
+from orchestrator.nodes.requests import NodeRequests, placement_group_name
+from orchestrator.policy.scaling import scaling_policy
+from orchestrator.run.job import TrainJob
+from orchestrator.run.run import Run
+from orchestrator.train.entry import prepare_worker, train_worker
+from orchestrator.workers.hooks import RetryHook, SizeHook, TokenizingHook
+from orchestrator.workers.process_group import ProcessGroupConfig
+from orchestrator.workers.ray_train import WorkerGroupTrainer
+
+RAY_TRAIN_FOLDER = "ray-train/"
+"""Folder of Ray Train's own records; deleted at the end, since a run resumes from its checkpoints alone."""
+
+
+class TrainerThread(threading.Thread):
+    """Ray Train's `fit()`, in a thread because it handles Ctrl-C itself when it runs in the main one.
+
+    Args:
+        tokenizes: the run tokenizes during training.
+
+    Attributes:
+        error: what `fit()` raised.
+        at_end: called, in this thread, when it has ended.
+    """
+
+    def __init__(self, run: Run, job: TrainJob, *, tokenizes: bool) -> None:
+        super().__init__(name="trainer", daemon=True)
+        self._trainer = worker_group_trainer(run, job, tokenizes=tokenizes)
+        self.error: BaseException | None = None
+        self.has_ended = False
+        self.at_end: Callable[[], object] = lambda: None
+
+    def run(self) -> None:
+        """The thread's body."""
+        try:
+            self._trainer.fit()
+        except BaseException as error:  # raised in the driver's main thread
+            self.error = error
+        self.has_ended = True
+        self.at_end()
+
+
+def worker_group_trainer(run: Run, job: TrainJob, *, tokenizes: bool) -> WorkerGroupTrainer:
+    """Builds the trainer of an attempt; its hooks call the monitor and the feeder."""
+    scaling = run.config.scaling
+    filesystem, path = filesystem_for(run.store.url_of(RAY_TRAIN_FOLDER.rstrip("/")), run.config.store)
+    return WorkerGroupTrainer(
+        train_worker,
+        own_cluster=not joins_cluster(),
+        node_requests=NodeRequests(
+            placement_group_name(run.config.run, job.attempt),
+            scaling.per_worker,
+            min_workers=scaling.effective_min_workers,
+            max_workers=scaling_policy(run.config).most_useful_workers,
+        ),
+        tokenizes=TokenizingHook(job.feeder, is_done=not tokenizes),
+        retry=RetryHook(job.monitor),
+        size=SizeHook(job.monitor),
+        prepare=partial(prepare_worker, run.config),
+        train_loop_config={"job": job},
+        backend_config=ProcessGroupConfig(use_gpu=scaling.on_gpu),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=scaling.effective_max_workers,
+            use_gpu=scaling.on_gpu,
+            resources_per_worker=scaling.per_worker,
+        ),
+        # A name per attempt keeps Ray Train from resuming anything by itself.
+        run_config=ray.train.RunConfig(name=f"attempt-{job.attempt}", storage_path=path, storage_filesystem=filesystem),
+    )
