@@ -431,7 +431,9 @@ def test_a_killed_worker_costs_seconds_and_no_sample(site: Site, alone: Run) -> 
             workers = process.pids_of("ray::TrainingWorker")
             assert len(workers) == 2
             os.kill(workers[told - 1], signal.SIGKILL)
-            process.wait_until(lambda times=told: process.output.count("going on with 2 workers") == times, "a restart")
+            process.wait_until(
+                lambda times=told: process.output.count("continuing with 2 workers") == times, "a restart"
+            )
         beginning = run.step_told() + 1
         process.wait_until(lambda: run.step_told() >= beginning, f"step {beginning}")
         assert run.saved_steps() == []
@@ -450,7 +452,7 @@ def test_a_killed_worker_costs_seconds_and_no_sample(site: Site, alone: Run) -> 
     assert (found["attempts"], found["restarts"]) == (1, 2)
     assert found["goodput"]["restart_s"] > 0
     assert adds_up(found["goodput"]), found["goodput"]
-    resumed_at = [int(step) for step in re.findall(r"step (\d+): going on with", process.output)]
+    resumed_at = [int(step) for step in re.findall(r"step (\d+): continuing with", process.output)]
     assert len(resumed_at) == 2 and min(resumed_at) > 0, "from memory, not from the beginning"
 
 
