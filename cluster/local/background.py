@@ -1,7 +1,7 @@
 """Clusters on this machine that stay up in the background, from `manta cluster up` to `manta cluster down`.
 
-A process of its own, the holder, is inside the `AutoscaledCluster` and writes down how to reach it; commands find the
-file. When the holder ends, however it ends, so does the cluster.
+A separate process, the holder, runs the `AutoscaledCluster` and writes a record with its address, which commands read.
+The cluster ends with the holder, however that ends.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from cluster.local.nodes import START_TIMEOUT_S
 from cluster.local.processes import calling, end_session, start_time
 from cluster.spec import ClusterSpec
 
-DOWN_S = 30.0
-"""Seconds that the processes of a cluster may take to end before they are killed."""
+STOP_TIMEOUT_S = 30.0
+"""Seconds for the processes of a cluster to end before they are killed."""
 
 _POLL_INTERVAL_S = 0.1
 
@@ -36,14 +36,18 @@ _HOLDER = calling("cluster.local.background", "hold")
 
 
 @dataclass(frozen=True)
-class KeptCluster:
-    """A cluster that is up.
+class BackgroundCluster:
+    """Record of a cluster that runs in the background.
 
     Attributes:
-        pid, pid_started: the holder.
-        session: of the cluster's own processes, see `cluster.local.processes`.
-        environment: variables with which a process joins it; a token is among them.
-        folder: where Ray's files are.
+        spec: of the cluster.
+        pid, pid_started: pid and start time of the holder.
+        session: session id of the cluster's processes, see `cluster.local.processes`.
+        address: of the cluster's GCS.
+        dashboard: URL of its dashboard.
+        environment: variables with which a process joins it, including a token.
+        folder: folder with Ray's files.
+        started_at: seconds since the epoch.
     """
 
     spec: ClusterSpec
@@ -58,79 +62,80 @@ class KeptCluster:
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """Name of the cluster."""
         return self.spec.cluster
 
     @property
     def is_up(self) -> bool:
-        """Whether its holder lives."""
+        """Whether its holder is alive."""
         return start_time(self.pid) == self.pid_started
 
     def join(self) -> None:
-        """Have Ray in this process find it; before Ray is imported, as only then it reads whether to send a token."""
+        """Makes Ray in this process use the cluster. Call it before importing Ray, which reads the token setting once."""
         os.environ.update(self.environment)
 
 
-def known_folder() -> Path:
-    """Where clusters of this user are written down, for nobody else to read: there are tokens in it.
+def records_folder() -> Path:
+    """Folder with the records of this user's clusters, readable by this user only, because records contain tokens.
 
     Raises:
-        ClusterError: somebody else has made it.
+        ClusterError: the folder belongs to another user, or others have access to it.
     """
     folder = Path(f"/tmp/manta-clusters-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
     if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o077:
-        raise ClusterError(f"{folder} is not this user's alone, and what is in it is not to be trusted. Remove it.")
+        raise ClusterError(f"{folder} is accessible to other users, so its content cannot be trusted. Remove it.")
     return folder
 
 
-def kept_clusters() -> list[KeptCluster]:
-    """Those that are up; what is left of others is forgotten."""
+def running_clusters() -> list[BackgroundCluster]:
+    """The clusters that are up. Removes records of others."""
     found = []
-    for file in sorted(known_folder().glob("*.json")):
+    for file in sorted(records_folder().glob("*.json")):
         with suppress(OSError, ValueError, TypeError):
             fields = json.loads(file.read_text())
-            kept = KeptCluster(**{**fields, "spec": ClusterSpec.model_validate(fields["spec"])})
-            if kept.is_up:
-                found.append(kept)
+            cluster = BackgroundCluster(**{**fields, "spec": ClusterSpec.model_validate(fields["spec"])})
+            if cluster.is_up:
+                found.append(cluster)
             else:
                 file.unlink()
     return found
 
 
-def find_kept(name: str | None) -> KeptCluster:
-    """The cluster of that name; None: the only one that is up.
+def find_cluster(name: str | None) -> BackgroundCluster:
+    """The cluster with that name, or for None the only one that is up.
 
     Raises:
-        ClusterError: there is none, or more than one to choose from.
+        ClusterError: there is none, or the choice is ambiguous.
     """
-    kept = {each.name: each for each in kept_clusters()}
-    if name is None and len(kept) == 1:
-        return next(iter(kept.values()))
-    if name is None or name not in kept:
-        if kept and name is None:
-            raise ClusterError(f"Which cluster is meant? Up on this machine: {', '.join(kept)}. Name one of them.")
+    clusters = {each.name: each for each in running_clusters()}
+    if name is None and len(clusters) == 1:
+        return next(iter(clusters.values()))
+    if name is None or name not in clusters:
+        names = ", ".join(clusters)
+        if clusters and name is None:
+            raise ClusterError(f"Several clusters are up on this machine: {names}. Name one of them.")
         what = f"no cluster {name}" if name else "no cluster"
         raise ClusterError(
-            f"There is {what} up on this machine{', but ' + ', '.join(kept) if kept else ''}. Start one with `manta "
-            "cluster up SPEC`, or name one elsewhere by its dashboard: --address http://HOST:8265"
+            f"There is {what} up on this machine{f', but {names}' if names else ''}. Start one with `manta cluster up "
+            "SPEC`, or name another by the address of its dashboard: --address http://HOST:8265"
         )
-    return kept[name]
+    return clusters[name]
 
 
-def bring_up(spec: ClusterSpec) -> KeptCluster:
-    """Start the cluster, which stays when this process ends; returns when it can be joined.
+def bring_up(spec: ClusterSpec) -> BackgroundCluster:
+    """Starts a cluster that outlives this process; returns when it can be joined.
 
     Raises:
-        ClusterError: one of this name is up, or it does not start.
+        ClusterError: a cluster of this name is up, or this one does not start.
     """
-    if any(each.name == spec.cluster for each in kept_clusters()):
+    if any(each.name == spec.cluster for each in running_clusters()):
         raise ClusterError(
-            f"Cluster {spec.cluster} is up already. See it with `manta cluster status {spec.cluster}`, end it with "
+            f"Cluster {spec.cluster} is up already. Show it with `manta cluster status {spec.cluster}`, end it with "
             f"`manta cluster down {spec.cluster}`, or start another: --set cluster=NAME"
         )
-    log = known_folder() / f"{spec.cluster}.log"
+    log = records_folder() / f"{spec.cluster}.log"
     with log.open("wb") as output:
         holder = subprocess.Popen(
             _HOLDER,
@@ -145,9 +150,9 @@ def bring_up(spec: ClusterSpec) -> KeptCluster:
     deadline = time.monotonic() + 2 * START_TIMEOUT_S
     try:
         while True:
-            for kept in kept_clusters():
-                if kept.pid == holder.pid:
-                    return kept
+            for cluster in running_clusters():
+                if cluster.pid == holder.pid:
+                    return cluster
             if holder.poll() is not None or time.monotonic() > deadline:
                 raise ClusterError(f"Cluster {spec.cluster} did not start:\n{log.read_text(errors='replace').strip()}")
             time.sleep(_POLL_INTERVAL_S)
@@ -157,50 +162,50 @@ def bring_up(spec: ClusterSpec) -> KeptCluster:
         raise
 
 
-def take_down(kept: KeptCluster) -> None:
-    """End all processes of the cluster; none is left when this returns."""
+def take_down(cluster: BackgroundCluster) -> None:
+    """Ends all processes of the cluster; none is left when this returns."""
     with suppress(ProcessLookupError):
-        os.kill(kept.pid, signal.SIGTERM)
-    deadline = time.monotonic() + DOWN_S
-    while kept.is_up and time.monotonic() < deadline:
+        os.kill(cluster.pid, signal.SIGTERM)
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while cluster.is_up and time.monotonic() < deadline:
         time.sleep(_POLL_INTERVAL_S)
-    if kept.is_up:
-        os.kill(kept.pid, signal.SIGKILL)
-    end_session(kept.session)
-    shutil.rmtree(kept.folder, ignore_errors=True)  # where the holder could not
-    _file(kept.name).unlink(missing_ok=True)
+    if cluster.is_up:
+        os.kill(cluster.pid, signal.SIGKILL)
+    end_session(cluster.session)
+    shutil.rmtree(cluster.folder, ignore_errors=True)  # if the holder could not
+    _record_file(cluster.name).unlink(missing_ok=True)
 
 
 def hold() -> None:
-    """Body of the holder: the spec comes by standard input; ends at SIGTERM, or with the cluster's head."""
+    """Main function of the holder: reads the spec from standard input; ends on SIGTERM, or with the cluster's head."""
     spec = ClusterSpec.model_validate_json(sys.stdin.read())
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.chdir("/")
-    # Held for life: of two that are started at the same time, one finds it taken.
-    with (known_folder() / f"{spec.cluster}.lock").open("w") as lock:
+    # Held until this process ends, so that of two holders started at the same time, one fails here.
+    with (records_folder() / f"{spec.cluster}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            sys.exit("another of this name is starting, or about to end")
+            sys.exit("another cluster of this name is starting or ending")
         _hold(spec, stop)
 
 
 def _hold(spec: ClusterSpec, stop: threading.Event) -> None:
     try:
         with AutoscaledCluster(spec, with_dashboard=True) as cluster:
-            _write_down(cluster)
+            _write_record(cluster)
             while not stop.wait(_POLL_INTERVAL_S) and not cluster.has_ended():
                 pass
     except ClusterError as error:
         sys.exit(str(error))
     finally:
-        _file(spec.cluster).unlink(missing_ok=True)
+        _record_file(spec.cluster).unlink(missing_ok=True)
 
 
-def _write_down(cluster: AutoscaledCluster) -> None:
-    kept = KeptCluster(
+def _write_record(cluster: AutoscaledCluster) -> None:
+    record = BackgroundCluster(
         spec=cluster.spec,
         pid=os.getpid(),
         pid_started=start_time(os.getpid()) or "",
@@ -211,12 +216,12 @@ def _write_down(cluster: AutoscaledCluster) -> None:
         folder=str(cluster.folder),
         started_at=time.time(),
     )
-    file = _file(kept.name)
+    file = _record_file(record.name)
     new = file.with_suffix(".new")
     new.touch(mode=0o600)
-    new.write_text(json.dumps({**asdict(kept), "spec": kept.spec.model_dump(mode="json")}))
+    new.write_text(json.dumps({**asdict(record), "spec": record.spec.model_dump(mode="json")}))
     new.replace(file)
 
 
-def _file(name: str) -> Path:
-    return known_folder() / f"{name}.json"
+def _record_file(name: str) -> Path:
+    return records_folder() / f"{name}.json"

@@ -1,4 +1,7 @@
-"""What Ray's autoscaler asks for nodes on this machine: Ray's own provider of "fake" ones, which are real raylets."""
+"""Node provider of the local autoscaled cluster: Ray's own provider of "fake" nodes, which are real raylets.
+
+A module of its own, because Ray's autoscaler imports it by name, in its own process.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,10 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FakeMultiNodeP
 
 
 class LocalNodeProvider(FakeMultiNodeProvider):
-    """Gives every node a folder of its own for what jobs bring along.
+    """Gives every node its own folder for the working directories of jobs.
 
-    Nodes of one cluster on one machine share the session's folder. Whenever one of them is to have a job's working
-    directory, Ray removes what is there and unpacks it anew, from under the feet of the other nodes' workers.
+    Nodes of one cluster on one machine share the session's folder. Whenever one of them needs a job's working
+    directory, Ray deletes the existing one and unpacks it again, while workers of the other nodes are using it.
     """
 
     def _create_node_with_resources_and_labels(self, *args: Any) -> None:

@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a server that can be told to be slow, to fail, or to let nothing through."""
+"""A TCP proxy in front of a server that delays answers, fails requests, or cuts all connections, for tests."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _BUSY = (
 
 
 class FaultyProxy:
-    """Passes connections on to an http:// endpoint. A context manager; signatures stay valid, as nothing is rewritten.
+    """Forwards connections to an http:// endpoint. A context manager. Nothing is rewritten, so signatures stay valid.
 
     Attributes:
-        failing: share of requests answered with 503 or cut off in the middle, each half of them.
-        delay_s: seconds by which every answer comes late.
+        failing: share of requests that fail: half of them with status 503, the others by a cut connection.
+        delay_s: delay of every answer in seconds.
     """
 
     def __init__(self, endpoint_url: str, seed: int = 0) -> None:
@@ -31,7 +31,7 @@ class FaultyProxy:
         self._target = target.hostname or "127.0.0.1", target.port or 80
         self.failing, self.delay_s = 0.0, 0.0
         self._is_cut = False
-        self._serving: set[asyncio.Task[None] | None] = set()  # asyncio itself would let go of them
+        self._serving: set[asyncio.Task[None] | None] = set()  # asyncio itself keeps weak references only
         self._draw = random.Random(seed)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="faulty-proxy", daemon=True)
@@ -49,7 +49,7 @@ class FaultyProxy:
     ) -> None:
         async def end() -> None:
             self._server.close()
-            while tasks := asyncio.all_tasks() - {asyncio.current_task()}:  # a connection may just be coming in
+            while tasks := asyncio.all_tasks() - {asyncio.current_task()}:  # a new connection may arrive meanwhile
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
@@ -60,7 +60,7 @@ class FaultyProxy:
         self._loop.close()
 
     def cut(self) -> None:
-        """As when a cable is pulled: no connection is left, and no new one comes about, until `mend`."""
+        """Cuts all connections, and refuses new ones until `mend`, like a pulled cable."""
         self._is_cut = True
 
         async def end() -> None:
@@ -71,13 +71,13 @@ class FaultyProxy:
         asyncio.run_coroutine_threadsafe(end(), self._loop).result(10)
 
     def mend(self) -> None:
-        """Let connections through again."""
+        """Forwards connections again."""
         self._is_cut = False
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._serving.add(asyncio.current_task())
         ends, requests = [writer], None
-        # Cancelled, it ends like one whose peer has left: asyncio reports a cancelled handler as an error.
+        # Cancellation is suppressed: asyncio reports a cancelled handler as an error.
         with suppress(OSError, asyncio.CancelledError):
             if self._is_cut:
                 raise ConnectionResetError
@@ -88,7 +88,7 @@ class FaultyProxy:
         if requests is not None:
             requests.cancel()
         for end in ends:
-            end.close()  # not waited for: a transport whose peer is gone may never say that it is closed
+            end.close()  # not awaited: a transport whose peer is gone may never report that it is closed
         self._serving.discard(asyncio.current_task())
 
     async def _requests(

@@ -1,7 +1,7 @@
-"""A Ray cluster of several nodes on this machine: real raylets, each with workers of its own, that come, go and die.
+"""A Ray cluster of several nodes on this machine, for tests of faults: real raylets, each with its own workers.
 
-Every node is a `ray start --block` of its own, as on a machine of its own: SIGTERM drains it as it does a pod or a spot
-machine, and SIGKILL to its processes is a machine that is gone.
+Every node is a separate `ray start --block`, as on a separate machine: SIGTERM drains it like a pod or a spot machine,
+and SIGKILL to its processes simulates a lost machine.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,12 +25,12 @@ from cluster.local.spot import notice
 from cluster.node_environment import HEALTH_CHECK
 
 START_TIMEOUT_S = 60.0
-"""Seconds a node may take to start: two interpreters and a raylet, on a machine that is busy with others."""
+"""Seconds for a node to start: two interpreters and a raylet, on a machine that may be busy."""
 
 POLL_INTERVAL_S = 0.1
 
 STORE_BYTES = 100 << 20
-"""Shared memory of a node's object store."""
+"""Size of a node's object store, in shared memory."""
 
 _METRICS = "RAY_enable_metrics_collection"
 
@@ -37,10 +38,13 @@ _TUNED = {"RAY_prestart_worker_first_driver": "0", _METRICS: "0", **HEALTH_CHECK
 
 
 class LocalNode:
-    """One node. `name` tells it from the others for a person.
+    """One node.
 
-    Raises:
-        ClusterError: it does not come up; the message has the end of its output.
+    Args:
+        name: shown in messages.
+        options: of `ray start`.
+        environment: replaces all variables of Ray.
+        folder: for the node's output.
     """
 
     def __init__(self, name: str, options: list[str], environment: Mapping[str, str], folder: Path) -> None:
@@ -57,17 +61,25 @@ class LocalNode:
         self._raylet: int | None = None
 
     def await_raylet(self) -> None:
-        """Wait until its raylet has been started and has taken its sockets, whose names are found by looking."""
+        """Waits until its raylet has created its sockets. Names of sockets are chosen by a search for free ones.
+
+        Raises:
+            ClusterError: it did not start; the message has the end of its output.
+        """
         self._await(lambda: bool(self._raylets()))
         [self._raylet] = self._raylets()
         self._await(lambda: Path(self._argument("raylet_socket_name")).exists())
 
     def await_ready(self) -> None:
-        """Wait until it has joined its cluster."""
+        """Waits until it has joined its cluster.
+
+        Raises:
+            ClusterError: it did not start; the message has the end of its output.
+        """
         self._await(lambda: "Ray runtime started" in self._output.read_text(errors="replace"))
 
     def _argument(self, name: str) -> str:
-        """What its raylet was started with."""
+        """Value of an option that its raylet was started with."""
         parts = command_line(self._raylet or -1).split("\0")
         return next((part.removeprefix(f"--{name}=") for part in parts if part.startswith(f"--{name}=")), "")
 
@@ -85,7 +97,7 @@ class LocalNode:
 
     @property
     def node_id(self) -> str:
-        """Its id in the cluster, as Ray's tools take it."""
+        """Ray's id of the node."""
         return self._argument("node_id")
 
     def workers(self, title: str = "") -> list[int]:
@@ -94,20 +106,20 @@ class LocalNode:
 
     @property
     def session(self) -> int:
-        """Id of the session its processes are in."""
+        """Session id of its processes."""
         return self._process.pid
 
     @property
     def exit_status(self) -> int | None:
-        """That of its `ray start`; None while it runs."""
+        """Exit status of its `ray start`; None while it runs."""
         return self._process.poll()
 
     def is_alive(self) -> bool:
-        """Whether the node is there."""
+        """Whether the node runs."""
         return self._process.poll() is None and is_alive(self._raylet or -1)
 
     def kill(self) -> None:
-        """End it as if its power were cut: SIGKILL to all of its processes."""
+        """Ends it suddenly, with SIGKILL to all of its processes."""
         while pids := list(self._all()):
             for pid in pids:
                 with suppress(ProcessLookupError):
@@ -116,15 +128,15 @@ class LocalNode:
         self._process.wait()
 
     def terminate(self) -> None:
-        """SIGTERM, as a pod that is deleted gets it: the node drains, and ends when it is idle or its grace is over."""
+        """Sends SIGTERM, like the deletion of a pod: the node drains, and ends when it is idle or its grace is over."""
         with suppress(ProcessLookupError):
             os.kill(self._process.pid, signal.SIGTERM)
 
     def drain(self, address: str, grace_s: float, environment: Mapping[str, str]) -> float:
-        """Have the cluster told that the node will be reclaimed in `grace_s` seconds; it is not ended here.
+        """Notifies the cluster that the node will be reclaimed in `grace_s` seconds; does not end it.
 
         Returns:
-            when the cluster knew, seconds since the epoch.
+            time of the notice, seconds since the epoch.
         """
         notice(address, self.node_id, grace_s, environment)
         return time.time()
@@ -145,12 +157,12 @@ class LocalNodes:
     """A head without CPUs, for the driver and its actors, and the nodes that are added. A context manager.
 
     Args:
-        folder: where Ray and the nodes put their files.
-        grace_s: seconds a node has to drain after SIGTERM.
-        environment: variables of its processes besides this one's own.
-        stock: leave Ray's settings as they come; else a node that is gone is noticed within two seconds.
-        with_dashboard: also what submitted jobs need: Ray's dashboard.
-        metrics: have Ray collect metrics, as it does where nothing says otherwise; every node serves its own.
+        folder: for files of Ray and of the nodes.
+        grace_s: seconds for a node to drain after SIGTERM.
+        environment: variables of its processes besides this process's own.
+        stock: whether to keep Ray's default settings; else a lost node is noticed within two seconds.
+        with_dashboard: whether to start Ray's dashboard, which submitted jobs need.
+        metrics: whether Ray collects metrics, which is its default; every node serves its own.
     """
 
     def __init__(
@@ -168,7 +180,7 @@ class LocalNodes:
         self.nodes: list[LocalNode] = []
         self._head: LocalNode | None = None
         self._started = 0
-        # A token of this cluster's own: nobody else on this machine can join it, and no file with one is looked for.
+        # A token of its own: other users of this machine cannot join, and Ray does not search for a file with a token.
         self.environment = {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(16),
@@ -182,7 +194,7 @@ class LocalNodes:
 
     def __enter__(self) -> Self:
         port = free_port()
-        self.dashboard, dashboard = dashboard_of(wanted=self._with_dashboard)
+        self.dashboard, dashboard = dashboard_options(wanted=self._with_dashboard)
         options = ["--head", f"--port={port}", "--num-cpus=0", *dashboard, f"--temp-dir={self.folder}"]
         self._head = self._node("head", options)
         self._head.await_raylet()
@@ -198,10 +210,10 @@ class LocalNodes:
             node.kill()
 
     def add(self, count: int = 1, num_cpus: int = 1) -> list[LocalNode]:
-        """Start so many nodes; they have joined when this returns.
+        """Starts `count` nodes; they have joined when this returns.
 
         Raises:
-            ClusterError: one does not come up.
+            ClusterError: a node does not start.
         """
         options = [f"--address={self.address}", f"--num-cpus={num_cpus}", "--dashboard-agent-listen-port=0"]
         new = []
@@ -209,13 +221,13 @@ class LocalNodes:
             self._started += 1
             new.append(self._node(f"node-{self._started}", options))
             self.nodes.append(new[-1])
-            new[-1].await_raylet()  # two at once would take the same names
+            new[-1].await_raylet()  # two at once would choose the same names
         for node in new:
             node.await_ready()
         return new
 
     def living(self) -> list[LocalNode]:
-        """Nodes that are there; those that have ended are forgotten."""
+        """Nodes that run; those that have ended are removed from `nodes`."""
         self.nodes = [node for node in self.nodes if node.is_alive()]
         return self.nodes
 
@@ -224,8 +236,8 @@ class LocalNodes:
         return LocalNode(name, options, self.environment, self.folder)
 
 
-def dashboard_of(*, wanted: bool) -> tuple[str, list[str]]:
-    """Address of the dashboard that a head is to have, "" for none, and the options of `ray start` for it."""
+def dashboard_options(*, wanted: bool) -> tuple[str, list[str]]:
+    """URL of a head's dashboard, "" for none, and the options of `ray start` for it."""
     if not wanted:
         return "", ["--include-dashboard=false"]
     port, agent = free_port(), free_port()
@@ -234,9 +246,7 @@ def dashboard_of(*, wanted: bool) -> tuple[str, list[str]]:
 
 
 def free_port() -> int:
-    """A port nobody listens on at this moment."""
-    import socket
-
+    """A port that nothing listens on at the moment."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])

@@ -1,4 +1,4 @@
-"""Processes of this machine, by /proc (Linux)."""
+"""Inspects and ends processes of this machine, by /proc (Linux)."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from contextlib import suppress
 from pathlib import Path
 
 RAYLET = "raylet/raylet"
-"""End of a raylet's program."""
+"""End of the path of a raylet's executable."""
 
-ROOT = Path(__file__).resolve().parents[1]
-"""Where the project's packages are."""
+ROOT = Path(__file__).resolve().parents[2]
+"""Folder with the project's packages."""
 
 
 def calling(module: str, function: str) -> tuple[str, ...]:
-    """Command line that calls a function of one of our modules, with what follows as its `sys.argv[1:]`.
+    """Command line that calls a function of one of our modules; further arguments become its `sys.argv[1:]`.
 
-    Not `-m`: the project need not be installed, nor the folder it is run in be this one.
+    Not `-m`, which would require that the project is installed or that the current folder is the project's.
     """
     script = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {module}; {module}.{function}()"
     return sys.executable, "-c", script
 
 
 def is_alive(pid: int) -> bool:
-    """Whether there is such a process, and it has not ended."""
+    """Whether the process exists and has not ended."""
     return _status(pid)[0] not in "ZX"
 
 
 def children(pid: int) -> list[int]:
-    """Processes that `pid` started and that have not ended."""
+    """Child processes of `pid` that have not ended."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
@@ -42,13 +42,13 @@ def children(pid: int) -> list[int]:
 
 
 def of_session(session: int) -> list[int]:
-    """Processes of that session that have not ended: what its first process started, whoever their parent is by now."""
+    """Processes of a session that have not ended, whatever their parents."""
     pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
     return [pid for pid in pids if _session(pid) == session and is_alive(pid)]
 
 
 def end_session(session: int) -> None:
-    """SIGKILL to all of them, until none is left. Takes no notice of those that do not exist any more."""
+    """Sends SIGKILL to all processes of a session until none is left."""
     while pids := of_session(session):
         for pid in pids:
             with suppress(ProcessLookupError):
@@ -57,7 +57,7 @@ def end_session(session: int) -> None:
 
 
 def start_time(pid: int) -> str | None:
-    """Something that differs between two processes that had the same pid; None if there is no such process."""
+    """Start time of a process, which distinguishes processes with the same pid; None if there is no such process."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -67,7 +67,7 @@ def start_time(pid: int) -> str | None:
 
 
 def command_line(pid: int) -> str:
-    """Its arguments, or the title it has given itself; "" where it is gone."""
+    """Arguments of a process, or the title that it has set; "" if it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
     except OSError:
@@ -75,7 +75,7 @@ def command_line(pid: int) -> str:
 
 
 def _status(pid: int) -> tuple[str, int]:
-    """State letter and parent; ("X", -1) where there is none."""
+    """State letter and parent; ("X", -1) if there is no such process."""
     try:
         state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
     except OSError:

@@ -1,4 +1,4 @@
-"""The `ray` command of this installation, as a process of its own."""
+"""Runs the `ray` command of this installation as a separate process."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ _OWN_FOLDER = (
 )
 
 RAY = (sys.executable, "-c", f"{_OWN_FOLDER}; from ray.scripts.scripts import main; main()")
-"""Its command line; arguments follow. What jobs bring along is unpacked in a folder of the process's own, see
-`cluster.local.fake_provider`: there may be several nodes on one machine."""
+"""Command line of `ray`; arguments follow. Every process unpacks working directories of jobs into its own folder,
+because there may be several nodes on one machine, see `cluster.local.fake_provider`."""
 
 
 def run_ray(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
-    """Run it to its end.
+    """Runs `ray` with these arguments and waits for its end.
 
     Args:
-        environment: of Ray's variables, those that count.
+        arguments: the subcommand and its options.
+        environment: replaces all variables of Ray.
 
     Raises:
-        ClusterError: it failed; the message has the end of its output.
+        ClusterError: the command failed; the message has the end of its output.
     """
     done = subprocess.run([*RAY, *arguments], env=without_ray(environment), capture_output=True, text=True)
     if done.returncode:
@@ -35,10 +36,10 @@ def run_ray(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
 
 
 def without_ray(own: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment with `own` in the place of whatever it says to Ray."""
+    """This process's environment, with `own` in place of all its variables for Ray."""
     return {**{name: value for name, value in os.environ.items() if not name.startswith("RAY_")}, **own}
 
 
 def path_with_commands() -> str:
-    """PATH with this installation's commands first: a job's command, `manta` for one, is looked up by its name."""
+    """PATH with this installation's commands first: a job's command, such as `manta`, is looked up by name."""
     return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])

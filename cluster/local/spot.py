@@ -1,4 +1,4 @@
-"""Spot machines, played: a node of a cluster on this machine is given notice, and later has its power cut."""
+"""Simulates the loss of a spot machine: notice to a node of a cluster on this machine, and later its sudden end."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from cluster.local.ray_command import run_ray
 
 
 def notice(gcs_address: str, node_id: str, grace_s: float, environment: Mapping[str, str]) -> None:
-    """Have the cluster told that a node will be reclaimed in `grace_s` seconds, as a cloud would.
+    """Notifies the cluster that a node will be reclaimed in `grace_s` seconds, as a cloud does.
 
     Args:
-        environment: Ray's variables with which the cluster is reached.
+        gcs_address: of the cluster.
+        node_id: Ray's id of the node.
+        grace_s: seconds until its end.
+        environment: Ray's variables for access to the cluster.
 
     Raises:
         ClusterError: the cluster refuses, or does not answer.
@@ -26,10 +29,11 @@ def notice(gcs_address: str, node_id: str, grace_s: float, environment: Mapping[
 
 
 def power_off(session: int, node_id: str) -> None:
-    """SIGKILL to a node's raylet and all that it started; nothing where it is gone already.
+    """Sends SIGKILL to a node's raylet and all its descendants. Does nothing if the node has ended.
 
     Args:
-        session: of the cluster's processes.
+        session: session id of the cluster's processes.
+        node_id: Ray's id of the node.
     """
     pending = [pid for pid in of_session(session) if f"--node_id={node_id}" in command_line(pid)]
     while pending:

@@ -1,1 +1,1 @@
-"""A cluster's spec as files for Kubernetes and for Ray's cluster launcher."""
+"""Renders a cluster's spec as files for Kubernetes and for Ray's cluster launcher."""

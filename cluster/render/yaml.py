@@ -1,4 +1,4 @@
-"""YAML for people: block style, keys in the order given, and comments above fields whose effect is not obvious."""
+"""Writes YAML for readers: block style, keys in the given order, and comments above fields."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _WIDTH = 100
 
 
 class _Dumper(yaml.SafeDumper):
-    """Lists indented below their key, text of several lines as a block, and no anchors for what occurs twice."""
+    """Indents lists below their key, writes text of several lines as a block, and uses no anchors for repeated values."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -21,7 +21,7 @@ class _Dumper(yaml.SafeDumper):
         super().increase_indent(flow, False)
 
 
-# What YAML takes for the end of a line besides \n, and str.splitlines for more than that.
+# Line breaks of YAML and of str.splitlines other than \n.
 _OTHER_BREAKS = frozenset("\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029")
 
 
@@ -37,16 +37,17 @@ def dump(document: Any, comments: Mapping[str, str] | None = None) -> str:
     """The document as YAML.
 
     Args:
-        comments: text by the dotted end of a field's path, such as `headGroupSpec.rayStartParams`; lists do not count
-            in it. Each is written once, above the first field that it fits.
+        document: dictionaries, lists and scalars.
+        comments: text by the dotted end of a field's path, such as `headGroupSpec.rayStartParams`, where lists do not
+            count. Each is written once, above the first field that matches.
     """
     plain = yaml.dump(document, Dumper=_Dumper, sort_keys=False, width=10_000, allow_unicode=True)
     lines = plain.splitlines(keepends=True)
-    # Where a field is, is known from reading what was written: comments are put in between, and change no line.
-    places = list(_fields(yaml.compose(plain, Loader=yaml.SafeLoader)))
+    # The lines of fields are found by parsing the written YAML; comments are inserted between lines and change none.
+    lines_of_fields = list(_fields(yaml.compose(plain, Loader=yaml.SafeLoader)))
     above: dict[int, str] = {}
     for end, comment in (comments or {}).items():
-        line = next((line for path, line in places if f".{path}".endswith(f".{end}")), None)
+        line = next((line for path, line in lines_of_fields if f".{path}".endswith(f".{end}")), None)
         if line is not None:
             above.setdefault(line, comment)
     return "".join(
@@ -55,7 +56,7 @@ def dump(document: Any, comments: Mapping[str, str] | None = None) -> str:
 
 
 def dump_all(documents: Sequence[Any], comments: Mapping[str, str] | None = None) -> str:
-    """Several documents, one after the other; a comment is written in each that has its field."""
+    """Several documents as YAML; a comment is written in every document that has its field."""
     return "---\n".join(dump(document, comments) for document in documents)
 
 
@@ -73,5 +74,5 @@ def _fields(node: yaml.Node | None, path: str = "") -> Iterator[tuple[str, int]]
 
 def _comment(text: str, line: str) -> str:
     indent = line[: len(line) - len(line.lstrip(" "))]
-    # Above an item of a list, a comment stands where the item's dash does.
+    # Above an item of a list, a comment is aligned with the dash.
     return "".join(f"{indent}# {part}\n" for part in textwrap.wrap(text, _WIDTH))

@@ -13,7 +13,7 @@ from rich.table import Table
 from cluster.autoscaler_state import AutoscalerState, NodeState, read_autoscaler_state
 from cluster.errors import ClusterError
 from cluster.jobs import Jobs
-from cluster.local.background import KeptCluster, find_kept
+from cluster.local.background import BackgroundCluster, find_cluster
 from cluster.local.background import bring_up as keep_up
 from cluster.local.background import take_down as end_kept
 from cluster.local.spot import notice, power_off
@@ -45,7 +45,7 @@ def bring_up(spec: ClusterSpec) -> None:
 
 def show_status(name: str | None, as_json: bool) -> None:
     """Print nodes and what is waited for."""
-    kept = find_kept(name)
+    kept = find_cluster(name)
     state = state_of(kept)
     if as_json:
         told = {"cluster": kept.name, "address": kept.address, "dashboard": kept.dashboard, **asdict(state)}
@@ -72,7 +72,7 @@ def show_status(name: str | None, as_json: bool) -> None:
 
 def print_environment(name: str | None) -> None:
     """Print `export` lines for a shell."""
-    kept = find_kept(name)
+    kept = find_cluster(name)
     variables = {**kept.environment, "RAY_API_SERVER_ADDRESS": kept.dashboard}
     print("\n".join(f"export {name}={shlex.quote(value)}" for name, value in variables.items()))
 
@@ -84,7 +84,7 @@ def reclaim(name: str | None, group: str, grace_s: float | None) -> None:
         InputError: there is no such group.
         ClusterError: none of its nodes is up.
     """
-    kept = find_kept(name)
+    kept = find_cluster(name)
     if kept.spec.group(group) is None:
         names = ", ".join(each.name for each in kept.spec.groups)
         raise InputError(f"Cluster {kept.name} has no group {group!r}; it has {names}.")
@@ -108,14 +108,14 @@ def reclaim(name: str | None, group: str, grace_s: float | None) -> None:
 
 def take_down(name: str | None, *, at_once: bool) -> None:
     """Let jobs save, unless `at_once`, and end the cluster."""
-    kept, console = find_kept(name), Console()
+    kept, console = find_cluster(name), Console()
     if not at_once:
         _stop_jobs(kept, console)
     end_kept(kept)
     console.line(f"cluster {kept.name}: down")
 
 
-def state_of(kept: KeptCluster) -> AutoscalerState:
+def state_of(kept: BackgroundCluster) -> AutoscalerState:
     """What its autoscaler says.
 
     Raises:
@@ -128,7 +128,7 @@ def state_of(kept: KeptCluster) -> AutoscalerState:
         raise ClusterError(f"Cluster {kept.name} does not answer at {kept.address}: {error}") from None
 
 
-def _stop_jobs(kept: KeptCluster, console: Console) -> None:
+def _stop_jobs(kept: BackgroundCluster, console: Console) -> None:
     kept.join()
     with suppress(ClusterError):  # a cluster that does not answer is ended all the same
         jobs = Jobs(kept.dashboard)
@@ -143,7 +143,7 @@ def _stop_jobs(kept: KeptCluster, console: Console) -> None:
             console.line(f"{len(late)} jobs have not ended within {patience_s:.0f} s, and are ended now")
 
 
-def _is_up(kept: KeptCluster, node_id: str) -> bool:
+def _is_up(kept: BackgroundCluster, node_id: str) -> bool:
     try:
         return any(node.node_id == node_id for node in state_of(kept).nodes)
     except ClusterError:  # too busy to answer, which is no sign of its end

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from cluster.errors import ClusterError
 from cluster.jobs import Job, Jobs
-from cluster.local.background import KeptCluster, find_kept, kept_clusters
+from cluster.local.background import BackgroundCluster, find_cluster, running_clusters
 from data.errors import InputError
 from data.stores.store import split_url
 from orchestrator.console import Console
@@ -112,7 +112,7 @@ def newest_job(jobs: Jobs, run: str) -> Job:
     raise InputError(f"There is no job of a run {run!r} at {jobs.address}. There are: {', '.join(known) or 'none'}.")
 
 
-def reach(address: str | None) -> tuple[KeptCluster | None, str]:
+def reach(address: str | None) -> tuple[BackgroundCluster | None, str]:
     """The cluster meant by an address, or by the name of a cluster of this machine; that, and its dashboard's address.
 
     Without one: what RAY_API_SERVER_ADDRESS or RAY_ADDRESS names, else the cluster of this machine that is up. Puts the
@@ -124,7 +124,7 @@ def reach(address: str | None) -> tuple[KeptCluster | None, str]:
     given = address or os.environ.get("RAY_API_SERVER_ADDRESS") or _http(os.environ.get("RAY_ADDRESS"))
     if given and given.startswith(("http://", "https://")):
         given = given.rstrip("/").replace("//localhost:", "//127.0.0.1:")
-        kept = next((each for each in kept_clusters() if each.dashboard == given), None)
+        kept = next((each for each in running_clusters() if each.dashboard == given), None)
         if kept is not None:
             kept.join()
         return kept, given
@@ -132,7 +132,7 @@ def reach(address: str | None) -> tuple[KeptCluster | None, str]:
         raise ClusterError(
             f"{given} is no address that jobs can be submitted to: it is the dashboard's, as http://HOST:8265."
         )
-    kept = find_kept(given)
+    kept = find_cluster(given)
     kept.join()
     return kept, kept.dashboard
 

@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.autoscaler_state import HEAD_RESOURCE, AutoscalerState, NodeState, parse_status, why_waiting, workers_per_node
+from cluster.autoscaler_state import (
+    HEAD_RESOURCE,
+    AutoscalerState,
+    NodeState,
+    parse_status,
+    why_waiting,
+    workers_per_node,
+)
 from cluster.node_environment import GroupLimits, group_limits, groups_variable
 from cluster.spec import GPU_STAND_IN, ClusterSpec, GroupSpec
 
@@ -81,7 +88,10 @@ class TestRaysReport:
         from ray.autoscaler.v2 import schema
 
         nobody = schema.ClusterStatus(stats=schema.Stats(autoscaler_version="0"))  # as GCS answers by itself
-        assert not parse_status(nobody, NOW).has_autoscaler and not parse_status(schema.ClusterStatus(), NOW).has_autoscaler
+        assert (
+            not parse_status(nobody, NOW).has_autoscaler
+            and not parse_status(schema.ClusterStatus(), NOW).has_autoscaler
+        )
 
     def test_the_function_of_ray_has_this_signature(self) -> None:
         from ray.autoscaler.v2.sdk import get_cluster_status
@@ -140,6 +150,4 @@ def test_manifests_of_version_0_1_0_are_read(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def node_of(group: str) -> NodeState:
-    return NodeState(
-        node_id="id", group=group, state="busy", idle_s=0.0, address="10.0.0.1", used={}, total={}
-    )
+    return NodeState(node_id="id", group=group, state="busy", idle_s=0.0, address="10.0.0.1", used={}, total={})

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cluster.local.background import kept_clusters
+from cluster.local.background import running_clusters
 from cluster.local.processes import of_session
 from cluster.spec import GPU_STAND_IN
 from tests.end_to_end.manta_process import MantaProcess
@@ -42,7 +42,7 @@ def name(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         manta(folder, "cluster", "up", "cluster.yaml")
         yield name
     finally:
-        kept = next((each for each in kept_clusters() if each.name == name), None)
+        kept = next((each for each in running_clusters() if each.name == name), None)
         if kept is not None:
             manta(folder, "cluster", "down", name, "--now")
             assert of_session(kept.session) == []
@@ -141,7 +141,7 @@ def test_a_second_of_the_name_is_refused_and_its_token_is_nobody_elses(name: str
     with MantaProcess("cluster", "up", "again.yaml", folder=tmp_path, environment={}) as again:
         assert again.wait() == 1
         assert f"manta cluster down {name}" in again.output
-    kept = next(each for each in kept_clusters() if each.name == name)
+    kept = next(each for each in running_clusters() if each.name == name)
     token = kept.environment["RAY_AUTH_TOKEN"]
     assert token not in manta(tmp_path, "cluster", "status", name) and token not in repr(kept)
     assert f"export RAY_AUTH_TOKEN={token}" in manta(tmp_path, "cluster", "env", name)
@@ -156,7 +156,7 @@ def test_a_group_that_is_not_there_is_named(name: str, tmp_path: Path) -> None:
 
 
 def test_down_stops_jobs_first_which_save_and_leaves_no_process(name: str, tmp_path: Path) -> None:
-    kept = next(each for each in kept_clusters() if each.name == name)
+    kept = next(each for each in running_clusters() if each.name == name)
     train = {"steps": 100_000, "schedule": {"name": "constant"}}
     recipe = recipe_in(tmp_path, "long", train=train)
     manta(tmp_path, "submit", recipe.name, "--address", name, "--detach")

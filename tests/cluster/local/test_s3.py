@@ -120,7 +120,7 @@ def test_the_last_user_stops_it(folder: Path) -> None:
 
 def test_a_server_left_by_a_killed_command_is_used_then_stopped(folder: Path) -> None:
     script = (
-        "import sys, time; from pathlib import Path; from cluster.local_s3 import LocalS3\n"
+        "import sys, time; from pathlib import Path; from cluster.local.s3 import LocalS3\n"
         "with LocalS3(Path(sys.argv[1])) as s: print(s.endpoint_url, flush=True); time.sleep(600)"
     )
     command = [sys.executable, "-c", script, str(folder)]

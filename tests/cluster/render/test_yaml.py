@@ -1,4 +1,4 @@
-"""Comments in YAML: in the right place, once, and never a change to what is said."""
+"""Comments in YAML are in the right place, occur once, and do not change the content."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from cluster.render.yaml import dump, dump_all
 DOCUMENT = {"pods": [{"name": "a", "size": {"cpu": "2"}}, {"name": "b", "size": {"cpu": "4"}}], "size": "large"}
 
 
-def test_a_comment_is_above_the_first_field_whose_path_ends_so() -> None:
-    text = dump(DOCUMENT, {"pods.name": "Who it is.", "size.cpu": "Cores.", "large": "A value is no field."})
+def test_a_comment_is_above_the_first_field_with_its_path() -> None:
+    text = dump(DOCUMENT, {"pods.name": "Name of the pod.", "size.cpu": "Cores.", "large": "A value is no field."})
     assert text == (
         "pods:\n"
-        "  # Who it is.\n"
+        "  # Name of the pod.\n"
         "  - name: a\n"
         "    size:\n"
         "      # Cores.\n"
@@ -33,7 +33,7 @@ def test_a_long_comment_has_several_lines_and_text_of_several_lines_is_a_block()
     assert text.endswith("recipe: |\n  run: a\n  # not a comment of ours\n")
 
 
-def test_what_occurs_twice_is_written_twice() -> None:
+def test_repeated_values_have_no_anchors() -> None:
     same = {"cpu": "2"}
     assert "&" not in dump({"requests": same, "limits": same})
 
