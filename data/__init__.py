@@ -1,1 +1,3 @@
-"""Data: object storage, manifest, tokenizer, sample order and the feeder. Knows Ray Data; knows nothing of models."""
+"""Data: object storage, manifest, tokenizer, sample order and the feeder. Uses Ray Data; imports nothing of models."""
+
+__project__ = "manta"

@@ -1,80 +1,64 @@
-"""Configuration of the data side of a run: where bytes are, what a document is, how text becomes sequences."""
+"""The recipe's section `data`: where the shards are, what a document is, and how text becomes training sequences."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
 from data.cleaning.config import Step, TextStep
-from data.section import Place, Section
+from data.readers.formats import FORMATS
+from data.section import Section, UrlOrPath
+from data.stores.config import SECRET, StoreConfig
 
-__all__ = ["SECRET", "DataConfig", "Section", "SourceConfig", "StoreConfig", "TokenizerConfig"]
+__all__ = ["SECRET", "DataConfig", "SourceConfig", "StoreConfig", "TokenizerConfig"]
 
-SECRET = ("access_key_id", "secret_access_key")
-"""Fields that are never printed, and never written where a run is kept, which is shared more freely than keys."""
-
-
-class StoreConfig(Section):
-    """How to reach S3-compatible object storage. What is left out comes from the standard AWS variables."""
-
-    endpoint_url: Place | None = Field(None, description="URL of the S3 endpoint; default AWS_ENDPOINT_URL, else AWS.")
-    region: str | None = Field(None, description="Region of the bucket; default AWS_DEFAULT_REGION, else us-east-1.")
-    access_key_id: str | None = Field(None, description="Access key; default the standard AWS credential chain.")
-    secret_access_key: str | None = Field(
-        None, description="Secret key; prefer AWS_SECRET_ACCESS_KEY in the environment."
-    )
-    serve: str | None = Field(
-        None,
-        description="Folder of a local S3 server, started when a command needs it and stopped after the last one.",
-    )
-    timeout_s: float = Field(5.0, gt=0, le=60, description="Seconds to wait for a connection before giving up on it.")
-
-    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
-        """What is printed of it, in a traceback for one: no keys."""
-        yield from (each for each in super().__repr_args__() if each[0] not in SECRET)
+if TYPE_CHECKING:
+    FormatName = str
+else:
+    FormatName = Literal["auto", *FORMATS]  # so that the schema and messages list the names
 
 
 class SourceConfig(Section):
-    """One body of text: the shards below a path, and how to read a document out of them."""
+    """One source of text: the shards below a path, and how to read documents from them."""
 
-    path: Place = Field(
+    path: UrlOrPath = Field(
         description="File, folder, or prefix: s3://bucket/prefix, gs://…, file://… or a plain path; * and ? match."
     )
-    format: Literal["auto", "txt", "jsonl", "csv", "tsv", "parquet"] = Field(
+    format: FormatName = Field(
         "auto", description="Format of the shards; auto goes by the file's ending, .gz and .zst included."
     )
     text_column: str = Field("text", description="Column or JSON key that holds the text.")
     input_column: str | None = Field(
         None,
-        description="Column or JSON key that holds what an encoder reads; a document is a pair then, and the model "
-        "learns to write its text from its input.",
+        description="Column or JSON key that holds the input of an encoder; documents are then pairs, and the model "
+        "learns to write the text from the input.",
     )
-    input_path: Place | None = Field(
+    input_path: UrlOrPath | None = Field(
         None,
         description="Files of lines that an encoder reads, as many as path has and in the same order; line n is the "
-        "input of line n.",
+        "input of line n of path.",
     )
     split: Literal["hash", "train", "validation", "test"] = Field(
         "hash",
-        description="What its documents are for; hash holds validation_fraction of them out, train and validation take "
-        "all, and those of test are only looked at by `manta eval --split test`.",
+        description="What the documents are for: hash holds validation_fraction of them out, train and validation use "
+        "all, and test is used by `manta eval --split test` only.",
     )
     split_column: str | None = Field(
         None,
-        description="Column or JSON key by whose value documents are held out, so that equal ones stay together; "
+        description="Column or JSON key whose hashed value decides what is held out, so that equal ones stay together; "
         "default a pair's input, else the text.",
     )
     header: bool = Field(
         True,
-        description="Whether the first row of csv and tsv names the columns; else they are called 1, 2, 3 and so on.",
+        description="Whether the first row of csv and tsv names the columns; else their names are 1, 2, 3 and so on.",
     )
     quotes: bool = Field(
-        True, description="Whether a field of csv and tsv may be quoted; else a quote is a character like any other."
+        True, description="Whether fields of csv and tsv may be quoted; else a quote is an ordinary character."
     )
     document: Literal["file", "paragraph", "line"] = Field(
-        "file", description="What one document is in a txt shard: the file, a block between blank lines, or a line."
+        "file", description="One document of a txt shard: the file, a block between blank lines, or a line."
     )
     weight: float = Field(
         1.0, gt=0, description="Share of this source in the mixture, relative to the others' weights."
@@ -82,17 +66,17 @@ class SourceConfig(Section):
 
     @property
     def has_pairs(self) -> bool:
-        """Whether its documents are pairs of an input and a text."""
+        """Whether documents are pairs of an input and a text."""
         return self.input_column is not None or self.input_path is not None
 
     @property
     def known_format(self) -> str:
-        """What format its shards are taken to have, "auto" where their endings tell."""
+        """The format of all shards; "auto" where their endings decide."""
         return "txt" if self.input_path is not None else self.format
 
     @property
     def columns(self) -> dict[str, str]:
-        """Columns to read, by the field that names them."""
+        """The columns to read, by the field that names them."""
         named = {"text_column": self.text_column, "input_column": self.input_column, "split_column": self.split_column}
         return {field: name for field, name in named.items() if name is not None}
 
@@ -101,14 +85,14 @@ class TokenizerConfig(Section):
     """How text becomes token ids."""
 
     kind: Literal["bpe", "bytes", "chars"] = Field(
-        "bpe", description="Byte-level BPE, plain bytes, or the corpus's characters."
+        "bpe", description="Byte-level BPE, single bytes, or the characters of the corpus."
     )
     vocab_size: int = Field(
         8192, ge=257, le=1_000_000, description="Entries of a BPE vocabulary, end-of-text included."
     )
-    path: Place | None = Field(
+    path: UrlOrPath | None = Field(
         None,
-        description="Tokenizer file to use as it is (URL or path), instead of learning one: manta's own, or a "
+        description="Tokenizer file (URL or path) to use instead of learning a vocabulary: Manta's own, or a "
         "tokenizer.json that `manta export` wrote or that is GPT-2's.",
     )
     train_bytes: int = Field(
@@ -119,15 +103,15 @@ class TokenizerConfig(Section):
 
 
 class DataConfig(Section):
-    """From shards to training sequences. Everything here shapes what the model sees, so a run may not change it."""
+    """From shards to training sequences. All of it decides what the model sees, so a run cannot change it."""
 
-    sources: tuple[SourceConfig, ...] = Field(min_length=1, description="One or more bodies of text.")
+    sources: tuple[SourceConfig, ...] = Field(min_length=1, description="One or more sources of text.")
     cleaning: tuple[Step, ...] = Field(
-        (), description="What is done to every document before it is tokenized, in this order; nothing by default."
+        (), description="Steps applied to every document before it is tokenized, in this order; none by default."
     )
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig, description="How text becomes token ids.")
     input_tokenizer: TokenizerConfig | None = Field(
-        None, description="How the inputs of pairs become token ids, where they have a vocabulary of their own."
+        None, description="How the inputs of pairs become token ids, where they have their own vocabulary."
     )
     seq_len: int = Field(
         512, ge=2, le=1_048_576, description="Tokens in one training sequence; of a pair, in its text."
@@ -136,7 +120,7 @@ class DataConfig(Section):
         None, ge=2, le=1_048_576, description="Most tokens in the input of a pair (null means seq_len)."
     )
     bucket_steps: int = Field(
-        16, ge=1, description="Steps whose pairs are sorted by length together, so that little of a batch is padding."
+        16, ge=1, description="Steps whose pairs are sorted by length together, so that batches have little padding."
     )
     length_multiple: int = Field(
         8, ge=1, description="Pairs are padded to the longest of their micro-batch, rounded up to a multiple of this."
@@ -160,14 +144,14 @@ class DataConfig(Section):
     )
     rotate_units: bool = Field(
         False,
-        description="Whether every epoch cuts a unit into sequences from another place on, so that their boundaries "
+        description="Whether every epoch cuts a unit into sequences from another position, so that their boundaries "
         "move; for small corpora that are read many times.",
     )
     on_bad_shard: Literal["refuse", "skip"] = Field(
-        "refuse", description="Stop at a shard that cannot be read, or skip and count it."
+        "refuse", description="Stop at a shard that cannot be read, or skip it and count it."
     )
     invalid_utf8: Literal["replace", "refuse"] = Field(
-        "refuse", description="Replace invalid UTF-8 by U+FFFD and count it, or treat the shard as bad."
+        "refuse", description="Replace invalid UTF-8 with U+FFFD and count it, or treat the shard as bad."
     )
     max_document_bytes: int = Field(
         64_000_000, gt=0, description="A longer document makes its shard bad: one document must fit in memory."
@@ -180,7 +164,7 @@ class DataConfig(Section):
 
     @property
     def has_held_out(self) -> bool:
-        """Whether there is anything to evaluate on."""
+        """Whether any documents are held out for evaluation."""
         splits = {source.split for source in self.sources}
         return "validation" in splits or ("hash" in splits and self.validation_fraction > 0)
 
@@ -191,7 +175,7 @@ class DataConfig(Section):
 
     @property
     def most_input_tokens(self) -> int:
-        """Tokens an encoder reads at most, the one that ends them included."""
+        """Most tokens that an encoder reads, the end-of-text included."""
         return self.seq_len if self.input_len is None else self.input_len
 
     @model_validator(mode="after")
@@ -200,7 +184,7 @@ class DataConfig(Section):
         if self.has_pairs and not all(source.has_pairs for source in self.sources):
             alone = next(index for index, source in enumerate(self.sources) if not source.has_pairs)
             problems.append(
-                f"sources.{alone}: its documents have no input, and those of others have. "
+                f"sources.{alone}: its documents have no input, but those of other sources do. "
                 f"Set input_column or input_path for all sources, or for none."
             )
         if not self.has_pairs and (self.input_tokenizer is not None or self.input_len is not None):
@@ -211,7 +195,7 @@ class DataConfig(Section):
         if not self.sources_of("train"):
             problems.append("all sources are held out. Set split to train or hash for one of them.")
         if self.rotate_units and self.has_pairs:
-            problems.append("rotate_units is for packed text; a pair is one sequence as it is. Leave it false.")
+            problems.append("rotate_units is for packed text; a pair is one whole sequence. Leave it false.")
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -221,6 +205,6 @@ def _contradictions(index: int, source: SourceConfig) -> Iterator[str]:
     if source.input_path is None:
         return
     if source.input_column is not None:
-        yield f"sources.{index}: input_column and input_path both say where the input is. Leave one out."
+        yield f"sources.{index}: input_column and input_path both name the input. Leave one out."
     if source.format not in ("auto", "txt") or source.split_column is not None:
         yield f"sources.{index}: input_path goes with files of lines. Leave format and split_column out."

@@ -1,4 +1,4 @@
-"""Every error `data` raises on purpose, on one page.
+"""All errors that `data` raises on purpose.
 
     MantaError                      has an exit status and, where it can, a remedy in its message
     ├── InputError                  the user can fix it; exit status 2; retrying changes nothing
@@ -10,9 +10,9 @@
     │   └── TokenizerError          a tokenizer does not fit what it is asked to do
     ├── TransientStoreError         the store did not answer in time; worth a retry, exit status 1
     ├── ObjectNotFoundError         no object under this key; for the caller to act on
-    └── ConflictError               a conditional write lost: somebody else wrote first; for the caller to act on
+    └── ConflictError               a conditional write lost to another writer; for the caller to act on
 
-All survive pickling, because they cross process borders in Ray: one positional message and nothing else.
+All take one positional message and nothing else, so that they survive pickling between Ray's processes.
 """
 
 from __future__ import annotations
@@ -31,11 +31,20 @@ __all__ = [
     "StoreAccessError",
     "TokenizerError",
     "TransientStoreError",
+    "install_command",
 ]
 
 
+def install_command(extra: str) -> str:
+    """The command that installs an optional extra of this project, for messages.
+
+    It does not name the package `manta`, because that name on PyPI belongs to another project.
+    """
+    return f"pip install -c constraints.txt -e '.[{extra}]' in Manta's folder"
+
+
 class InputError(MantaError):
-    """Something the user gave cannot be used; nothing has been lost."""
+    """The user's input cannot be used; nothing has been lost."""
 
     exit_status = 2
 
@@ -57,7 +66,7 @@ class DiskFullError(InputError):
 
 
 class CleaningError(InputError):
-    """A function that data.cleaning names raised, or returned what is no text."""
+    """A function named in data.cleaning raised, or returned something other than text."""
 
 
 class TokenizerError(InputError):
@@ -65,12 +74,12 @@ class TokenizerError(InputError):
 
 
 class TransientStoreError(MantaError):
-    """The store failed in a way that may pass (time-out, 5xx) and kept failing through the bounded retries."""
+    """The store failed temporarily (time-out, 5xx) and kept failing through the bounded retries."""
 
 
 class ObjectNotFoundError(MantaError):
-    """There is no object under the key that was asked for."""
+    """There is no object under this key."""
 
 
 class ConflictError(MantaError):
-    """A conditional write was refused, because the object exists already or is no longer the version expected."""
+    """A conditional write was refused: the object exists already, or is not the expected version."""

@@ -1,15 +1,96 @@
-"""What of Ray Data is not public API; `tests/data/test_ray_data.py` holds Ray to it by name."""
+"""Makes rows of units in Ray Data tasks, in order.
+
+Two functions use parts of Ray Data that are not public API; `tests/data/test_ray_data.py` checks that Ray still has
+them.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import ray
+
+from data.errors import MantaError
+from data.shards.manifest import Manifest, Unit
 
 if TYPE_CHECKING:
     from ray.data import Dataset
+
+READERS = 8
+"""Cached rows fetched at once; the threads wait for the store, not for a core."""
+
+SEGMENT_UNITS = 256
+"""Most units in one execution of Ray Data: each is a task and a block."""
+
+SEGMENT_BYTES = 64_000_000
+"""Shard bytes of one execution of Ray Data: enough to hide its start-up, few enough to follow what is needed."""
+
+
+def rows_in_order(
+    units: Sequence[Unit],
+    load: Callable[[Unit], pa.Table | None],
+    make: Callable[[Unit], pa.Table],
+    start_ray: Callable[[], None],
+) -> Iterator[pa.Table]:
+    """One-row tables of the units, in order: found by `load` in this process, or else made by `make` in a task.
+
+    Args:
+        load: reads a unit's row from the cache; None where it is missing.
+        make: makes a unit's row and caches it; picklable.
+        start_ray: called if a row is missing; Ray runs when it returns.
+    """
+    with ThreadPoolExecutor(READERS, thread_name_prefix="read-cached") as readers:
+        cached = list(readers.map(load, units))
+    missing = [unit for unit, table in zip(units, cached, strict=True) if table is None]
+    if missing:
+        start_ray()
+    made = _made_in_ray_data(missing, make)
+    for table in cached:
+        yield next(made) if table is None else table
+
+
+def _made_in_ray_data(units: Sequence[Unit], make: Callable[[Unit], pa.Table]) -> Iterator[pa.Table]:
+    """The units' rows in order, each made by its own Ray Data task."""
+    if not units:
+        return
+    import ray.data  # takes half a second, which is not needed where everything is cached
+
+    use_ordered_quiet_data()
+
+    def row_of(batch: pa.Table) -> pa.Table:
+        try:
+            return make(Unit(**batch["unit"][0].as_py()))
+        except MantaError as error:  # raised in the task, it would lose its class and message in Ray Data's error
+            return pa.table({"error": [pickle.dumps(error)]})
+
+    items = [{"unit": asdict(unit)} for unit in units]
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        row_of, batch_size=None, batch_format="pyarrow"
+    )
+    for ref in ordered_block_refs(dataset):
+        row = ray.get(ref)
+        if "error" in row.column_names:
+            raise pickle.loads(row["error"][0].as_py())  # noqa: S301 (written by the task above)
+        yield row
+
+
+def chunks(manifest: Manifest, ordinals: Sequence[int] | None = None) -> Iterator[list[Unit]]:
+    """Units in order, all or those of `ordinals`, in lists that fill a few executions of Ray Data."""
+    ordinals = range(manifest.num_units) if ordinals is None else ordinals
+    chunk: list[Unit] = []
+    chunk_bytes = 0
+    for done, ordinal in enumerate(ordinals, start=1):
+        chunk.append(manifest.unit(ordinal))
+        chunk_bytes += chunk[-1].unit_bytes
+        if chunk_bytes >= 4 * SEGMENT_BYTES or len(chunk) == 16 * SEGMENT_UNITS or done == len(ordinals):
+            yield chunk
+            chunk, chunk_bytes = [], 0
 
 
 def ordered_block_refs(dataset: Dataset) -> Iterator[ray.ObjectRef[Any]]:
@@ -24,12 +105,12 @@ def ordered_block_refs(dataset: Dataset) -> Iterator[ray.ObjectRef[Any]]:
 
 
 def use_ordered_quiet_data() -> None:
-    """Set this process's Ray Data to keep blocks in order, whole and without its own progress bars."""
+    """Sets this process's Ray Data to keep blocks in order and whole, without progress bars."""
     from ray.data import DataContext
 
     context = DataContext.get_current()
     context.execution_options.preserve_order = True
-    # Half of the cluster would be held back for operators other than the one there is: with two CPUs, one of them.
+    # It would reserve half of the cluster for other operators, of which there are none: with two CPUs, one of them.
     context.op_resource_reservation_enabled = False
     context.enable_progress_bars = False
     context.print_on_execution_start = False

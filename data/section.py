@@ -1,4 +1,7 @@
-"""What every part of a recipe is."""
+"""The base class of every section of a recipe.
+
+A module of its own, because sections are defined in many places, and those of `data.config` contain some of them.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +12,25 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A part of a recipe: immutable, and a name it does not know is an error."""
+    """A section of a recipe: immutable; unknown names are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def without_password(url: str) -> str:
-    """The URL or path as it is.
+    """The URL or path, unchanged.
 
     Raises:
-        ValueError: there is a name or password in it, which would be kept and shown wherever the config is.
+        ValueError: it contains a user name or password, which would be stored and shown wherever the config is.
     """
     if "://" in url and "@" in urlsplit(url).netloc:
         raise ValueError(
-            "has a name or password in it, and is kept with the run. Leave them out, and set what the server asks for "
-            "in the environment: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, MLFLOW_TRACKING_USERNAME and "
+            "contains a user name or password, and is stored with the run. Leave them out, and set what the server "
+            "needs in the environment: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD."
         )
     return url
 
 
-Place = Annotated[str, AfterValidator(without_password)]
+UrlOrPath = Annotated[str, AfterValidator(without_password)]
 """A URL or path."""

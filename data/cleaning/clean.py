@@ -1,4 +1,4 @@
-"""All steps of a list, applied to a text in their order."""
+"""Applies a list of steps to a text, in order, and counts what they remove."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from itertools import pairwise
 from typing import Any
 
 from data.cleaning.config import DedupSteps, FunctionStep, SegmentStep, Step, TextStep, name_of
-from data.cleaning.steps import Clean, made
+from data.cleaning.steps import Clean, step_function
 from data.errors import CleaningError, InputError
 
 
 @dataclass(frozen=True, slots=True)
 class CleanResult:
-    """What the steps made of a text.
+    """The result of applying steps to a text.
 
     Attributes:
         text: the text after the last step; None where a step removed it.
-        lengths: characters before the first step, and after every step that was reached; 0 after the one that removed
-            the text. Of a pair, those of both sides.
-        seen: at the place of every deduplicating step that was reached, the text as it was there; of a pair, its input
-            and its text, a line break between them.
-        input: of a pair, the input after the last step.
+        lengths: characters before the first step and after each step that was reached; 0 after the step that removed
+            the text. For a pair, the sum of both sides.
+        seen: for each deduplicating step that was reached, the text before it; for a pair, the input and the text,
+            separated by a line break.
+        input: the input of a pair after the last step.
     """
 
     text: str | None
@@ -33,38 +33,40 @@ class CleanResult:
 
     @property
     def removed_by(self) -> int | None:
-        """Index of the step that removed the text; None where it is kept."""
+        """Index of the step that removed the text; None where it was kept."""
         return None if self.text is not None else len(self.lengths) - 2
 
 
 def clean(text: str, steps: Sequence[Step], removed: Iterable[int] = (), input: str | None = None) -> CleanResult:
-    """Apply steps to one text, in order.
+    """Applies steps to one text, in order.
 
-    Pure, but for functions of the user's: the same text and steps give the same result everywhere. A text of which a
-    step leaves nothing, or nothing but white space, is removed by it. Deduplication depends on other documents, so
-    `clean` does not decide it: such a step changes no text, and removes it only if its index is in `removed`.
+    Pure, except for the user's functions: the same text and steps give the same result everywhere. A step that leaves
+    nothing but white space removes the text. Deduplication depends on other documents and is not decided here: such a
+    step changes no text, and removes it only if its index is in `removed`.
 
     Args:
         text: a document, or the text of a pair.
         steps: as in the recipe.
-        removed: indices of deduplicating steps that are known to remove this text.
-        input: that of a pair. A step works on the sides that it is for; where it removes one, the pair goes.
+        removed: indices of the deduplicating steps that remove this text.
+        input: the input of a pair. A step applies to the sides it is for; where it removes one, it removes the pair.
 
     Raises:
-        InputError: a library or a function that a step needs cannot be had; see `check_steps`.
-        CleaningError: a function of the user's raised, or returned what is no text.
+        InputError: a library or function that a step needs is missing; see `check_steps`.
+        CleaningError: a user's function raised, or returned something other than text.
     """
     return cleaner(tuple(steps)).clean(text, frozenset(removed), input)
 
 
 class Cleaner:
-    """A list of steps, made ready to be applied to many texts; see `clean`."""
+    """A list of steps ready to be applied to many texts; see `clean`."""
 
     def __init__(self, steps: Sequence[Step]) -> None:
         self._steps: list[tuple[Step, Clean | None]] = []
         segmented = False
         for step in steps:
-            self._steps.append((step, None if isinstance(step, DedupSteps) else made(step, segmented=segmented)))
+            self._steps.append(
+                (step, None if isinstance(step, DedupSteps) else step_function(step, segmented=segmented))
+            )
             segmented = segmented or isinstance(step, SegmentStep)
 
     def clean(self, text: str, removed: frozenset[int] = frozenset(), input: str | None = None) -> CleanResult:
@@ -83,10 +85,14 @@ class Cleaner:
         return CleanResult(sides["text"], tuple(lengths), tuple(seen), sides.get("input"))
 
     def _apply(self, index: int, step: Step, function: Clean, sides: dict[str, str]) -> bool:
-        """Apply a step to the sides that it is for, in place; False where nothing is left of one."""
+        """Applies a step to the sides it is for, in place; False where nothing is left of a side."""
         for side, text in sides.items():
             if isinstance(step, TextStep) and step.on in ("both", side):
-                result = _called(index, step, function, text) if isinstance(step, FunctionStep) else function(text)
+                result = (
+                    _call_user_function(index, step, function, text)
+                    if isinstance(step, FunctionStep)
+                    else function(text)
+                )
                 if not result or result.isspace():
                     return False
                 sides[side] = result
@@ -95,25 +101,25 @@ class Cleaner:
 
 @lru_cache(maxsize=8)
 def cleaner(steps: tuple[Step, ...]) -> Cleaner:
-    """The steps made ready, once a process: dictionaries and models are large.
+    """The `Cleaner` of the steps, made once per process: dictionaries and models are large.
 
     Raises:
-        InputError: a library or a function that a step needs cannot be had.
+        InputError: a library or function that a step needs is missing.
     """
     return Cleaner(steps)
 
 
 def check_steps(steps: Sequence[Step], where: str = "data.cleaning") -> None:
-    """Make sure that every step can work on this machine: import its library or function.
+    """Checks that every step can work on this machine, by importing its library or function.
 
     Raises:
-        InputError: some cannot; all of them are named, with what to do.
+        InputError: some cannot; all are named, with the remedy.
     """
     problems = []
     for index, step in enumerate(steps):
         try:
             if not isinstance(step, DedupSteps):
-                made(step, segmented=False)
+                step_function(step, segmented=False)
             elif step.step == "near_dedup":
                 from data.cleaning.fingerprint import min_hash
 
@@ -125,13 +131,13 @@ def check_steps(steps: Sequence[Step], where: str = "data.cleaning") -> None:
 
 
 class StepCounts:
-    """How many documents and characters every step was given and took away, added up."""
+    """Counts the documents and characters that each step receives and removes."""
 
     def __init__(self, steps: int) -> None:
         self._counts = [[0, 0, 0, 0] for _ in range(steps)]
 
     def add(self, result: CleanResult) -> None:
-        """Count one document in."""
+        """Adds the result of one document."""
         for index, (before, after) in enumerate(pairwise(result.lengths)):
             counts = self._counts[index]
             counts[0] += 1
@@ -140,21 +146,21 @@ class StepCounts:
             counts[3] += before - after
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row a step, see `REPORT_COLUMNS`."""
+        """One row per step, see `REPORT_COLUMNS`."""
         return [dict(zip(REPORT_COLUMNS, counts, strict=True)) for counts in self._counts]
 
 
 REPORT_COLUMNS = ("documents", "documents_removed", "characters", "characters_removed")
-"""Of a step: what it was given and what of it it removed. It may add characters, which counts below zero."""
+"""Columns of a step's row: what it received and what it removed. Added characters count below zero."""
 
 
 def named_rows(rows: Sequence[Mapping[str, int]], steps: Sequence[Step]) -> list[dict[str, Any]]:
-    """The rows of a report with the steps' names; none where there are none."""
+    """The rows of a report with the steps' names; empty where there are no rows."""
     return [{"step": name_of(step), **row} for step, row in zip(steps, rows, strict=True)] if rows else []
 
 
-def told(report: Sequence[dict[str, Any]]) -> list[str]:
-    """A line for a person about every step."""
+def report_lines(report: Sequence[dict[str, Any]]) -> list[str]:
+    """One line for the console per step."""
     lines = []
     for row in report:
         characters = row["characters_removed"]
@@ -165,7 +171,7 @@ def told(report: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _called(index: int, step: FunctionStep, function: Clean, text: str) -> str | None:
+def _call_user_function(index: int, step: FunctionStep, function: Clean, text: str) -> str | None:
     try:
         return function(text)
     except Exception as error:

@@ -1,15 +1,15 @@
-"""Which documents of a data set are duplicates, found out before anything is tokenized.
+"""Finds the duplicates in a data set before anything is tokenized.
 
-    fingerprints/<k>/<key>.arrow   of a unit: what deduplicating steps compare of its documents, see data.cleaning
-    duplicates/<digest>.arrow      by unit and step, the documents that go; immutable
-    duplicates/for/<key>           names the digest that belongs to a manifest and steps
+    fingerprints/<k>/<key>.arrow   the fingerprints of a unit's documents, see data.cleaning.fingerprint
+    duplicates/<digest>.arrow      the documents to remove, by unit and step; immutable
+    duplicates/for/<key>           names the digest for a manifest and steps
 
-Fingerprints are made in Ray Data tasks, unit by unit. The decision is made here, in one order: held-out documents
-first, then in the manifest's order. So it does not depend on the cluster, and no copy of a held-out document, exact or
-near, is trained on.
+Fingerprints are made in Ray Data tasks, one per unit. One process compares them in a fixed order: held-out documents
+first, then in the manifest's order. So the result does not depend on the cluster, and no copy of a held-out document,
+exact or near, is trained on.
 
-Memory of the deciding process, for each document: 6 bytes and its fingerprints (16 bytes for `dedup`, 128 by default
-for `near_dedup`), about three times over while a decision is made.
+Memory of that process per document: 6 bytes and its fingerprints (16 bytes for `dedup`, 128 by default for
+`near_dedup`), about three times as much during a comparison.
 """
 
 from __future__ import annotations
@@ -32,28 +32,30 @@ from data.cleaning.identity import identity, refuse_other_code
 from data.cleaning.units import FOLDER, Documents, Removed, store_removed
 from data.config import DataConfig, StoreConfig
 from data.errors import BadShardError, CleaningError, ObjectNotFoundError
-from data.progress import Tell, told_of
-from data.readers.documents import read_documents
+from data.readers.documents import documents_depend_on, is_for_training, read_documents
 from data.shards.manifest import Manifest, Unit
+from data.shards.unit_rows import Log, load_cached, load_or_make, row_key, with_progress
 from data.stores.store import Store
-from data.tokens.unit import documents_depend_on, is_for_training, load_cached, load_or_make, row_key
 
 FORMAT_VERSION = 1
-"""Part of every key; raise it when other fingerprints are made of the same texts, or otherwise compared."""
+"""Part of every key. Raise it when fingerprints of the same texts, or their comparison, change."""
 
 SCHEMA = pa.schema(
     [
         ("documents", pa.large_binary()),  # (n,) uint32, index in the unit
         ("held_out", pa.large_binary()),  # (n,) bool
-        ("reached", pa.list_(pa.large_binary())),  # for every deduplicating step (n,) bool: no step before removes it
-        ("prints", pa.list_(pa.large_binary())),  # and (n, width) uint8, zeros where it is not reached
+        (
+            "reached",
+            pa.list_(pa.large_binary()),
+        ),  # for every deduplicating step (n,) bool: not removed by an earlier step
+        ("prints", pa.list_(pa.large_binary())),  # and (n, width) uint8, zeros where not reached
         ("problem", pa.string()),
     ]
 )
 
 
 def up_to_last_dedup(steps: Sequence[Step]) -> tuple[Step, ...]:
-    """The steps that decide what is a duplicate; none where nothing deduplicates."""
+    """The steps that decide what a duplicate is: all up to the last deduplicating one."""
     last = max((index for index, step in enumerate(steps) if isinstance(step, DedupSteps)), default=-1)
     return tuple(steps[: last + 1])
 
@@ -63,9 +65,9 @@ class FingerprintJob:
     """Everything a task needs to make the fingerprints of a unit; picklable.
 
     Attributes:
-        steps: those that decide what is a duplicate.
+        steps: the steps that decide what a duplicate is.
         code: their `identity` where the run was started.
-        cache: where fingerprints are kept.
+        cache: where fingerprints are cached.
     """
 
     data: DataConfig
@@ -75,13 +77,13 @@ class FingerprintJob:
     cache: Store
 
     def cache_key(self, unit: Unit) -> str:
-        """Key of the unit's fingerprints: a hash of all they depend on."""
+        """Key of the unit's fingerprints: a hash of everything they depend on."""
         depends_on = documents_depend_on(unit, self.data) | {"version": FORMAT_VERSION, "steps": self.code}
         return row_key(depends_on)
 
     @property
     def schema(self) -> pa.Schema:
-        """Of a unit's row."""
+        """Arrow schema of a unit's row."""
         return SCHEMA
 
 
@@ -92,18 +94,18 @@ def find_duplicates(
     manifest: Manifest,
     *,
     ahead: bool,
-    tell: Tell,
+    log: Log,
     start_ray: Callable[[], None],
 ) -> str:
-    """Find or make the artifact that says which documents are duplicates; returns its digest.
+    """Finds or makes the artifact that lists the duplicates; returns its digest.
 
     Args:
         store: the recipe's storage.
-        ahead: whether units are tokenized before training; if not, it is told that they are read all the same.
+        ahead: whether units are tokenized before training; if not, a line says that all are read anyway.
 
     Raises:
         BadShardError: shards cannot be read, and `on_bad_shard` is refuse; all are named.
-        CleaningError: a function of the user's failed on a document.
+        CleaningError: a user's function failed on a document.
         MantaError: see data.errors.
     """
     steps = up_to_last_dedup(data.cleaning)
@@ -114,36 +116,36 @@ def find_duplicates(
     try:
         digest = store.get(pointer).decode()
         if store.head(f"{FOLDER}/{digest}.arrow") is not None:
-            tell("duplicates: found before")
+            log("duplicates: found from an earlier run")
             return digest
     except ObjectNotFoundError:
         pass
     if not ahead:
-        tell(f"duplicates: data.prepare = {data.prepare}, but all units are read now: any may hold a copy of another's")
-    tell(f"duplicates: comparing the documents of {manifest.num_units:,} units")
-    rows = _fingerprints(job, manifest, tell, start_ray)
+        log(f"duplicates: data.prepare = {data.prepare}, but all units are read now: any may hold a copy of another's")
+    log(f"duplicates: comparing the documents of {manifest.num_units:,} units")
+    rows = _fingerprints(job, manifest, log, start_ray)
     problems = [row["problem"][0].as_py() for row in rows if row["problem"][0].as_py() is not None]
     if problems and data.on_bad_shard == "refuse":
-        raise BadShardError(named(problems))
+        raise BadShardError(bad_shards_message(problems))
     removed, total = decide(rows, job.steps)
     digest = store_removed(store, removed)
-    if not problems:  # bad shards get another chance
+    if not problems:  # a later version of the reader may read bad shards
         store.put(pointer, digest.encode())
     gone = sum(len(documents) for steps in removed.values() for documents in steps.values())
-    tell(f"duplicates: {gone:,} of {total:,} documents")
+    log(f"duplicates: {gone:,} of {total:,} documents")
     return digest
 
 
-def _fingerprints(job: FingerprintJob, manifest: Manifest, tell: Tell, start_ray: Callable[[], None]) -> list[pa.Table]:
-    from data.tokens.pipeline import chunks, rows_in_order  # imports Ray, which often is not needed
+def _fingerprints(job: FingerprintJob, manifest: Manifest, log: Log, start_ray: Callable[[], None]) -> list[pa.Table]:
+    from data.ray_data import chunks, rows_in_order  # imports Ray, which is often not needed
 
     load, make = partial(load_cached, job=job), partial(load_or_fingerprint, job=job)
     rows = (row for chunk in chunks(manifest) for row in rows_in_order(chunk, load, make, start_ray))
-    return list(told_of(rows, manifest.num_units, "duplicates", tell))
+    return list(with_progress(rows, manifest.num_units, "duplicates", log))
 
 
 def load_or_fingerprint(unit: Unit, job: FingerprintJob) -> pa.Table:
-    """The unit's row of SCHEMA: from the cache, or made and then kept there; with `problem` it is not kept.
+    """The unit's row of SCHEMA: from the cache, or made and then cached. A row with a `problem` is not cached.
 
     Raises:
         MantaError: as `load_or_tokenize`.
@@ -185,9 +187,12 @@ def fingerprints_of(unit: Unit, job: FingerprintJob) -> pa.Table:
 
 
 def decide(rows: Iterable[pa.Table], steps: Sequence[Step]) -> tuple[Removed, int]:
-    """Which documents go, given the rows of all units in the manifest's order, and how many documents there are.
+    """The documents to remove, and the number of all documents.
 
-    A step that deduplicates sees the documents that no step before it removes, held-out ones first, then in order.
+    A deduplicating step compares the documents that no earlier step removes, held-out ones first, then in order.
+
+    Args:
+        rows: of all units, in the manifest's order.
     """
     dedups = [(index, step) for index, step in enumerate(steps) if isinstance(step, DedupStep | NearDedupStep)]
     units = [row.to_pylist()[0] for row in rows]
@@ -196,14 +201,14 @@ def decide(rows: Iterable[pa.Table], steps: Sequence[Step]) -> tuple[Removed, in
     held_out = np.frombuffer(b"".join(unit["held_out"] for unit in units), np.bool_)
     unit_of = np.repeat(np.arange(len(units)), sizes)
     order = np.argsort(~held_out, kind="stable")
-    stays: Mask = np.ones(len(documents), np.bool_)
+    kept: Mask = np.ones(len(documents), np.bool_)
     removed: dict[int, dict[int, Documents]] = {}
     for place, (index, step) in enumerate(dedups):
         reached = np.frombuffer(b"".join(unit["reached"][place] for unit in units), np.bool_)
         prints: Bytes = np.frombuffer(b"".join(unit["prints"][place] for unit in units), np.uint8)
-        compared = order[(stays & reached)[order]]
+        compared = order[(kept & reached)[order]]
         gone = np.sort(compared[duplicates(prints.reshape(-1, width(step))[compared], step)])
-        stays[gone] = False
+        kept[gone] = False
         ordinals, starts = np.unique(unit_of[gone], return_index=True)
         for ordinal, (first, last) in zip(ordinals.tolist(), pairwise([*starts, len(gone)]), strict=True):
             removed.setdefault(ordinal, {})[index] = documents[gone[first:last]]
@@ -214,8 +219,8 @@ MAX_NAMED = 10
 """Bad shards named in one message."""
 
 
-def named(problems: Sequence[str]) -> str:
-    """What is wrong with shards, as a message that refuses them."""
+def bad_shards_message(problems: Sequence[str]) -> str:
+    """The message that refuses bad shards."""
     more = f"\n… and {len(problems) - MAX_NAMED} more" if len(problems) > MAX_NAMED else ""
-    remedy = "\nMend them, or set data.on_bad_shard: skip to train without them."
+    remedy = "\nRepair them, or set data.on_bad_shard: skip to train without them."
     return "\n".join(problems[:MAX_NAMED]) + more + remedy

@@ -1,7 +1,7 @@
-"""Which documents are duplicates of which: decided from fingerprints alone, the first of each kind being kept.
+"""Decides which documents are duplicates, from their fingerprints and their order alone. The first is kept.
 
-The order is the caller's, and decides; nothing else does. Memory: the fingerprints, and about 40 bytes a document while
-one band is looked at; about 2 KB more for each document that may be near another.
+Memory: the fingerprints, and about 40 bytes per document while one band is compared; about 2 KB more for each document
+that may be near another.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ BYTE_CHANCE = 1 / 256
 
 
 def duplicates(prints: Bytes, step: DedupStep | NearDedupStep) -> Mask:
-    """(n,) bool: which documents go, because one before them that stays is the same, or near enough.
+    """(n,) bool: the documents to remove, because a kept one before them is the same, or near enough.
 
     Args:
-        prints: (n, width) uint8, their fingerprints, in the order in which documents have a right to stay.
-        step: what counts as a duplicate.
+        prints: (n, width) uint8, the fingerprints; earlier documents take precedence.
+        step: decides what a duplicate is.
     """
     return _same(prints) if isinstance(step, DedupStep) else _near(prints, step)
 
 
 def agreeing(step: NearDedupStep) -> int:
-    """Bytes of two signatures that agree at least where documents are near: the threshold, by expectation."""
+    """Least bytes of two signatures that agree where documents are near: the expectation at the threshold."""
     share = step.threshold + (1 - step.threshold) * BYTE_CHANCE
     return math.ceil(step.permutations * share - 1e-9)
 
 
 def rows_per_band(step: NearDedupStep) -> int:
-    """Bytes in a band: documents are compared if they agree in a whole one.
+    """Bytes in a band: documents that agree in a whole band are compared.
 
-    8 where pairs at the threshold are found with at least nine chances in ten, 1 - (1 - t^r)^(n / r); else 4, which
+    8 where pairs at the threshold t are found with a probability of at least 0.9, 1 - (1 - t^r)^(n / r); else 4, which
     compares more pairs that are not near.
     """
     found = 1 - (1 - step.threshold**8) ** (step.permutations // 8)
@@ -50,7 +50,7 @@ def rows_per_band(step: NearDedupStep) -> int:
 
 def _same(prints: Bytes) -> Mask:
     halves = np.ascontiguousarray(prints).view(np.uint64)
-    order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: among the same, the first is first
+    order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: of equal ones, the first comes first
     repeated = np.zeros(len(prints), bool)
     repeated[order[1:]] = (halves[order[1:]] == halves[order[:-1]]).all(axis=1)
     return repeated
@@ -71,7 +71,7 @@ def _near(prints: Bytes, step: NearDedupStep) -> Mask:
 
 
 def _near_one_kept(prints: Bytes, bands: npt.NDArray[Any], needed: int) -> Mask:
-    """Document by document: near are those that agree with a kept one in a band and in `needed` bytes."""
+    """(n,) bool: the documents that agree with a kept one before them in a band and in `needed` bytes."""
     near = np.zeros(len(prints), bool)
     kept: list[defaultdict[int, list[int]]] = [defaultdict(list) for _ in range(bands.shape[1])]
     for document in range(len(prints)):

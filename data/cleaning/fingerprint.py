@@ -1,4 +1,4 @@
-"""What is kept of a document to find its duplicates: a hash of its text, or a MinHash signature."""
+"""Fingerprints of documents, by which duplicates are found: a hash of the text, or a MinHash signature."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from data.cleaning.libraries import library
 Bytes = npt.NDArray[np.uint8]
 
 EXACT_BYTES = 16
-"""Of the hash of a text: two different ones among n share it with probability n^2 / 2^129."""
+"""Bytes of a text's hash: two different texts among n collide with a probability of n^2 / 2^129."""
 
 SEED = 20_040_607
-"""Of the hash functions: fixed, so that signatures made on any machine at any time compare."""
+"""Seed of the hash functions: fixed, so that signatures from any machine and time are comparable."""
 
 
 def width(step: DedupStep | NearDedupStep) -> int:
@@ -37,9 +37,9 @@ def fingerprint(text: str, step: DedupStep | NearDedupStep) -> bytes:
 
 
 def min_hash(text: str, step: NearDedupStep) -> Bytes:
-    """(permutations,) uint8: the MinHash signature of a text's shingles, a byte of each minimum.
+    """(permutations,) uint8: the MinHash signature of a text's shingles, one byte of each minimum.
 
-    Two signatures agree in a place with probability J + (1 - J) / 256, where J is the Jaccard similarity of the sets
+    Two signatures agree in a byte with probability J + (1 - J) / 256, where J is the Jaccard similarity of the sets
     of shingles: b-bit minwise hashing with b = 8 (Li & Koenig 2010, eq. 8, for sets small among all hashes). The minima
     are rensa's: R-MinHash, after Dahlgaard, Knudsen & Thorup 2017 (Fast Similarity Sketching).
 
@@ -51,21 +51,21 @@ def min_hash(text: str, step: NearDedupStep) -> Bytes:
     minima = np.array(
         sketch(hashes, np.array([0, len(hashes)], np.uint64), step.permutations, SEED).to_rows()[0], np.uint64
     )
-    # Fibonacci hashing: all 32 bits of a minimum have a part in the byte that is kept.
+    # Fibonacci hashing: the byte depends on all 32 bits of the minimum.
     return ((minima * np.uint64(0x9E3779B1)) >> np.uint64(24) & np.uint64(0xFF)).astype(np.uint8)
 
 
 def shingles(text: str, chars: int) -> set[str]:
-    """The shingles of a text: all runs of `chars` characters, white space counting as one space; at least one."""
+    """The shingles of a text: all substrings of `chars` characters, with white space as one space; at least one."""
     text = " ".join(text.split())
     return {text[first : first + chars] for first in range(max(1, len(text) - chars + 1))}
 
 
 def shingle_hashes(text: str, chars: int) -> npt.NDArray[np.uint64]:
-    """(n,) uint64: a hash of every shingle of `shingles`, where it stands; repeated ones as often as they do.
+    """(n,) uint64: the hashes of the shingles in order of position; repeated shingles are repeated.
 
-    Multilinear hashing (Lemire & Kaser 2014) of code points, all shingles at once, then a mixer, since what follows
-    takes the bits for random.
+    Multilinear hashing (Lemire & Kaser 2014) of code points, all shingles at once, then a mixer, because MinHash
+    assumes random bits.
     """
     points = np.frombuffer(" ".join(text.split()).encode("utf-32-le"), np.uint32).astype(np.uint64)
     chars = min(chars, max(1, len(points)))

@@ -1,4 +1,4 @@
-"""What the result of a list of steps depends on apart from the text: the steps, and the code that they run."""
+"""Identifies a list of steps by everything their result depends on besides the text: settings and code."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _LIBRARIES = {
 
 @lru_cache(maxsize=8)
 def identity(steps: tuple[Step, ...]) -> str:
-    """The steps and the code behind them, as JSON: equal where results are.
+    """The steps and the code behind them, as JSON: equal identities give equal results.
 
-    Libraries go by their versions, a user's function by its path and its module's source. The interpreter's Unicode
-    tables are left out: by Unicode's stability policy they only ever learn new characters.
+    Libraries are identified by version, a user's function by its path and its module's source. The interpreter's
+    Unicode tables are not included: by Unicode's stability policy they only gain new characters.
 
     Raises:
         InputError: a user's function cannot be imported.
@@ -37,12 +37,12 @@ def identity(steps: tuple[Step, ...]) -> str:
 
 
 def digest_of(identity: str) -> str:
-    """A short name for an identity."""
+    """A hash of an identity."""
     return hashlib.sha256(identity.encode()).hexdigest()
 
 
 def differences(one: str, other: str) -> str:
-    """Where two identities differ, for a person: what the first has, and what the second."""
+    """The differences between two identities, for messages: "first, not second" for each step."""
     return "; ".join(
         f"data.cleaning.{index} ({(first or second)['step']}): {_shown(first, second)}, not {_shown(second, first)}"
         for index, (first, second) in enumerate(zip_longest(json.loads(one), json.loads(other)))
@@ -51,17 +51,21 @@ def differences(one: str, other: str) -> str:
 
 
 def refuse_other_code(steps: tuple[Step, ...], code: str) -> None:
-    """Raises InputError if the steps' code on this machine is not that of the identity `code`."""
+    """Checks that the steps have the identity `code` on this machine.
+
+    Raises:
+        InputError: they have another; names the differences.
+    """
     here = identity(steps)
     if here != code:
         raise InputError(
-            "A machine of the cluster would clean documents otherwise than the one that the command was given on: "
-            f"{differences(here, code)}. Give all the same packages and modules."
+            "This machine of the cluster has other code for data.cleaning than the one that ran the command: "
+            f"{differences(here, code)}. Install the same packages and modules on all machines."
         )
 
 
 def _shown(step: dict[str, Any] | None, other: dict[str, Any] | None) -> str:
-    """The code of a step where that is all in which it differs from another, else all of it."""
+    """The code of a step where only that differs from the other step, else the whole step."""
     if step is None:
         return "no step"
     if other is not None and {**step, "code": None} == {**other, "code": None}:

@@ -1,21 +1,20 @@
-"""Libraries that only some steps need: imported when they are, and named with the remedy where they are missing."""
+"""Libraries that only some steps need, imported on first use; and the languages they support."""
 
 import importlib
 import importlib.metadata
 from functools import cache
 from types import ModuleType
 
-from data.errors import InputError
-from data.extras import installing
+from data.errors import InputError, install_command
 
-INSTALL = installing("text")
+INSTALL = install_command("text")
 
 
 def library(module: str, needed_by: str) -> ModuleType:
-    """An imported library.
+    """Imports a library.
 
     Raises:
-        InputError: it is not installed here; with the step that needs it, and the command that installs it.
+        InputError: it is not installed; names the step that needs it and the command that installs it.
     """
     try:
         return importlib.import_module(module)
@@ -50,10 +49,10 @@ nb nl nn pl pt ro ru se sk sl sq sv sw tl tr uk
 """
 
 IDENTIFIED = frozenset(_IDENTIFIED.split())
-"""Told apart by py3langid."""
+"""Languages that py3langid identifies."""
 
 WITH_STOP_WORDS = frozenset(_WITH_STOP_WORDS.split())
-"""stopwordsiso has a list for them; Japanese and Thai are left out, as nothing here sets their words apart."""
+"""Languages with a list in stopwordsiso, without Japanese and Thai, whose words cannot be separated here."""
 
 WITH_LEMMAS = frozenset(_WITH_LEMMAS.split())
-"""simplemma has a dictionary for them."""
+"""Languages with a dictionary in simplemma."""

@@ -1,4 +1,4 @@
-"""The steps that look at one document: each a function from a text to a text, or to None, which removes it."""
+"""The steps that use one document at a time, as functions from a text to a text, or to None, which removes it."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from data.cleaning.user_function import checked_function
 from data.cleaning.words import count_words, cut_chinese, replace_words, segment
 
 Clean = Callable[[str], str | None]
-"""One step: a document's text in, its new text out, or None to remove it. Pure."""
+"""A step: takes a document's text, returns the new text, or None to remove the document. Pure."""
 
 IDENTIFIED_CHARS = 4096
-"""Characters of a document's beginning from which its language is told: more cost time and change next to nothing."""
+"""Characters from which a document's language is identified: more take time and change almost nothing."""
 
 LEMMAS_KEPT = 1 << 16
-"""Words whose lemmas a process remembers: most words of a text are among the last so many different ones."""
+"""Words whose lemmas a process caches: most words of a text are among the last so many different ones."""
 
 
-def made(step: Step, *, segmented: bool) -> Clean:
-    """The function that a step is, with its library imported.
+def step_function(step: Step, *, segmented: bool) -> Clean:
+    """The function of a step, with its library imported.
 
     Args:
-        step: not one of those that need the whole data set.
-        segmented: whether a step before it has set Chinese words apart by spaces.
+        step: any but those that need the whole data set.
+        segmented: whether an earlier step has separated Chinese words by spaces.
 
     Raises:
-        InputError: a library is not installed, or a function of the user's cannot be had; with the remedy.
+        InputError: a library is not installed, or a user's function cannot be imported; names the remedy.
     """
     match step:
         case UnicodeStep():
@@ -57,7 +57,7 @@ def made(step: Step, *, segmented: bool) -> Clean:
         case LemmatizeStep():
             return _lemmatize(step)
         case SegmentStep():
-            cut_chinese("")  # finds a missing library now, and not in the first Chinese document
+            cut_chinese("")  # detects a missing library now, not in the first Chinese document
             return segment
         case FunctionStep():
             return checked_function(step.path)
@@ -66,14 +66,14 @@ def made(step: Step, *, segmented: bool) -> Clean:
 
 def _length(step: LengthStep, segmented: bool) -> Clean:
     least, most = step.min_chars or 0, step.max_chars or float("inf")
-    fewest, max_words = step.min_words or 0, step.max_words or float("inf")
+    min_words, max_words = step.min_words or 0, step.max_words or float("inf")
     if step.counts_words and not segmented:
         cut_chinese("")
 
     def keep_if_it_fits(text: str) -> str | None:
         if not least <= len(text) <= most:
             return None
-        if step.counts_words and not fewest <= count_words(text, segmented=segmented) <= max_words:
+        if step.counts_words and not min_words <= count_words(text, segmented=segmented) <= max_words:
             return None
         return text
 
@@ -84,16 +84,16 @@ def _language(step: LanguageStep) -> Clean:
     library("py3langid", name_of(step))
     classify, keep = _identifier().classify, frozenset(step.keep)
 
-    def keep_if_spoken(text: str) -> str | None:
+    def keep_if_identified(text: str) -> str | None:
         language, probability = classify(text[:IDENTIFIED_CHARS])
         return text if language in keep and probability >= step.min_probability else None
 
-    return keep_if_spoken
+    return keep_if_identified
 
 
 @cache
 def _identifier() -> Any:
-    """py3langid's identifier with probabilities: one of our own, as anybody may restrict the module's languages."""
+    """py3langid's identifier with probabilities. Not the module's own, whose languages other code may restrict."""
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
@@ -101,7 +101,7 @@ def _identifier() -> Any:
 
 def _stop_words(step: StopWordsStep, segmented: bool) -> Clean:
     words = frozenset(library("stopwordsiso", name_of(step)).stopwords(step.language))
-    segmented = segmented or step.language != "zh"  # no other language's words are cut out of Chinese
+    segmented = segmented or step.language != "zh"  # only Chinese stop words are cut from Chinese text
     if not segmented:
         cut_chinese("")
 
@@ -119,4 +119,4 @@ def _lemmatize(step: LemmatizeStep) -> Clean:
         found: str = lemmatize(word, lang=step.language)
         return found
 
-    return lambda text: replace_words(text, lemma, segmented=True)  # Chinese has no lemmas to be cut out
+    return lambda text: replace_words(text, lemma, segmented=True)  # Chinese has no lemmas, so it is not cut

@@ -1,10 +1,10 @@
-"""The steps of a recipe as tasks apply them to units: with the code they were checked with, and duplicates decided."""
+"""Applies the steps of a recipe to the documents of units, with duplicates decided beforehand."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,26 +15,27 @@ import pyarrow as pa
 from data.cleaning.clean import StepCounts, cleaner
 from data.cleaning.config import Step
 from data.cleaning.identity import digest_of, refuse_other_code
-from data.errors import CleaningError, InputError, ObjectNotFoundError
-from data.readers.documents import Document
+from data.config import DataConfig, StoreConfig
+from data.errors import BadShardError, CleaningError, InputError, ObjectNotFoundError
+from data.readers.documents import Document, is_for_training, read_documents
 from data.shards.manifest import Unit
 from data.stores.store import Store
 
 FOLDER = "duplicates"
-"""Where the artifacts are kept that say which documents are duplicates, under their digests."""
+"""Folder of the artifacts that list duplicates, under their digests."""
 
 Documents = npt.NDArray[np.uint32]
-"""(n,) documents of a unit by their index in it, ascending."""
+"""(n,) indices of documents in a unit, ascending."""
 
 Removed = Mapping[int, Mapping[int, Documents]]
-"""By unit (ordinal in the manifest) and step (index in the list): the duplicates that the step removes there."""
+"""The duplicates that a step removes, by unit (ordinal in the manifest) and step (index in the list)."""
 
 _SCHEMA = pa.schema([("unit", pa.int64()), ("step", pa.int64()), ("documents", pa.large_binary())])
 
 
 @dataclass(frozen=True)
 class Cleaning:
-    """What is done to the documents of a manifest; picklable.
+    """The cleaning of the documents of a manifest; picklable.
 
     Attributes:
         steps: in order, at least one.
@@ -50,20 +51,20 @@ class Cleaning:
 
     @property
     def digest(self) -> str:
-        """Equal where all that is done is."""
+        """Digest of the steps, their code and the duplicates."""
         return digest_of(f"{self.code} {self.duplicates}")
 
     def depends_on(self, unit: Unit) -> list[str]:
-        """What the unit's cleaned documents depend on, apart from its own: not on the duplicates of other units."""
+        """What the unit's cleaned documents depend on besides the unit. Duplicates of other units are not included."""
         removed = self._removed_of(unit)
         lists = json.dumps([[step, removed[step].tolist()] for step in sorted(removed)])
         return [self.code, hashlib.sha256(lists.encode()).hexdigest()]
 
     def of_unit(self, unit: Unit) -> UnitCleaner:
-        """Ready to clean the unit's documents.
+        """The cleaner of the unit's documents.
 
         Raises:
-            InputError: the code of a step is missing on this machine, or is not what the run was started with.
+            InputError: the code of a step is missing on this machine, or differs from the run's.
         """
         refuse_other_code(self.steps, self.code)
         return UnitCleaner(self, unit, self._removed_of(unit))
@@ -75,7 +76,7 @@ class Cleaning:
 
 
 class UnitCleaner:
-    """Cleans the documents of one unit, and counts what that takes away."""
+    """Cleans the documents of one unit, and counts what is removed."""
 
     def __init__(self, cleaning: Cleaning, unit: Unit, removed: Mapping[int, Documents]) -> None:
         self._unit, self._cleaner = unit, cleaner(cleaning.steps)
@@ -86,7 +87,7 @@ class UnitCleaner:
         """The document after all steps; None where one removes it.
 
         Raises:
-            CleaningError: a function of the user's failed; with the document.
+            CleaningError: a user's function failed; names the document.
         """
         removed = frozenset(step for step, documents in self._removed.items() if document.index in documents)
         try:
@@ -97,12 +98,12 @@ class UnitCleaner:
         return None if result.text is None else replace(document, text=result.text, input=result.input)
 
     def report(self) -> list[dict[str, Any]]:
-        """What every step was given and removed so far."""
+        """What every step has received and removed so far."""
         return self._counts.rows()
 
 
 def store_removed(store: Store, removed: Removed) -> str:
-    """Keep which documents are duplicates; returns the digest under which they are found again."""
+    """Stores which documents are duplicates; returns the artifact's digest."""
     rows = [
         {"unit": unit, "step": step, "documents": removed[unit][step].tobytes()}
         for unit in sorted(removed)
@@ -117,23 +118,44 @@ def store_removed(store: Store, removed: Removed) -> str:
     return digest
 
 
-_loaded: dict[str, Removed] = {}  # the artifact this process used last; a run has one
+def documents_of(
+    unit: Unit, data: DataConfig, store_config: StoreConfig, cleaning: Cleaning | None, *, for_training: bool
+) -> Iterator[Document]:
+    """The cleaned documents of a unit that are for training, or those held out; none of a bad shard that is skipped.
+
+    Raises:
+        BadShardError: the shard cannot be read, and `on_bad_shard` is refuse.
+    """
+    source = data.sources[unit.source]
+    cleaner = None if cleaning is None else cleaning.of_unit(unit)
+    try:
+        for document in read_documents(unit, source, data, store_config):
+            if is_for_training(document, source, data) == for_training:
+                cleaned = document if cleaner is None else cleaner.clean(document)
+                if cleaned is not None:
+                    yield cleaned
+    except BadShardError:
+        if data.on_bad_shard == "refuse":
+            raise
+
+
+_loaded: dict[str, Removed] = {}  # the artifact that this process used last; a run has one
 
 
 def load_removed(store: Store, digest: str) -> Removed:
-    """What `store_removed` kept, read once a process.
+    """The inverse of `store_removed`, read once per process.
 
     Raises:
-        InputError: it is gone or damaged.
+        InputError: the artifact is missing or damaged.
     """
     if digest not in _loaded:
         key = f"{FOLDER}/{digest}.arrow"
         try:
             content = store.get(key)
         except ObjectNotFoundError:
-            raise InputError(f"{store.url_of(key)}, which says what is a duplicate, is gone. {_REMEDY}") from None
+            raise InputError(f"{store.url_of(key)}, which lists duplicates, is missing. {_REMEDY}") from None
         if hashlib.sha256(content).hexdigest() != digest:
-            raise InputError(f"{store.url_of(key)}, which says what is a duplicate, is damaged. {_REMEDY}")
+            raise InputError(f"{store.url_of(key)}, which lists duplicates, is damaged. {_REMEDY}")
         with pa.ipc.open_stream(pa.py_buffer(content)) as reader:
             rows = reader.read_all().to_pylist()
         removed: dict[int, dict[int, Documents]] = {}
@@ -144,4 +166,4 @@ def load_removed(store: Store, digest: str) -> Removed:
     return _loaded[digest]
 
 
-_REMEDY = "Delete the folder `duplicates` of the storage: it is made again, and is the same."
+_REMEDY = "Delete the folder `duplicates` of the storage: it is made again with the same content."

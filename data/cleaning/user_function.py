@@ -1,4 +1,4 @@
-"""A function of the user's own as a step."""
+"""Imports a user's function as a step, and checks what it returns."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from data.errors import InputError
 
 
 def checked_function(path: str) -> Callable[[str], str | None]:
-    """The function at an import path, its results checked.
+    """The function at an import path, with its results checked.
 
-    Raises (when called):
-        TypeError, ValueError: it returned something that is no text; and whatever it raises itself.
+    When called, it raises TypeError or ValueError for a result that is not text, and whatever the function raises.
 
     Raises:
-        InputError: there is no such module or function, or importing it fails.
+        InputError: the module or function does not exist, or importing it fails.
     """
     function = _function_at(path)
 
@@ -31,23 +30,21 @@ def checked_function(path: str) -> Callable[[str], str | None]:
             return None
         if not isinstance(result, str):
             raise TypeError(f"it returned {type(result).__name__}, not str or None")
-        result.encode()  # half of a surrogate pair is no text, and would end the tokenizer
+        result.encode()  # half of a surrogate pair is not text; the tokenizer would raise on it
         return result
 
     return call
 
 
 def source_digest(path: str) -> str:
-    """A digest of the module that holds the function: of its file, as it was when it was imported from there.
-
-    What the module imports from elsewhere is not looked into.
+    """The digest of the source file of the function's module. Modules that it imports are not included.
 
     Raises:
-        InputError: there is no such module.
+        InputError: the module does not exist.
     """
     module = _module_of(path)
     file = getattr(module, "__file__", None)
-    content = Path(file).read_bytes() if file else sys.version.encode()  # a module inside the interpreter has no file
+    content = Path(file).read_bytes() if file else sys.version.encode()  # a built-in module has no file
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
@@ -58,22 +55,22 @@ def _function_at(path: str) -> Callable[[str], Any]:
     if function is None:
         raise InputError(f"the module {module.__name__} ({getattr(module, '__file__', 'built in')}) has no {name!r}")
     if not callable(function):
-        raise InputError(f"{path} is {function!r:.60}, which cannot be called; it must be a function of a text")
+        raise InputError(f"{path} is {function!r:.60}, which cannot be called; it must be a function that takes a text")
     return function  # type: ignore[no-any-return]
 
 
 def _module_of(path: str) -> ModuleType:
-    # The `manta` command has its own folder in front of sys.path, and not the one it was called in. Last, so that
-    # nothing there takes the place of an installed module. Ray's workers have it there as well.
+    # sys.path of the `manta` command starts with the command's own folder, not the current one. The current folder is
+    # appended last, so that nothing there hides an installed module. Ray's workers have it in the same position.
     folder = os.getcwd()
     if folder not in sys.path:
         sys.path.append(folder)
     name = path.rpartition(".")[0]
     try:
         return importlib.import_module(name)
-    except Exception as error:  # a module of the user's may fail in any way
+    except Exception as error:  # a user's module may raise anything
         raise InputError(
             f"importing {name} fails on this machine: {type(error).__name__}: {error}. "
-            f"It is looked for in {folder} and where Python looks for modules; "
-            "`ray job submit --working-dir` takes the folder to a cluster"
+            f"It is searched for in {folder} and on Python's path; "
+            "`ray job submit --working-dir` copies the folder to a cluster"
         ) from None

@@ -1,8 +1,8 @@
-r"""What a word is, for the steps that need words.
+r"""Splits text into words, for the steps that need words.
 
 A word is a run of letters, marks, digits and connectors (\w of UTS #18), with apostrophes inside it. Chinese has no
-spaces between words: runs with Han characters are cut by jieba's dictionary, unless a step before has set the words
-apart. Runs with kana are left whole, as the dictionary knows no Japanese.
+spaces between words: runs with Han characters are cut by jieba's dictionary, unless an earlier step has separated the
+words. Runs with kana are not cut, because the dictionary has no Japanese.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 from data.cleaning.libraries import library
 
 MapWord = Callable[[str], str]
-"""Takes a word and returns what stands in its place; nothing removes it."""
+"""Takes a word and returns its replacement; "" removes the word."""
 
 
 @cache
 def _pattern(pattern: str) -> Any:
-    # `re` does not count combining marks among \w and would cut Hindi at every vowel sign.
+    # \w of `re` does not include combining marks, so it would cut Hindi at every vowel sign.
     import regex
 
     return regex.compile(pattern)
@@ -31,7 +31,7 @@ _HAN, _KANA = r"\p{Han}", r"[\p{Hiragana}\p{Katakana}]"
 
 
 def is_chinese(run: str) -> bool:
-    """Whether a run without spaces has to be cut into Chinese words."""
+    """Whether a run without spaces must be cut into Chinese words."""
     return _has_han(run) and _pattern(_KANA).search(run) is None
 
 
@@ -40,7 +40,7 @@ def _has_han(text: str) -> bool:
 
 
 def cut_chinese(run: str) -> list[str]:
-    """The words of a run without spaces; together they are the run."""
+    """The words of a run without spaces; their concatenation is the run."""
     pieces: list[str] = library("rjieba", "cutting Chinese into words").cut(run)
     return pieces
 
@@ -50,13 +50,13 @@ def _cut(run: str) -> list[str]:
 
 
 def count_words(text: str, *, segmented: bool) -> int:
-    """Words of a text. `segmented`: spaces set Chinese words apart already."""
+    """The number of words in a text. `segmented`: Chinese words are separated by spaces already."""
     runs: list[str] = _pattern(_WORD).findall(text)
     return len(runs) if segmented or not _has_han(text) else sum(len(_cut(run)) for run in runs)
 
 
 def replace_words(text: str, replacement: MapWord, *, segmented: bool) -> str:
-    """`text` with `replacement` of each word in its place; where that is nothing, the spaces behind it go too."""
+    """`text` with each word replaced; where the replacement is empty, the spaces after the word are removed too."""
     cut = None if segmented or not _has_han(text) else _cut
 
     def replaced(match: Any) -> str:

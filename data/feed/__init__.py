@@ -1,1 +1,1 @@
-"""The feeder: micro-batches by step, rank and world size."""
+"""Feeding a run: the actor that makes micro-batches, what it hands out, and the held-out set."""

@@ -1,7 +1,7 @@
-"""The feeder: one actor a run that knows steps and hands out references to micro-batches.
+"""The feeder: one actor per run that makes the micro-batches of every step and hands out references to them.
 
-It outlives worker groups: what it holds is a function of the run's config, manifest and seed, never of who asks.
-A step asked for again, after a restart, is handed out again or made again, and is the same.
+It outlives worker groups: its steps depend on the run's config, manifest and seed, not on the ranks that request them.
+A step requested again, after a restart, is handed out or made again, and is the same.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from data.order.sample_order import UNKNOWN, CountsUnknownError, Samples
 from data.tokens.pipeline import ReadAhead
 
 AHEAD_STEPS = 8
-"""Steps made before they are asked for."""
+"""Steps made before they are requested."""
 
 RETAINED_STEPS = 64
-"""Steps kept behind the newest one asked for, so that workers which restart find them made."""
+"""Steps kept behind the newest requested one, for workers that restart."""
 
 AHEAD_BYTES, AHEAD_UNITS = 128_000_000, 512
-"""Shards to be tokenized ahead of the step being made: until there are so many bytes, or so many units."""
+"""Limits of what is tokenized ahead of the step being made: bytes of shards, and units."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class _Block:
 
 
 class Feeder:
-    """Makes the steps of a run in a background thread; the body of the actor.
+    """Makes the steps of a run in a background thread; the class of the actor.
 
-    Raises, from every call that waits for data, what stopped the making: BadShardError, ShardChangedError,
-    TransientStoreError and kin.
+    Every call that waits for data raises the error that stopped the background thread: BadShardError,
+    ShardChangedError, TransientStoreError and others of `data.errors`.
     """
 
     def __init__(self, spec: FeedSpec) -> None:
@@ -53,7 +53,7 @@ class Feeder:
         self._read_ahead = ReadAhead(spec.manifest, spec.job)
         self._blocks: dict[int, _Block] = {}
         self._next_block = spec.first_step // spec.steps_per_block
-        self._newest_asked = spec.first_step
+        self._newest_request = spec.first_step
         self._planned_from: object = None
         self._error: BaseException | None = None
         self._changed = threading.Condition()
@@ -65,10 +65,10 @@ class Feeder:
         threading.Thread(target=self._make_blocks, name="make-blocks", daemon=True).start()
 
     async def share(self, step: int, rank: int, world_size: int) -> BlockShare:
-        """What `rank` of `world_size` computes in the block that holds `step`. Waits until it is made."""
+        """The share of `rank` in the block that contains `step`. Waits until it is made."""
         self._loop = asyncio.get_running_loop()
         block = step // self._spec.steps_per_block
-        self._ask(step)
+        self._request(step)
         while block not in self._blocks:
             if self._error is not None:
                 raise self._error
@@ -80,7 +80,7 @@ class Feeder:
         return BlockShare(first_step, mine, [made.refs[index] for index in mine], made.target_tokens)
 
     async def known(self) -> KnownUnits:
-        """What is known of the units by now."""
+        """The units known at present."""
         with self._changed:
             return self._known.copy()
 
@@ -89,11 +89,11 @@ class Feeder:
         return bool((self._known.counts != UNKNOWN).all())
 
     async def mean_lengths(self) -> tuple[float, float] | None:
-        """Tokens of an input and of a text, mean over the pairs made so far; None where there are none."""
+        """Mean tokens of an input and of a text over the pairs made so far; None where there are none."""
         if not self._pairs:
             return None
-        read, written = (self._pair_tokens / self._pairs).tolist()
-        return read, written
+        input_tokens, text_tokens = (self._pair_tokens / self._pairs).tolist()
+        return input_tokens, text_tokens
 
     async def held_out(self) -> HeldOut:
         """The fixed held-out set."""
@@ -111,15 +111,15 @@ class Feeder:
         token_bytes = self._spec.job.tokenizer.token_bytes
         return HeldOut([ray.put(batch) for batch in batches], *measure_held_out(batches, token_bytes))
 
-    def _ask(self, step: int) -> None:
-        """Note that `step` is needed; where it is neither made nor about to be, go on from there."""
+    def _request(self, step: int) -> None:
+        """Records that `step` is needed. If it is neither made nor about to be, making continues from it."""
         block = step // self._spec.steps_per_block
         with self._changed:
-            self._newest_asked = max(step, self._newest_asked)
+            self._newest_request = max(step, self._newest_request)
             about_to_be = self._last_block_ahead(self._next_block * self._spec.steps_per_block)
             if block not in self._blocks and not self._next_block <= block <= about_to_be:
                 self._next_block = block
-                self._newest_asked = step
+                self._newest_request = step
                 self._blocks.clear()
             self._changed.notify_all()
 
@@ -131,23 +131,23 @@ class Feeder:
         try:
             while True:
                 with self._changed:
-                    self._changed.wait_for(lambda: self._next_block <= self._last_block_ahead(self._newest_asked))
+                    self._changed.wait_for(lambda: self._next_block <= self._last_block_ahead(self._newest_request))
                     block = self._next_block
                 made = self._make(block)
                 with self._changed:
-                    if self._next_block == block:  # else someone asked for another place meanwhile
+                    if self._next_block == block:  # else another position was requested meanwhile
                         self._blocks[block] = made
                         self._next_block += 1
-                        oldest = self._newest_asked // self._spec.steps_per_block - retained
+                        oldest = self._newest_request // self._spec.steps_per_block - retained
                         for stale in [number for number in self._blocks if number < oldest]:
                             del self._blocks[stale]
                 self._notify()
-        except BaseException as error:  # raised to whoever asks
+        except BaseException as error:  # raised by `share` in the calls that wait
             self._error = error
             self._notify()
 
     def _notify(self) -> None:
-        if self._loop is not None:  # else nobody is waiting yet
+        if self._loop is not None:  # else no call is waiting yet
             self._loop.call_soon_threadsafe(self._arrived.set)
 
     def _make(self, block: int) -> _Block:
@@ -174,7 +174,7 @@ class Feeder:
         return self._together[1][step - first_step]
 
     def _samples(self, step: int, steps: int) -> Samples:
-        """The samples of `steps` steps from `step` on; tokenizes what must be known to tell."""
+        """The samples of `steps` steps from `step` on. Reads units whose counts are needed to find them."""
         size = self._spec.global_batch_size
         while True:
             self._plan_ahead(step * size)
@@ -182,29 +182,29 @@ class Feeder:
                 return self._order.samples(step * size, steps * size, self._known.counts)
             except CountsUnknownError as unknown:
                 for unit in unknown.units:
-                    self._learn(int(unit))
+                    self._record_unit(int(unit))
 
-    def _learn(self, unit: int) -> None:
+    def _record_unit(self, unit: int) -> None:
         stream = self._read_ahead.stream(unit)
         if stream.problem is not None and self._spec.job.data.on_bad_shard == "refuse":
             raise BadShardError(stream.problem)
         with self._changed:
-            self._known.learn(unit, self._batching.count(stream), stream.problem, stream.excluded)
+            self._known.record(unit, self._batching.count(stream), stream.problem, stream.excluded)
 
     def _plan_ahead(self, sample: int) -> None:
-        """Have the next AHEAD_BYTES of shards tokenized; planned anew only when a source enters another window."""
+        """Requests the next AHEAD_BYTES of shards; a new plan is made only when a source enters another window."""
         windows = self._order.windows_at(sample, self._known.counts)
         if windows == self._planned_from:
             return
         self._planned_from = windows
         manifest = self._spec.manifest
-        wanted: dict[int, None] = {}
+        planned: dict[int, None] = {}
         ahead_bytes = 0
         num_windows = sum(self._order.num_windows(source) for source in range(len(windows)))
         for units in islice(self._order.upcoming_windows(windows), num_windows):
-            fresh = [int(unit) for unit in units if int(unit) not in wanted]
-            wanted.update(dict.fromkeys(fresh))
+            fresh = [int(unit) for unit in units if int(unit) not in planned]
+            planned.update(dict.fromkeys(fresh))
             ahead_bytes += sum(manifest.unit(unit).unit_bytes for unit in fresh)
-            if ahead_bytes >= AHEAD_BYTES or len(wanted) >= AHEAD_UNITS:
+            if ahead_bytes >= AHEAD_BYTES or len(planned) >= AHEAD_UNITS:
                 break
-        self._read_ahead.request(list(wanted))
+        self._read_ahead.request(list(planned))

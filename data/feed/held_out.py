@@ -1,4 +1,4 @@
-"""The fixed samples and pairs of a split, the same whoever asks for them."""
+"""The fixed samples and pairs of a split: the first in the manifest's order."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from itertools import islice
 
 import numpy as np
 
+from data.cleaning.units import documents_of
 from data.errors import BadShardError
 from data.feed.spec import FeedSpec, ToTranslate
 from data.order.packing import MicroBatch, UnitStream
 from data.order.pairs import input_batches
 from data.order.sample_order import Ints, Samples
 from data.tokens.pipeline import tokenized_units_in_chunks
-from data.tokens.unit import documents_of, stream_columns, unit_stream
+from data.tokens.unit import stream_columns, unit_stream
 
 
 def fixed_batches(spec: FeedSpec, split: str, start_ray: Callable[[], None] = lambda: None) -> list[MicroBatch]:
-    """The samples of a split in the manifest's order, up to `data.validation_sequences`; the same whoever asks.
+    """The first samples of a split in the manifest's order, at most `data.validation_sequences`.
 
-    Reads units only until there are so many. Sample ids are (unit, sequence) as in training.
+    Reads only the units that are needed for them. Sample ids are (unit, sequence) as in training.
 
     Args:
         split: "train", "validation" or "test".
@@ -31,7 +32,7 @@ def fixed_batches(spec: FeedSpec, split: str, start_ray: Callable[[], None] = la
     limit = data.validation_sequences
     units: list[int] = []
     indices: list[int] = []
-    part = "train" if split == "train" else "validation"  # of a unit's row: a source of test has no other
+    part = "train" if split == "train" else "validation"  # column of a unit's row; sources for test have this one only
     columns = stream_columns(part, spec.job)
     for table in tokenized_units_in_chunks(spec.manifest, spec.job, columns, start_ray, _units_of(spec, split)):
         if len(units) >= limit:
@@ -51,7 +52,7 @@ def fixed_batches(spec: FeedSpec, split: str, start_ray: Callable[[], None] = la
 def pairs_to_translate(
     spec: FeedSpec, split: str, count: int, start_ray: Callable[[], None] = lambda: None
 ) -> ToTranslate:
-    """The first `count` pairs of a split in the manifest's order, those too long to be trained on among them.
+    """The first `count` pairs of a split in the manifest's order, including pairs too long to be trained on.
 
     Args:
         split: "train", "validation" or "test".
@@ -59,20 +60,20 @@ def pairs_to_translate(
     """
     job, data = spec.job, spec.job.data
     pairs = list(islice(raw_pairs(spec, split, start_ray), count))
-    inputs = [read for read, _ in pairs]
-    batches = input_batches(inputs, job.reads_with, data.most_input_tokens, spec.micro_batch_size)
+    inputs = [each for each, _ in pairs]
+    batches = input_batches(inputs, job.encoder_tokenizer, data.most_input_tokens, spec.micro_batch_size)
     return ToTranslate(batches, [text for _, text in pairs], job.tokenizer)
 
 
 def raw_pairs(spec: FeedSpec, split: str, start_ray: Callable[[], None] = lambda: None) -> Iterator[tuple[str, str]]:
-    """The inputs and texts of a split in the manifest's order, as they are after `data.cleaning`.
+    """The cleaned inputs and texts of a split in the manifest's order.
 
     Args:
         split: "train", "validation" or "test".
         start_ray: called if a unit must be tokenized; Ray runs when it returns.
     """
     ordinals = _units_of(spec, split)
-    return _read_pairs(spec, ordinals) if split == "train" else _held_out_pairs(spec, ordinals, start_ray)
+    return _training_pairs(spec, ordinals) if split == "train" else _held_out_pairs(spec, ordinals, start_ray)
 
 
 def _units_of(spec: FeedSpec, split: str) -> list[int]:
@@ -89,7 +90,7 @@ def _held_out_pairs(
         yield from json.loads(table["validation_pairs"][0].as_py())
 
 
-def _read_pairs(spec: FeedSpec, ordinals: Sequence[int]) -> Iterator[tuple[str, str]]:
+def _training_pairs(spec: FeedSpec, ordinals: Sequence[int]) -> Iterator[tuple[str, str]]:
     job = spec.job
     for unit in map(spec.manifest.unit, ordinals):
         for document in documents_of(unit, job.data, job.store_config, job.cleaning, for_training=True):
@@ -97,7 +98,7 @@ def _read_pairs(spec: FeedSpec, ordinals: Sequence[int]) -> Iterator[tuple[str, 
 
 
 def measure_held_out(batches: list[MicroBatch], token_bytes: Ints) -> tuple[int, int]:
-    """Targets that count in the batches, and the bytes of text they spell."""
+    """The number of targets that count in the batches, and the bytes of text that they stand for."""
     target_tokens = text_bytes = 0
     for batch in batches:
         for row, count in zip(batch.tokens, batch.target_counts, strict=True):

@@ -1,10 +1,9 @@
-"""What a feeder is made from, and what it hands out. Needs no Ray."""
+"""The feeder's specification, and the values it hands out. Imports no Ray at run time."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import ray
+from typing import TYPE_CHECKING
 
 from data.config import DataConfig
 from data.order.known_units import KnownUnits
@@ -15,21 +14,24 @@ from data.shards.manifest import Manifest
 from data.tokens.tokenizer import Tokenizer
 from data.tokens.unit import TokenizeJob
 
-BLOCK_STEPS, BLOCK_BYTES = 8, 64_000
-"""Steps handed out at once: at most so many, and no more than make about so many bytes of one micro-batch a step.
+if TYPE_CHECKING:
+    import ray
 
-Asking, answering and following references costs the machine about 15 ms however small the micro-batches are; eight
-small steps at once make that 2 ms a step. Large ones take longer to compute, and go one by one.
+BLOCK_STEPS, BLOCK_BYTES = 8, 64_000
+"""Limits of a block, the steps handed out together: most steps, and most bytes of one micro-batch per step.
+
+A request, its answer and the references take about 15 ms, however small the micro-batches are; eight small steps at
+once make that 2 ms per step. Large micro-batches take longer to compute, and are handed out one step at a time.
 """
 
 
 @dataclass(frozen=True)
 class FeedSpec:
-    """What a feeder needs to know of a run; picklable.
+    """Everything a feeder is built from; picklable.
 
     Attributes:
-        known: what is known of the units already.
-        first_step: step likely to be asked for first; it is made while the workers start.
+        known: the units known before the first step.
+        first_step: the step likely to be requested first; it is made while the workers start.
     """
 
     manifest: Manifest
@@ -42,7 +44,7 @@ class FeedSpec:
 
     @property
     def steps_per_block(self) -> int:
-        """Consecutive steps that are made and handed out together; see BLOCK_STEPS."""
+        """Steps of a block, which are made and handed out together; see BLOCK_STEPS."""
         data = self.job.data
         longest = data.seq_len + 1 + (data.most_input_tokens if data.has_pairs else 0)
         micro_batch_bytes = self.micro_batch_size * longest * self.job.dtype.itemsize
@@ -58,20 +60,20 @@ class FeedSpec:
         if not data.has_pairs:
             return PackedBatching(data.seq_len, self.micro_batch_size, self.seed if data.rotate_units else None)
         return PairBatching(
-            self.seed,
-            self.micro_batch_size,
-            self.global_batch_size // self.micro_batch_size,
-            data.bucket_steps,
-            data.length_multiple,
-            data.most_input_tokens,
-            data.seq_len,
-            job.tokenizer.end_of_text,
-            job.reads_with.end_of_text,
+            seed=self.seed,
+            micro_batch_size=self.micro_batch_size,
+            micro_batches_per_step=self.global_batch_size // self.micro_batch_size,
+            steps_together=data.bucket_steps,
+            length_multiple=data.length_multiple,
+            longest_input=data.most_input_tokens,
+            longest_text=data.seq_len,
+            end_of_text=job.tokenizer.end_of_text,
+            input_end=job.encoder_tokenizer.end_of_text,
         )
 
     @staticmethod
     def order_of(manifest: Manifest, data: DataConfig, seed: int) -> SampleOrder:
-        """The order of samples of a run with this data and seed."""
+        """The order of samples for this data and seed."""
         sources = data.sources_of("train")
         source_units = [manifest.units_of_source(source) for source in sources]
         weights = [data.sources[source].weight for source in sources]
@@ -80,13 +82,13 @@ class FeedSpec:
 
 @dataclass(frozen=True)
 class BlockShare:
-    """A rank's part of a block of consecutive steps.
+    """A rank's share of a block of consecutive steps.
 
     Attributes:
         first_step: the block's first.
         micro_steps: indices of the rank's micro-batches in each step.
-        refs: for each of those indices, a reference to the MicroBatches it has in the block, one a step.
-        target_tokens: for each step, targets that count in the whole of it, over all ranks.
+        refs: for each of those indices, a reference to its MicroBatches in the block, one per step.
+        target_tokens: for each step, the targets that count, over all ranks.
     """
 
     first_step: int
@@ -97,12 +99,12 @@ class BlockShare:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The held-out set of a run, the same at every evaluation and world size.
+    """The held-out set of a run, the same at every evaluation and for every world size.
 
     Attributes:
         refs: references to its micro-batches.
         target_tokens: targets that count.
-        text_bytes: bytes of text those targets spell; an end-of-text spells none.
+        text_bytes: bytes of text that those targets stand for; an end-of-text stands for none.
     """
 
     refs: list[ray.ObjectRef[MicroBatch]]
@@ -112,10 +114,10 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class ToTranslate:
-    """Pairs whose texts a model is to write from their inputs, and what it is held against.
+    """Pairs to translate: inputs for the model, and reference texts.
 
     Attributes:
-        batches: the inputs; their `places` are those of `references`.
+        batches: the inputs; their `positions` are indices into `references`.
         tokenizer: of the texts.
     """
 

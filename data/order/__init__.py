@@ -1,1 +1,1 @@
-"""The order of training data as pure functions: samples, packing, pairs."""
+"""The order of samples, and how samples become micro-batches: pure functions of seed, data and step."""

@@ -1,4 +1,4 @@
-"""What is known of the units that have been read: how many samples each gives, and what of them is not trained on."""
+"""Knowledge of the units read so far: the samples in each, and the documents excluded from training."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from data.order.sample_order import Ints
 
 
 @dataclass(frozen=True)
-class Excluded:
-    """What the run does not train on of some units, whatever the order.
+class ExcludedDocuments:
+    """Counts of the documents that a run excludes from training, over some units.
 
     Attributes:
-        units: how many units this tells of.
-        steps: a row with `REPORT_COLUMNS` for each of `data.cleaning`; none where there are no steps, or no units.
-        too_long: pairs that are longer than the model takes.
+        units: number of units counted.
+        steps: a row with `REPORT_COLUMNS` for each step of `data.cleaning`; empty where there are no steps or no units.
+        too_long: pairs longer than the model reads.
     """
 
     units: int = 0
@@ -24,37 +24,44 @@ class Excluded:
     too_long: int = 0
 
     @classmethod
-    def of_json(cls, fields: Mapping[str, Any]) -> Excluded:
-        """What `dataclasses.asdict` made of one, read back; {} is one of no units."""
+    def of_json(cls, fields: Mapping[str, Any]) -> ExcludedDocuments:
+        """Inverse of `dataclasses.asdict`; {} gives one of no units."""
         return cls(**{**fields, "steps": tuple(fields.get("steps", ()))})
 
-    def __add__(self, other: Excluded) -> Excluded:
+    def __add__(self, other: ExcludedDocuments) -> ExcludedDocuments:
         rows = zip(self.steps, other.steps, strict=True) if self.steps and other.steps else ()
         steps = tuple({column: row[column] + more[column] for column in row} for row, more in rows)
-        return Excluded(self.units + other.units, steps or self.steps or other.steps, self.too_long + other.too_long)
+        return ExcludedDocuments(
+            self.units + other.units, steps or self.steps or other.steps, self.too_long + other.too_long
+        )
 
 
 @dataclass
 class KnownUnits:
-    """What is known so far.
+    """The units known so far.
 
     Attributes:
         counts: (units,) int64, training samples in each unit, UNKNOWN where it has not been read.
-        skipped: units whose shard cannot be read and is left out, and why.
+        skipped: units that are skipped because their shard cannot be read, with the reason.
         excluded: over the units whose count is known.
     """
 
     counts: Ints
     skipped: dict[int, str] = field(default_factory=dict)
-    excluded: Excluded = Excluded()
+    excluded: ExcludedDocuments = ExcludedDocuments()
 
-    def learn(self, unit: int, count: int, problem: str | None, excluded: Excluded) -> None:
-        """A unit has been read."""
+    def record(self, unit: int, count: int, problem: str | None, excluded: ExcludedDocuments) -> None:
+        """Records a unit that has been read.
+
+        Args:
+            count: training samples in it.
+            problem: the reason why its shard cannot be read, or None.
+        """
         if problem is not None:
             self.skipped[unit] = problem
         self.counts[unit] = count
         self.excluded += excluded
 
     def copy(self) -> KnownUnits:
-        """As it is now."""
+        """A copy that later records do not change."""
         return replace(self, counts=self.counts.copy(), skipped=dict(self.skipped))

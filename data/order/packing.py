@@ -1,9 +1,9 @@
 """Packing: the token stream of a unit cut into fixed-length training sequences.
 
-A unit's stream is `end_of_text, document, end_of_text, document, ..., end_of_text`: the token before every document
-and after the last one is the same, so each document's first token is predicted from a boundary and its end is predicted
-too. Sequence i holds tokens [i * seq_len, i * seq_len + seq_len]: seq_len inputs and, one further on, their targets.
-Neighbours share one token, so every token of the stream but the first is a target exactly once.
+A unit's stream is `end_of_text, document, end_of_text, document, ..., end_of_text`: an end-of-text before every
+document and after the last, so a document's first token is predicted from a boundary, and its end is predicted too.
+Sequence i has tokens [i * seq_len, i * seq_len + seq_len]: seq_len inputs and, shifted by one, their targets.
+Neighbouring sequences share one token, so every token of the stream but the first is a target exactly once.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from data.order.known_units import Excluded
-from data.order.sample_order import Samples, place_in
+from data.order.known_units import ExcludedDocuments
+from data.order.sample_order import Samples, position_in
 
 Tokens = NDArray[Any]
 """(n,) uint16 or uint32 token ids."""
@@ -26,27 +26,27 @@ class UnitStream(NamedTuple):
     """A unit's tokens.
 
     Attributes:
-        tokens: one stream; none where the shard could not be read.
-        problem: the reason why it could not be read, or None.
-        lengths: (pairs, 2) int32, tokens of each pair's input and text; None where documents are no pairs.
-        excluded: of the unit.
+        tokens: one stream; empty where the shard cannot be read.
+        problem: the reason why it cannot be read, or None.
+        lengths: (pairs, 2) int32, tokens of each pair's input and text; None where documents are not pairs.
+        excluded: documents of the unit that are excluded from training.
     """
 
     tokens: Tokens
     problem: str | None = None
     lengths: NDArray[np.int32] | None = None
-    excluded: Excluded = Excluded()
+    excluded: ExcludedDocuments = ExcludedDocuments()
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one forward pass reads; the same whoever computes it.
+    """The input of one forward pass; the same on whichever rank.
 
     Attributes:
         tokens: (B, T + 1) uint16 or uint32; a decoder reads [:, :-1], its targets are [:, 1:].
         target_counts: (B,) int64; in row b only the first `target_counts[b]` targets count, the rest is padding.
         sample_ids: (B,) int64, see `Samples.ids`.
-        inputs: (B, S) uint16 or uint32, what an encoder reads; None where documents are no pairs.
+        inputs: (B, S) uint16 or uint32, input of an encoder; None where documents are not pairs.
         input_counts: (B,) int64; in row b only the first `input_counts[b]` inputs count, the rest is padding.
     """
 
@@ -58,10 +58,10 @@ class MicroBatch:
 
 
 class Batching(Protocol):
-    """How the tokens of units become micro-batches: a function of samples and tokens alone.
+    """Turns tokens of units into micro-batches: a function of samples and tokens alone.
 
     Attributes:
-        steps_together: steps that are made of their samples together.
+        steps_together: consecutive steps that are made together, from all their samples.
     """
 
     steps_together: int
@@ -73,8 +73,8 @@ class Batching(Protocol):
         """The micro-batches of each of `steps_together` steps from `first_step` on.
 
         Args:
-            samples: those of all these steps, in order.
-            units: the stream of every unit among them.
+            samples: the samples of all these steps, in order.
+            units: the stream of every unit in `samples`.
         """
 
     def held_out(self, samples: Samples, units: Mapping[int, UnitStream]) -> list[MicroBatch]:
@@ -82,10 +82,10 @@ class Batching(Protocol):
 
 
 class PackedBatching:
-    """Documents packed into sequences of `seq_len` targets; a step's samples as they come.
+    """Packs documents into sequences of `seq_len` targets, in the order of the samples.
 
     Args:
-        rotation_seed: decides from which place on each epoch cuts a unit's stream; None: from its beginning.
+        rotation_seed: decides the position from which each epoch cuts a unit's stream; None: its beginning.
     """
 
     steps_together = 1
@@ -102,13 +102,13 @@ class PackedBatching:
         if self._seed is None:
             return [self.held_out(samples, units)]
         offsets = [
-            place_in(len(units[unit].tokens) - 1, self._seed, epoch, unit)
+            position_in(len(units[unit].tokens) - 1, self._seed, epoch, unit)
             for epoch, unit in zip(samples.epoch.tolist(), samples.unit.tolist(), strict=True)
         ]
         return [self._cut(samples, units, offsets)]
 
     def held_out(self, samples: Samples, units: Mapping[int, UnitStream]) -> list[MicroBatch]:
-        """Micro-batches that hold `samples` in order."""
+        """Micro-batches of `samples` in order."""
         return self._cut(samples, units)
 
     def _cut(
@@ -141,11 +141,11 @@ def pack(
 ) -> tuple[Tokens, NDArray[np.int64]]:
     """Sequence `indices[b]` of `streams[b]` for every row b.
 
-    A stream begins and ends with the same token, so it is a ring of one token less; it may be cut from any place of
-    the ring on, and still every token is a target exactly once.
+    A stream begins and ends with the same token, so it is a ring of one token less. From whichever position the ring is
+    cut, every token is a target exactly once.
 
     Args:
-        offsets: for every row, the place its stream is cut from, in [0, tokens - 1); None: all from their beginnings.
+        offsets: for every row, the position from which its stream is cut, in [0, tokens - 1); None: all from 0.
 
     Returns:
         tokens (B, seq_len + 1) and target_counts (B,) int64, as in MicroBatch. Padding is token 0.

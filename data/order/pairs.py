@@ -1,12 +1,12 @@
-"""Pairs of an input and a text as micro-batches: like lengths together, so that little of a batch is padding.
+"""Pairs of an input and a text as micro-batches of similar lengths, so that batches have little padding.
 
-A pair's input is its ids and an end-of-text; its text is `end_of_text, ids, end_of_text`: the first asks for a
-beginning, the last is predicted. A pair is a sample of its own, never cut and never joined with another.
+A pair's input is its ids and an end-of-text; its text is `end_of_text, ids, end_of_text`: the first starts decoding,
+the last is predicted. A pair is one sample, never cut and never joined with another.
 
-The line of samples is that of `data.sample_order`. `bucket_steps` consecutive steps of it are sorted by length and cut
-into micro-batches, and these are shuffled over the steps; a step's own are then ordered by length, so that ranks which
-take every W-th of them have about the same to do. All of it is a function of the samples alone: whoever computes a
-micro-batch, on however many ranks, its content and shape are the same.
+The order of samples is that of `data.order.sample_order`. `bucket_steps` consecutive steps are sorted by length and cut
+into micro-batches, which are shuffled over the steps; those of a step are then ordered by length, so that ranks which
+take every W-th of them have about the same work. All of it is a function of the samples alone: content and shape of a
+micro-batch are the same on any rank and for any number of ranks.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ from data.tokens.tokenizer import Ids, Tokenizer
 
 
 class PairBatching:
-    """Micro-batches of pairs; see `data.packing.Batching`.
+    """Micro-batches of pairs; see `data.order.packing.Batching`.
 
     Args:
-        seed: the run's.
+        seed: the run's seed.
         steps_together: steps whose pairs are sorted together.
-        length_multiple: lengths are rounded up to a multiple of it, as far as the model reads.
-        longest_input, longest_text: most tokens that the model reads of either.
-        end_of_text, input_end: ids that close texts and inputs.
+        length_multiple: lengths are rounded up to a multiple of it, but not above the longest input or text.
+        longest_input, longest_text: most tokens that the model reads of each.
+        end_of_text, input_end: ids that end texts and inputs.
     """
 
     def __init__(
         self,
+        *,
         seed: int,
         micro_batch_size: int,
         micro_batches_per_step: int,
@@ -57,9 +58,9 @@ class PairBatching:
     def steps(self, samples: Samples, units: Mapping[int, UnitStream], first_step: int) -> list[list[MicroBatch]]:
         """The micro-batches of `steps_together` steps from `first_step` on, which consume `samples`."""
         batches = self._sorted_by_length(samples, units)
-        places = shuffled(len(batches), BUCKET, self._seed, first_step // self.steps_together)
+        positions = shuffled(len(batches), BUCKET, self._seed, first_step // self.steps_together)
         return [
-            [batches[place] for place in np.sort(places[start : start + self._per_step])]
+            [batches[position] for position in np.sort(positions[start : start + self._per_step])]
             for start in range(0, len(batches), self._per_step)
         ]
 
@@ -68,13 +69,13 @@ class PairBatching:
         return self._sorted_by_length(samples, units)
 
     def _sorted_by_length(self, samples: Samples, units: Mapping[int, UnitStream]) -> list[MicroBatch]:
-        places = list(zip(samples.unit.tolist(), samples.sequence.tolist(), strict=True))
+        located = list(zip(samples.unit.tolist(), samples.sequence.tolist(), strict=True))
         begins = {unit: pair_begins(stream) for unit, stream in units.items()}
-        lengths = np.array([_lengths(units[unit])[index] for unit, index in places], np.int64).reshape(-1, 2)
-        # The sum decides how much there is to do, the text's length which of two equal ones is the longer batch.
+        lengths = np.array([_lengths(units[unit])[index] for unit, index in located], np.int64).reshape(-1, 2)
+        # By the sum, which decides the work; equal sums by the text's length.
         order = np.lexsort((lengths[:, 1], lengths.sum(axis=1)))[::-1]
         ids = samples.ids()
-        pairs = [pair_of(units[unit], int(begins[unit][index]), index) for unit, index in places]
+        pairs = [pair_of(units[unit], int(begins[unit][index]), index) for unit, index in located]
         return [
             self._micro_batch([pairs[row] for row in rows], ids[rows])
             for rows in (order[start : start + self._size] for start in range(0, len(order), self._size))
@@ -82,12 +83,12 @@ class PairBatching:
 
     def _micro_batch(self, pairs: Sequence[tuple[Ids, Ids]], sample_ids: Ints) -> MicroBatch:
         dtype = pairs[0][1].dtype
-        input_counts = np.array([len(read) + 1 for read, _ in pairs], np.int64)
+        input_counts = np.array([len(input_ids) + 1 for input_ids, _ in pairs], np.int64)
         target_counts = np.array([len(text) + 1 for _, text in pairs], np.int64)
         inputs = np.zeros((len(pairs), self._rounded(input_counts, self._longest_input)), dtype)
         tokens = np.zeros((len(pairs), self._rounded(target_counts, self._longest_text) + 1), dtype)
-        for row, (read, text) in enumerate(pairs):
-            inputs[row, : len(read)], inputs[row, len(read)] = read, self._input_end
+        for row, (input_ids, text) in enumerate(pairs):
+            inputs[row, : len(input_ids)], inputs[row, len(input_ids)] = input_ids, self._input_end
             tokens[row, [0, len(text) + 1]] = self._end_of_text
             tokens[row, 1 : len(text) + 1] = text
         return MicroBatch(tokens, target_counts, sample_ids, inputs, input_counts)
@@ -104,7 +105,7 @@ def joined(pairs: Sequence[tuple[Ids, Ids]], dtype: np.dtype[np.uint16] | np.dty
 
 
 def pair_begins(unit: UnitStream) -> Ints:
-    """(pairs,) int64: where each pair begins in its unit's stream."""
+    """(pairs,) int64: the position of each pair's first token in its unit's stream."""
     both = _lengths(unit).sum(axis=1, dtype=np.int64)
     begins: Ints = np.cumsum(both) - both
     return begins
@@ -112,8 +113,9 @@ def pair_begins(unit: UnitStream) -> Ints:
 
 def pair_of(unit: UnitStream, begin: int, index: int) -> tuple[Ids, Ids]:
     """Input and text of a pair, as views into its unit's stream."""
-    read, text = (int(length) for length in _lengths(unit)[index])
-    return unit.tokens[begin : begin + read], unit.tokens[begin + read : begin + read + text]
+    input_len, text_len = (int(length) for length in _lengths(unit)[index])
+    split = begin + input_len
+    return unit.tokens[begin:split], unit.tokens[split : split + text_len]
 
 
 def _lengths(unit: UnitStream) -> NDArray[np.int32]:
@@ -122,20 +124,20 @@ def _lengths(unit: UnitStream) -> NDArray[np.int32]:
 
 
 class InputBatch(NamedTuple):
-    """Inputs for a model to write texts from.
+    """Inputs from which a model writes texts.
 
     Attributes:
         inputs: token ids of each, end-of-text included.
-        places: each one's place among the inputs asked for.
+        positions: index of each in the sequence that the batches were made of.
     """
 
     inputs: list[list[int]]
-    places: list[int]
+    positions: list[int]
 
 
 def input_batches(inputs: Sequence[str], tokenizer: Tokenizer, longest: int, batch_size: int) -> list[InputBatch]:
-    """Inputs as batches of like lengths, the longest first; what is beyond `longest` tokens is cut off."""
+    """Batches of inputs of similar lengths, the longest first. Inputs are truncated to `longest` tokens."""
     ids = [[*tokenizer.encode(text)[: longest - 1].tolist(), tokenizer.end_of_text] for text in inputs]
-    order = sorted(range(len(ids)), key=lambda place: -len(ids[place]))
+    order = sorted(range(len(ids)), key=lambda position: -len(ids[position]))
     cuts = (order[start : start + batch_size] for start in range(0, len(order), batch_size))
-    return [InputBatch([ids[place] for place in places], places) for places in cuts]
+    return [InputBatch([ids[position] for position in positions], positions) for positions in cuts]

@@ -1,15 +1,16 @@
-"""The order of training data as a pure function: seed and data in, the same samples out, whatever the cluster does.
+"""The order of training samples, as a pure function of seed and data, independent of the cluster.
 
-A run reads an endless line of samples; step `s` takes samples `s * global_batch_size` onward. The line is built so:
+A run reads an endless sequence of samples; step `s` takes `global_batch_size` of them from `s * global_batch_size` on.
+The sequence is built of:
 
-    mixture   which source a sample comes from: exact shares in every MIXTURE_PERIOD samples, shuffled inside it
-    epoch     each source goes through its units in a permutation of its own, a new one every epoch
+    mixture   the source of each sample: exact shares in every MIXTURE_PERIOD samples, shuffled inside it
+    epoch     a pass over a source, whose units are permuted anew in every epoch
     window    `shuffle_units` consecutive units of that permutation; their sequences are shuffled together
-    unit      a shard or row group, packed into sequences by itself, so any window can be the place to start
+    unit      a shard or row group, packed into sequences on its own, so that reading can start at any window
 
-Everything here is integer arithmetic on hashes: no generator state, nothing that depends on numpy's or Ray's version.
-How many sequences a unit holds is known once it has been tokenized; `counts` carries that knowledge, UNKNOWN where
-it is missing. The answer never depends on what is unknown: a question that would, raises CountsUnknownError.
+It is integer arithmetic on hashes: there is no generator state, and nothing depends on numpy's or Ray's version. The
+number of sequences in a unit is known once it has been tokenized; `counts` has these numbers, UNKNOWN where they are
+missing. No result depends on an unknown count: where it would, CountsUnknownError is raised.
 """
 
 from __future__ import annotations
@@ -26,20 +27,20 @@ from data.errors import InputError
 Ints = NDArray[np.int64]
 
 MIXTURE_PERIOD = 1000
-"""Samples in which every source gets exactly its share; a source whose share would be none is refused."""
+"""Samples in which every source has exactly its share. A source whose share would be none is refused."""
 
 UNKNOWN = -1
 """In an array of counts: this unit has not been tokenized yet."""
 
 # First part of every hash key, so that mixture, epochs and windows never share a permutation.
-_MIXTURE, _EPOCH, _WINDOW, BUCKET, _PLACE = range(5)
+_MIXTURE, _EPOCH, _WINDOW, BUCKET, _POSITION = range(5)
 
 # A sample id packs (epoch, unit, sequence) into a positive int64.
 _SEQUENCE_BITS, _UNIT_BITS, _EPOCH_BITS = 24, 25, 14
 
 
 class Samples(NamedTuple):
-    """Consecutive samples of the line; four (n,) int64 arrays. `sequence` counts within the unit."""
+    """Consecutive samples of the order; four (n,) int64 arrays. `sequence` counts within the unit."""
 
     source: Ints
     epoch: Ints
@@ -50,7 +51,7 @@ class Samples(NamedTuple):
         """Sample ids, (n,) int64: unique for every (epoch, unit, sequence).
 
         Raises:
-            InputError: more epochs, units or sequences in a unit than an id can hold.
+            InputError: there are more epochs, units or sequences in a unit than an id can represent.
         """
         limits = (1 << _EPOCH_BITS, 1 << _UNIT_BITS, 1 << _SEQUENCE_BITS)
         for name, values, limit in zip(
@@ -65,7 +66,7 @@ class Samples(NamedTuple):
 
 
 class Position(NamedTuple):
-    """A place in one source: its epoch, the window inside the epoch, the sample inside the window."""
+    """A position in one source: the epoch, the window inside the epoch, the sample inside the window."""
 
     epoch: int
     window: int
@@ -73,7 +74,7 @@ class Position(NamedTuple):
 
 
 class CountsUnknownError(Exception):
-    """The answer depends on units that have not been tokenized yet; `units` are the next of them, in order."""
+    """The result depends on units that have not been tokenized; `units` are the next of them, in order."""
 
     def __init__(self, units: Ints) -> None:
         super().__init__(units)
@@ -81,14 +82,14 @@ class CountsUnknownError(Exception):
 
 
 class SampleOrder:
-    """The line of samples of one run.
+    """The sequence of samples of one run.
 
     Args:
-        seed: the run's seed; another seed is another order.
+        seed: the run's seed; another seed gives another order.
         source_units: unit ordinals of each source, contiguous.
         weights: relative share of each source in the mixture, same length.
         shuffle_units: units in a shuffle window.
-        numbers: of the sources in the recipe, for messages; None: in order.
+        numbers: indices of the sources in the recipe, for messages; None: 0 and up.
 
     Raises:
         InputError: a source's share is below one sample in MIXTURE_PERIOD.
@@ -107,40 +108,40 @@ class SampleOrder:
         self.source_units = tuple(source_units)
         self.shuffle_units = shuffle_units
         self.quotas = _quotas(weights, self._numbers)
-        # Sized for a few sources in flight: the order is asked for step by step, so neighbours repeat.
+        # Sized for a few sources: the order is computed step by step, so neighbouring steps need the same values.
         self._mixture_of_period = lru_cache(maxsize=8)(self._compute_mixture)
         self.epoch_units = lru_cache(maxsize=2 * len(self.source_units))(self._compute_epoch_units)
         self._window_rows = lru_cache(maxsize=2 * len(self.source_units))(self._compute_window_rows)
 
     def samples(self, first: int, count: int, counts: Ints) -> Samples:
-        """Samples `first` to `first + count` of the line.
+        """Samples `first` to `first + count` of the sequence.
 
         Args:
             counts: (units,) int64, sequences in each unit of the manifest, UNKNOWN where not tokenized.
 
         Raises:
-            CountsUnknownError: tokenize its units, fill in their counts, and ask again.
-            InputError: a source holds no training sequence at all.
+            CountsUnknownError: counts are missing; tokenize these units, fill in their counts, and call again.
+            InputError: a source has no training sequence.
         """
         sources, positions = self.mixture(first, count)
         result = Samples(sources, np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count, np.int64))
         for source in range(len(self.source_units)):
-            places = np.flatnonzero(sources == source)
-            while len(places):
-                position = self.locate(source, int(positions[places[0]]), counts)
+            remaining = np.flatnonzero(sources == source)
+            while len(remaining):
+                position = self.locate(source, int(positions[remaining[0]]), counts)
                 units, indices = self.window(source, position.epoch, position.window, counts)
-                here = places[: len(units) - position.offset]
-                rows = slice(position.offset, position.offset + len(here))
+                here = remaining[: len(units) - position.offset]
+                in_window = slice(position.offset, position.offset + len(here))
                 result.epoch[here], result.unit[here], result.sequence[here] = (
                     position.epoch,
-                    units[rows],
-                    indices[rows],
+                    units[in_window],
+                    indices[in_window],
                 )
-                places = places[len(here) :]
+                remaining = remaining[len(here) :]
         return result
 
     def mixture(self, first: int, count: int) -> tuple[Ints, Ints]:
-        """Source of each sample, and its position in the source's own line; two (count,) int64 arrays."""
+        """Source of each sample, and its position in the sequence of that source; two (count,) int64 arrays."""
         sources, positions = [], []
         for period in range(first // MIXTURE_PERIOD, (first + count - 1) // MIXTURE_PERIOD + 1):
             labels, ranks = self._mixture_of_period(period)
@@ -151,7 +152,7 @@ class SampleOrder:
         return np.concatenate(sources), np.concatenate(positions)
 
     def locate(self, source: int, position: int, counts: Ints) -> Position:
-        """Where the `position`-th sample of a source lies. Reads counts only, never data.
+        """The epoch, window and offset of the `position`-th sample of a source. Uses counts only, never data.
 
         Raises:
             CountsUnknownError, InputError: as `samples`.
@@ -185,12 +186,12 @@ class SampleOrder:
         return self.epoch_units(source, epoch)[start : start + self.shuffle_units]
 
     def window(self, source: int, epoch: int, window: int, counts: Ints) -> tuple[Ints, Ints]:
-        """Sequences of a window in training order: their units and their places in them, two (n,) int64 arrays."""
+        """Sequences of a window in training order: their units and their indices in them, two (n,) int64 arrays."""
         units = self.window_units(source, epoch, window)
         return self._window_rows(source, epoch, window, tuple(int(count) for count in counts[units]))
 
     def windows_at(self, sample: int, counts: Ints) -> list[tuple[int, int]]:
-        """(epoch, window) from which each source reads at `sample`; the first untokenized one where counts end."""
+        """(epoch, window) that each source reads at `sample`; the first one with an unknown count where counts end."""
         period, inside = divmod(sample, MIXTURE_PERIOD)
         labels, _ = self._mixture_of_period(period)
         windows = []
@@ -199,14 +200,14 @@ class SampleOrder:
             try:
                 windows.append(self.locate(source, position, counts)[:2])
             except CountsUnknownError as unknown:
-                place = int(np.flatnonzero(self.epoch_units(source, 0) == unknown.units[0])[0])
-                windows.append((0, place // self.shuffle_units))
+                index = int(np.flatnonzero(self.epoch_units(source, 0) == unknown.units[0])[0])
+                windows.append((0, index // self.shuffle_units))
         return windows
 
     def upcoming_windows(self, windows: Sequence[tuple[int, int]]) -> Iterator[Ints]:
-        """Units of the windows from `windows` (one a source) on, without end, in about the order of need.
+        """Units of the windows from `windows` (one per source) on, endless, in about the order of their use.
 
-        A plan for reading ahead, not part of the order: sources take turns by weight and number of windows.
+        For reading ahead; it is not part of the order. Sources take turns by weight and number of windows.
         """
         turns = [(0.0, source, *windows[source]) for source in range(len(windows))]
         while True:
@@ -241,30 +242,30 @@ class SampleOrder:
 
 
 def shuffled(count: int, *key: int) -> Ints:
-    """Permutation of range(count), (count,) int64, decided by `key` alone.
+    """Permutation of range(count), (count,) int64, a function of `key` alone.
 
-    Indices are sorted by SplitMix64 hashes of key and index (Steele, Lea & Flood 2014): stable across versions of
-    every library, where a generator's `permutation` promises no such thing.
+    Indices are sorted by SplitMix64 hashes of key and index (Steele, Lea & Flood 2014). Unlike a generator's
+    `permutation`, this is stable across versions of libraries.
     """
     state = _hashed(*key)
     indices = np.arange(count, dtype=np.uint64)
     hashes = _mix(state + _GOLDEN * (indices + np.uint64(1)))
-    # The index replaces the lowest bits of its hash: no ties, and a plain sort does for the far slower argsort.
+    # The index replaces the lowest bits of its hash: there are no ties, and a plain sort replaces a slower argsort.
     index_bits = (1 << count.bit_length()) - 1
     ordered = np.sort((hashes & ~np.uint64(index_bits)) | indices)
     return (ordered & np.uint64(index_bits)).astype(np.int64)
 
 
-def place_in(count: int, *key: int) -> int:
-    """A place in range(count), decided by `key` alone; all are about equally likely."""
-    return int(_hashed(_PLACE, *key)[0] % np.uint64(count))
+def position_in(count: int, *key: int) -> int:
+    """A number in range(count), a function of `key` alone; all are about equally likely."""
+    return int(_hashed(_POSITION, *key)[0] % np.uint64(count))
 
 
-_GOLDEN = np.full(1, 0x9E3779B97F4A7C15, np.uint64)  # arrays, not scalars: only they wrap around without a warning
+_GOLDEN = np.full(1, 0x9E3779B97F4A7C15, np.uint64)  # arrays, not scalars: only arrays wrap around without a warning
 
 
 def _hashed(*key: int) -> NDArray[np.uint64]:
-    """(1,) uint64: a hash of a key, number by number."""
+    """(1,) uint64: a hash of the numbers of a key."""
     state = np.zeros(1, np.uint64)
     for part in key:
         state = _mix(state + _GOLDEN * np.uint64(part % (1 << 64)) + _GOLDEN)
@@ -281,13 +282,13 @@ def _quotas(weights: Sequence[float], numbers: Sequence[int]) -> Ints:
     """Samples of each source in a mixture period, (sources,) int64, by largest remainder."""
     shares = np.asarray(weights, np.float64) / sum(weights) * MIXTURE_PERIOD
     quotas = np.floor(shares).astype(np.int64)
-    # Rounded so that equal remainders tie exactly and the stable sort gives them to the earlier source.
+    # Rounded, so that equal remainders tie exactly, and the stable sort prefers the earlier source.
     neediest = np.argsort(-np.round(shares - quotas, 9), kind="stable")[: MIXTURE_PERIOD - int(quotas.sum())]
     quotas[neediest] += 1
     if (quotas == 0).any():
         source = int(np.argmin(quotas))
         raise InputError(
             f"data.sources.{numbers[source]}.weight={weights[source]} is less than 1/{MIXTURE_PERIOD} of all weights, "
-            f"{sum(weights)}: the source would never be read. Raise its weight or leave it out."
+            f"{sum(weights)}: the source would never be read. Raise its weight or remove the source."
         )
     return quotas

@@ -1,1 +1,1 @@
-"""Shards to documents: one file for each format."""
+"""Readers: one module per format of shards, and the table of formats."""

@@ -7,19 +7,20 @@ import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
-from data.config import SourceConfig
-from data.readers.reading import SPLIT_REMEDY, Location, RawDocument, Reading, reason_of, shortened
+from data.readers.reading import SPLIT_REMEDY, Location, RawDocument, Reading, near_names, reason_of, shortened
 from data.readers.unpack import UnpackedStream
-from data.shards.formats import near_names
 
 
 class _CsvLines:
-    """Lines as text for `csv`, which joins them into rows; an open quote must not make it join the whole shard."""
+    """Lines of text for the `csv` module, which joins them into rows.
+
+    A quote that is never closed would make `csv` join all remaining lines of the shard, so rows are limited here.
+    """
 
     def __init__(self, stream: UnpackedStream, reading: Reading) -> None:
         self._lines = stream.lines(reading.record_limit, SPLIT_REMEDY)
         self._reading = reading
-        self.row = Location("line 1")  # where the row that is being put together begins
+        self.row = Location("line 1")  # where the row being joined begins
         self.row_bytes = 0
 
     def __iter__(self) -> Iterator[str]:
@@ -32,10 +33,10 @@ class _CsvLines:
             yield self._reading.text(line, place)
 
 
-def read_delimited(
-    stream: UnpackedStream, source: SourceConfig, delimiter: str, reading: Reading
-) -> Iterator[RawDocument]:
-    csv.field_size_limit(sys.maxsize)  # the 128 KiB of the standard library are too few; _CsvLines has the limit
+def read_delimited(stream: UnpackedStream, reading: Reading, delimiter: str) -> Iterator[RawDocument]:
+    """The documents of a csv or tsv shard."""
+    source = reading.source
+    csv.field_size_limit(sys.maxsize)  # the standard library's 128 KiB are too few; _CsvLines has the limit
     lines = _CsvLines(stream, reading)
     quoted = csv.reader(lines, delimiter=delimiter, strict=True)
     plain = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)

@@ -1,36 +1,36 @@
-"""Shards to documents: one unit in, its texts out, in the order they stand in the shard.
+"""Reads the documents of a unit, in the order of the shard, and decides which of them are held out.
 
 Memory is bounded by a few buffers and `max_document_bytes`, whatever the size of the shard. A shard that is not the
-pinned version is refused before it is read, and again after, in case it was replaced meanwhile. Whose fault a failure
-is decides its class: the shard's (BadShardError), or the storage's, which may pass (TransientStoreError).
+pinned version is refused before it is read, and again after, in case it was replaced meanwhile. The cause of a failure
+decides its class: the shard's content (BadShardError), or the storage, which may recover (TransientStoreError).
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from typing import Any
 
 from data.config import DataConfig, SourceConfig, StoreConfig
 from data.errors import BadShardError, ObjectNotFoundError, ShardChangedError
-from data.readers.delimited import read_delimited
-from data.readers.jsonl import read_json_lines
-from data.readers.parquet import read_parquet
+from data.readers.formats import RowGroupFormat, format_of
 from data.readers.reading import Location, RawDocument, Reading, ReadReport, Values
-from data.readers.text import TEXT_READERS, read_aligned_lines
+from data.readers.text import read_aligned_lines
 from data.readers.unpack import UnpackedStream
-from data.shards.file import ShardFile
-from data.shards.formats import shard_format
 from data.shards.listing import change_of, stat_shard
 from data.shards.manifest import Unit
+from data.stores.shard_file import ShardFile
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One raw text, and the input it is to be written from, where documents are pairs.
+    """One raw text and, where documents are pairs, its input.
 
-    `index` is its place in the unit, from 0, counting the empty ones that are skipped. `group` is the value of the
-    source's `split_column`, None where it has none.
+    Attributes:
+        index: position in the unit, from 0, counting the empty documents that are skipped.
+        group: value of the source's `split_column`; None where the source has none.
     """
 
     text: str
@@ -40,7 +40,7 @@ class Document:
 
     @property
     def split_key(self) -> str:
-        """What decides whether it is held out: equal ones stay together."""
+        """The value whose hash decides whether the document is held out: equal values stay together."""
         if self.group is not None:
             return self.group
         return self.text if self.input is None else self.input
@@ -49,21 +49,22 @@ class Document:
 def read_documents(
     unit: Unit, source: SourceConfig, config: DataConfig, store: StoreConfig, report: ReadReport | None = None
 ) -> Iterator[Document]:
-    """The documents of a unit, in order. Null and nothing but white space are skipped; their index is not reused.
+    """The documents of a unit, in order. Null and white space alone are skipped; their index is not reused.
 
     Args:
-        unit: what to read, as the manifest pinned it.
-        source: the format and where the text is.
-        config: limits and how to treat invalid UTF-8.
+        unit: the unit to read, as the manifest pinned it.
+        source: the unit's source, with its format and columns.
+        config: limits, and the treatment of invalid UTF-8.
         store: how to reach the shard.
-        report: filled while the documents are taken.
+        report: updated while documents are read.
 
     Raises:
         ShardChangedError: the shard is missing or not the pinned version.
-        BadShardError: truncated or damaged, no such column, not text, or a document above `max_document_bytes`.
+        BadShardError: the shard is truncated or damaged, a column is missing or is not text, or a document is longer
+            than `max_document_bytes`.
         TransientStoreError: the storage failed through the bounded attempts.
     """
-    reading = Reading(unit.path, config, ReadReport() if report is None else report)
+    reading = Reading(unit.path, source, config, ReadReport() if report is None else report)
     _check_pinned(unit, store)
     try:
         with ExitStack() as stack:
@@ -75,7 +76,7 @@ def read_documents(
     except ObjectNotFoundError:
         raise ShardChangedError(f"{unit.path} was removed while it was read. Restore it, or start a new run.") from None
     except BadShardError:
-        _check_pinned(unit, store)  # replaced while being read is the better explanation where it is true
+        _check_pinned(unit, store)  # where the shard was replaced meanwhile, that is the better explanation
         raise
     _check_pinned(unit, store)
 
@@ -87,34 +88,57 @@ def _check_pinned(unit: Unit, store: StoreConfig) -> None:
 
 
 def _document(index: int, values: Values, place: Location, source: SourceConfig, reading: Reading) -> Document | None:
-    """The document that a row holds, or None where it holds none; counted in the report."""
+    """The document in a row, or None where the row is empty; counts it in the report."""
     text = reading.document(values[0], place)
-    read = reading.document(values[1], place) if source.has_pairs and text else None
-    if not text or read == "":
+    input_text = reading.document(values[1], place) if source.has_pairs and text else None
+    if not text or input_text == "":
         reading.report.empty += 1
         return None
     reading.report.documents += 1
-    reading.report.bytes += len(text.encode()) + len((read or "").encode())
+    reading.report.bytes += len(text.encode()) + len((input_text or "").encode())
     group = None
     if source.split_column is not None:
         group = "" if values[-1] is None else reading.text(values[-1], place)
-    return Document(text, index, read, group)
+    return Document(text, index, input_text, group)
 
 
 def _raw_documents(
     files: Sequence[ShardFile], unit: Unit, source: SourceConfig, reading: Reading
 ) -> Iterator[RawDocument]:
-    form, compression = shard_format(unit.path, source.known_format)
-    if form == "parquet":
-        return read_parquet(files[0], unit, source, reading)
+    form, compression = format_of(unit.path, source.known_format)
+    if isinstance(form, RowGroupFormat):
+        assert unit.row_group is not None
+        return form.read(files[0], unit.row_group, reading)
     stream = UnpackedStream(files[0], compression, reading)
-    if unit.input_path:
-        inputs = UnpackedStream(
-            files[1], shard_format(unit.input_path, "txt")[1], replace(reading, path=unit.input_path)
-        )
-        return read_aligned_lines(stream, inputs, reading)
-    if form == "txt":
-        return ((place, (data,)) for place, data in TEXT_READERS[source.document](stream, reading))
-    if form == "jsonl":
-        return read_json_lines(stream, source, reading)
-    return read_delimited(stream, source, "," if form == "csv" else "\t", reading)
+    if not unit.input_path:
+        return form.read(stream, reading)
+    _, input_compression = format_of(unit.input_path, "txt")
+    inputs = UnpackedStream(files[1], input_compression, replace(reading, path=unit.input_path))
+    return read_aligned_lines(stream, inputs, reading)
+
+
+def documents_depend_on(unit: Unit, data: DataConfig) -> dict[str, Any]:
+    """Everything that the documents of a unit, and their split, depend on: part of cache keys."""
+    source, fresh = data.sources[unit.source], SourceConfig(path="")
+    fields = ("input_column", "split", "split_column", "header", "quotes")
+    depends_on: dict[str, Any] = {
+        "shard": [unit.path, unit.size, unit.etag, unit.row_group],
+        "read": [source.format, source.text_column, source.document, data.invalid_utf8, data.max_document_bytes],
+        "validation_fraction": data.validation_fraction,
+        # Fields at their default are left out, so that most sources keep the cache keys of older versions.
+        **{name: getattr(source, name) for name in fields if getattr(source, name) != getattr(fresh, name)},
+    }
+    return depends_on | ({"input": [unit.input_path, unit.input_size, unit.input_etag]} if unit.input_path else {})
+
+
+def is_held_out(text: str, validation_fraction: float) -> bool:
+    """Whether a document is held out: decided by its text alone, so adding shards moves no document."""
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") < validation_fraction * 2.0**64
+
+
+def is_for_training(document: Document, source: SourceConfig, data: DataConfig) -> bool:
+    """Whether a document is for training: by its source's `split`, or by its hash."""
+    if source.split == "hash":
+        return not is_held_out(document.split_key, data.validation_fraction)
+    return source.split == "train"

@@ -1,4 +1,4 @@
-"""Reads jsonl shards: one JSON object a line."""
+"""Reads jsonl shards: one JSON object per line."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from data.config import SourceConfig
-from data.readers.reading import SPLIT_REMEDY, Location, RawDocument, Reading, reason_of, shortened
+from data.readers.reading import SPLIT_REMEDY, Location, RawDocument, Reading, near_names, reason_of, shortened
 from data.readers.unpack import UnpackedStream
-from data.shards.formats import near_names
 
 
-def read_json_lines(stream: UnpackedStream, source: SourceConfig, reading: Reading) -> Iterator[RawDocument]:
+def read_json_lines(stream: UnpackedStream, reading: Reading) -> Iterator[RawDocument]:
+    """The documents of a jsonl shard. Blank lines are skipped."""
     for place, line in stream.lines(reading.record_limit, f"{SPLIT_REMEDY} Is it one JSON object a line?"):
         if not line.strip():
             continue
         record = _json_object(reading.text(line, place), place, reading)
-        yield place, [_json_value(record, field, key, place, reading) for field, key in source.columns.items()]
+        yield place, [_json_value(record, field, key, place, reading) for field, key in reading.source.columns.items()]
 
 
 def _json_value(record: dict[str, Any], field: str, key: str, place: Location, reading: Reading) -> str | None:
@@ -26,7 +25,7 @@ def _json_value(record: dict[str, Any], field: str, key: str, place: Location, r
     value = record[key]
     if value is None or isinstance(value, str):
         return value
-    if field == "split_column":  # whatever can be compared
+    if field == "split_column":  # any value that can be compared
         return json.dumps(value, sort_keys=True)
     raise reading.bad(
         place, f"'{key}' is {shortened(value)}, not a string. Set {field} to the key that holds the text."

@@ -1,36 +1,54 @@
-"""Reads one row group of a Parquet shard."""
+"""Reads Parquet shards, one row group at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
-from data.config import SourceConfig
-from data.readers.reading import Location, RawDocument, Reading, reason_of
-from data.shards.file import ShardFile
-from data.shards.formats import column_problem, open_parquet
-from data.shards.manifest import Unit
+from data.errors import BadShardError
+from data.readers.reading import Location, RawDocument, Reading, near_names, reason_of
+from data.stores.shard_file import ShardFile
 
-BATCH_BYTES = 8 << 20  # text of Parquet rows held at once, by the row group's average
-
-BATCH_ROWS = 512  # and the most rows, as a long text that is repeated is stored once and so looks short
-
-
-def read_parquet(file: ShardFile, unit: Unit, source: SourceConfig, reading: Reading) -> Iterator[RawDocument]:
+if TYPE_CHECKING:
     import pyarrow as pa
 
-    assert unit.row_group is not None
-    parquet = open_parquet(file)
+BATCH_BYTES = 8 << 20
+"""Bytes of text of the rows held at once, by the row group's average."""
+
+BATCH_ROWS = 512
+"""Most rows held at once: a long text that repeats is stored once, so the average makes it look short."""
+
+
+def inspect_parquet(file: ShardFile, columns: Mapping[str, str]) -> tuple[int, str | None]:
+    """The number of row groups, and what is wrong with one of the columns, or None.
+
+    Args:
+        columns: names of columns by the recipe field that names them.
+
+    Raises:
+        BadShardError: the footer is damaged.
+    """
+    parquet = _open(file)
+    problems = (_column_problem(parquet.schema_arrow, *column) for column in columns.items())
+    return parquet.metadata.num_row_groups, next((problem for problem in problems if problem), None)
+
+
+def read_parquet(file: ShardFile, row_group: int, reading: Reading) -> Iterator[RawDocument]:
+    """The documents of one row group."""
+    import pyarrow as pa
+
+    source = reading.source
+    parquet = _open(file)
     for field, column in source.columns.items():
-        if problem := column_problem(parquet.schema_arrow, field, column):
+        if problem := _column_problem(parquet.schema_arrow, field, column):
             raise reading.bad(None, f"it {problem}.")
     wanted_columns = list(dict.fromkeys(source.columns.values()))
-    group = parquet.metadata.row_group(unit.row_group)
+    group = parquet.metadata.row_group(row_group)
     columns = [group.column(i) for i in range(group.num_columns)]
     stored = sum(each.total_uncompressed_size for each in columns if each.path_in_schema in wanted_columns)
     wanted = {
         "batch_size": min(BATCH_ROWS, max(1, BATCH_BYTES * group.num_rows // max(1, stored))),
-        "row_groups": [unit.row_group],
+        "row_groups": [row_group],
         "columns": wanted_columns,
     }
     row = 0
@@ -38,23 +56,61 @@ def read_parquet(file: ShardFile, unit: Unit, source: SourceConfig, reading: Rea
         for batch in parquet.iter_batches(**wanted, use_threads=False):
             values = [_as_bytes(batch.column(name)) for name in source.columns.values()]
             for of_row in zip(*values, strict=True):
-                yield Location(f"row group {unit.row_group}, row {row}"), [value.as_py() for value in of_row]
+                yield Location(f"row group {row_group}, row {row}"), [value.as_py() for value in of_row]
                 row += 1
     except (pa.ArrowException, OSError) as error:
-        place = Location(f"row group {unit.row_group}, after row {row}")
+        place = Location(f"row group {row_group}, after row {row}")
         raise reading.bad(
             place, f"truncated or damaged Parquet ({reason_of(error)}). Write the shard again."
         ) from error
 
 
 def _as_bytes(values: Any) -> Any:
-    """A column as bytes, because Arrow takes a writer's word for it that strings are UTF-8."""
+    """A column as bytes: Arrow does not check that strings are UTF-8."""
     import pyarrow as pa
 
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
-    if not (
-        pa.types.is_string(values.type) or pa.types.is_large_string(values.type) or values.type == pa.string_view()
-    ):
+    if not _is_text(values.type):
         values = values.cast(pa.string())
     return values.cast(pa.large_binary())
+
+
+def _open(file: ShardFile) -> Any:
+    """A `pyarrow.parquet.ParquetFile` that reads columns in small pieces.
+
+    Raises:
+        BadShardError: the footer is damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        # Without a buffer size it would fetch the column of a whole row group at once.
+        return pq.ParquetFile(pa.PythonFile(file, mode="r"), buffer_size=4 << 20)
+    except (pa.ArrowException, OSError) as error:
+        reason = reason_of(error)
+        raise BadShardError(f"{file.url} is truncated or no Parquet: its footer cannot be read ({reason}).") from error
+
+
+def _column_problem(schema: pa.Schema, field: str, column: str) -> str | None:
+    """What is wrong with the column that the recipe field `field` names, or None. `schema` is the shard's."""
+    import pyarrow as pa
+
+    if column not in schema.names:
+        return f"has no column '{column}'. {near_names(column, schema.names)} Set {field}"
+    kind = schema.field(column).type
+    if field == "split_column" and not pa.types.is_nested(kind):  # any value that can be compared
+        return None
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if not _is_text(kind):
+        return f"has {kind} in column '{column}', not strings. Set {field} to the column that holds the text"
+    return None
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds strings."""
+    import pyarrow as pa
+
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.string_view())

@@ -1,15 +1,38 @@
-"""Reads txt shards: whole files, paragraphs or lines, and lines of two files side by side."""
+"""Reads txt shards: whole files, paragraphs or lines, and the lines of two files as pairs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import zip_longest
 
-from data.readers.reading import SPLIT_REMEDY, Location, RawDocument, Reading, TextBlock
+from data.readers.reading import SPLIT_REMEDY, Location, RawDocument, Reading
 from data.readers.unpack import UnpackedStream
 
+_Block = tuple[Location, bytes]
 
-def _whole_file(stream: UnpackedStream, reading: Reading) -> Iterator[TextBlock]:
+
+def read_text(stream: UnpackedStream, reading: Reading) -> Iterator[RawDocument]:
+    """The documents of a txt shard, cut as the source's field `document` says."""
+    cut = {"file": _whole_file, "paragraph": _paragraphs, "line": _lines}[reading.source.document]
+    return ((place, (data,)) for place, data in cut(stream, reading))
+
+
+def read_aligned_lines(stream: UnpackedStream, inputs: UnpackedStream, reading: Reading) -> Iterator[RawDocument]:
+    """Pairs from two files: line n of `inputs` is the input of line n of `stream`.
+
+    Raises:
+        BadShardError: one file has fewer lines than the other.
+    """
+    lines = zip_longest(_lines(stream, reading), _lines(inputs, inputs.reading))
+    for line, input_line in lines:
+        if line is None or input_line is None:
+            longer, shorter = (inputs, stream) if line is None else (stream, inputs)
+            ended = f"{shorter.reading.path} has fewer lines than {longer.reading.path}"
+            raise reading.bad(None, f"{ended}. Line n of one is the input of line n of the other: write both again.")
+        yield line[0], (line[1], input_line[1])
+
+
+def _whole_file(stream: UnpackedStream, reading: Reading) -> Iterator[_Block]:
     chunks, size = [], 0
     while chunk := stream.chunk():
         chunks.append(chunk)
@@ -19,7 +42,7 @@ def _whole_file(stream: UnpackedStream, reading: Reading) -> Iterator[TextBlock]
     yield Location("the whole file", stream.position - size), b"".join(chunks)
 
 
-def _paragraphs(stream: UnpackedStream, reading: Reading) -> Iterator[TextBlock]:
+def _paragraphs(stream: UnpackedStream, reading: Reading) -> Iterator[_Block]:
     remedy = "Blank lines separate paragraphs here. Set document: line for this source, or raise the limit."
     first, size = Location(""), 0
     parts: list[bytes] = []
@@ -37,20 +60,6 @@ def _paragraphs(stream: UnpackedStream, reading: Reading) -> Iterator[TextBlock]
         yield first, b"".join(parts).rstrip(b"\r\n")
 
 
-def _text_lines(stream: UnpackedStream, reading: Reading) -> Iterator[TextBlock]:
+def _lines(stream: UnpackedStream, reading: Reading) -> Iterator[_Block]:
     for place, line in stream.lines(reading.limit, SPLIT_REMEDY):
         yield place, line.rstrip(b"\r\n")
-
-
-def read_aligned_lines(stream: UnpackedStream, inputs: UnpackedStream, reading: Reading) -> Iterator[RawDocument]:
-    """Lines of two files side by side. Raises BadShardError where one ends before the other."""
-    lines = zip_longest(_text_lines(stream, reading), _text_lines(inputs, inputs.reading))
-    for line, line_read in lines:
-        if line is None or line_read is None:
-            longer, shorter = (inputs, stream) if line is None else (stream, inputs)
-            ended = f"{shorter.reading.path} has fewer lines than {longer.reading.path}"
-            raise reading.bad(None, f"{ended}. Line n of one is the input of line n of the other: write both again.")
-        yield line[0], (line[1], line_read[1])
-
-
-TEXT_READERS = {"file": _whole_file, "paragraph": _paragraphs, "line": _text_lines}

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from data.readers.reading import Location, Reading, reason_of
-from data.shards.file import ShardFile
+from data.stores.shard_file import ShardFile
 
-FETCH_BYTES = 4 << 20  # one request to the storage
+FETCH_BYTES = 4 << 20
+"""Bytes of one request to the storage."""
 
-CHUNK_BYTES = 1 << 20  # one step of decompression and line splitting
+CHUNK_BYTES = 1 << 20
+"""Bytes of one step of decompression and line splitting."""
 
 _BOM = b"\xef\xbb\xbf"
 
@@ -26,34 +28,38 @@ class UnpackedStream:
         if compression:
             import pyarrow as pa
 
-            # Unlike zstandard's reader it notices a stream that ends too early. It unpacks no more than is asked for.
+            # Unlike zstandard's reader it detects a truncated stream. It decompresses no more than is asked for.
             self._stream = pa.CompressedInputStream(self._stream, compression)
         self.position = 0  # unpacked bytes read so far
 
     def chunk(self) -> bytes:
-        """The next bytes; none at the end. Raises BadShardError where they cannot be unpacked."""
+        """The next bytes, b"" at the end.
+
+        Raises:
+            BadShardError: they cannot be decompressed.
+        """
         try:
             data: bytes = self._stream.read(CHUNK_BYTES)
-        except OSError as error:  # not the storage: ShardFile has turned its failures into our own
+        except OSError as error:  # not from the storage: ShardFile raises Manta's own errors for that
             what = f"truncated or damaged {self._compression} ({reason_of(error)})"
             raise self.reading.bad(None, f"{what}. Upload the shard again from a sound copy.") from error
         first, self.position = self.position == 0, self.position + len(data)
         return data.removeprefix(_BOM) if first else data
 
     def lines(self, limit: int, remedy: str) -> Iterator[tuple[Location, bytes]]:
-        """Each line with its end, if it has one.
+        """Each line, with its line end where it has one.
 
         Raises:
-            BadShardError: a line longer than `limit` bytes, before the rest of it is read; `remedy` says what to do.
+            BadShardError: a line is longer than `limit` bytes; the rest of it is not read. `remedy` ends the message.
         """
         number, size = 1, 0
-        parts: list[bytes] = []  # of a line that goes on in the next chunk
+        parts: list[bytes] = []  # of a line that continues in the next chunk
         while chunk := self.chunk():
             offset = self.position - len(chunk) - size
             for line in _split_at_newline(chunk):
                 parts.append(line)
                 size += len(line)
-                if size > limit + 2:  # the line's own end does not count
+                if size > limit + 2:  # the line end does not count
                     raise self.reading.too_long(Location(f"line {number}"), remedy)
                 if line.endswith(b"\n"):
                     yield Location(f"line {number}", offset), b"".join(parts)
@@ -65,6 +71,6 @@ class UnpackedStream:
 def _split_at_newline(chunk: bytes) -> list[bytes]:
     if b"\r" not in chunk:
         return chunk.splitlines(keepends=True)
-    # `splitlines` would also end a line at a lone carriage return.
+    # `splitlines` would also split at a lone carriage return.
     *lines, rest = chunk.split(b"\n")
     return [line + b"\n" for line in lines] + ([rest] if rest else [])

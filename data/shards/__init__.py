@@ -1,1 +1,1 @@
-"""Shards: listed, checked, pinned in a manifest, opened."""
+"""Shards: listed, inspected and pinned in a manifest; cached rows of their units."""

@@ -1,22 +1,19 @@
-"""Makes a manifest: lists the shards of every source, looks into each, and reports all problems at once."""
+"""Builds a manifest: lists the shards of every source, inspects each, and reports all problems at once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 from data.config import SourceConfig, StoreConfig
 from data.errors import InputError, ObjectNotFoundError
-from data.shards.file import ShardFile
-from data.shards.formats import column_problem, open_parquet, shard_format
+from data.readers.formats import RowGroupFormat, format_of
 from data.shards.listing import absolute, list_shards, some_of
 from data.shards.manifest import FoundShard, Manifest, manifest_schema
+from data.stores.shard_file import ShardFile
 
-if TYPE_CHECKING:
-    pass
-
-CHECK_THREADS = 16  # they wait for storage, not for a core
+CHECK_THREADS = 16
+"""Shards inspected at once; the threads wait for storage, not for a core."""
 
 _MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
 
@@ -24,12 +21,12 @@ _MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
 def build_manifest(
     sources: Sequence[SourceConfig], store: StoreConfig, *, progress: Callable[[int, int], None] | None = None
 ) -> Manifest:
-    """List and pin the shards of every source.
+    """Lists and pins the shards of every source.
 
     Args:
-        sources: the bodies of text, in the config's order.
+        sources: in the recipe's order.
         store: how to reach them.
-        progress: called with (shards looked at, shards) while footers and headers are read.
+        progress: called with (shards inspected, all shards) while footers and headers are read.
 
     Raises:
         InputError: every problem of every source at once: nothing found, empty, unknown or damaged shards.
@@ -50,8 +47,8 @@ def build_manifest(
     units: list[int] = []
     damaged: list[list[str]] = [[] for _ in sources]
     with ThreadPoolExecutor(CHECK_THREADS, "manta-shards") as pool:
-        looked = pool.map(lambda pair: _look_into(pair[1], sources[pair[0]], store), found)
-        for done, ((index, _), (count, problem)) in enumerate(zip(found, looked, strict=True), start=1):
+        inspected = pool.map(lambda pair: _inspect(pair[1], sources[pair[0]], store), found)
+        for done, ((index, _), (count, problem)) in enumerate(zip(found, inspected, strict=True), start=1):
             units.append(count)
             damaged[index] += [problem] if problem else []
             if progress is not None:
@@ -81,7 +78,7 @@ def _assemble(sources: Sequence[SourceConfig], found: list[tuple[int, FoundShard
             "size": [shard.size for _, shard in found],
             "etag": [shard.etag for _, shard in found],
             "units": units,
-            "parquet": [_is_parquet(shard.path, sources[index]) for index, shard in found],
+            "parquet": [_has_row_groups(shard.path, sources[index]) for index, shard in found],
         },
         schema=manifest_schema(),
     )
@@ -90,10 +87,10 @@ def _assemble(sources: Sequence[SourceConfig], found: list[tuple[int, FoundShard
 
 
 def _shards_of(path: str, configured: str, store: StoreConfig) -> tuple[list[FoundShard], list[str]]:
-    """The shards below a source's path, and the problems with them that their names and sizes tell."""
+    """The usable shards below a source's path, and the problems with the others' names and sizes."""
     try:
         shards = list_shards(path, store)
-    except InputError as error:  # a storage that cannot be used; the next source may be elsewhere
+    except InputError as error:  # this storage cannot be used; the next source may be in another
         return [], [str(error)]
     if not shards:
         return [], [f"nothing found under {path}. Check the path; names that start with . or _ are not read."]
@@ -105,7 +102,7 @@ def _shards_of(path: str, configured: str, store: StoreConfig) -> tuple[list[Fou
     unknown: dict[str, list[str]] = {}
     for shard in shards:
         try:
-            shard_format(shard.path, configured)
+            format_of(shard.path, configured)
         except InputError as error:
             unknown.setdefault(str(error), []).append(shard.path)
         else:
@@ -114,26 +111,25 @@ def _shards_of(path: str, configured: str, store: StoreConfig) -> tuple[list[Fou
     return usable, problems
 
 
-def _is_parquet(path: str, source: SourceConfig) -> bool:
-    return shard_format(path, source.known_format)[0] == "parquet"
+def _has_row_groups(path: str, source: SourceConfig) -> bool:
+    return isinstance(format_of(path, source.known_format)[0], RowGroupFormat)
 
 
-def _look_into(shard: FoundShard, source: SourceConfig, store: StoreConfig) -> tuple[int, str | None]:
-    """How many units the shard has, and what is wrong with it as far as its footer or first bytes tell."""
-    form, compression = shard_format(shard.path, source.known_format)
-    if form != "parquet" and compression is None:
+def _inspect(shard: FoundShard, source: SourceConfig, store: StoreConfig) -> tuple[int, str | None]:
+    """The number of units in the shard, and what is wrong with it by its footer or first bytes, or None."""
+    form, compression = format_of(shard.path, source.known_format)
+    if not isinstance(form, RowGroupFormat) and compression is None:
         return 1, None
     try:
         with ShardFile(shard.path, store) as file:
-            if form == "parquet":
-                parquet = open_parquet(file)
-                found = (column_problem(parquet.schema_arrow, *column) for column in source.columns.items())
-                problems = [problem for problem in found if problem]
-                return parquet.metadata.num_row_groups, f"{shard.path} {problems[0]}" if problems else None
-            if compression is not None and not file.read(4).startswith(_MAGIC[compression]):
-                return 1, f"{shard.path} is not {compression}, whatever its name says"
+            if isinstance(form, RowGroupFormat):
+                row_groups, problem = form.inspect(file, source.columns)
+                return row_groups, problem and f"{shard.path} {problem}"
+            assert compression is not None
+            if not file.read(4).startswith(_MAGIC[compression]):
+                return 1, f"{shard.path} is not {compression}, though its name ends so"
             return 1, None
     except ObjectNotFoundError:
-        return 0, f"{shard.path} disappeared while it was being looked at"
+        return 0, f"{shard.path} disappeared while it was being inspected"
     except InputError as error:
         return 0, str(error).rstrip(".")

@@ -1,4 +1,4 @@
-"""Lists shards below a path or URL, and tells whether one has changed since it was pinned."""
+"""Lists the shards below a path or URL, and detects shards that have changed since they were pinned."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ from typing import Any
 
 from data.config import StoreConfig
 from data.errors import ShardChangedError, StoreAccessError
-from data.shards.file import filesystem_for
 from data.shards.manifest import FoundShard, Manifest
 from data.stores.s3 import S3Store
+from data.stores.shard_file import filesystem_for
 from data.stores.store import raise_local_error, split_url
 
-NAMED = 10  # shards named in one message; beyond that a count says more than a list
+NAMED = 10
+"""Most shards named in one message; the rest are counted."""
 
 
 def some_of(names: Sequence[str], what: str, joint: str = ", ") -> str:
-    """ "3 empty shards: a, b, c", with the first NAMED names and the count of the rest."""
+    """A list such as "3 empty shards: a, b, c", with the first NAMED names and the count of the rest."""
     more = f"{joint}and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
     return f"{len(names):,} {what}{'s' if len(names) > 1 else ''}: {joint.join(names[:NAMED])}{more}"
 
 
 def absolute(path: str) -> str:
-    """A source's path as it stays true in another working directory and on another machine."""
+    """A source's path, valid in any working directory: a URL or an absolute path."""
     scheme, rest = split_url(path)
     return rest if scheme == "file" else f"{scheme}://{rest}"
 
 
 def list_shards(path: str, config: StoreConfig) -> list[FoundShard]:
-    """The shards that a source's path names now, sorted by path.
+    """The shards that a source's path names at present, sorted by path.
 
-    A path with * or ? is a pattern in which neither crosses a "/"; a folder it matches counts with all that is below.
-    Any other path is a file, else a folder, else the beginning of names. Below it, files and folders whose name starts
-    with . or _ are skipped, as writers leave their markers and unfinished files there.
+    A path with * or ? is a pattern, in which neither matches "/"; a matching folder includes all files below it. Any
+    other path is a file, else a folder, else a prefix of names. Files and folders whose names start with . or _ are
+    skipped: writers use such names for markers and unfinished files.
 
     Raises:
         StoreAccessError, TransientStoreError: the storage cannot be listed.
@@ -60,13 +61,18 @@ def _is_local_file(path: str) -> bool:
 
 
 def _hidden(rest: str, whole_names: bool) -> bool:
-    """`rest` of a path after what the user spelled out; unless `whole_names`, it starts in the middle of a name."""
+    """Whether the part of a path after the user's own has a hidden name.
+
+    Args:
+        rest: that part.
+        whole_names: whether it starts with a whole name, not in the middle of one.
+    """
     parts = rest.split("/")
     return any(part.startswith((".", "_")) for part in (parts if whole_names else parts[1:]))
 
 
 def _pattern(path: str) -> str:
-    """A regular expression for a path in which * and ? stand for characters other than "/"."""
+    """A regular expression for a path in which * and ? match characters other than "/"."""
     return "".join({"*": "[^/]*", "?": "[^/]"}.get(char, re.escape(char)) for char in path)
 
 
@@ -75,14 +81,14 @@ def _listed(start: str, config: StoreConfig) -> Iterator[FoundShard]:
     scheme, rest = split_url(start)
     if scheme == "s3":
         bucket, _, prefix = rest.partition("/")
-        # A clear word about endpoint, bucket and keys; with the prefix, as the keys may be good for nothing else.
+        # A clear message about endpoint, bucket or keys. With the prefix: the keys may allow nothing else.
         S3Store(bucket, prefix, config).check()
         for info in S3Store(bucket, "", config).list(prefix):
             yield FoundShard(f"s3://{bucket}/{info.key}", info.size, info.etag)
     elif scheme == "gs":
         yield from _gs_listed(start, config)
     else:
-        # split_url drops a closing slash, which tells "below this folder" from "names that start so".
+        # split_url drops a trailing slash, which distinguishes "below this folder" from "names with this prefix".
         yield from _local_listed(start)
 
 
@@ -94,7 +100,7 @@ def _local_listed(start: str) -> Iterator[FoundShard]:
         top = start if os.path.isdir(start) else os.path.dirname(start)
         seen: set[tuple[int, int]] = set()
         for folder, folders, names in os.walk(top, followlinks=True):
-            # Links into other folders are common in datasets; a link back up would never end.
+            # Links to other folders are common in datasets; a link to a parent folder would never end.
             below = [(name, os.path.join(folder, name)) for name in folders]
             folders[:] = [name for name, path in below if _leads_to(path, start) and _first_visit(path, seen)]
             for name in names:
@@ -111,10 +117,10 @@ def _leads_to(folder: str, start: str) -> bool:
 
 def _first_visit(folder: str, seen: set[tuple[int, int]]) -> bool:
     stat = os.stat(folder)
-    place = (stat.st_dev, stat.st_ino)
-    if place in seen:
+    identity = (stat.st_dev, stat.st_ino)
+    if identity in seen:
         return False
-    seen.add(place)
+    seen.add(identity)
     return True
 
 
@@ -145,11 +151,11 @@ def _gs_shard(info: Any) -> FoundShard:
 
 
 def stat_shard(path: str, config: StoreConfig) -> FoundShard | None:
-    """One shard as it is now, or None where there is none."""
+    """The present metadata of one shard; None where there is no such shard."""
     scheme, rest = split_url(path)
     if scheme == "s3":
         bucket, _, key = rest.partition("/")
-        # Reached before, when the shard was pinned: no answer now is trouble that may pass.
+        # The storage answered when the shard was pinned, so no answer now is a temporary failure.
         info = S3Store(bucket, "", config, reached=True).head(key)
         return FoundShard(path, info.size, info.etag) if info else None
     if scheme == "gs":
@@ -167,7 +173,7 @@ def stat_shard(path: str, config: StoreConfig) -> FoundShard | None:
 
 
 def change_of(pinned: FoundShard, now: FoundShard | None) -> str | None:
-    """How a shard differs from its pinned version, as a clause, or None."""
+    """How a shard differs from its pinned version, as a clause; None where it does not."""
     if now is None:
         return f"{pinned.path} is missing"
     if (now.size, now.etag) == (pinned.size, pinned.etag):
@@ -177,10 +183,10 @@ def change_of(pinned: FoundShard, now: FoundShard | None) -> str | None:
 
 
 def check_unchanged(manifest: Manifest, config: StoreConfig) -> int:
-    """Compare the pinned shards with what is there, by listing each source again; returns how many shards are new.
+    """Lists each source again and compares it with the pinned shards; returns how many shards are new.
 
     Raises:
-        ShardChangedError: shards that changed or are missing, each by name up to ten, and the count.
+        ShardChangedError: shards changed or are missing; names up to ten, and the count.
     """
     changes: list[str] = []
     new = 0
@@ -195,7 +201,7 @@ def check_unchanged(manifest: Manifest, config: StoreConfig) -> int:
         new += len(now.keys() - {manifest.shard(row).path for row in manifest.shards_of_source(source)})
     if changes:
         raise ShardChangedError(
-            f"{some_of(changes, 'changed or missing shard', joint='; ')}. This run is pinned to other data: restore the "
-            "shards, or start a new run to train on what is there now."
+            f"{some_of(changes, 'changed or missing shard', joint='; ')}. This run is pinned to other data: restore "
+            "the shards, or start a new run to train on what is there now."
         )
     return new

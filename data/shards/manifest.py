@@ -1,7 +1,7 @@
-"""The manifest: which shards a run reads, pinned by size and etag, and how they are cut into units.
+"""The manifest: the shards of a run, pinned by size and etag, and their division into units.
 
-A unit is the smallest piece that is read on its own: a row group of a Parquet shard, or any other shard as a whole.
-Units are numbered by source, then by path, so an ordinal means the same piece of text whoever asks, on any cluster.
+A unit is the smallest piece that is read on its own: a row group, or a whole shard of a format without row groups.
+Units are numbered by source, then by path, so an ordinal means the same piece of text on any cluster.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class FoundShard(NamedTuple):
-    """A shard as the storage describes it now. `path` is an s3:// or gs:// URL, or an absolute path."""
+    """A shard as the storage describes it. `path` is an s3:// or gs:// URL, or an absolute path."""
 
     path: str
     size: int
@@ -31,12 +31,16 @@ class FoundShard(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One piece of a dataset, and the version of the shard it was pinned at.
+    """One piece of a data set, and the pinned version of its shard.
 
-    `source` and `shard` are indices into the config's sources and the manifest's rows. `size` is the shard's, in bytes;
-    `unit_bytes` is this unit's part of it, taking row groups as equal. `row_group` is None unless the shard is Parquet.
-    `input_path`, `input_size` and `input_etag` are of the file whose lines are the inputs of the shard's; "" and 0
-    where there is none.
+    Attributes:
+        shard: row of the manifest.
+        source: index into the recipe's sources.
+        size: bytes of the shard.
+        unit_bytes: this unit's part of `size`, taking row groups as equal.
+        row_group: None where the shard's format has no row groups.
+        input_path, input_size, input_etag: the file whose lines are the inputs of the shard's lines; "" and 0 where
+            there is none.
     """
 
     ordinal: int
@@ -53,29 +57,32 @@ class Unit:
 
     @property
     def pinned(self) -> list[FoundShard]:
-        """The files it is read from, as they were pinned."""
+        """The files that the unit is read from, as they were pinned."""
         inputs = [FoundShard(self.input_path, self.input_size, self.input_etag)] if self.input_path else []
         return [FoundShard(self.path, self.size, self.etag), *inputs]
 
 
 class Manifest:
-    """The pinned shards of all sources, by column: a hundred thousand of them are tens of megabytes, not objects.
+    """The pinned shards of all sources, stored by column: a hundred thousand take tens of megabytes.
 
-    Files of inputs whose lines belong to those of shards come after the shards of their source, in the same order, as
-    shards without a unit of their own.
+    Files of inputs, whose lines belong to those of shards, follow the shards of their source in the same order. They
+    are shards without units.
     """
 
     def __init__(self, table: pa.Table, source_paths: Sequence[str], input_paths: Sequence[str | None] = ()) -> None:
-        """`table` has the columns of `manifest_schema()`, ordered by source and then path.
+        """Builds a manifest of a table.
 
-        `source_paths` is one a source, and so is `input_paths`, None where a source has no files of inputs.
+        Args:
+            table: has the columns of `manifest_schema()`, ordered by source, then path.
+            source_paths: one per source.
+            input_paths: one per source; None where a source has no files of inputs.
         """
         self._table = table.combine_chunks()
         self.source_paths = tuple(source_paths)
         self.input_paths = tuple(input_paths) or (None,) * len(self.source_paths)
         self._source = self._table["source"].to_numpy()
         self._units = self._table["units"].to_numpy()
-        # ends[i]: the first ordinal after shard i. searchsorted steps over shards without a unit (no row group).
+        # ends[i]: the first ordinal after shard i. searchsorted skips shards without a unit.
         self._ends = np.cumsum(self._units, dtype=np.int64)
 
     @property
@@ -88,7 +95,7 @@ class Manifest:
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all shards as they are stored, so compressed where they are."""
+        """Bytes of all shards as they are stored; compressed ones count compressed."""
         return int(self._table["size"].to_numpy().sum())
 
     def shard(self, index: int) -> FoundShard:
@@ -101,7 +108,11 @@ class Manifest:
         return range(int(first), int(last))
 
     def unit(self, ordinal: int) -> Unit:
-        """The unit numbered `ordinal`. Raises IndexError outside 0 <= ordinal < num_units."""
+        """The unit numbered `ordinal`.
+
+        Raises:
+            IndexError: not 0 <= ordinal < num_units.
+        """
         if not 0 <= ordinal < self.num_units:
             raise IndexError(f"unit {ordinal} of a manifest with {self.num_units}")
         shard = int(np.searchsorted(self._ends, ordinal, side="right"))
@@ -127,14 +138,14 @@ class Manifest:
         )
 
     def units_of_source(self, source: int) -> range:
-        """The ordinals of one source's units: contiguous, as units are ordered by source first."""
+        """The ordinals of one source's units: contiguous, because units are ordered by source first."""
         rows = self.shards_of_source(source)
         starts = self._ends - self._units
         return range(int(starts[rows.start]), int(self._ends[rows.stop - 1])) if rows else range(0)
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over what is pinned: same shards, same digest, whatever wrote or read the file."""
+        """sha256 over the pinned shards: the same shards have the same digest, independent of Arrow's version."""
         digest = hashlib.sha256(b"manta manifest 1\n")
         for name in self._table.column_names:
             for part in _canonical_bytes(self._table[name]):
@@ -155,7 +166,11 @@ class Manifest:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest:
-        """What `to_bytes` wrote. Raises InputError where it is something else."""
+        """Inverse of `to_bytes`.
+
+        Raises:
+            InputError: `data` is not a manifest.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -165,7 +180,7 @@ class Manifest:
             input_paths = json.loads(table.schema.metadata.get(b"manta.input_paths", b"[]"))
             return cls(table.select(manifest_schema().names).cast(manifest_schema()), source_paths, input_paths)
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"This is no manifest that can be read ({error}). Start a new run to make one.") from error
+            raise InputError(f"The manifest cannot be read ({error}). Start a new run to make one.") from error
 
 
 def manifest_schema() -> pa.Schema:
@@ -184,7 +199,7 @@ def manifest_schema() -> pa.Schema:
 
 
 def _canonical_bytes(column: Any) -> Iterator[bytes]:
-    """A column in a form that does not depend on how Arrow lays it out: little-endian int64, lengths before text."""
+    """A column in a form independent of Arrow's memory layout: little-endian int64; lengths, then text."""
     import pyarrow as pa
 
     if column.type == pa.string():

@@ -1,1 +1,1 @@
-"""Object storage and folders behind one interface."""
+"""Object storage and local folders behind one interface."""

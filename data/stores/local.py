@@ -1,4 +1,4 @@
-"""A folder as a store, for one machine or for all that share it."""
+"""A local or shared folder as a store."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ from collections.abc import Iterator
 from data.errors import ConflictError, ObjectNotFoundError
 from data.stores.store import ATTEMPTS, ObjectInfo, Store, checked_key, raise_local_error, source_size
 
-# Up to here an etag is the hash of the content; above, of size, time and inode. Hashing a checkpoint to list it would
-# read gigabytes, and what is written conditionally (fences) is small.
 CONTENT_ETAG_BYTES = 65536
+"""Largest object whose etag is a hash of its content; above, it is one of size, time and inode.
 
-_TEMP, _LOCK = ".tmp~", ".lock~"  # files of our own beside the objects, never listed
+Hashing a checkpoint to list it would read gigabytes, and objects that are written conditionally (fences) are small.
+"""
 
-# What opening a path raises where an object store would say that there is no such key.
+_TEMP, _LOCK = ".tmp~", ".lock~"  # auxiliary files next to the objects, never listed
+
+# Raised by opening a path where an object store would answer that the key does not exist.
 _NO_OBJECT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 class LocalStore(Store):
-    """A folder as a store; it is made at the first write.
+    """A folder as a store. The folder is created by the first write.
 
-    Writes are atomic and durable: a temporary file beside the target, fsync, then rename or link. Conditional puts are
-    atomic among themselves, on every machine that shares the folder and its locks.
+    Writes are atomic and durable: a temporary file in the target's folder, fsync, then rename or link. Conditional puts
+    are atomic among themselves, on every machine that shares the folder and its locks.
     """
 
     def __init__(self, root: str) -> None:
@@ -54,7 +56,7 @@ class LocalStore(Store):
         path = self._path(key)
         with _temporary(path, data) as temp:
             try:
-                os.link(temp, path)  # unlike rename, fails where the name is taken
+                os.link(temp, path)  # unlike rename, fails where the name exists
             except FileExistsError:
                 raise ConflictError(f"{path} exists already.") from None
             _sync_folder(path)
@@ -108,7 +110,7 @@ class LocalStore(Store):
             keys = list(self._keys(prefix))
         for key in keys:
             self.delete(key)
-        # Object stores have no empty folders; here they would pile up, one for every checkpoint that is thinned out.
+        # Object stores have no empty folders; here one would remain for every deleted checkpoint.
         for folder in sorted({os.path.dirname(self._path(key)) for key in keys}, key=len, reverse=True):
             self._prune(folder)
         return len(keys)
@@ -120,7 +122,7 @@ class LocalStore(Store):
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(os.path.join(folder, _LOCK))
                 os.rmdir(folder)
-            except OSError:  # in use again, or by somebody else
+            except OSError:  # in use again, or by another process
                 return
             folder = os.path.dirname(folder)
 
@@ -150,12 +152,12 @@ def _errors(doing: str, path: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _temporary(path: str, data: bytes | None) -> Iterator[str]:
-    """A file beside `path` with `data` on disk, or still empty; gone at the end unless it was renamed."""
+    """A temporary file in the folder of `path`, with `data` or empty; removed at the end unless it was renamed."""
     with _errors("write", path):
-        handle, temp = _made_in(os.path.dirname(path))
+        handle, temp = _make_temporary(os.path.dirname(path))
         try:
             with open(handle, "wb") as file:
-                os.fchmod(handle, 0o666 & ~_umask())  # mkstemp makes private files; a shared folder wants readers
+                os.fchmod(handle, 0o666 & ~_umask())  # mkstemp makes private files; a shared folder has other readers
                 if data is not None:
                     file.write(data)
                     file.flush()
@@ -166,13 +168,13 @@ def _temporary(path: str, data: bytes | None) -> Iterator[str]:
                 os.unlink(temp)
 
 
-def _made_in(folder: str) -> tuple[int, str]:
-    """A new temporary file in a folder, which is made if need be."""
+def _make_temporary(folder: str) -> tuple[int, str]:
+    """A new temporary file in a folder, which is created where it does not exist."""
     for attempt in range(ATTEMPTS):
         os.makedirs(folder, exist_ok=True)
         try:
             return tempfile.mkstemp(prefix=_TEMP, dir=folder)
-        except FileNotFoundError:  # another thread or machine has just pruned it as empty
+        except FileNotFoundError:  # another thread or machine has just removed the empty folder
             if attempt == ATTEMPTS - 1:
                 raise
     raise AssertionError("unreachable")
@@ -180,7 +182,7 @@ def _made_in(folder: str) -> tuple[int, str]:
 
 @functools.cache
 def _umask() -> int:
-    # There is no way to read it but to set it, which other threads would notice if it happened at every write.
+    # It can only be read by setting it, which would affect other threads if it happened at every write.
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
@@ -200,7 +202,7 @@ def _publish(temp: str, path: str) -> None:
 
 
 def _sync_folder(path: str) -> None:
-    _sync(os.path.dirname(path))  # without it a crash may forget the name, though it keeps the content
+    _sync(os.path.dirname(path))  # without it, a crash may lose the name, though not the content
 
 
 @contextlib.contextmanager

@@ -1,19 +1,22 @@
-"""From a URL to the store behind it: the one place that knows every kind."""
+"""Opens the store at a URL.
+
+A module of its own, because every kind of store imports `data.stores.store`, and this one imports every kind.
+"""
 
 from __future__ import annotations
 
-from data.config import StoreConfig
 from data.errors import InputError
+from data.stores.config import StoreConfig
 from data.stores.local import LocalStore
 from data.stores.s3 import S3Store
 from data.stores.store import Store, split_url
 
 
 def open_store(url: str, config: StoreConfig) -> Store:
-    """The store at `s3://bucket/prefix`, `file:///path` or a plain path. Contacts nothing yet; `check()` does.
+    """The store at `s3://bucket/prefix`, `file:///path` or a plain path. Contacts nothing; `check()` does.
 
     Raises:
-        InputError: `url` is of another kind. gs:// holds shards only, as it is read without conditional writes here.
+        InputError: `url` is of another kind. gs:// may hold shards only: it is accessed without conditional writes.
     """
     scheme, rest = split_url(url)
     if scheme == "file":

@@ -1,4 +1,4 @@
-"""S3 and whatever speaks its protocol as a store, by boto3."""
+"""S3 and services with its protocol as a store, by boto3."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from data.config import StoreConfig
 from data.errors import (
     ConflictError,
     DiskFullError,
@@ -18,10 +17,11 @@ from data.errors import (
     StoreAccessError,
     TransientStoreError,
 )
+from data.stores.config import StoreConfig
 from data.stores.s3_access import READ_TIMEOUT_S, S3Access, s3_client
 from data.stores.store import ATTEMPTS, ObjectInfo, Store, checked_key, first_line, source_size
 
-_DELETE_BATCH = 1000  # the most keys one DeleteObjects request takes
+_DELETE_BATCH = 1000  # most keys of one DeleteObjects request
 
 _FULL = ("insufficientstorage", "xminiostoragefull", "quotaexceeded", "nospaceleft", "entitytoolargeforquota")
 
@@ -41,7 +41,7 @@ _DENIED = frozenset(
 
 _CONFLICT = frozenset({"PreconditionFailed", "ConditionalRequestConflict"})
 
-_TRANSIENT = frozenset({"RequestTimeout", "SlowDown", "Throttling"})  # besides every answer of 500 and above
+_TRANSIENT = frozenset({"RequestTimeout", "SlowDown", "Throttling"})  # in addition to every status of 500 and above
 
 _T = TypeVar("_T")
 
@@ -50,11 +50,11 @@ class S3Store(Store):
     """A prefix of an S3 bucket."""
 
     def __init__(self, bucket: str, prefix: str, config: StoreConfig, reached: bool = False) -> None:
-        """`prefix` has no slash at its ends. `reached`: the endpoint is known to have answered before."""
+        """`prefix` has no slash at its ends. `reached`: the endpoint has answered before."""
         self.bucket = bucket
         self.prefix = prefix
         self.config = config
-        # Pickled along: a worker's first call is not the first contact when the driver has been talking to the store.
+        # Pickled too: a worker's first call is not the first contact where the driver has used the store.
         self._reached = reached
 
     def __repr__(self) -> str:
@@ -68,7 +68,7 @@ class S3Store(Store):
 
         for attempt in range(ATTEMPTS):
             body = self._s3.get_object(Bucket=self.bucket, Key=name)["Body"]
-            # botocore retries until the headers are in; a connection lost in the body is ours to retry.
+            # botocore retries until it has the headers; a connection lost in the body is retried here.
             with contextlib.closing(body):
                 try:
                     data: bytes = body.read()
@@ -91,7 +91,7 @@ class S3Store(Store):
             raise ConflictError(f"{self.url_of(key)} is gone, not the expected version {etag}.") from None
 
     def _put(self, key: str, data: bytes, condition: dict[str, str]) -> str:
-        # Without a sum, some servers keep what arrived of a request that was cut off, in place of what was there.
+        # Without a checksum, some servers replace the object by the part that arrived of an interrupted request.
         digest = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
 
         def write() -> str:
@@ -132,10 +132,10 @@ class S3Store(Store):
                 ObjectInfo(found["Key"].removeprefix(start), found["Size"], _bare(found["ETag"]))
                 for page in pages
                 for found in page.get("Contents", ())
-                if not found["Key"].endswith("/")  # markers that consoles leave to show an empty folder
+                if not found["Key"].endswith("/")  # markers that consoles create to show an empty folder
             ]
 
-        # Sorted here, as some stores walk folder by folder and so put "a/x" before "a-b".
+        # Sorted here, because some stores list folder by folder, which puts "a/x" before "a-b".
         yield from sorted(self._call(f"list {self.url_of(prefix)}", walk), key=lambda info: info.key)
 
     def delete(self, key: str) -> None:
@@ -166,8 +166,8 @@ class S3Store(Store):
 
     def check(self) -> None:
         def ask() -> None:
-            # LIST, because the answer to HEAD has no body and cannot tell a missing bucket from a refused key. With a
-            # short read time-out: something that accepts connections and stays silent is no S3 endpoint.
+            # LIST, because the answer to HEAD has no body, so it does not distinguish a missing bucket from a refused
+            # key. With a short read time-out: a server that accepts connections and stays silent is no S3 endpoint.
             access = S3Access.of(self.config)
             client = s3_client(access, access.timeout_s / ATTEMPTS)
             client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
@@ -188,7 +188,7 @@ class S3Store(Store):
         return f"{self.prefix}/{key}" if self.prefix else key
 
     def _call(self, doing: str, request: Callable[[], _T]) -> _T:
-        """Run one request; its failure becomes one of our errors, saying what was being done."""
+        """Runs one request. Raises its failure as a MantaError that names the operation `doing`."""
         try:
             result = request()
         except MantaError:
@@ -229,7 +229,7 @@ class S3Store(Store):
 
 
 def _answer_error(answer: dict[str, Any], doing: str, bucket: str, where: str) -> MantaError:
-    """What an error answer of an S3 server means to a user."""
+    """The MantaError for an error answer of an S3 server."""
     code = str(answer.get("Error", {}).get("Code", ""))
     text = str(answer.get("Error", {}).get("Message", ""))
     status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))

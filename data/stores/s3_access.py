@@ -1,4 +1,4 @@
-"""How S3 is reached: endpoint, region, keys and time-outs, from the config and the standard AWS variables."""
+"""Access to S3: endpoint, region, keys and time-outs, from the config and the standard AWS variables; and clients."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
-from data.config import StoreConfig
 from data.errors import StoreAccessError
+from data.stores.config import StoreConfig
 from data.stores.store import ATTEMPTS
 
-# Silence on an open connection, not the length of a transfer: a large object may take as long as its bytes keep coming.
 READ_TIMEOUT_S = 60.0
+"""Longest silence on an open connection. A large object may take longer, as long as bytes arrive."""
 
 
 @dataclass(frozen=True)
 class S3Access:
-    """How S3 is reached, with the standard AWS variables filled in. None leaves it to the AWS libraries' own chain."""
+    """Resolved access to S3. None leaves a value to the AWS libraries' own chain."""
 
     endpoint_url: str | None
     region: str | None
@@ -28,7 +28,11 @@ class S3Access:
 
     @classmethod
     def of(cls, config: StoreConfig) -> S3Access:
-        """Config first, then the environment. Raises StoreAccessError where only one half of a key pair is given."""
+        """From the config, else the environment.
+
+        Raises:
+            StoreAccessError: only one half of a key pair is given.
+        """
         if (config.access_key_id is None) != (config.secret_access_key is None):
             raise StoreAccessError("store.access_key_id and store.secret_access_key go together; give both or neither.")
         return cls(
@@ -50,7 +54,7 @@ def _env(name: str) -> str | None:
 
 
 def aws_environment() -> tuple[tuple[str, str], ...]:
-    """Part of every cache key: what the config leaves out is looked up here when a client is made."""
+    """The AWS variables, part of every cache key: a client takes from them what the config does not set."""
     return tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
 
 
@@ -58,14 +62,14 @@ _clients_lock = threading.Lock()
 
 
 def s3_client(access: S3Access, read_timeout_s: float) -> Any:
-    """The boto3 client, one for all threads of a process that reach S3 alike."""
+    """The boto3 client, shared by all threads of a process with the same access."""
     with _clients_lock:
         return _new_client(access, read_timeout_s, aws_environment())
 
 
 @functools.lru_cache(maxsize=4)
 def _session(environment: tuple[tuple[str, str], ...]) -> Any:
-    """One session for many clients, which share its parsed service descriptions. Call it under `_clients_lock`."""
+    """One session for all clients, which share its parsed service descriptions. Call it under `_clients_lock`."""
     import boto3.session
 
     return boto3.session.Session()
@@ -87,7 +91,7 @@ def _new_client(access: S3Access, read_timeout_s: float, environment: tuple[tupl
             read_timeout=read_timeout_s,
             retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
             max_pool_connections=32,
-            # Many S3-compatible stores know neither bucket host names nor the newer default checksums.
+            # Many S3-compatible stores support neither bucket host names nor the newer default checksums.
             s3={"addressing_style": "path"} if access.endpoint_url else None,
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",

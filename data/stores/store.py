@@ -1,12 +1,12 @@
-"""Object storage behind one small interface: what every kind of store promises, and what they share.
+"""The interface of a store of objects, and what the kinds of stores share.
 
-Two roads lead to the same storage. Control and run state (fences, manifests, checkpoints) go through `Store`: boto3 for
-S3 (`data.s3_store`), which has conditional puts and tells a wrong key from a missing bucket, and plain files for a
-folder (`data.local_store`). The bytes of shards go through `pyarrow.fs` (`data.shard_file`), which reads ranges without
-holding the interpreter lock and knows gs:// too.
+There are two ways to the same storage. Run state (fences, manifests, checkpoints) goes through `Store`: boto3 for S3
+(`data.stores.s3`), which has conditional puts and distinguishes a wrong key from a missing bucket, and plain files for
+a folder (`data.stores.local`). The bytes of shards go through `pyarrow.fs` (`data.stores.shard_file`), which reads
+ranges without holding the interpreter lock, and supports gs:// too.
 
-Every call is bounded in time. An endpoint that never answered this store is the user's to fix (StoreAccessError); one
-that did answer and then went away may come back (TransientStoreError).
+Every call is bounded in time. An endpoint that has never answered this store is for the user to fix (StoreAccessError);
+one that answered before may recover (TransientStoreError).
 """
 
 from __future__ import annotations
@@ -21,14 +21,16 @@ from urllib.parse import unquote
 
 from data.errors import DiskFullError, InputError, StoreAccessError, TransientStoreError
 
-# Three tries with a back-off of at most 1 + 2 s. The connection time-out is divided among them, so that giving up on a
-# dead endpoint takes about StoreConfig.timeout_s, not three times that.
 ATTEMPTS = 3
+"""Attempts of every request, with a back-off of at most 1 + 2 s.
+
+The connection time-out is divided among them, so that a dead endpoint is given up after about StoreConfig.timeout_s.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """What the store knows of an object without reading it; `etag` changes whenever the content is replaced."""
+    """An object's metadata. `etag` changes whenever the content is replaced."""
 
     key: str
     size: int
@@ -36,10 +38,10 @@ class ObjectInfo:
 
 
 def split_url(url: str) -> tuple[str, str]:
-    """The scheme ("s3", "gs" or "file") and what follows it; for "file" an absolute path without a trailing slash.
+    """The scheme ("s3", "gs" or "file") and the rest; for "file" an absolute path without a trailing slash.
 
     Raises:
-        InputError: another scheme, no bucket, a file:// URL with a host, or nothing at all.
+        InputError: the scheme is another, the bucket is missing, a file:// URL has a host, or `url` is empty.
     """
     scheme, separator, rest = url.partition("://")
     if not separator:
@@ -60,80 +62,94 @@ def split_url(url: str) -> tuple[str, str]:
 class Store(ABC):
     """Objects under keys, below one prefix. Safe to share between threads and to pickle.
 
-    Any method may raise StoreAccessError (the user's to fix), TransientStoreError (worth a later retry) and, when it
+    Any method may raise StoreAccessError (for the user to fix), TransientStoreError (worth a later retry) and, when it
     writes, DiskFullError. Keys are relative, use "/" and are never empty.
     """
 
     @abstractmethod
     def get(self, key: str) -> bytes:
-        """The whole object. Raises ObjectNotFoundError where there is none."""
+        """The whole object.
+
+        Raises:
+            ObjectNotFoundError: there is none.
+        """
 
     @abstractmethod
     def put(self, key: str, data: bytes) -> None:
-        """Write or replace an object; readers see the old or the new one, never a part."""
+        """Writes or replaces an object. Readers see the old or the new one, never a part."""
 
     @abstractmethod
     def put_if_absent(self, key: str, data: bytes) -> str:
-        """Write an object that must not exist yet; returns its etag.
+        """Writes an object that must not exist yet; returns its etag.
 
         Raises:
-            ConflictError: it exists. After a lost answer it may be this very call's own write: who must know reads it.
+            ConflictError: it exists. After a lost answer this may be the same call's own write; read it to find out.
         """
 
     @abstractmethod
     def put_if_match(self, key: str, data: bytes, etag: str) -> str:
-        """Replace the version `etag` of an object; returns the new etag.
+        """Replaces version `etag` of an object; returns the new etag.
 
         Raises:
-            ConflictError: the object is gone or another version; the same doubt after a lost answer as above.
+            ConflictError: the object is gone or is another version. After a lost answer, as above.
         """
 
     @abstractmethod
     def put_file(self, key: str, path: str | os.PathLike[str]) -> None:
-        """Write a local file as an object, in parts where it is large."""
+        """Writes a local file as an object, in parts where it is large."""
 
     @abstractmethod
     def head(self, key: str) -> ObjectInfo | None:
-        """Size and etag of an object, or None where there is none."""
+        """Size and etag of an object; None where there is none."""
 
     @abstractmethod
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Every object whose key starts with `prefix` (a plain string prefix), sorted by key."""
+        """All objects whose key starts with `prefix` (a plain string prefix), sorted by key."""
 
     @abstractmethod
     def delete(self, key: str) -> None:
-        """Remove an object; one that is not there is no error."""
+        """Removes an object. A missing object is no error."""
 
     @abstractmethod
     def delete_prefix(self, prefix: str) -> int:
-        """Remove every object whose key starts with `prefix`; returns how many."""
+        """Removes all objects whose key starts with `prefix`; returns how many."""
 
     @abstractmethod
     def url_of(self, key: str = "") -> str:
-        """Where an object is, for messages and for `filesystem_for`: an s3:// URL or an absolute path."""
+        """The s3:// URL or absolute path of an object, for messages and for `filesystem_for`."""
 
     @abstractmethod
     def child(self, prefix: str) -> Store:
-        """The store one level further down."""
+        """The store below this prefix of keys."""
 
     @abstractmethod
     def check(self) -> None:
-        """Make sure the storage answers and may be used, well within 15 s at the default time-out.
+        """Checks that the storage answers and may be used, well within 15 s at the default time-out.
 
         Raises:
-            StoreAccessError: what failed (endpoint, bucket, credentials, folder) and what to do about it.
+            StoreAccessError: names what failed (endpoint, bucket, credentials, folder) and the remedy.
         """
 
 
 def checked_key(key: str) -> str:
-    """The key itself, if it is one. Raises InputError where it is not."""
+    """The key, unchanged.
+
+    Raises:
+        InputError: it is not valid.
+    """
     if not key or key.startswith("/") or any(part in ("", ".", "..") for part in key.rstrip("/").split("/")):
-        raise InputError(f"{key!r} is no key: keys are relative, not empty, and have no empty, '.' or '..' part.")
+        raise InputError(
+            f"{key!r} is not a valid key: keys are relative, not empty, and have no empty, '.' or '..' part."
+        )
     return key
 
 
 def source_size(path: str | os.PathLike[str]) -> int:
-    """Bytes of a file that is to be stored; told apart from trouble with the target."""
+    """Bytes of a local file to be stored. Errors name this file, not the target.
+
+    Raises:
+        StoreAccessError, TransientStoreError: the file cannot be read.
+    """
     try:
         return os.path.getsize(path)
     except OSError as error:
@@ -141,7 +157,7 @@ def source_size(path: str | os.PathLike[str]) -> int:
 
 
 def raise_local_error(error: OSError, doing: str, path: str) -> NoReturn:
-    """Raise what an OSError of the local file system means to a user."""
+    """Raises the MantaError for an OSError of the local file system."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         raise DiskFullError(f"No space left to {doing} {path}. Free some, or point the run at another disk.") from error
     if error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT):
@@ -150,5 +166,5 @@ def raise_local_error(error: OSError, doing: str, path: str) -> NoReturn:
 
 
 def first_line(error: Exception) -> str:
-    """What another library says, short enough to stand inside a message of ours."""
+    """The first line of another library's error, for use inside a message."""
     return str(error).strip().partition("\n")[0].rstrip(".")

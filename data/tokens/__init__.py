@@ -1,1 +1,1 @@
-"""Text to token ids: tokenizers, tokenized units, and the tasks that make them."""
+"""Text to token ids: tokenizers, tokenized units, and reading them ahead of training."""

@@ -1,7 +1,7 @@
 """Text to token ids and back: byte-level BPE, plain bytes, or the characters of a corpus.
 
-BPE is learned with `tokenizers` and applied with `tiktoken`, which gives the same ids several times faster. A document
-ends in a token of its own, whose id comes last; no text encodes to it, because "<|endoftext|>" in a text is just text.
+BPE is learned with `tokenizers` and applied with `tiktoken`, which gives the same ids several times faster. The
+end-of-text token, which ends a document, has the last id. No text encodes to it: "<|endoftext|>" in a text is text.
 """
 
 from __future__ import annotations
@@ -28,20 +28,21 @@ Kind = Literal["bpe", "bytes", "chars"]
 
 Ids = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
-MAX_CHARS = 65_000  # so that ids of the chars kind, with the two special ones, fit 16 bits
+MAX_CHARS = 65_000
+"""Most characters of the chars kind: with the two special ones, ids fit 16 bits."""
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
-# How GPT-2 (Radford et al. 2019) splits text before merging, in the faster spelling that tiktoken gives for r50k_base:
-# contractions, then runs of letters, of digits or of other signs with one space before them, then white space.
+# GPT-2's split of text before merging (Radford et al. 2019), in tiktoken's faster form for r50k_base: contractions,
+# then runs of letters, of digits or of other signs with one space before them, then white space.
 _SPLIT = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
-# Learning takes time quadratic in the longest run (a genome, a line of dashes); longer runs count as several.
+# Learning takes time quadratic in the longest run (a genome, a line of dashes), so longer runs are split.
 _LONGEST_RUN = 1000
 
 _LONG_RUNS = "|".join(rf"{kind}{{{_LONGEST_RUN}}}" for kind in (r"\p{L}", r"\p{N}", r"[^\s\p{L}\p{N}]", r"\s"))
 
-# tiktoken's regular expressions give up on about a million white-space characters in a row; texts are cut inside those.
+# tiktoken's regular expressions fail on about a million white-space characters in a row; texts are cut inside them.
 _SPACES_AT_ONCE = 200_000
 
 _LONG_SPACE = re.compile(rf"\s{{{_SPACES_AT_ONCE}}}")
@@ -50,22 +51,22 @@ _LONG_SPACE = re.compile(rf"\s{{{_SPACES_AT_ONCE}}}")
 class Tokenizer:
     """A fixed vocabulary. Picklable, and safe to share between threads.
 
-    `tokens[i]` is what id i stands for, as bytes; end-of-text follows them, after an unknown id for the chars kind.
+    `tokens[i]` are the bytes of id i. After them come the unknown id (chars kind only) and end-of-text.
     """
 
     def __init__(self, kind: Kind, tokens: Sequence[bytes]) -> None:
-        """Tokens of the bpe kind are in the order they were merged, of the chars kind in that of code points."""
+        """`tokens` are in the order of merging (bpe kind) or of code points (chars kind)."""
         self.kind = kind
         self.tokens = tuple(tokens)
 
     @property
     def unknown(self) -> int | None:
-        """The id for characters outside the vocabulary; None where there are none."""
+        """The id of characters outside the vocabulary; None where every text can be encoded."""
         return len(self.tokens) if self.kind == "chars" else None
 
     @property
     def end_of_text(self) -> int:
-        """The id that closes a document: the last one."""
+        """The id that ends a document: the last one."""
         return self.vocab_size - 1
 
     @property
@@ -75,31 +76,31 @@ class Tokenizer:
 
     @property
     def dtype(self) -> np.dtype[np.uint16] | np.dtype[np.uint32]:
-        """The smallest of uint16 and uint32 that holds every id."""
+        """The smaller of uint16 and uint32 that can represent every id."""
         return np.dtype(np.uint16) if self.vocab_size <= 1 << 16 else np.dtype(np.uint32)
 
     @cached_property
     def token_bytes(self) -> npt.NDArray[np.int64]:
-        """(vocab_size,) int64: bytes of text each id stands for; end-of-text counts 0, an unknown character 1."""
+        """(vocab_size,) int64: bytes of text that each id stands for; 0 for end-of-text, 1 for an unknown character."""
         lengths = [len(token) for token in self.tokens]
         return np.array([*lengths, 1, 0] if self.kind == "chars" else [*lengths, 0], np.int64)
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of `to_bytes()`: same digest, same ids for every text."""
+        """sha256 of `to_bytes()`: tokenizers with the same digest give the same ids."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
     def encode(self, text: str) -> Ids:
         """`text` as ids, (n,) of `dtype`, without end-of-text.
 
         Raises:
-            TokenizerError: `text` holds half of a surrogate pair, which is no character.
+            TokenizerError: `text` contains half of a surrogate pair, which is not a character.
         """
         try:
             ids: Ids = self._encode(text).astype(self.dtype, copy=False)
         except UnicodeEncodeError as error:
             bad = f"Character {error.start} of a text is {error.object[error.start]!a}"
-            raise TokenizerError(f"{bad}, half of a surrogate pair, which no text can hold. Replace it.") from None
+            raise TokenizerError(f"{bad}, half of a surrogate pair, which is not a character. Replace it.") from None
         return ids
 
     def _encode(self, text: str) -> Any:
@@ -108,8 +109,8 @@ class Tokenizer:
         if self.kind == "chars":
             return self._encode_chars(text)
         encoding = _encoding(self)
-        # A list and then an array: encode_to_numpy looks for special tokens too, and takes 1.4 times as long.
-        text.encode()  # raises on half a surrogate pair, which encode_ordinary would replace without a word
+        # A list, then an array: encode_to_numpy searches for special tokens too, and takes 1.4 times as long.
+        text.encode()  # raises on half of a surrogate pair, which encode_ordinary would replace silently
         ids = [encoding.encode_ordinary(piece) for piece in _cut_in_long_space(text)]
         return np.array(ids[0] if len(ids) == 1 else list(chain.from_iterable(ids)), self.dtype)
 
@@ -126,7 +127,7 @@ class Tokenizer:
         return np.array([ord(token.decode()) for token in self.tokens], np.uint32)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; bytes that are no UTF-8 become U+FFFD, and end-of-text becomes nothing.
+        """The text of `ids`. Invalid UTF-8 becomes U+FFFD; end-of-text becomes nothing.
 
         Raises:
             TokenizerError: an id outside the vocabulary.
@@ -134,26 +135,30 @@ class Tokenizer:
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """Like `decode`, but the bytes as they are; a character may be spread over several ids."""
-        spelled = self._spelled
+        """Like `decode`, but returns bytes; a character may span several ids."""
+        tokens = self._token_of_id
         try:
-            return b"".join([spelled[int(i)] for i in ids])
+            return b"".join([tokens[int(i)] for i in ids])
         except KeyError as error:
             raise TokenizerError(f"Id {error} is outside the vocabulary, 0 to {self.end_of_text}.") from None
 
     @cached_property
-    def _spelled(self) -> dict[int, bytes]:
-        spelled = {self.end_of_text: b"", **dict(enumerate(self.tokens))}
-        return spelled if self.unknown is None else {**spelled, self.unknown: UNKNOWN.encode()}
+    def _token_of_id(self) -> dict[int, bytes]:
+        tokens = {self.end_of_text: b"", **dict(enumerate(self.tokens))}
+        return tokens if self.unknown is None else {**tokens, self.unknown: UNKNOWN.encode()}
 
     def to_bytes(self) -> bytes:
-        """The tokenizer as JSON; the same vocabulary gives the same bytes."""
+        """The tokenizer as JSON. The same vocabulary gives the same bytes."""
         tokens = [token.hex() for token in self.tokens]
         return json.dumps({"manta_tokenizer": 1, "kind": self.kind, "split": _SPLIT, "tokens": tokens}).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Tokenizer:
-        """What `to_bytes` wrote. Raises TokenizerError where it is something else, or of a newer version."""
+        """Inverse of `to_bytes`.
+
+        Raises:
+            TokenizerError: `data` is something else, or of a newer version.
+        """
         try:
             content = json.loads(data)
             kind, version = content["kind"], content["manta_tokenizer"]
@@ -162,10 +167,12 @@ class Tokenizer:
             return cls(kind, [bytes.fromhex(token) for token in content["tokens"]])
         except (ValueError, KeyError, TypeError) as error:
             reason = f"{type(error).__name__}: {error}"
-            raise TokenizerError(f"No tokenizer file of this version of manta ({reason}). Make it again.") from error
+            raise TokenizerError(
+                f"This is not a tokenizer file of this version of Manta ({reason}). Make it again."
+            ) from error
 
     def __getstate__(self) -> tuple[Kind, tuple[bytes, ...]]:
-        return self.kind, self.tokens  # and none of the tables that are quickly made again
+        return self.kind, self.tokens  # without the tables, which are quick to make
 
     def __setstate__(self, state: tuple[Kind, tuple[bytes, ...]]) -> None:
         self.kind, self.tokens = state
@@ -186,7 +193,7 @@ _encodings_lock = threading.Lock()
 
 
 def _encoding(tokenizer: Tokenizer) -> tiktoken.Encoding:
-    """The encoder of a BPE vocabulary, one a process: tasks unpickle their tokenizer again and again."""
+    """The encoder of a BPE vocabulary, one per process: tasks unpickle their tokenizer repeatedly."""
     import tiktoken
 
     with _encodings_lock:
@@ -210,15 +217,15 @@ def _cut_in_long_space(text: str) -> list[str]:
 def train_tokenizer(
     config: TokenizerConfig, texts: Iterable[str], progress: Callable[[int], None] | None = None
 ) -> Tokenizer:
-    """Learn a vocabulary from the first `config.train_bytes` of `texts`. Same texts, same digest.
+    """Learns a vocabulary from the first `config.train_bytes` of `texts`. The same texts give the same digest.
 
     Args:
-        config: the kind and size. A small corpus may give a BPE vocabulary below `vocab_size`.
-        texts: documents in manifest order; only as many as needed are taken.
-        progress: called with the bytes taken so far.
+        config: the kind and size. A small corpus may give a BPE vocabulary smaller than `vocab_size`.
+        texts: documents in manifest order; only as many as needed are read.
+        progress: called with the bytes read so far.
 
     Raises:
-        TokenizerError: no text to learn from, or too many distinct characters for the chars kind.
+        TokenizerError: there is no text to learn from, or there are too many distinct characters for the chars kind.
     """
     if config.kind == "bytes":
         return Tokenizer("bytes", [bytes([value]) for value in range(256)])
@@ -233,7 +240,7 @@ def _first_bytes(texts: Iterable[str], limit: int, progress: Callable[[int], Non
     for text in texts:
         data = text.encode()
         if taken + len(data) > limit:
-            text = data[: limit - taken].decode("utf-8", "ignore")  # a character cut in half is left out
+            text = data[: limit - taken].decode("utf-8", "ignore")  # a character cut in half is dropped
         taken = min(limit, taken + len(data))
         if text:
             yield text
@@ -270,15 +277,15 @@ def _learn_bpe(texts: Iterator[str], config: TokenizerConfig) -> list[bytes]:
     if first is None:
         raise TokenizerError("There is no text to learn a tokenizer from: all documents are empty.")
     learner.train_from_iterator(chain([first], texts), trainer)
-    byte_of = bytes_of_signs()
+    byte_of = byte_alphabet()
     by_id = sorted(learner.get_vocab().items(), key=lambda item: item[1])
-    return [bytes(byte_of[sign] for sign in token) for token, _ in by_id]
+    return [bytes(byte_of[char] for char in token) for token, _ in by_id]
 
 
-def bytes_of_signs() -> dict[str, int]:
-    """The byte behind each printable sign of GPT-2's byte alphabet, in which `tokenizers` spells tokens.
+def byte_alphabet() -> dict[str, int]:
+    """The byte of each character of GPT-2's byte alphabet, in which `tokenizers` writes tokens.
 
-    Bytes that are printable in Latin-1 stand for themselves; the others, in order, for U+0100 and on.
+    Bytes that are printable in Latin-1 are written as themselves; the others, in order, as U+0100 and up.
     """
     plain = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [value for value in range(256) if value not in set(plain)]

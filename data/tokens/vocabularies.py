@@ -1,37 +1,41 @@
-"""The vocabularies of a data set: found by what they were learned from, or learned."""
+"""Finds the vocabularies of a data set by what they were learned from, or learns them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from data.cleaning.units import Cleaning
+from data.cleaning.units import Cleaning, documents_of
 from data.config import DataConfig, SourceConfig, StoreConfig, TokenizerConfig
 from data.errors import ObjectNotFoundError
 from data.shards.manifest import Manifest, Unit
+from data.shards.unit_rows import Log, json_digest
 from data.stores.open import open_store
 from data.stores.store import Store
 from data.tokens.hf_tokenizer import read_tokenizer
 from data.tokens.tokenizer import Tokenizer, train_tokenizer
-from data.tokens.unit import documents_of, json_digest
 
 SIDES = ("input", "text")
-"""Of a pair; a document that is none has only a text."""
+"""The sides of a pair; other documents have only a text."""
 
 
 @dataclass(frozen=True)
 class Vocabularies:
-    """Finds or learns the tokenizers of a manifest's data."""
+    """Finds or learns the tokenizers for the documents of a manifest."""
 
     data: DataConfig
     store_config: StoreConfig
     store: Store
     manifest: Manifest
     cleaning: Cleaning | None
-    tell: Callable[[str], None]
+    log: Log
 
     def find(self, config: TokenizerConfig, pinned: str | None, sides: Sequence[str]) -> Tokenizer:
-        """The pinned one, the one of a file, or one learned from these sides of documents."""
+        """The pinned tokenizer, the one in a file, or one learned from these sides of the documents.
+
+        Args:
+            pinned: digest of the tokenizer that the run is pinned to.
+        """
         store, name = self.store, "input tokenizer" if "text" not in sides else "tokenizer"
         if pinned is not None:
             return Tokenizer.from_bytes(store.get(f"tokenizers/{pinned}.json"))
@@ -44,14 +48,14 @@ class Vocabularies:
         try:
             digest = store.get(pointer).decode()
             tokenizer = Tokenizer.from_bytes(store.get(f"tokenizers/{digest}.json"))
-            self.tell(f"{name}: there already, {tokenizer.vocab_size:,} entries")
+            self.log(f"{name}: found, {tokenizer.vocab_size:,} entries")
         except ObjectNotFoundError:
-            self.tell(f"{name}: learning a {config.kind} vocabulary")
+            self.log(f"{name}: learning a {config.kind} vocabulary")
             texts = self._training_texts(config.train_bytes, sides)
             tokenizer = train_tokenizer(config, texts)
             store.put(f"tokenizers/{tokenizer.digest}.json", tokenizer.to_bytes())
             store.put(pointer, tokenizer.digest.encode())
-            self.tell(f"{name}: learned, {tokenizer.vocab_size:,} entries")
+            self.log(f"{name}: learned, {tokenizer.vocab_size:,} entries")
         return tokenizer
 
     def _learned_from(self, config: TokenizerConfig, sides: Sequence[str]) -> dict[str, object]:
@@ -66,7 +70,7 @@ class Vocabularies:
         return learned_from | ({"sides": list(sides)} if data.has_pairs else {}) | steps
 
     def _training_texts(self, train_bytes: int, sides: Sequence[str]) -> Iterator[str]:
-        """Texts to learn from, cleaned, held-out ones left out; sources take turns, unit by unit."""
+        """Cleaned texts of training documents; sources take turns, unit by unit."""
         left, data, manifest = train_bytes, self.data, self.manifest
         sources = data.sources_of("train")
         longest = max(len(manifest.units_of_source(source)) for source in sources)
@@ -87,7 +91,7 @@ class Vocabularies:
 
 
 def _reading_of(source: SourceConfig) -> dict[str, object]:
-    """The fields that decide how a source is read; of those that most sources leave out, the ones that are set."""
+    """The fields that decide how a source is read. Fields that older versions lacked are included only where set."""
     always = {"path", "format", "text_column", "document"}
     return {
         name: value

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import data.tokens.pipeline
+import data.ray_data
 from data.cleaning.clean import cleaner
 from data.cleaning.config import Step
 from data.cleaning.duplicate_pass import FingerprintJob, decide, fingerprints_of, load_or_fingerprint, up_to_last_dedup
@@ -25,11 +25,13 @@ from data.cleaning.units import FOLDER, Cleaning, load_removed, store_removed
 from data.config import DataConfig, StoreConfig
 from data.errors import BadShardError, CleaningError, InputError
 from data.prepare import Pins, PreparedData, prepare_data
+from data.readers.documents import is_held_out
 from data.shards.build import build_manifest
 from data.shards.manifest import Manifest, Unit
+from data.shards.unit_rows import load_cached
 from data.stores.local import LocalStore
 from data.tokens.tokenizer import Tokenizer
-from data.tokens.unit import TokenizeJob, is_held_out, load_cached, load_or_tokenize, stream_of
+from data.tokens.unit import TokenizeJob, load_or_tokenize, stream_of
 
 FRACTION = 0.3
 BYTES = Tokenizer("bytes", [bytes([value]) for value in range(256)])
@@ -51,7 +53,7 @@ class Corpus:
     def config(self, *steps: dict[str, Any], **fields: Any) -> DataConfig:
         source = {"path": str(self.folder / "shards"), "document": "line"}
         base = {"sources": [source], "tokenizer": {"kind": "bytes"}, "validation_fraction": FRACTION}
-        return DataConfig.model_validate(base | {"steps": steps} | fields)
+        return DataConfig.model_validate(base | {"cleaning": steps} | fields)
 
     def manifest(self, config: DataConfig) -> Manifest:
         return build_manifest(config.sources, StoreConfig())
@@ -85,7 +87,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     def made(units: Sequence[Unit], make: Callable[[Unit], pa.Table]) -> Iterator[pa.Table]:
         return map(make, units)
 
-    monkeypatch.setattr(data.token_pipeline, "_made_in_ray_data", made)
+    monkeypatch.setattr(data.ray_data, "_made_in_ray_data", made)
 
 
 def decided(folder: Path, shards: Sequence[Sequence[str]], *steps: dict[str, Any]) -> list[list[int]]:
@@ -93,7 +95,7 @@ def decided(folder: Path, shards: Sequence[Sequence[str]], *steps: dict[str, Any
     corpus = Corpus(folder, shards)
     config = corpus.config(*steps)
     manifest = corpus.manifest(config)
-    known = up_to_last_dedup(config.steps)
+    known = up_to_last_dedup(config.cleaning)
     job = FingerprintJob(config, StoreConfig(), known, identity(known), corpus.store)
     units = [manifest.unit(ordinal) for ordinal in range(manifest.num_units)]
     removed, _ = decide([fingerprints_of(unit, job) for unit in units], known)
@@ -158,7 +160,7 @@ def test_the_pass_is_the_same_from_the_cache_and_is_done_once(in_process: None, 
     first = corpus.prepare(LOWER, DEDUP)
     assert "duplicates: 3 of 6 documents" in corpus.told
     again = corpus.prepare(LOWER, DEDUP)
-    assert "duplicates: found before" in corpus.told and again.job.cleaning == replace_store(first, again)
+    assert "duplicates: found from an earlier run" in corpus.told and again.job.cleaning == replace_store(first, again)
     for key in [info.key for info in corpus.store.list(f"{FOLDER}/for/")]:
         corpus.store.delete(key)
     third = corpus.prepare(LOWER, DEDUP)
@@ -222,10 +224,10 @@ def test_tokens_of_a_shard_stay_when_another_is_added_that_takes_nothing_from_it
 def key(*steps: dict[str, Any], duplicates: str | None = None, store: LocalStore | None = None) -> str:
     """The cache key of a unit; with `steps` as `prepare_data` would have it."""
     source = {"path": "s3://bucket/prefix", "document": "line"}
-    config = DataConfig.model_validate({"sources": [source], "steps": steps})
+    config = DataConfig.model_validate({"sources": [source], "cleaning": steps})
     unit = Unit(3, 2, 0, "s3://bucket/x.txt", 10, "e", 10, None)
     cache = store or LocalStore("/cache")
-    cleaning = Cleaning(config.steps, identity(config.steps), duplicates, cache) if steps else None
+    cleaning = Cleaning(config.cleaning, identity(config.cleaning), duplicates, cache) if steps else None
     return TokenizeJob(config, StoreConfig(), BYTES, cache, cleaning=cleaning).cache_key(unit)
 
 
@@ -266,7 +268,7 @@ def test_which_documents_are_duplicates_is_kept_and_watched(tmp_path: Path) -> N
     with pytest.raises(InputError, match="is damaged"):
         load_removed(store, other)
     store.delete(f"{FOLDER}/{other}.arrow")
-    with pytest.raises(InputError, match="is gone"):
+    with pytest.raises(InputError, match="is missing"):
         load_removed(store, other)
 
 
@@ -308,7 +310,7 @@ def test_a_run_goes_on_only_with_the_code_it_was_begun_with(in_process: None, ow
     again = corpus.prepare(OWN, DEDUP, pins=pins, validation_fraction=0)
     assert again.job.cache_key(again.manifest.unit(0)) == begun.job.cache_key(begun.manifest.unit(0))
     change(own, "def clean(text):\n    return text.replace('x', 'z')\n")
-    with pytest.raises(InputError, match=r"other code behind data\.steps.*data\.steps\.0 \(function\)"):
+    with pytest.raises(InputError, match=r"other code behind data\.cleaning.*data\.cleaning\.0 \(function\)"):
         corpus.prepare(OWN, DEDUP, pins=pins, validation_fraction=0)
     new = corpus.prepare(OWN, DEDUP, validation_fraction=0)
     assert new.job.cache_key(new.manifest.unit(0)) != begun.job.cache_key(begun.manifest.unit(0))
@@ -318,10 +320,10 @@ def test_a_machine_with_other_code_refuses_to_clean(own: Path, tmp_path: Path) -
     corpus = Corpus(tmp_path, [["ax"]])
     config = corpus.config(OWN)
     unit = corpus.manifest(config).unit(0)
-    cleaning = Cleaning(config.steps, identity(config.steps), None, corpus.store)
+    cleaning = Cleaning(config.cleaning, identity(config.cleaning), None, corpus.store)
     job = TokenizeJob(config, StoreConfig(), BYTES, corpus.store, cleaning=cleaning)
     change(own, "def clean(text):\n    return text\n")
-    with pytest.raises(InputError, match=r"A machine of the cluster would clean documents otherwise"):
+    with pytest.raises(InputError, match=r"machine of the cluster has other code for data.cleaning"):
         load_or_tokenize(unit, job)
 
 
@@ -329,13 +331,13 @@ def test_a_function_that_fails_is_told_with_shard_and_document(in_process: None,
     change(own, "def clean(text):\n    return text if text != 'bad' else 1 / 0\n")
     corpus = Corpus(tmp_path, [["fine", "", "bad"]])
     for steps in ([OWN], [OWN, DEDUP]):
-        with pytest.raises(CleaningError, match=r"000\.txt, document 2: data\.steps\.0 .*'bad'.*ZeroDivisionError"):
+        with pytest.raises(CleaningError, match=r"000\.txt, document 2: data\.cleaning\.0 .*'bad'.*ZeroDivisionError"):
             corpus.prepare(*steps)
 
 
 def test_steps_that_cannot_work_are_named_before_a_shard_is_looked_at(tmp_path: Path) -> None:
     corpus = Corpus(tmp_path, [["a"]])
-    with pytest.raises(InputError, match=r"data\.steps\.1 \(function no_such_module\.f\): importing no_such_module"):
+    with pytest.raises(InputError, match=r"data\.cleaning\.1 \(function no_such_module\.f\): importing no_such_module"):
         corpus.prepare(LOWER, {"step": "function", "path": "no_such_module.f"})
     assert corpus.told == [] and list(corpus.store.list()) == []
 
@@ -364,14 +366,14 @@ def test_streaming_says_that_duplicates_need_a_pass_over_everything(in_process: 
 
 def test_steps_that_leave_nothing_are_said_to_be_why(in_process: None, tmp_path: Path) -> None:
     corpus = Corpus(tmp_path, [["a", "b"]])
-    with pytest.raises(InputError, match=r"or data\.steps removes them"):
+    with pytest.raises(InputError, match=r"or data\.cleaning removes them"):
         corpus.prepare({"step": "length", "min_chars": 5})
 
 
 def test_fingerprints_are_kept_and_damaged_ones_made_again(tmp_path: Path) -> None:
     corpus = Corpus(tmp_path, [["a", "b", "a"]])
     config = corpus.config(LOWER, DEDUP, {"step": "near_dedup"})
-    steps: tuple[Step, ...] = up_to_last_dedup(config.steps)
+    steps: tuple[Step, ...] = up_to_last_dedup(config.cleaning)
     job = FingerprintJob(config, StoreConfig(), steps, identity(steps), corpus.store)
     unit = corpus.manifest(config).unit(0)
     fresh = load_or_fingerprint(unit, job)
@@ -386,7 +388,7 @@ def test_fingerprints_are_kept_and_damaged_ones_made_again(tmp_path: Path) -> No
 def test_tasks_of_ray_data_find_the_users_module_and_clean_as_this_process_does(
     own: Path, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(data.token_pipeline.__file__).parents[1]))  # it may be relative
+    monkeypatch.setenv("PYTHONPATH", str(Path(data.__file__).parents[1]))  # it may be relative
     request.getfixturevalue("ray_cluster_small")  # started in the folder, as a command would start it
     steps = [OWN, {"step": "unicode", "form": "NFKC"}, LOWER, DEDUP, {"step": "near_dedup"}, {"step": "segment"}]
     lines = [f"Document {number} 北京清华大学 x" for number in range(40)]

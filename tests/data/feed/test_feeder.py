@@ -22,7 +22,7 @@ from data.config import DataConfig, StoreConfig
 from data.errors import BadShardError, ShardChangedError
 from data.feed.feeder import Feeder
 from data.feed.spec import FeedSpec
-from data.order.known_units import Excluded, KnownUnits
+from data.order.known_units import ExcludedDocuments, KnownUnits
 from data.order.sample_order import UNKNOWN
 from data.prepare import Pins, prepare_data
 from data.shards.build import build_manifest
@@ -235,7 +235,7 @@ def test_known_counts_are_those_of_the_files(raw: RawData, feed: Feed) -> None:
     feed.step(40)
     known = feed.call(feed.actor.known.remote())
     assert known.counts.tolist() == [len(unit) for unit in raw.sequences(held_out=False)]
-    assert known.skipped == {} and known.excluded == Excluded(units=len(known.counts))
+    assert known.skipped == {} and known.excluded == ExcludedDocuments(units=len(known.counts))
 
 
 def test_held_out_set_is_that_of_the_files_and_has_nothing_to_do_with_training(raw: RawData, feed: Feed) -> None:
@@ -381,13 +381,13 @@ class FrugalFeeder(Feeder):
     """A feeder that reads a few kilobytes ahead instead of 128 MB, and tells when it has come to rest."""
 
     def __init__(self, spec: FeedSpec) -> None:
-        data.feeder.AHEAD_BYTES = AHEAD_BYTES
-        data.token_pipeline.SEGMENT_BYTES = SEGMENT_BYTES
+        data.feed.feeder.AHEAD_BYTES = AHEAD_BYTES
+        data.tokens.pipeline.SEGMENT_BYTES = SEGMENT_BYTES
         super().__init__(spec)
 
     async def at_rest(self) -> bool:
         """Whether every step and every unit that is wished for has been made."""
-        made = self._next_block > self._last_block_ahead(self._newest_asked)
+        made = self._next_block > self._last_block_ahead(self._newest_request)
         return made and all(unit in self._read_ahead._streams for unit in self._read_ahead._requests)
 
 
@@ -567,7 +567,7 @@ def test_what_is_left_out_is_told_alike_when_units_are_read_on_the_way(tmp_path:
         "bucket_steps": 1,
         "shuffle_units": 1,
         "validation_fraction": 0,
-        "steps": [{"step": "lowercase"}, {"step": "length", "min_chars": 4}],
+        "cleaning": [{"step": "lowercase"}, {"step": "length", "min_chars": 4}],
     }
 
     def prepared(prepare: str) -> FeedSpec:
@@ -579,7 +579,7 @@ def test_what_is_left_out_is_told_alike_when_units_are_read_on_the_way(tmp_path:
     expected = prepared("ahead").known
     assert expected.excluded.too_long > 0 and expected.excluded.steps[1]["documents_removed"] > 0
     streaming = prepared("streaming")
-    assert streaming.known.excluded == Excluded()
+    assert streaming.known.excluded == ExcludedDocuments()
 
     first = Feed(streaming)
     first.step(0)

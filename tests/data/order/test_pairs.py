@@ -26,13 +26,13 @@ from data.order.packing import MicroBatch
 from data.order.pairs import PairBatching, joined
 from data.order.sample_order import UNKNOWN, SampleOrder
 from data.prepare import Pins, prepare_data
-from data.readers.documents import Document, read_documents
+from data.readers.documents import Document, is_held_out, read_documents
 from data.shards.build import build_manifest
 from data.shards.listing import check_unchanged
 from data.shards.manifest import Manifest
 from data.stores.local import LocalStore
 from data.tokens.tokenizer import Tokenizer
-from data.tokens.unit import TokenizeJob, is_held_out, load_or_tokenize, tokenize, unit_stream
+from data.tokens.unit import TokenizeJob, load_or_tokenize, tokenize, unit_stream
 from tests.data.feed.test_feeder import Feed
 from tests.data.order.order_reference import reference_shuffle
 
@@ -133,7 +133,7 @@ class TestReading:
             config({"path": "a", "input_column": "x", "input_path": "y", "format": "csv"}, {"path": "b"})
         told = str(raised.value)
         assert all(
-            word in told for word in ("both say", "goes with files of lines", "sources.1: its documents have no")
+            word in told for word in ("both name the input", "goes with files of lines", "sources.1: its documents have no")
         )
         with pytest.raises(ValidationError, match="need sources of pairs"):
             config({"path": "a"}, input_len=5)
@@ -171,7 +171,7 @@ class TestUnits:
         assert stream.lengths is not None and stream.lengths.tolist() == [[2, 2], [3, 3]]
 
     def test_separate_vocabularies_and_the_cache(self, tmp_path: Path) -> None:
-        row, job = self._row(tmp_path, [("AB", "ab"), ("C!", "c")], reads_with=UPPER)
+        row, job = self._row(tmp_path, [("AB", "ab"), ("C!", "c")], encoder_tokenizer=UPPER)
         stream = unit_stream(row, "train", job)
         assert stream.tokens.tolist() == [0, 1, *b"ab", 2, 26, *b"c"]
         manifest = build_manifest(job.data.sources, StoreConfig())
@@ -183,15 +183,31 @@ class TestUnits:
         assert len({each.cache_key(manifest.unit(0)) for each in (job, *others)}) == 3
 
     def _row(
-        self, folder: Path, pairs: list[tuple[str, str]], reads_with: Tokenizer | None = None, **fields: Any
+        self, folder: Path, pairs: list[tuple[str, str]], encoder_tokenizer: Tokenizer | None = None, **fields: Any
     ) -> tuple[pa.Table, TokenizeJob]:
         (folder / "x.jsonl").write_text("\n".join(json.dumps({"input": read, "text": text}) for read, text in pairs))
         data = config({"path": f"{folder}/x.jsonl", "input_column": "input"}, **fields)
-        job = TokenizeJob(data, StoreConfig(), BYTES, LocalStore(str(folder / "cache")), reads_with)
+        job = TokenizeJob(data, StoreConfig(), BYTES, LocalStore(str(folder / "cache")), encoder_tokenizer)
         return tokenize(build_manifest(data.sources, StoreConfig()).unit(0), job), job
 
 
 texts = st.lists(st.integers(0, 255), max_size=12)
+
+
+def pair_batching(**fields: int) -> PairBatching:
+    """Batches of one pair a step, unless `fields` says otherwise."""
+    defaults = {
+        "seed": 0,
+        "micro_batch_size": 1,
+        "micro_batches_per_step": 1,
+        "steps_together": 1,
+        "length_multiple": 8,
+        "longest_input": 200,
+        "longest_text": 200,
+        "end_of_text": END,
+        "input_end": END,
+    }
+    return PairBatching(**defaults | fields)
 
 
 @settings(deadline=None, max_examples=60)
@@ -206,7 +222,16 @@ texts = st.lists(st.integers(0, 255), max_size=12)
 def test_batches_are_those_of_a_plain_reference(
     units: list[list[tuple[list[int], list[int]]]], micro: int, per_step: int, together: int, multiple: int, seed: int
 ) -> None:
-    batching = PairBatching(seed, micro, per_step, together, multiple, 13, 13, END, 300)
+    batching = pair_batching(
+        seed=seed,
+        micro_batch_size=micro,
+        micro_batches_per_step=per_step,
+        steps_together=together,
+        length_multiple=multiple,
+        longest_input=13,
+        longest_text=13,
+        input_end=300,
+    )
     streams = {
         number: joined([(np.array(read, np.uint16), np.array(text, np.uint16)) for read, text in unit], np.dtype("u2"))
         for number, unit in enumerate(units)
@@ -258,7 +283,7 @@ def test_little_is_padding(tmp_path: Path) -> None:
     order = SampleOrder(0, [range(1)], [1.0], 1)
 
     def padded(together: int) -> float:
-        batching = PairBatching(0, 16, 4, together, 8, 200, 200, END, END)
+        batching = pair_batching(micro_batch_size=16, micro_batches_per_step=4, steps_together=together)
         samples = order.samples(0, 64 * 16, np.array([2048]))
         parts = [
             samples._replace(**{k: v[i : i + 64 * together] for k, v in samples._asdict().items()})
@@ -319,7 +344,7 @@ class TestPrepared:
             data, StoreConfig(), LocalStore(str(folder / "store")), Pins(), told.append, lambda *_: None, lambda: None
         )
         if separate:
-            assert prepared.job.reads_with.unknown and b"y" not in prepared.job.reads_with.tokens
+            assert prepared.job.encoder_tokenizer.unknown and b"y" not in prepared.job.encoder_tokenizer.tokens
             assert any(line.startswith("input tokenizer: learned") for line in told)
         known = prepared.known()
         assert known.counts.sum() > 72 and "pairs held out" in prepared.summary() and (known.counts != UNKNOWN).all()
@@ -339,8 +364,8 @@ class TestCleaning:
     def test_steps_work_on_the_sides_they_are_for_and_take_the_whole_pair(self) -> None:
         steps = config(
             {"path": "a", "input_column": "b"},
-            steps=[{"step": "lowercase", "on": "input"}, {"step": "length", "min_chars": 3, "on": "text"}],
-        ).steps
+            cleaning=[{"step": "lowercase", "on": "input"}, {"step": "length", "min_chars": 3, "on": "text"}],
+        ).cleaning
         kept = clean("ABC", steps, input="DE")
         assert (kept.input, kept.text, kept.lengths) == ("de", "ABC", (5, 5, 5))
         assert clean("AB", steps, input="DEF").text is None
@@ -351,7 +376,7 @@ class TestCleaning:
         (tmp_path / "x.jsonl").write_text("\n".join(json.dumps({"input": read, "text": text}) for read, text in pairs))
         data = config(
             {"path": f"{tmp_path}/x.jsonl", "input_column": "input"},
-            steps=[{"step": "lowercase"}, {"step": "dedup"}],
+            cleaning=[{"step": "lowercase"}, {"step": "dedup"}],
         )
         store = LocalStore(str(tmp_path / "store"))
         manifest = build_manifest(data.sources, StoreConfig())
@@ -364,13 +389,13 @@ class TestCleaning:
         assert row["steps"][0].as_py()[1]["documents_removed"] == 2
 
     def test_a_side_needs_pairs(self) -> None:
-        with pytest.raises(ValidationError, match=r"steps\.0: on = input needs sources of pairs"):
-            config({"path": "a"}, steps=[{"step": "lowercase", "on": "input"}])
+        with pytest.raises(ValidationError, match=r"cleaning\.0: on = input needs sources of pairs"):
+            config({"path": "a"}, cleaning=[{"step": "lowercase", "on": "input"}])
 
 
 def test_a_pair_as_long_as_the_model_reads_is_not_padded_beyond_it() -> None:
     text, read = np.ones(49, np.uint16), np.ones(20, np.uint16)
-    batching = PairBatching(0, 1, 1, 1, 8, 21, 50, END, END)
+    batching = pair_batching(longest_input=21, longest_text=50)
     samples = SampleOrder(0, [range(1)], [1.0], 1).samples(0, 1, np.array([1]))
     ((batch,),) = batching.steps(samples, {0: joined([(read, text)], np.dtype(np.uint16))}, 0)
     assert batch.tokens.shape == (1, 51) and batch.inputs is not None and batch.inputs.shape == (1, 21)

@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 
 from data.config import DataConfig, SourceConfig, StoreConfig
 from data.errors import BadShardError, MantaError, ShardChangedError, TransientStoreError
-from data.readers import documents as readers
+from data.readers import parquet, unpack
 from data.readers.documents import Document, read_documents
 from data.readers.reading import ReadReport
-from data.shards import file as shard_file
 from data.shards.listing import stat_shard
 from data.shards.manifest import Unit
+from data.stores import shard_file
 from data.stores.store import ATTEMPTS
 
 STORE = StoreConfig()
@@ -94,7 +94,7 @@ class TestRoundTrips:
     def test_records(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, packing: str, chunk_bytes: int
     ) -> None:
-        monkeypatch.setattr(readers, "CHUNK_BYTES", chunk_bytes)
+        monkeypatch.setattr(unpack, "CHUNK_BYTES", chunk_bytes)
         content = as_jsonl(NASTY) if ending == ".jsonl" else as_csv(NASTY, "," if ending == ".csv" else "\t")
         path = written(tmp_path / f"shard{ending}{packing}", PACK[packing](content))
         report = ReadReport()
@@ -107,7 +107,7 @@ class TestRoundTrips:
     def test_parquet_gives_the_units_row_group_only(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: pa.DataType
     ) -> None:
-        monkeypatch.setattr(readers, "BATCH_BYTES", 1000)  # several batches a row group
+        monkeypatch.setattr(parquet, "BATCH_BYTES", 1000)  # several batches a row group
         values = [*NASTY, *(f"row {i}" for i in range(91))]
         column = pa.array(values).dictionary_encode() if pa.types.is_dictionary(kind) else pa.array(values, kind)
         content = as_parquet({"id": range(100), "text": column}, row_group_size=40)
@@ -129,11 +129,11 @@ class TestRoundTrips:
     ) -> None:
         content = "\n".join(lines)
         path = written(tmp_path_factory.getbasetemp() / "lines.txt", content.encode())
-        whole, readers.CHUNK_BYTES = readers.CHUNK_BYTES, chunk_bytes
+        whole, unpack.CHUNK_BYTES = unpack.CHUNK_BYTES, chunk_bytes
         try:
             found = texts(path, document="line")
         finally:
-            readers.CHUNK_BYTES = whole
+            unpack.CHUNK_BYTES = whole
         assert found == [line.rstrip("\r") for line in content.split("\n") if line.strip()]
 
     def test_members_and_frames_one_after_another(self, tmp_path: Path) -> None:
@@ -380,7 +380,7 @@ def test_trouble_with_the_storage_is_not_the_shards_fault(
     storage = FailingStorage(offset)
     monkeypatch.setattr(shard_file, "filesystem_for", lambda url, config: (storage, url))
     monkeypatch.setattr(shard_file.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(readers, "FETCH_BYTES", 1000)
+    monkeypatch.setattr(unpack, "FETCH_BYTES", 1000)
     with pytest.raises(MantaError) as raised:
         read(path)
     assert type(raised.value) is TransientStoreError

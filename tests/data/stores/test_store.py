@@ -4,7 +4,6 @@ import errno
 import os
 import pickle
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -27,13 +26,13 @@ from data.errors import (
     StoreAccessError,
     TransientStoreError,
 )
-from data.shards import file as shard_file
-from data.shards.file import ShardFile, filesystem_for
 from data.stores import local as local_store
 from data.stores import s3 as s3_store
+from data.stores import shard_file
 from data.stores.local import LocalStore
 from data.stores.open import open_store
 from data.stores.s3 import S3Store
+from data.stores.shard_file import ShardFile, filesystem_for
 from data.stores.store import ATTEMPTS, Store, split_url
 
 
@@ -167,7 +166,7 @@ class TestEveryStore:
 
     @pytest.mark.parametrize("key", ["", "/absolute", "a//b", "../up", "a/../b", "."])
     def test_refuses_keys_that_leave_it(self, store: Store, key: str) -> None:
-        with pytest.raises(InputError, match="is no key"):
+        with pytest.raises(InputError, match="is not a valid key"):
             store.put(key, b"")
 
     def test_check_passes(self, store: Store) -> None:
@@ -533,12 +532,3 @@ class TestShardFile:
             else:
                 with pytest.raises(TransientStoreError, match=r"shard in 3 attempts: connection reset"):
                     file.read(3)
-
-
-def test_importing_it_all_is_cheap() -> None:
-    code = (
-        "import sys, data.open_store, data.manifest, data.readers, data.tokenizer; "
-        "print([m for m in ('ray', 'torch', 'boto3', 'pyarrow', 'tiktoken', 'tokenizers') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

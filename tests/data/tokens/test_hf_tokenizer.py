@@ -119,7 +119,7 @@ def test_merges_are_those_that_were_learned() -> None:
 
 def test_a_vocabulary_that_was_not_merged_is_refused() -> None:
     single = [bytes([value]) for value in range(256)]
-    with pytest.raises(TokenizerError, match=r"Token 256 .*b'abc', comes from 3 tokens before it, not from two"):
+    with pytest.raises(TokenizerError, match=r"Token 256 .*b'abc', is a merge of 3 tokens before it, not of two"):
         merges_of([*single, b"abc"])
     assert merges_of([*single, b"bc", b"abc"]) == [(b"b", b"c"), (b"a", b"bc")]
 
@@ -156,7 +156,7 @@ def setting(place: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (setting("pre_tokenizer.add_prefix_space", True), "pre_tokenizer.add_prefix_space: true, not false"),
         (setting("pre_tokenizer", {"type": "Metaspace"}), 'pre_tokenizer.type: "Metaspace", not "ByteLevel"'),
         (setting("model.byte_fallback", True), "model.byte_fallback: true, not false"),
-        (setting("added_tokens", []), "exactly one that ends a text"),
+        (setting("added_tokens", []), "exactly one is expected, which ends a text"),
         (lambda fields: fields["added_tokens"][0].update(id=3), "has id 3, not the last one"),
         (lambda fields: fields["model"]["vocab"].update(new=9999), "ids leave gaps"),
         (lambda fields: fields["model"]["merges"].reverse(), "model.merges: not in the order of the ids"),

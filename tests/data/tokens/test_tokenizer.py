@@ -183,7 +183,7 @@ class TestChars:
     [b"", b"[]", b"{}", b"\xff", b'{"manta_tokenizer": 2, "kind": "bytes", "split": "", "tokens": []}'],
 )
 def test_other_files_are_no_tokenizers(data: bytes) -> None:
-    with pytest.raises(TokenizerError, match=r"No tokenizer file of this version.*Make it again"):
+    with pytest.raises(TokenizerError, match=r"not a tokenizer file of this version.*Make it again"):
         Tokenizer.from_bytes(data)
 
 

@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 from data.config import DataConfig, StoreConfig
 from data.errors import BadShardError, ShardChangedError
 from data.order.packing import token_stream
+from data.readers.documents import is_held_out
 from data.shards.build import build_manifest
 from data.shards.manifest import Manifest, Unit
+from data.shards.unit_rows import load_cached
 from data.stores.local import LocalStore
 from data.tokens.tokenizer import Tokenizer
-from data.tokens.unit import SCHEMA, TokenizeJob, is_held_out, load_cached, load_or_tokenize, stream_of, tokenize
+from data.tokens.unit import SCHEMA, TokenizeJob, load_or_tokenize, stream_of, tokenize
 
 BYTES = Tokenizer("bytes", [bytes([value]) for value in range(256)])
 END_OF_TEXT = 256

@@ -1,4 +1,4 @@
-"""The bytes of shards, by `pyarrow.fs`: the file system a URL names, and a file on it that outlives its connection."""
+"""Reads the bytes of shards by `pyarrow.fs`: the file system of a URL, and a file that reconnects."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from data.config import StoreConfig
-from data.errors import InputError, ObjectNotFoundError, StoreAccessError, TransientStoreError
-from data.extras import installing
+from data.errors import InputError, ObjectNotFoundError, StoreAccessError, TransientStoreError, install_command
+from data.stores.config import StoreConfig
 from data.stores.s3_access import READ_TIMEOUT_S, S3Access, aws_environment
 from data.stores.store import ATTEMPTS, first_line, split_url
 
@@ -19,11 +18,11 @@ _T = TypeVar("_T")
 
 
 def filesystem_for(url: str, config: StoreConfig) -> tuple[Any, str]:
-    """The pyarrow filesystem and the path in it for a shard; called where it is used, so nothing has to be pickled.
+    """The pyarrow file system of a URL, and the path in it. File systems are made where they are used, never pickled.
 
     Raises:
-        InputError: unknown kind of URL, or gs:// without the optional extra it needs.
-        StoreAccessError: half a key pair in the config.
+        InputError: the kind of URL is unknown, or gs:// lacks the optional extra that it needs.
+        StoreAccessError: the config has half of a key pair.
     """
     scheme, rest = split_url(url)
     if scheme == "s3":
@@ -35,7 +34,7 @@ def filesystem_for(url: str, config: StoreConfig) -> tuple[Any, str]:
     return fs.LocalFileSystem(), rest
 
 
-@functools.lru_cache(maxsize=16)  # one pool of connections for all shards of a process
+@functools.lru_cache(maxsize=16)  # all shards of a process share one pool of connections
 def _s3_filesystem(access: S3Access, environment: tuple[tuple[str, str], ...]) -> Any:
     from pyarrow import fs
 
@@ -46,7 +45,7 @@ def _s3_filesystem(access: S3Access, environment: tuple[tuple[str, str], ...]) -
             raise StoreAccessError(f"The endpoint {access.endpoint_url} has no scheme. Write http://… or https://….")
         options = {"scheme": scheme, "endpoint_override": host.rstrip("/"), "region": access.region or "us-east-1"}
     elif access.region:
-        options = {"region": access.region}  # without one, the AWS library looks into its profiles
+        options = {"region": access.region}  # without one, the AWS library reads its profiles
     return fs.S3FileSystem(
         access_key=access.access_key_id,
         secret_key=access.secret_access_key,
@@ -64,26 +63,26 @@ def _gs_filesystem(timeout_s: float) -> Any:
     if hasattr(fs, "GcsFileSystem"):
         from datetime import timedelta
 
-        # Its own default is to retry for 15 minutes, which looks like a hang.
+        # The default is to retry for 15 minutes, which looks like a hang.
         return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=timeout_s * ATTEMPTS))
     try:
         import gcsfs
     except ImportError:
-        raise InputError(f"gs:// needs a package that is not installed: {installing('gs')}.") from None
+        raise InputError(f"gs:// needs a package that is not installed: {install_command('gs')}.") from None
     return fs.PyFileSystem(fs.FSSpecHandler(gcsfs.GCSFileSystem()))
 
 
 class ShardFile(io.RawIOBase):
-    """A shard, open for reading at any place, that reconnects when the network drops.
+    """A shard open for random reads, which reconnects when the connection drops.
 
-    Failures of the storage leave it as TransientStoreError or StoreAccessError, never as OSError. So an OSError from a
-    decompressor or a Parquet reader on top of it is about the content, and the shard is to blame.
+    Failures of the storage are raised as TransientStoreError or StoreAccessError, never as OSError. So an OSError from
+    a decompressor or a Parquet reader on top of it is an error in the shard's content.
     """
 
-    _file: Any = None  # of the class, as close() also comes after a constructor that failed
+    _file: Any = None  # on the class, because close() also runs after a constructor that failed
 
     def __init__(self, url: str, config: StoreConfig, retry_delay_s: float = 0.2) -> None:
-        """`retry_delay_s`: pause before the second try; it doubles before the third."""
+        """`retry_delay_s`: pause before the second attempt; it doubles before the third."""
         super().__init__()
         self.url = url
         self._filesystem, self._path = filesystem_for(url, config)

@@ -1,0 +1,99 @@
+"""One-row Arrow tables, one per unit: cached in object storage, and reported on while they are made.
+
+A cached row is an IPC stream, compressed, behind its own sha256, because Arrow reads damaged bytes without an error.
+Its key is a hash of everything it depends on, so nothing is ever invalidated: after a change the key is another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol, TypeVar
+
+import pyarrow as pa
+
+from data.errors import ObjectNotFoundError
+from data.shards.manifest import Unit
+from data.stores.store import Store
+
+Log = Callable[[str], None]
+"""Takes one line for the console."""
+
+LOG_INTERVAL_S = 2.0
+"""Seconds between two lines of progress."""
+
+_Row = TypeVar("_Row")
+
+
+class UnitJob(Protocol):
+    """Makes one row of every unit, and caches it."""
+
+    @property
+    def cache(self) -> Store:
+        """Where rows are cached."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Schema of a row; `problem` is one of its columns."""
+
+    def cache_key(self, unit: Unit) -> str:
+        """Key of the unit's row: a hash of everything it depends on."""
+
+
+def load_or_make(unit: Unit, job: UnitJob, make: Callable[[], pa.Table]) -> pa.Table:
+    """The unit's row: from the cache, or made and then cached. A row with a `problem` is not cached."""
+    table = load_cached(unit, job)
+    if table is None:
+        table = make()
+        if table["problem"][0].as_py() is None:
+            job.cache.put(job.cache_key(unit), serialize(table))
+    return table
+
+
+def json_digest(value: object) -> str:
+    """sha256 of a value as JSON: equal values have equal digests."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def row_key(depends_on: object) -> str:
+    """The cache key of a row that depends on `depends_on`."""
+    digest = json_digest(depends_on)
+    return f"{digest[:2]}/{digest}.arrow"
+
+
+def load_cached(unit: Unit, job: UnitJob) -> pa.Table | None:
+    """The unit's row from the cache; None where it is missing or damaged."""
+    try:
+        return deserialize(job.cache.get(job.cache_key(unit)), job.schema)
+    except ObjectNotFoundError:
+        return None
+
+
+def serialize(table: pa.Table) -> bytes:
+    """The row as bytes for the store."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table)
+    content: bytes = sink.getvalue().to_pybytes()
+    return hashlib.sha256(content).digest() + content
+
+
+def deserialize(data: bytes, schema: pa.Schema) -> pa.Table | None:
+    """Inverse of `serialize`; None where the bytes are damaged."""
+    sha256, content = data[:32], memoryview(data)[32:]
+    if hashlib.sha256(content).digest() != sha256:
+        return None
+    with pa.ipc.open_stream(pa.py_buffer(content)) as reader:
+        return reader.read_all().cast(schema)
+
+
+def with_progress(rows: Iterable[_Row], total: int, label: str, log: Log) -> Iterator[_Row]:
+    """Yields the rows, one per unit; logs at intervals, and after the last, how many of `total` there have been."""
+    logged_at = time.monotonic()
+    for done, row in enumerate(rows, start=1):
+        yield row
+        if done == total or time.monotonic() - logged_at >= LOG_INTERVAL_S:
+            logged_at = time.monotonic()
+            log(f"{label}: {done:,} of {total:,} units")
