@@ -39,7 +39,8 @@ import numpy as np
 from harness import Command, FinishedRun, Verdict
 
 from data.prepare import Pins, prepare_data
-from data.tokens.unit import load_cached, stream_of
+from data.shards.unit_rows import load_cached
+from data.tokens.unit import stream_of
 from orchestrator.config.load import load_recipe
 from orchestrator.config.result_fields import resolved
 from orchestrator.run.run import reaching_storage, stores
