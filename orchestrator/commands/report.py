@@ -1,4 +1,4 @@
-"""`manta report`: the report of a run or of a sweep, as a file here and beside what it tells of."""
+"""`manta report`: writes the report of a run or a sweep to a local file and to its folder in storage."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from orchestrator.config.recipe_file import find_recipe
 from orchestrator.console import Console
 from orchestrator.report.page import write_page
 from orchestrator.report.run import html
-from orchestrator.report.run_data import summary_of
+from orchestrator.report.run_data import report_data
 from orchestrator.run.run import open_run, reaching_storage
 
 FOLDER = Path(".manta/reports")
-"""Where reports of runs go, unless told."""
+"""Default folder of runs' reports."""
 
 REPORT = "report.html"
-"""Name of the report in the run's folder."""
+"""Key of the report in the run's folder."""
 
 
 def report(run_or_recipe: str, to: Path | None = None, overrides: Sequence[str] = ()) -> None:
-    """Write the report of a run or a sweep, and say where it is.
+    """Writes the report of a run or a sweep, and prints its path.
 
     Args:
-        to: the file; None: `.manta/reports/RUN.html`, or `report.html` in the sweep's folder.
+        run_or_recipe: name of a run or sweep, or path of its recipe.
+        to: the local file; None: `.manta/reports/RUN.html`, or `report.html` in the sweep's folder.
 
     Raises:
-        UnknownRunError: no recipe and no run has this name, or it was never started.
+        UnknownRunError: there is no such run or recipe, or the run was never started.
         InputError: the file cannot be written.
     """
     console = Console()
@@ -42,13 +43,13 @@ def report(run_or_recipe: str, to: Path | None = None, overrides: Sequence[str] 
     config = load_recipe(find_recipe(run_or_recipe), overrides)
     with reaching_storage(config) as config:
         run = open_run(config)
-        page = html(summary_of(run))
+        page = html(report_data(run))
         path = to or FOLDER / f"{config.run}.html"
         write_page(path, page)
         console.line(f"report: {path}")
         try:
             run.store.put(REPORT, page.encode())
-        except MantaError as error:  # whoever may only read has it here
-            console.line(f"It is not in the run's folder too: {error}")
+        except MantaError as error:  # a user with read access only has the local file
+            console.line(f"the report could not be written to the run's folder: {error}")
         else:
-            console.line(f"and in {run.store.url_of(REPORT)}")
+            console.line(f"report: {run.store.url_of(REPORT)}")

@@ -1,1 +1,1 @@
-"""Reports: pages of HTML that need nothing else, of runs and of sweeps."""
+"""Reports of runs as self-contained HTML pages and as terminal tables, and the parts that sweeps' reports share."""

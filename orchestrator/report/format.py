@@ -1,4 +1,4 @@
-"""Values as reports and tables tell them."""
+"""Formats values for reports and tables."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a finite number."""
+    """Whether `value` is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def label(value: Any) -> str:
-    """A value as short as it can be told: 0.0003 is 3e-4, null is none."""
+    """Formats a value as short as possible: 0.0003 as 3e-4, None as none."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -32,7 +32,7 @@ def label(value: Any) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """12.3 s, 4:05 min or 2:03 h."""
+    """Formats seconds as 12.3 s, 4:05 min or 2:03 h; None as an empty string."""
     if seconds is None:
         return ""
     if seconds < 60:
@@ -42,15 +42,15 @@ def duration(seconds: float | None) -> str:
 
 
 def clock(at: Any) -> str:
-    """A moment, given in seconds since the epoch."""
+    """Formats a time in seconds since the epoch."""
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at)) if is_number(at) else "at an unknown time"
 
 
 def count(number: int, name: str) -> str:
-    """1 step, 2,000 steps."""
+    """Formats a count: 1 step, 2,000 steps."""
     return f"{number:,} {name}{'' if number == 1 else 's'}"
 
 
 def percent(share: float) -> str:
-    """A share of 1 in percent; so small a one that it would be 0, as less than the least that is told."""
+    """Formats a share of 1 in percent; a positive one that would round to 0 as < 0.1 %."""
     return "< 0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %" if share < 0.0995 else f"{100 * share:.0f} %"

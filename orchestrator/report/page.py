@@ -1,4 +1,4 @@
-"""The page around the report's charts: head, sections, legends."""
+"""Builds HTML pages: head, sections, legends, tables."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from orchestrator.report.svg import colour, dash, esc, mark, polyline, tag
 
 
 def page(title: str, *inside: str, style: str = "") -> str:
-    """A page that holds everything it shows, and by its own rules fetches nothing and runs no script but its own.
+    """Builds a self-contained page. Its content security policy forbids fetching and any script but SCRIPT.
 
     Args:
-        style: rules of this page besides those of all.
+        style: style rules of this page besides STYLE.
     """
     script = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{script}'; base-uri 'none'"
@@ -30,10 +30,10 @@ def page(title: str, *inside: str, style: str = "") -> str:
 
 
 def write_page(path: Path, content: str) -> None:
-    """Write a page into a file, making its folder where there is none.
+    """Writes a page to a file; creates its folder.
 
     Raises:
-        InputError: it cannot be written there.
+        InputError: the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def write_page(path: Path, content: str) -> None:
 
 
 def section(title: str, *inside: str, note: str = "", is_long: bool = False) -> str:
-    """A part of the page; "" where there is nothing in it."""
+    """A section of the page; "" if everything inside is empty."""
     if not any(inside):
         return ""
     caption = tag("p", esc(note), class_="soft") if note else ""
@@ -51,17 +51,17 @@ def section(title: str, *inside: str, note: str = "", is_long: bool = False) -> 
 
 
 def details(name: str, *inside: str) -> str:
-    """What is not shown until asked for."""
+    """A part that is folded until clicked."""
     return tag("details", tag("summary", esc(name)), *inside)
 
 
 def figure(chart: str, *below: str) -> str:
-    """A chart that may be wider than a small screen; "" without one."""
+    """A chart that scrolls if the screen is narrow; "" if the chart is empty."""
     return tag("figure", tag("div", chart, class_="scroll"), *below) if chart else ""
 
 
 def switch(name: str, linear: str, logarithmic: str) -> str:
-    """Two figures of which one is shown; the linear one alone where there is no other. Works without scripts."""
+    """Two figures, one of which is shown; only the linear one if there is no other. Works without scripts."""
     if not logarithmic:
         return linear
     parts = []
@@ -78,7 +78,7 @@ def switch(name: str, linear: str, logarithmic: str) -> str:
 
 
 def legend(groups: list[str], *, lines: bool, statuses: bool = True) -> str:
-    """What the shapes, colours and dashes stand for."""
+    """The legend of groups (shape, colour, dash) and of trial statuses."""
     entries = [(text, colour(n), n) for n, text in enumerate(groups)]
     items = [entry(_swatch(group, lines), css, text) for text, css, group in entries]
     if statuses:
@@ -96,35 +96,40 @@ def _swatch(group: int, lines: bool) -> str:
 
 
 def key(*entries: str) -> str:
-    """A legend of `entry`s."""
+    """A legend made of `entry`s."""
     return tag("ul", *entries, class_="legend")
 
 
 def entry(drawn: str, css: str, text: str) -> str:
-    """What a sign of 34 by 14 pixels stands for."""
+    """An entry of a legend: a drawing of 34 by 14 pixels and its meaning."""
     picture = f'<svg viewBox="0 0 34 14" aria-hidden="true">{tag("g", drawn, class_=css)}</svg>'
     return tag("li", picture, esc(text))
 
 
 def tiles(facts: Iterable[tuple[str, str]]) -> str:
-    """Facts that matter most, each a number or a word and what it is."""
+    """Tiles with the most important facts: (value, meaning)."""
     shown = (tag("div", tag("b", esc(fact)), tag("span", esc(what)), class_="fact") for fact, what in facts)
     return tag("div", *shown, class_="facts")
 
 
 def table(heads: Sequence[str], rows: Sequence[str], numbers: Iterable[int] = (), css: str = "") -> str:
-    """A table of `row`s; `numbers` are the columns, counted from 0, that hold some."""
+    """A table made of `row`s; `numbers`: columns, counted from 0, that hold numbers."""
     numbers = set(numbers)
-    told = (tag("th", esc(head), scope="col", class_="n" if at in numbers else "") for at, head in enumerate(heads))
-    return tag("table", tag("thead", tag("tr", *told)), tag("tbody", *rows), class_=css)
+    cells = (tag("th", esc(head), scope="col", class_="n" if at in numbers else "") for at, head in enumerate(heads))
+    return tag("table", tag("thead", tag("tr", *cells)), tag("tbody", *rows), class_=css)
 
 
 def row(*cells: str) -> str:
-    """A row of cells."""
+    """A row made of `cell`s."""
     return tag("tr", *cells)
 
 
 def cell(text: object, sort_by: object = None, *, number: bool = False, wide: bool = False) -> str:
-    """A cell; `wide`: of text that may take several lines."""
+    """A cell of a table.
+
+    Args:
+        sort_by: value to sort by, if not the text.
+        wide: the text may take several lines.
+    """
     css = "n" if number else "wide" if wide else ""
     return tag("td", esc(text), class_=css, data_v=None if sort_by is None else str(sort_by))

@@ -1,4 +1,4 @@
-"""A run as a page to look at: one file of HTML that needs nothing else, made of the run's summary alone."""
+"""Builds the report of a run: one self-contained HTML page, made from `run_data.ReportData`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from orchestrator.report.format import clock, count, duration, is_number, percen
 from orchestrator.report.goodput import bars, seconds_of
 from orchestrator.report.page import entry, figure, key, page, section, switch, tiles
 from orchestrator.report.run_facts import KINDS, RunFacts, Summary
-from orchestrator.report.run_style import STYLE
 from orchestrator.report.run_tables import (
     all_events,
     attempts,
@@ -24,16 +23,18 @@ from orchestrator.report.run_tables import (
     versions,
 )
 from orchestrator.report.series import window
+from orchestrator.report.style import RUN_STYLE
 from orchestrator.report.svg import NARROW, SMALL, WIDE, Size, esc, mark, polygon, polyline, tag
 from orchestrator.report.timeline import life_by_step, life_by_time
 
-ALIVE = ("preparing", "running")
+LIVE = ("preparing", "running")
+"""Statuses of a live run. (`run.record` has them too, but imports numpy, which this page does without.)"""
 
 _SIZES = (("wide-only", WIDE), ("narrow", NARROW))
 
 
 def html(summary: Summary) -> str:
-    """The report. Whatever is in the summary is shown as text; what it does not have is left out."""
+    """Builds the page. All values are escaped; fields that the summary lacks are omitted."""
     facts = RunFacts(summary)
     parts = [
         _header(facts),
@@ -41,9 +42,9 @@ def html(summary: Summary) -> str:
         _learning(facts),
         _life(facts),
         section(
-            "Where the seconds went",
+            "Where the time went",
             bars(summary.get("goodput") or {}, _SIZES),
-            note="Every second of the run under exactly one cause, from the first command to the last sign of life.",
+            note="Every second counts under exactly one cause, from the first command to the last heartbeat.",
         ),
         samples(summary),
         data(summary),
@@ -52,7 +53,7 @@ def html(summary: Summary) -> str:
         config(summary),
         versions(facts),
     ]
-    return page(f"Run {summary.get('run', '')}", *parts, style=STYLE)
+    return page(f"Run {summary.get('run', '')}", *parts, style=RUN_STYLE)
 
 
 def _header(facts: RunFacts) -> str:
@@ -62,37 +63,37 @@ def _header(facts: RunFacts) -> str:
     parts = [tag("h1", "Run ", esc(summary.get("run", "")), badge)]
     if summary.get("message"):
         parts.append(tag("p", esc(summary["message"]), class_="message"))
-    if status in ALIVE:
-        parts.append(tag("p", esc(_of_now(facts))))
+    if status in LIVE:
+        parts.append(tag("p", esc(_live_status(facts))))
     elif not facts.rows:
-        parts.append(tag("p", "It has ended before the first step that was kept: there are no curves."))
+        parts.append(tag("p", "The run ended before its first checkpoint: there are no curves."))
     elif status != "finished":
-        parts.append(tag("p", esc(f"The command that began it goes on from step {facts.rows[-1]['step']:,}.")))
-    told = f"Started {clock(facts.began)}"
-    told += f", last sign of life {clock(facts.ended)}" if status in ALIVE else f", ended {clock(facts.ended)}"
-    told += f". Kept in {summary.get('url', '')}. Report made {clock(summary.get('made_at'))}."
-    return tag("header", *parts, tag("p", esc(told), class_="soft"))
+        parts.append(tag("p", esc(f"The same command continues it from step {facts.rows[-1]['step']:,}.")))
+    times = f"Started {clock(facts.began)}"
+    times += f", last heartbeat {clock(facts.ended)}" if status in LIVE else f", ended {clock(facts.ended)}"
+    times += f". Stored in {summary.get('url', '')}. Report made {clock(summary.get('made_at'))}."
+    return tag("header", *parts, tag("p", esc(times), class_="soft"))
 
 
-def _of_now(facts: RunFacts) -> str:
+def _live_status(facts: RunFacts) -> str:
     last, phase = facts.lives[-1] if facts.lives else {}, facts.summary.get("phase") or "preparing"
     newest = last.get("step") or 0
     if not newest:
-        return f"The run is alive and at no step yet: {phase}. Make this report again later."
+        return f"The run is live, before its first step ({phase}). Make this report again later."
     if not facts.rows:
-        return f"The run is alive, at step {newest:,} ({phase}). Its curves begin with its first checkpoint."
+        return f"The run is live, at step {newest:,} ({phase}). Curves appear with its first checkpoint."
     kept = facts.rows[-1]["step"]
-    return f"The run is alive, at step {newest:,} ({phase}). What is shown goes to its newest checkpoint: step {kept:,}"
+    return f"The run is live, at step {newest:,} ({phase}). The report goes up to its newest checkpoint: step {kept:,}"
 
 
 def _tiles(facts: RunFacts) -> str:
     summary = facts.summary
     loss: Mapping[str, Any] = summary.get("loss") or {}
-    told = [
+    shown = [
         (f"{summary.get('step', 0):,}", f"of {summary.get('steps', 0):,} steps; {summary.get('tokens', 0):,} tokens")
     ]
     if is_number(loss.get("val")):
-        whose = ", averaged weights" if summary.get("val_weights") == "averaged" else ""
+        weights = ", averaged weights" if summary.get("val_weights") == "averaged" else ""
         more = [
             f"{what} {summary[name]:{form}}"
             for name, what, form in (
@@ -101,31 +102,31 @@ def _tiles(facts: RunFacts) -> str:
             )
             if is_number(summary.get(name))
         ]
-        told.append((f"{loss['val']:.4f}", f"held-out loss{whose}; " + ", ".join(more)))
+        shown.append((f"{loss['val']:.4f}", f"held-out loss{weights}; " + ", ".join(more)))
     if is_number(loss.get("train")):
-        told.append((f"{loss['train']:.4f}", "training loss of the last step"))
+        shown.append((f"{loss['train']:.4f}", "training loss of the last step"))
     scores: Mapping[str, Any] = summary.get("translations") or {}
     if is_number(scores.get("bleu")):
         chrf = f"; chrF {scores['chrf']:.2f}" if is_number(scores.get("chrf")) else ""
-        told.append((f"{scores['bleu']:.2f}", f"BLEU over {scores.get('translated')} held-out pairs{chrf}"))
+        shown.append((f"{scores['bleu']:.2f}", f"BLEU over {scores.get('translated')} held-out pairs{chrf}"))
     if is_number(summary.get("tokens_per_s")):
-        told.append((f"{summary['tokens_per_s']:,.0f}", "tokens/s while training"))
+        shown.append((f"{summary['tokens_per_s']:,.0f}", "tokens/s while training"))
     seconds = seconds_of(summary.get("goodput") or {})
     if seconds.get("training"):
         active = sum(each for cause, each in seconds.items() if cause != "idle")
         pauses = f", and {duration(seconds['idle'])} of pauses" if seconds.get("idle") else ""
-        told.append((percent(seconds["training"] / active), f"goodput: training, of {duration(active)}{pauses}"))
+        shown.append((percent(seconds["training"] / active), f"goodput: training, of {duration(active)}{pauses}"))
     planned = sum(event.kind == "resize" for event in facts.events)
     failed = sum(event.kind == "restart" for event in facts.events)
     restarts = "restart after a failure" if failed == 1 else "restarts after failures"
-    told.append(
+    shown.append(
         (f"{failed:,}", f"{restarts}; {count(planned, 'planned resize')}, {count(len(facts.lives), 'attempt')}")
     )
-    return tiles(told)
+    return tiles(shown)
 
 
 def _in_sizes(draw: Callable[[Size], str]) -> str:
-    """A chart for wide screens and one for phones, of which one is shown."""
+    """A chart in a size for wide screens and one for phones, one of which is shown."""
     drawn = [(css, draw(size)) for css, size in _SIZES]
     return "".join(tag("div", figure(each), class_=css) for css, each in drawn if each)
 
@@ -165,16 +166,16 @@ def _learning(facts: RunFacts) -> str:
     if held_out:
         drawn = polyline([(0, 7), (34, 7)], "curve") + mark(1, 17, 7, "dot", 4.0)
         entries.append(entry(drawn, "g1", f"held-out loss{averaged}"))
-    if any(event.number for event in facts.events) or len(facts.lives_by_step()) > 1:
+    if any(event.number for event in facts.events) or len(facts.attempts_by_step()) > 1:
         dashed = '<path d="M17 0v14" class="rung"/>'
-        entries.append(entry(dashed, "", "workers restarted or resized, or another attempt went on"))
+        entries.append(entry(dashed, "", "workers restarted or resized, or a new attempt started"))
     return section(
         "Learning curves",
         switch("loss-axis", linear, logarithmic),
         key(*entries),
         tag("div", *(figure(each) for each in small if each), class_="three"),
         evaluations(facts),
-        note="Point at a place of a curve to read it.",
+        note="Point at a curve to read its values.",
     )
 
 
@@ -194,14 +195,14 @@ def _life(facts: RunFacts) -> str:
         "resize": '<rect x="6" width="22" height="14" rx="7" class="pill resize"/>',
         "checkpoint": '<path d="M17 0v14" class="save"/>',
         "evaluation": mark(1, 17, 7, "dot", 4.0),
-        "left out": '<path d="M12 2l10 10M22 2l-10 10" class="curve"/>',
+        "skipped step": '<path d="M12 2l10 10M22 2l-10 10" class="curve"/>',
     }
     meant = {
-        "restart": ("", "workers ended and started again, by number in the table"),
-        "resize": ("", "planned change of workers, by number"),
+        "restart": ("", "restart of the workers, with its number in the table"),
+        "resize": ("", "planned resize, with its number"),
         "checkpoint": ("g2", "checkpoint"),
         "evaluation": ("g1", "evaluation on the held-out set"),
-        "left out": ("g6", "step whose data is left out"),
+        "skipped step": ("g6", "step weights data was skipped"),
     }
     there = {event.kind for event in facts.events}
     signs += [entry(signs_of[kind], *meant[kind]) for kind in KINDS if kind in there]
@@ -210,8 +211,8 @@ def _life(facts: RunFacts) -> str:
 
 _WITHOUT = {
     "startup": "none: an attempt starts",
-    "restart": "none: a failure, and the start after it",
-    "resize": "none: starting in another size",
+    "restart": "none: a failure and the restart after it",
+    "resize": "none: a restart at another size",
     "pause": "pause between attempts",
 }
-"""What it means where no workers trained."""
+"""Meaning of the spans without workers, by kind."""

@@ -1,4 +1,4 @@
-"""What a run's report is made of, gathered from its record, its metrics and its folder; all of it is JSON."""
+"""Gathers the data of a run's report from its summary, record, metrics and folder. All of it is JSON."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import re
 import time
 from typing import Any
 
-from data.cleaning.clean import told
+from data.cleaning.clean import report_lines
 from orchestrator.config.recipe import RunConfig
 from orchestrator.config.result_fields import flatten, resolved
 from orchestrator.config.schema import default_of
 from orchestrator.run.record import Attempt, RunRecord
 from orchestrator.run.run import Run
-from orchestrator.run.summary import describe, read_metrics, status_of
+from orchestrator.run.summary import StoredSummary, read_metrics, status_of, summary_of_run
 
 _SEGMENT = re.compile(r"(?P<first>\d+)-(?P<last>\d+)-a(?P<attempt>\d+)\.parquet$")
 
@@ -20,36 +20,61 @@ _IN_URL = re.compile(r"(?<=://)[^/@\s'\"]+@")
 """User and password in a URL."""
 
 
-def summary_of(run: Run) -> dict[str, Any]:
-    """The summary of a run: what `describe` says of it, and its rows, attempts, evaluations, saves and config."""
+class ReportData(StoredSummary):
+    """The summary of a run, and what only the report shows.
+
+    Attributes:
+        made_at: when the data was gathered, seconds since the epoch.
+        url: where the run is stored.
+        lives: attempts, see `_life`.
+        evaluations: evaluations that belong to the run, by step.
+        saves: step and attempt of every checkpoint ever saved.
+        cleaning: lines about the steps of `data.cleaning`.
+        config: every field: name, value and whether it is the default.
+        rows: rows of the metrics up to the newest checkpoint.
+    """
+
+    made_at: float
+    url: str
+    lives: list[dict[str, Any]]
+    evaluations: list[dict[str, Any]]
+    saves: list[dict[str, int]]
+    cleaning: list[str]
+    config: list[dict[str, Any]]
+    rows: list[dict[str, Any]]
+
+
+def report_data(run: Run) -> ReportData:
+    """Gathers the data of a run's report."""
     rows = read_metrics(run)
-    summary = describe(run, rows)
-    summary = without_keys(
-        summary
-        | {
-            "made_at": time.time(),
-            "url": run.store.url_of(""),
-            "lives": [_life(attempt) for attempt in run.record.attempts],
-            "evaluations": evaluations_of(run.record),
-            "saves": saves_of(run, summary["step"]),
-            "cleaning": told(summary["cleaning_steps"]) if summary["cleaning_steps"] else [],
-            "config": config_of(run),
-        }
-    )
-    return {**summary, "rows": [row for row in rows if row["step"] <= summary["step"]]}
+    summary = summary_of_run(run, rows)
+    data: ReportData = {
+        **summary,
+        "made_at": time.time(),
+        "url": run.store.url_of(""),
+        "lives": [_life(attempt) for attempt in run.record.attempts],
+        "evaluations": evaluations_of(run.record),
+        "saves": saves_of(run, summary["step"]),
+        "cleaning": report_lines(summary["cleaning_steps"]) if summary["cleaning_steps"] else [],
+        "config": config_of(run),
+        "rows": [],
+    }
+    # The rows hold numbers only and may be millions, so they are not searched for passwords.
+    redacted: ReportData = without_passwords(data)
+    return {**redacted, "rows": [row for row in rows if row["step"] <= summary["step"]]}
 
 
-def without_keys(value: Any) -> Any:
-    """JSON without the users and passwords that URLs in it may have; fields of keys are not in what is given."""
+def without_passwords(value: Any) -> Any:
+    """JSON without the users and passwords of URLs in it. (The config is given without the fields of keys.)"""
     if isinstance(value, dict):
-        return {name: without_keys(each) for name, each in value.items()}
+        return {name: without_passwords(each) for name, each in value.items()}
     if isinstance(value, list):
-        return [without_keys(each) for each in value]
+        return [without_passwords(each) for each in value]
     return _IN_URL.sub("…@", value) if isinstance(value, str) else value
 
 
 def evaluations_of(record: RunRecord) -> list[dict[str, Any]]:
-    """Evaluations on the way that belong to the run, by step, and the last one, which the run ends with."""
+    """Evaluations that belong to the run, by step: those during training, and the final one."""
     found: dict[int, dict[str, Any]] = {
         each["step"]: each
         for attempt in record.attempts
@@ -64,9 +89,9 @@ def evaluations_of(record: RunRecord) -> list[dict[str, Any]]:
 
 
 def saves_of(run: Run, newest: int) -> list[dict[str, int]]:
-    """Step and attempt of every checkpoint that was written up to step `newest`, also of those deleted since.
+    """Step and attempt of every checkpoint saved up to step `newest`, also of those deleted since.
 
-    Each has put its steps into a segment of the ledger, and segments stay.
+    Every checkpoint added a segment to the ledger, and segments are never deleted.
     """
     found = []
     for info in run.store.list("ledger/"):
@@ -78,9 +103,9 @@ def saves_of(run: Run, newest: int) -> list[dict[str, int]]:
 
 
 def config_of(run: Run) -> list[dict[str, Any]]:
-    """Every field by dotted name: those that decide the result as the run is pinned to them, the others as given now.
+    """Every config field by dotted name, without the keys to the store.
 
-    The keys to the store are not among them.
+    Fields that decide the result have the values that the run is pinned to; the others have their present values.
     """
     fields = flatten(resolved(run.config)) | run.record.result_fields
     return [
@@ -94,6 +119,7 @@ def _plain(value: Any) -> Any:
 
 
 def _life(attempt: Attempt) -> dict[str, Any]:
+    """An attempt as the report shows it."""
     return {
         "number": attempt.number,
         "host": attempt.host,

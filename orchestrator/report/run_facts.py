@@ -1,4 +1,4 @@
-"""A run's summary, read for showing: its curves, its life by time and by step, and every event on it. Pure."""
+"""Derives what a run's report shows from its data: curves, workers by time and by step, and events. Pure."""
 
 from __future__ import annotations
 
@@ -13,55 +13,55 @@ from orchestrator.report.format import clock, duration, is_number
 from orchestrator.report.series import Point
 
 Summary = Mapping[str, Any]
-"""What `orchestrator.report.run_data.summary_of` makes; all of it is JSON."""
+"""A `run_data.ReportData`, read leniently: a field that is missing is not shown."""
 
-KINDS = ("restart", "resize", "checkpoint", "evaluation", "left out")
-"""Of events that happen at one moment, in the order in which they are shown."""
+KINDS = ("restart", "resize", "checkpoint", "evaluation", "skipped step")
+"""Kinds of events, in the order in which they are shown."""
 
 SHORTEST_S = 1e-6
-"""Seconds of a step, below which it has no speed."""
+"""Steps shorter than this have no speed."""
 
 PLANNED = "resize"
-"""Cause of an end of a worker group that was planned."""
+"""Cause of a planned end of a worker group."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to the run.
+    """An event of the run.
 
     Attributes:
         kind: one of KINDS.
-        at: seconds since the epoch; None where it is not known.
-        number: among restarts and resizes, from 1; 0 for any other.
-        told: the whole of it, in words.
+        at: seconds since the epoch; None if not known.
+        number: number among restarts and resizes, from 1; 0 for other kinds.
+        text: description of the event.
     """
 
     kind: str
     step: int
     at: float | None
-    told: str
+    text: str
     number: int = 0
 
 
 @dataclass(frozen=True)
 class Span:
-    """A part of the run's time or of its steps.
+    """An interval of the run's time or of its steps.
 
     Attributes:
-        size: workers that trained.
-        kind: why there were none: "pause", "startup", "restart" or "resize"; "" where there were.
-        told: the same in words.
+        size: workers that trained; 0 if none did.
+        kind: why none trained: "pause", "startup", "restart" or "resize"; "" if some did.
+        text: description of why none trained.
     """
 
     start: float
     end: float
     size: int
     kind: str = ""
-    told: str = ""
+    text: str = ""
 
 
 class RunFacts:
-    """What is shown of a run."""
+    """The facts that the report shows of a run."""
 
     def __init__(self, summary: Summary) -> None:
         self.summary = summary
@@ -75,11 +75,11 @@ class RunFacts:
         self.ended: float = max((life["ended_at"] for life in self.lives), default=self.began)
 
     def curve(self, name: str) -> list[Point]:
-        """(step, value) of a column of the metrics, where it is a finite number."""
+        """(step, value) of every row of the metrics whose value in this column is a finite number."""
         return [(row["step"], float(row[name])) for row in self.rows if is_number(row.get(name))]
 
     def speed(self) -> tuple[list[Point], list[float]]:
-        """(step, tokens/s) of each step whose tokens are known, and the seconds it took."""
+        """(step, tokens/s) of each step whose tokens are known, and the seconds each took."""
         points, seconds, tokens, step = [], [], 0, 0
         for row in self.rows:
             if row["step"] == step + 1 and row["step_s"] > SHORTEST_S:
@@ -89,21 +89,21 @@ class RunFacts:
         return points, seconds
 
     def at_step(self, step: int) -> float | None:
-        """When a step was done; None where the metrics do not say."""
+        """When a step was completed, seconds since the epoch; None if the metrics do not have it."""
         place = bisect_left(self._steps, step)
         return float(self.rows[place]["at"]) if place < len(self.rows) and self._steps[place] == step else None
 
     @cached_property
     def events(self) -> list[Event]:
-        """All events, in the order of steps."""
-        found = [*self._ends_of_groups(), *self._saves(), *self._evaluated()]
+        """All events, ordered by step."""
+        found = [*self._disruption_events(), *self._save_events(), *self._evaluation_events()]
         for step in self.summary.get("skipped_steps") or ():
-            found.append(Event("left out", step, self.at_step(step), f"step {step:,}: its data is left out"))
+            found.append(Event("skipped step", step, self.at_step(step), f"step {step:,}: its data was skipped"))
         return sorted(found, key=lambda event: (event.step, event.at or 0.0))
 
     @cached_property
     def pauses(self) -> list[tuple[float, float]]:
-        """Times between attempts, when nothing ran."""
+        """(start, end) of the times between attempts."""
         return [
             (before["ended_at"], after["started_at"])
             for before, after in pairwise(self.lives)
@@ -111,21 +111,21 @@ class RunFacts:
         ]
 
     def sizes_by_time(self) -> list[Span]:
-        """World size over time; 0, and why, where no workers trained."""
+        """World size over time, with spans of size 0 where no workers trained."""
         holes: list[Span] = []
         for hole in sorted(self._without_workers(), key=lambda span: span.start):
-            # A group may fail before the one before it has been got over.
+            # Disruptions may overlap: a group may fail before the restart after the previous one is complete.
             start = max(hole.start, holes[-1].end) if holes else hole.start
             holes.append(replace(hole, start=start, end=max(start, hole.end)))
         return list(_cut(self._trained(), holes))
 
     def sizes_by_step(self) -> list[Span]:
-        """World size by step: what each step was done with."""
+        """World size by step."""
         starts = [(row["step"] - 1, row["world_size"]) for row in _changes(self.rows)]
         return _spans(starts, self.rows[-1]["step"]) if self.rows else []
 
-    def lives_by_step(self) -> list[tuple[int, int, Mapping[str, Any]]]:
-        """First and last step that each attempt added to the run, if any, and the attempt."""
+    def attempts_by_step(self) -> list[tuple[int, int, Mapping[str, Any]]]:
+        """(first step, last step, attempt) of every attempt that added steps to the run."""
         found = []
         for number, life in enumerate(self.lives):
             first = life.get("from_step")
@@ -141,19 +141,19 @@ class RunFacts:
     def _steps(self) -> list[int]:
         return [row["step"] for row in self.rows]
 
-    def _ends_of_groups(self) -> Iterator[Event]:
+    def _disruption_events(self) -> Iterator[Event]:
         for number, each in enumerate(self.disruptions, 1):
             kind = "resize" if each["cause"] == PLANNED else "restart"
-            yield Event(kind, each["step"], each.get("at"), f"{number}: {told_of_group(each)}", number)
+            yield Event(kind, each["step"], each.get("at"), f"{number}: {disruption_line(each)}", number)
 
-    def _saves(self) -> Iterator[Event]:
+    def _save_events(self) -> Iterator[Event]:
         for save in self.summary.get("saves") or ():
             yield Event("checkpoint", save["step"], self.at_step(save["step"]), f"checkpoint of step {save['step']:,}")
 
-    def _evaluated(self) -> Iterator[Event]:
+    def _evaluation_events(self) -> Iterator[Event]:
         for each in self.evaluations:
-            told = f"step {each['step']:,}: held-out loss {each['val_loss']:.4f}"
-            yield Event("evaluation", each["step"], each.get("at"), told)
+            text = f"step {each['step']:,}: held-out loss {each['val_loss']:.4f}"
+            yield Event("evaluation", each["step"], each.get("at"), text)
 
     def _trained(self) -> list[Span]:
         starts = [(row["at"] - row["step_s"], row["world_size"]) for row in _changes(self.rows)]
@@ -173,31 +173,31 @@ class RunFacts:
             phases = sum((each.get("phases") or {}).values())
             start = each["at"] - (each.get("detection_s") or 0.0)
             kind = "resize" if each["cause"] == PLANNED else "restart"
-            yield Span(start, each["at"] + phases, 0, kind, f"{number}: {told_of_group(each)}")
+            yield Span(start, each["at"] + phases, 0, kind, f"{number}: {disruption_line(each)}")
 
 
-def told_of_group(each: Mapping[str, Any]) -> str:
-    """An end of a worker group, in a line."""
+def disruption_line(each: Mapping[str, Any]) -> str:
+    """One line about the end of a worker group."""
     after = each.get("workers_after")
-    told = f"after step {each['step']:,}: {each['cause']}, {each['workers']} workers"
-    told += f" → {after}" if after is not None else ", and no group after it"
+    text = f"after step {each['step']:,}: {each['cause']}, {each['workers']} workers"
+    text += f" → {after}" if after is not None else ", and no group after it"
     if is_number(each.get("lost_s")):
-        told += f"; {duration(each['lost_s'])} to the next new step"
+        text += f"; {duration(each['lost_s'])} to the next new step"
     if each.get("replayed_steps"):
-        told += f", {each['replayed_steps']} steps done again"
-    return told
+        text += f", {each['replayed_steps']} steps repeated"
+    return text
 
 
-def told_of_life(life: Mapping[str, Any]) -> str:
-    """An attempt, in a line."""
-    told = f"attempt {life['number']} on {life.get('host', '')}: {life['status']}, from {clock(life['started_at'])}"
-    told += f", {duration(max(0.0, life['ended_at'] - life['started_at']))}"
+def attempt_line(life: Mapping[str, Any]) -> str:
+    """One line about an attempt."""
+    text = f"attempt {life['number']} on {life.get('host', '')}: {life['status']}, from {clock(life['started_at'])}"
+    text += f", {duration(max(0.0, life['ended_at'] - life['started_at']))}"
     first = life.get("from_step")
-    return told if first is None else f"{told}, step {first:,} to {life['step']:,}"
+    return text if first is None else f"{text}, step {first:,} to {life['step']:,}"
 
 
 def clusters(events: Sequence[Event], x_of: Callable[[Event], float], apart: float) -> list[tuple[float, list[Event]]]:
-    """Events with the place to draw them at; those less than `apart` from the first of their neighbours are one."""
+    """Groups events for drawing: (position, events); those less than `apart` from a group's first event join it."""
     found: list[tuple[float, list[Event]]] = []
     for x, event in sorted(((x_of(event), event) for event in events), key=lambda pair: pair[0]):
         if found and x - found[-1][0] < apart:
@@ -208,7 +208,7 @@ def clusters(events: Sequence[Event], x_of: Callable[[Event], float], apart: flo
 
 
 def _changes(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Rows of which the world size is not that of the row before."""
+    """The first row and every row whose world size differs from the row before."""
     return [*rows[:1], *(row for before, row in pairwise(rows) if row["world_size"] != before["world_size"])]
 
 
@@ -218,7 +218,7 @@ def _spans(starts: Sequence[tuple[float, int]], end: float) -> list[Span]:
 
 
 def _cut(spans: Sequence[Span], holes: Sequence[Span]) -> Iterator[Span]:
-    """`spans` without the times of `holes`, and the holes themselves."""
+    """Yields the holes, and `spans` without the times of the holes."""
     yield from holes
     for span in spans:
         at = span.start

@@ -1,4 +1,4 @@
-"""The parts of a run's report that are tables and lists."""
+"""The tables and lists of a run's report."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestrator.report.svg import esc, tag
 from orchestrator.report.time_scale import since
 
 MOST_ROWS = 300
-"""Rows of a table, the newest; `manta show --json` has all."""
+"""Most rows of a table, the newest ones; `manta show --json` has all."""
 
 
 def groups(facts: RunFacts) -> str:
@@ -22,7 +22,7 @@ def groups(facts: RunFacts) -> str:
     for number, each in numbered:
         phases: Mapping[str, float] = each.get("phases") or {}
         after = each.get("workers_after")
-        told = ", ".join(
+        restart = ", ".join(
             f"{name} {duration(s)}".replace("_", " ").replace(" ", "\u00a0") for name, s in phases.items() if s >= 0.05
         )
         at: Any = each.get("at")
@@ -36,14 +36,24 @@ def groups(facts: RunFacts) -> str:
                 cell(duration(each.get("detection_s")), each.get("detection_s"), number=True),
                 cell(duration(each.get("lost_s")), each.get("lost_s"), number=True),
                 cell("" if each.get("replayed_steps") is None else each["replayed_steps"], number=True),
-                cell(told, wide=True),
+                cell(restart, wide=True),
             )
         )
     if not rows:
         return ""
-    heads = ("no.", "after", "step", "cause", "workers", "noticed in", "to the next step", "steps again", "restart")
-    told = table(heads, rows, (0, 1, 2, 5, 6, 7), "sorted")
-    return tag("h3", "Restarts and resizes", _newest(rows, facts.disruptions)) + tag("div", told, class_="scroll")
+    heads = (
+        "no.",
+        "after",
+        "step",
+        "cause",
+        "workers",
+        "detected after",
+        "to the next step",
+        "steps repeated",
+        "restart",
+    )
+    shown = table(heads, rows, (0, 1, 2, 5, 6, 7), "sorted")
+    return tag("h3", "Restarts and resizes", _newest(rows, facts.disruptions)) + tag("div", shown, class_="scroll")
 
 
 def attempts(facts: RunFacts) -> str:
@@ -63,37 +73,37 @@ def attempts(facts: RunFacts) -> str:
                 cell(life.get("message", ""), wide=True) if has_message else "",
             )
         )
-    heads = ["no.", "status", "began", "lasted", "steps", "first step after", "host"]
+    heads = ["no.", "status", "started", "duration", "steps", "first step after", "host"]
     heads += ["message"] if has_message else []
-    told = table(heads, rows, (0, 3, 5))
-    return tag("h3", "Attempts", _newest(rows, facts.lives)) + tag("div", told, class_="scroll")
+    shown = table(heads, rows, (0, 3, 5))
+    return tag("h3", "Attempts", _newest(rows, facts.lives)) + tag("div", shown, class_="scroll")
 
 
 def all_events(facts: RunFacts) -> str:
-    """All events, for those who do not see charts or want one of them."""
+    """The folded table of all events."""
     rows = [
         row(
             cell(f"{event.step:,}", event.step, number=True),
             cell("" if event.at is None else since(event.at - facts.began), event.at, number=True),
             cell(event.kind),
-            cell(event.told, wide=True),
+            cell(event.text, wide=True),
         )
         for event in facts.events[-MOST_ROWS:]
     ]
     if not rows:
         return ""
-    told = table(("step", "after", "event", ""), rows, (0, 1), "sorted")
+    shown = table(("step", "after", "event", ""), rows, (0, 1), "sorted")
     name = f"{count(len(facts.events), 'event')} as a table"
-    return details(name, tag("p", _newest(rows, facts.events)), tag("div", told, class_="scroll"))
+    return details(name, tag("p", _newest(rows, facts.events)), tag("div", shown, class_="scroll"))
 
 
 def _newest(rows: Sequence[str], of: Sequence[object]) -> str:
-    told = f" the newest {len(rows)} of {len(of):,}; manta show --json has all" if len(rows) < len(of) else ""
-    return tag("span", esc(told), class_="soft") if told else ""
+    note = f" the newest {len(rows)} of {len(of):,}; manta show --json has all" if len(rows) < len(of) else ""
+    return tag("span", esc(note), class_="soft") if note else ""
 
 
 def samples(summary: Summary) -> str:
-    """The audit of the samples."""
+    """The section with the audit of the sample ledger."""
     found: Mapping[str, Any] = summary.get("samples") or {}
     if not found:
         return section("Samples", tag("p", "Nothing to audit before the first checkpoint.", class_="none"))
@@ -107,20 +117,20 @@ def samples(summary: Summary) -> str:
         tag("p", tag("b", esc(verdict))),
         tag("div", table(("samples", "number"), rows, (1,), "short"), class_="scroll"),
         digest,
-        note="The ids that the ranks really computed, held against the order computed afresh from seed and data.",
+        note="Compares the sample ids that the ranks reported with the order recomputed from seed and data.",
     )
 
 
 def data(summary: Summary) -> str:
-    """What was left out, skipped and cleaned."""
+    """The section about skipped data and cleaning."""
     parts = []
     if summary.get("skipped_steps"):
         steps = ", ".join(f"{step:,}" for step in summary["skipped_steps"])
-        parts.append(tag("p", esc(f"Left out: the data of step {steps}, on which the loss went astray.")))
+        parts.append(tag("p", esc(f"Skipped: the data of step {steps}, where the loss spiked.")))
     skipped: Mapping[str, Any] = summary.get("skipped_units") or {}
     if skipped.get("count"):
         reasons = (tag("li", esc(reason)) for reason in skipped.get("reasons") or ())
-        parts.append(tag("p", esc(f"{skipped['count']:,} bad units were skipped.")) + tag("ul", *reasons))
+        parts.append(tag("p", esc(f"{skipped['count']:,} unreadable units were skipped.")) + tag("ul", *reasons))
     if summary.get("cleaning"):
         parts.append(tag("ul", *(tag("li", esc(line)) for line in summary["cleaning"])))
     return section("Data", *parts)
@@ -132,36 +142,36 @@ _SCORES = {
     "val_bleu": ("BLEU", 2),
     "val_chrf": ("chrF", 2),
 }
-"""What an evaluation may have found, what that is called, and with how many digits it is shown."""
+"""Scores of an evaluation: the name that is shown, and the number of decimals."""
 
 
 def evaluations(facts: RunFacts) -> str:
-    """The table of evaluations, folded."""
-    shown = facts.evaluations[-MOST_ROWS:]
-    found = [name for name in _SCORES if any(is_number(each.get(name)) for each in shown)]
+    """The folded table of evaluations."""
+    newest = facts.evaluations[-MOST_ROWS:]
+    found = [name for name in _SCORES if any(is_number(each.get(name)) for each in newest)]
     rows = [
         row(
             cell(f"{each['step']:,}", each["step"], number=True),
-            *(cell(_told_score(each.get(name), _SCORES[name][1]), number=True) for name in found),
+            *(cell(_score(each.get(name), _SCORES[name][1]), number=True) for name in found),
             cell(clock(each["at"]) if each.get("at") else ""),
         )
-        for each in shown
+        for each in newest
     ]
     if not rows:
         return ""
-    told = table(("step", *(_SCORES[name][0] for name in found), "at"), rows, range(1 + len(found)))
-    return details(f"{count(len(rows), 'evaluation')} as a table", tag("div", told, class_="scroll"))
+    shown = table(("step", *(_SCORES[name][0] for name in found), "at"), rows, range(1 + len(found)))
+    return details(f"{count(len(rows), 'evaluation')} as a table", tag("div", shown, class_="scroll"))
 
 
-def _told_score(value: Any, digits: int) -> str:
+def _score(value: Any, digits: int) -> str:
     return f"{value:.{digits}f}" if is_number(value) else ""
 
 
 def checkpoints(summary: Summary) -> str:
-    """The checkpoints that are kept, the newest first."""
+    """The section about stored checkpoints, the newest first."""
     kept = summary.get("checkpoints") or ()
     if not kept:
-        return section("Checkpoints", tag("p", "There is none yet.", class_="none"))
+        return section("Checkpoints", tag("p", "No checkpoint yet.", class_="none"))
     rows = [
         row(
             cell(f"{each['step']:,}", number=True),
@@ -171,13 +181,13 @@ def checkpoints(summary: Summary) -> str:
         for each in reversed(kept)
     ]
     saved = len(summary.get("saves") or ())
-    note = f"{saved:,} were saved in all; the newest are kept." if saved else ""
-    told = tag("div", table(("step", "attempt", "where"), rows, (0, 1)), class_="scroll")
-    return section("Checkpoints", told, note=note)
+    note = f"{saved:,} were saved; the newest are kept." if saved else ""
+    shown = tag("div", table(("step", "attempt", "URL"), rows, (0, 1)), class_="scroll")
+    return section("Checkpoints", shown, note=note)
 
 
 def decisions(facts: RunFacts) -> str:
-    """What was decided about workers, with the numbers behind it."""
+    """The section about decisions on the number of workers, with their reasons."""
     made = facts.summary.get("decisions") or ()
     rows = [
         row(
@@ -190,13 +200,13 @@ def decisions(facts: RunFacts) -> str:
     ]
     if not rows:
         return ""
-    told = table(("attempt", "after", "step", "what, and why"), rows, (0, 1, 2))
-    shown = tag("p", _newest(rows, made)) + tag("div", told, class_="scroll")
-    return section("What was decided about workers", shown, is_long=True)
+    shown = table(("attempt", "after", "step", "decision and reason"), rows, (0, 1, 2))
+    shown = tag("p", _newest(rows, made)) + tag("div", shown, class_="scroll")
+    return section("Decisions about workers", shown, is_long=True)
 
 
 def config(summary: Summary) -> str:
-    """Every field, those that were set in bold."""
+    """The section with every config field; fields that are not at their default are bold."""
     fields = summary.get("config") or ()
     shown = [
         tag(
@@ -207,7 +217,9 @@ def config(summary: Summary) -> str:
         )
         for each in fields
     ]
-    note = "Fields that decide the result as the run was begun with them, others as now; bold: not the default."
+    note = (
+        "Fields that decide the result have the values the run is pinned to, others their present ones; bold: changed."
+    )
     return section("Config", tag("dl", *shown, class_="fields"), note=note, is_long=True) if shown else ""
 
 
@@ -216,13 +228,13 @@ def _value(value: Any) -> str:
 
 
 def versions(facts: RunFacts) -> str:
-    """What each attempt ran with."""
+    """The section with the versions that each attempt ran with."""
     rows = []
     for life in facts.lives[-MOST_ROWS:]:
         found: Mapping[str, str] = life.get("versions") or {}
         if found:
-            told = ", ".join(f"{name} {version}" for name, version in found.items())
-            rows.append(row(cell(life["number"], number=True), cell(told, wide=True)))
+            packages = ", ".join(f"{name} {version}" for name, version in found.items())
+            rows.append(row(cell(life["number"], number=True), cell(packages, wide=True)))
     if not rows:
-        return section("Versions", tag("p", "The run's record does not tell them.", class_="none"))
-    return section("Versions", tag("div", table(("attempt", "ran with"), rows, (0,)), class_="scroll"))
+        return section("Versions", tag("p", "The run's record does not have them.", class_="none"))
+    return section("Versions", tag("div", table(("attempt", "versions"), rows, (0,)), class_="scroll"))

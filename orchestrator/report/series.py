@@ -1,4 +1,4 @@
-"""Curves of any length as few points: thinned without losing an extreme, and smoothed without a lag. Pure."""
+"""Reduces curves of any length to few points: thins them without losing extremes, smooths them without lag. Pure."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from itertools import accumulate, pairwise
 Point = tuple[float, float]
 
 BUCKETS = 180
-"""Equal parts of a curve, of each of which the least and the greatest value are drawn: two points to a few pixels."""
+"""Buckets of a curve; the minimum and the maximum of each are drawn, which is two points per few pixels."""
 
 SMOOTH_PART = 50
-"""A smoothed value is the mean of so large a part of the curve's points around it: one in SMOOTH_PART."""
+"""A smoothed value is the mean of one SMOOTH_PART-th of the curve's points, centred on it."""
 
 
 def outline(points: Sequence[Point], buckets: int = BUCKETS) -> list[Point]:
-    """The first and the last point, and between them each bucket's least and greatest, in their order.
+    """Thins a curve to its first and last point and the minimum and maximum of each bucket, in order.
 
-    A curve of at most twice as many points as buckets is returned whole.
+    A curve of at most twice as many points as buckets is returned unchanged.
     """
     if len(points) <= 2 * buckets:
         return list(points)
@@ -29,7 +29,7 @@ def outline(points: Sequence[Point], buckets: int = BUCKETS) -> list[Point]:
 
 
 def band(points: Sequence[Point], buckets: int = BUCKETS) -> list[tuple[float, float, float]]:
-    """Where a curve runs: (middle of the bucket, least, greatest) of each; none where `outline` is the curve itself."""
+    """(middle, minimum, maximum) of each bucket; empty if `outline` returns the curve unchanged."""
     if len(points) <= 2 * buckets:
         return []
     found = []
@@ -44,19 +44,19 @@ def _buckets(count: int, buckets: int) -> Iterator[range]:
 
 
 def window(count: int) -> int:
-    """Points that a smoothed value of a curve of `count` points is the mean of; odd."""
+    """Number of points in the mean of a smoothed value, for a curve of `count` points; odd."""
     return 2 * (count // SMOOTH_PART // 2) + 1
 
 
 def smoothed(points: Sequence[Point], weights: Sequence[float] | None = None, most: int = 2 * BUCKETS) -> list[Point]:
-    """Means over the `window` around a point, of as much of it as there is.
+    """Smooths a curve with a mean over the `window` around each point, cut off at the end of the curve.
 
-    Towards the beginning it is as narrow on the right as on the left: the first point stays what it is, and a curve
-    that falls steeply there is not held up.
+    Near the start, the window is as narrow on the right as on the left. The first point therefore stays unchanged, and
+    a steep fall at the start is not delayed.
 
     Args:
-        weights: of the values, greater than 0; None: the same for all.
-        most: smoothed points, about, at equal distances; the last point is always among them.
+        weights: weights of the values, greater than 0; None: all equal.
+        most: approximate number of smoothed points, equally spaced; the last point is always included.
     """
     count, half = len(points), window(len(points)) // 2
     weights = [1.0] * count if weights is None else weights

@@ -1,4 +1,4 @@
-"""What the report's charts are drawn with: escaped tags, scales with round ticks, axes, marks of several shapes."""
+"""Draws charts as SVG: escaped tags, scales with round ticks, axes, marks of several shapes."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from dataclasses import dataclass
 from orchestrator.report.format import label
 
 GROUPS = 8
-"""Values of a choice that have a colour, a shape and a dash of their own; others share the last ones."""
+"""Groups with their own colour, shape and dash; further groups share the last ones."""
 
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "12 4", "4 4", "1 4", "9 3 2 3 2 3")
 
 
 def esc(text: object) -> str:
-    """Text that is safe inside an element and inside a quoted attribute; control characters are shown as such."""
+    """Escapes text for an element or a quoted attribute; control characters become U+FFFD."""
     shown = "".join("�" if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" else c for c in str(text))
     return html.escape(shown)
 
 
 def tag(name: str, *inside: str, **attributes: object) -> str:
-    """An element; attributes that are None or "" are left out, `class_` is class and `stroke_width` stroke-width."""
-    told = "".join(
+    """An element. Attributes that are None or "" are omitted; `class_` is class, `stroke_width` is stroke-width."""
+    written = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{esc(_px(value) if isinstance(value, float) else value)}"'
         for key, value in attributes.items()
         if value not in (None, "")
     )
-    return f"<{name}{told}>{''.join(inside)}</{name}>"
+    return f"<{name}{written}>{''.join(inside)}</{name}>"
 
 
 def svg(name: str, title: str, description: str, width: float, height: float, *inside: str) -> str:
-    """A chart with a title and a description for those who do not see it. `name` is unique on the page."""
+    """A chart with a title and a description for screen readers. `name` must be unique on the page."""
     head = tag("title", esc(title), id=f"{name}-t") + tag("desc", esc(description), id=f"{name}-d")
     return (
         f'<svg viewBox="0 0 {_px(width)} {_px(height)}" role="img" aria-labelledby="{name}-t {name}-d" '
@@ -43,7 +43,7 @@ def svg(name: str, title: str, description: str, width: float, height: float, *i
 
 @dataclass(frozen=True)
 class Scale:
-    """Values to pixels. Where `is_log`, values are logarithms to base 10 already."""
+    """Maps values to pixels; `is_log`: the values are base-10 logarithms."""
 
     low: float
     high: float
@@ -53,7 +53,7 @@ class Scale:
 
     @classmethod
     def over(cls, values: Iterable[float], start: float, end: float, is_log: bool = False, pad: float = 0.04) -> Scale:
-        """A scale that holds all of `values`, and a little more on both sides."""
+        """A scale that covers all of `values` with some padding on both sides."""
         values = list(values)
         low, high = (min(values), max(values)) if values else (0.0, 1.0)
         room = (high - low) * pad or abs(high) * 0.05 or 0.5
@@ -63,7 +63,7 @@ class Scale:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
     def ticks(self, count: int = 6) -> list[tuple[float, str]]:
-        """(pixel, text) of round values, at most about `count`."""
+        """(pixel, text) of about `count` round values."""
         return [(self(at), label(10**at if self.is_log else at)) for at in self._round_values(count)]
 
     def _round_values(self, count: int) -> list[float]:
@@ -79,7 +79,7 @@ class Scale:
             inside = [at for at in fine if self.low <= at <= self.high]
             if len(inside) >= 2:
                 return inside
-            # Less than a step of these apart: values at equal distances do, told in full.
+            # The range is narrower than any step of these: take equally spaced values.
             return [self.low + span * part for part in (0.1, 0.5, 0.9)]
         rough = span / count
         power = 10.0 ** math.floor(math.log10(rough))
@@ -91,18 +91,18 @@ class Scale:
 
 
 def axes(x: Scale, y: Scale, x_name: str, y_name: str, x_ticks: Sequence[tuple[float, str]] | None = None) -> str:
-    """Grid, ticks and names of the axes of a chart whose y runs upward."""
+    """Grid, ticks and names of the axes of a chart."""
     top, bottom, left, right = y.end, y.start, x.start, x.end
     drawn = []
     for at, text in y.ticks():
         drawn.append(line(left, at, right, at, "grid"))
-        drawn.append(words(left - 8, at + 4, text, "tick end"))
+        drawn.append(text_at(left - 8, at + 4, text, "tick end"))
     for at, text in x_ticks if x_ticks is not None else x.ticks(8):
         drawn.append(line(at, bottom, at, bottom + 5, "axis"))
-        drawn.append(words(at, bottom + 19, text, "tick mid"))
+        drawn.append(text_at(at, bottom + 19, text, "tick mid"))
     drawn.append(line(left, bottom, right, bottom, "axis"))
-    drawn.append(words((left + right) / 2, bottom + 38, x_name, "name mid", 60))
-    drawn.append(words(left - 8, top - 12, y_name, "name", 60))
+    drawn.append(text_at((left + right) / 2, bottom + 38, x_name, "name mid", 60))
+    drawn.append(text_at(left - 8, top - 12, y_name, "name", 60))
     return tag("g", *drawn, aria_hidden="true")
 
 
@@ -111,8 +111,8 @@ def line(x1: float, y1: float, x2: float, y2: float, class_: str = "") -> str:
     return tag("line", x1=float(x1), y1=float(y1), x2=float(x2), y2=float(y2), class_=class_)
 
 
-def words(x: float, y: float, text: str, class_: str = "", most: int = 28) -> str:
-    """Text of at most so many characters."""
+def text_at(x: float, y: float, text: str, class_: str = "", most: int = 28) -> str:
+    """Text at a position, cut off after `most` characters."""
     shown = text if len(text) <= most else text[: most - 1] + "…"
     return tag("text", esc(shown), x=float(x), y=float(y), class_=class_)
 
@@ -124,12 +124,12 @@ def polyline(points: Iterable[tuple[float, float]], class_: str, dash: str = "")
 
 
 def polygon(points: Iterable[tuple[float, float]], class_: str) -> str:
-    """What lies inside of points."""
+    """A filled polygon."""
     return tag("polygon", points=" ".join(f"{_px(x)},{_px(y)}" for x, y in points), class_=class_)
 
 
 def mark(group: int, x: float, y: float, class_: str, r: float = 5.0) -> str:
-    """The shape of a group, so that colour is not the only thing that tells it. -1 is a small dot."""
+    """The shape of a group, so that groups differ not only by colour. -1 is a small dot."""
     x, y = float(x), float(y)
     if group < 0:
         return tag("circle", cx=x, cy=y, r=r * 0.8, class_=class_)
@@ -149,17 +149,17 @@ def mark(group: int, x: float, y: float, class_: str, r: float = 5.0) -> str:
 
 
 def cross(x: float, y: float, class_: str, r: float = 5.0) -> str:
-    """The mark of what failed."""
+    """A cross, the mark of a failure."""
     return line(x - r, y - r, x + r, y + r, class_) + line(x - r, y + r, x + r, y - r, class_)
 
 
 def colour(group: int) -> str:
-    """The class that colours a group."""
+    """Style class with the colour of a group."""
     return f"g{min(group, GROUPS - 1)}" if group >= 0 else "gx"
 
 
 def dash(group: int) -> str:
-    """The dash of a group's lines."""
+    """Dash pattern of a group's lines."""
     return DASHES[min(group, GROUPS - 1)] if group >= 0 else ""
 
 
@@ -168,12 +168,12 @@ def _px(value: float) -> str:
 
 
 TOP, RIGHT = 34.0, 22.0
-"""Pixels above a chart's area and right of it, where half of the last tick's text stands."""
+"""Margins above and right of a chart's area in pixels; the right one holds half of the last tick's text."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """Of a chart, in its own pixels. `name` is part of the ids, as a chart may be there in two sizes."""
+    """Size of a chart in its own pixels. `name` is part of element ids, since a chart may be drawn in two sizes."""
 
     name: str
     width: float
@@ -182,7 +182,7 @@ class Size:
 
     @property
     def is_narrow(self) -> bool:
-        """Whether it is made for a phone, or to stand beside others."""
+        """Whether the chart is for a phone, or stands beside others."""
         return self.width < 500
 
 

@@ -1,100 +1,110 @@
-"""A run as a table on the terminal."""
+"""Prints a run's summary as a table on the terminal."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.table import Table
 
-from data.cleaning.clean import told
+from data.cleaning.clean import report_lines
 from orchestrator.console import Console
 from orchestrator.run.run import Run
-from orchestrator.run.summary import describe
+from orchestrator.run.summary import StoredSummary, summary_of_run
 
 LAST_RESTARTS, LAST_DECISIONS = 10, 6
-"""Restarts of the workers, and decisions about them, that are told of in the table; the JSON has all."""
+"""Restarts of the workers, and decisions about them, that the table shows; `manta show --json` has all."""
 
 
 def print_run(run: Run, console: Console) -> None:
-    """The run as a table."""
-    summary = describe(run)
+    """Prints the summary of the run."""
+    summary = summary_of_run(run)
     table = Table(title=f"run {summary['run']}", show_header=False, title_justify="left")
+    for rows in (_state, _data, _scores, _speed, _workers):
+        for name, text in rows(summary):
+            table.add_row(name, text)
+    console.rich.print(table)
+
+
+Rows = Iterator[tuple[str, str]]
+
+
+def _state(summary: StoredSummary) -> Rows:
     phase = f", {summary['phase']}" if summary["status"] == "running" else ""
-    table.add_row("status", summary["status"] + phase + (f": {summary['message']}" if summary["message"] else ""))
-    table.add_row(
+    yield "status", summary["status"] + phase + (f": {summary['message']}" if summary["message"] else "")
+    yield (
         "step",
         f"{summary['step']:,} of {summary['steps']:,}, {summary['tokens']:,} tokens; "
         f"{summary['attempts']} attempt(s), {summary['restarts']} restart(s) of the workers",
     )
+
+
+def _data(summary: StoredSummary) -> Rows:
     if summary["samples"]:
         samples = summary["samples"]
-        table.add_row(
+        yield (
             "samples",
             f"{samples['seen']:,} seen of {samples['expected']:,} expected, {samples['duplicated']} duplicated, "
             f"{samples['missing']} missing; digest {samples['digest'][:16]}",
         )
     if summary["skipped_steps"]:
-        left_out = ", ".join(map(str, summary["skipped_steps"]))
-        table.add_row("left out", f"the data of step {left_out}, on which the loss went astray")
+        steps = ", ".join(map(str, summary["skipped_steps"]))
+        yield "skipped steps", f"the data of step {steps}, where the loss spiked"
     if summary["skipped_units"]["count"]:
-        table.add_row(
-            "skipped",
-            f"{summary['skipped_units']['count']} bad units: " + "; ".join(summary["skipped_units"]["reasons"]),
-        )
+        reasons = "; ".join(summary["skipped_units"]["reasons"])
+        yield "skipped units", f"{summary['skipped_units']['count']} unreadable units: {reasons}"
     if summary["cleaning_steps"]:
         read = f"over the {summary['units_read']:,} units read so far:" if summary["units_read"] else "over all units:"
-        table.add_row("data", "\n".join([read, *told(summary["cleaning_steps"])]))
+        yield "cleaning", "\n".join([read, *report_lines(summary["cleaning_steps"])])
     if summary["pairs_too_long"]:
-        table.add_row("too long", f"{summary['pairs_too_long']:,} pairs, left out")
+        yield "too long", f"{summary['pairs_too_long']:,} pairs, excluded"
+
+
+def _scores(summary: StoredSummary) -> Rows:
     if summary["loss"]["train"] is not None:
-        table.add_row("training loss", f"{summary['loss']['train']:.4f}")
+        yield "training loss", f"{summary['loss']['train']:.4f}"
     if summary["loss"]["val"] is not None:
         perplexity, bits = summary["val_perplexity"], summary["val_bits_per_byte"]
-        whose = "; averaged weights" if summary["val_weights"] == "averaged" else ""
-        table.add_row(
+        weights = "; averaged weights" if summary["val_weights"] == "averaged" else ""
+        yield (
             "held out",
-            f"loss {summary['loss']['val']:.4f}, perplexity {perplexity:.2f}, {bits:.4f} bits per byte{whose}",
+            f"loss {summary['loss']['val']:.4f}, perplexity {perplexity:.2f}, {bits:.4f} bits per byte{weights}",
         )
     if summary["translations"]:
         scores = summary["translations"]
-        table.add_row(
+        yield (
             "translations",
             f"BLEU {scores['bleu']:.2f}, chrF {scores['chrf']:.2f} over {scores['translated']} held-out pairs; "
             f"{scores['bleu_signature']}",
         )
+
+
+def _speed(summary: StoredSummary) -> Rows:
     if summary["tokens_per_s"]:
-        table.add_row(
-            "speed", f"{summary['tokens_per_s']:,.0f} tokens/s; first step after {summary['first_step_s']:.1f} s"
-        )
+        yield "speed", f"{summary['tokens_per_s']:,.0f} tokens/s; first step after {summary['first_step_s']:.1f} s"
     if summary["model_flops_per_s"]:
-        table.add_row("computed", _told_flops(summary))
+        device = summary["device"] or "an unknown device"
+        mfu = "" if summary["mfu"] is None else f", {summary['mfu']:.1%} of its peak"
+        yield "model FLOPs", f"{summary['model_flops_per_s'] / 1e12:,.3g} TFLOP/s on {device}{mfu}"
+
+
+def _workers(summary: StoredSummary) -> Rows:
     if summary["disruptions"]:
-        table.add_row("restarts", "\n".join(_told(each) for each in summary["disruptions"][-LAST_RESTARTS:]))
+        yield "restarts", "\n".join(_disruption_line(each) for each in summary["disruptions"][-LAST_RESTARTS:])
     if summary["restarts"]:
         newest = summary["decisions"][-LAST_DECISIONS:]
-        table.add_row("decisions", "\n".join(f"step {each['step']}: {each['what']}" for each in newest))
-    table.add_row(
-        "workers", ", ".join(f"{size} from step {step}" for step, size in summary["world_sizes"]) or "none yet"
-    )
+        yield "decisions", "\n".join(f"step {each['step']}: {each['what']}" for each in newest)
+    sizes = (f"{size} from step {step}" for step, size in summary["world_sizes"])
+    yield "workers", ", ".join(sizes) or "none yet"
     seconds = {cause.removesuffix("_s"): value for cause, value in summary["goodput"].items() if value >= 0.05}
     wall = seconds.pop("wall", 0.0)
-    table.add_row(
-        "time", ", ".join(f"{cause} {value:.1f} s" for cause, value in seconds.items()) + f"; wall {wall:.1f} s"
-    )
+    yield "time", ", ".join(f"{cause} {value:.1f} s" for cause, value in seconds.items()) + f"; wall {wall:.1f} s"
     if summary["checkpoints"]:
-        table.add_row("checkpoint", summary["checkpoints"][-1]["url"])
-    console.rich.print(table)
+        yield "checkpoint", summary["checkpoints"][-1]["url"]
 
 
-def _told_flops(summary: dict[str, Any]) -> str:
-    """Model FLOP/s and, where it is known, utilization, in a line."""
-    told = f"{summary['model_flops_per_s'] / 1e12:,.3g} model TFLOP/s on {summary['device'] or 'a device not known'}"
-    return told if summary["mfu"] is None else f"{told}, {summary['mfu']:.1%} of what it can do"
-
-
-def _told(disruption: dict[str, Any]) -> str:
-    """An end of a worker group, in a line."""
+def _disruption_line(disruption: Mapping[str, Any]) -> str:
     line = f"after step {disruption['step']}: {disruption['cause']}, {disruption['workers']} workers"
     if disruption["workers_after"] is not None:
-        line += f" -> {disruption['workers_after']}, {disruption['replayed_steps']} steps done again"
-    return line if disruption["lost_s"] is None else f"{line}, {disruption['lost_s']:.1f} s to the next new one"
+        line += f" -> {disruption['workers_after']}, {disruption['replayed_steps']} steps repeated"
+    return line if disruption["lost_s"] is None else f"{line}, {disruption['lost_s']:.1f} s to the next new step"

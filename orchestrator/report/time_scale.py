@@ -1,4 +1,4 @@
-"""Moments to pixels, where long pauses take little room. Pure."""
+"""Maps times to pixels, with long pauses shortened. Pure."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 PAUSE_PART, PAUSES_PART = 0.06, 0.24
-"""Most of the width that one pause takes, and all of them together."""
+"""Largest share of the width for one pause, and for all pauses together."""
 
 STEPS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 43200, 86400)
-"""Seconds between two ticks; days at last, in any number."""
+"""Possible distances between two ticks in seconds; beyond these, any number of days."""
 
 
 class TimeScale:
-    """From `began` to `ended` over the pixels from `start` to `end`.
+    """Maps times from `began` to `ended` to pixels from `start` to `end`.
 
     Args:
-        pauses: (start, end) of times that are shortened, one after the other.
+        pauses: (start, end) of the pauses to shorten, in order.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class TimeScale:
         inside = [(max(began, a), min(ended, b)) for a, b in pauses if min(ended, b) > max(began, a)]
         width, active_s = end - start, max(1e-9, ended - began - sum(b - a for a, b in inside))
         most = width * min(PAUSE_PART, PAUSES_PART / max(1, len(inside)))
-        # A pause that would take less than that at the scale of what is active is not shortened.
+        # A pause that takes no more than that anyway is not shortened.
         per_s = width / (ended - began)
         short = [(b - a) * per_s <= most for a, b in inside]
         long_count = len(inside) - sum(short)
@@ -49,7 +49,7 @@ class TimeScale:
         return x + share * (y - x)
 
     def ticks(self, apart: float = 74.0) -> list[tuple[float, str]]:
-        """(pixel, text) of round times since the beginning, at least `apart` from each other, outside of pauses."""
+        """(pixel, text) of round times since the start, at least about `apart` pixels apart, outside of pauses."""
         fitting = (step for step in STEPS_S if step * self._per_s >= apart)
         step = next(fitting, 86400 * max(1, math.ceil(apart / self._per_s / 86400)))
         found: list[tuple[float, str]] = []
@@ -65,13 +65,13 @@ class TimeScale:
 
 
 def since(seconds: float) -> str:
-    """A time since the beginning, to the second: 0, 45 s, 1:30 min, 2 h, 2:00:05 h or 3 d 4:30 h."""
+    """Formats seconds since the start: 0, 45 s, 1:30 min, 2 h, 2:00:05 h or 3 d 4:30 h."""
     days, rest = divmod(round(seconds), 86400)
     (hours, rest), in_day = divmod(rest, 3600), f"{days} d " if days else ""
     minutes, rest = divmod(rest, 60)
     if days or hours:
-        told = f"{hours}:{minutes:02}:{rest:02} h" if rest else f"{hours}:{minutes:02} h" if minutes else f"{hours} h"
-        return in_day.rstrip() if told == "0 h" else in_day + told
+        text = f"{hours}:{minutes:02}:{rest:02} h" if rest else f"{hours}:{minutes:02} h" if minutes else f"{hours} h"
+        return in_day.rstrip() if text == "0 h" else in_day + text
     if minutes:
         return f"{minutes}:{rest:02} min" if rest else f"{minutes} min"
     return f"{rest} s" if rest else "0"

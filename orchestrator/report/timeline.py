@@ -1,4 +1,4 @@
-"""A run's life, by time and by step: its workers, and below them a lane for each kind of event."""
+"""Draws the timeline of a run, by time and by step: its workers, and below them a lane for each kind of event."""
 
 from __future__ import annotations
 
@@ -7,24 +7,27 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from orchestrator.report.format import count, duration
-from orchestrator.report.run_facts import KINDS, Event, RunFacts, Span, clusters, told_of_life
-from orchestrator.report.svg import RIGHT, TOP, Scale, Size, cross, esc, line, mark, svg, tag, words
+from orchestrator.report.run_facts import KINDS, Event, RunFacts, Span, attempt_line, clusters
+from orchestrator.report.svg import RIGHT, TOP, Scale, Size, cross, esc, line, mark, svg, tag, text_at
 from orchestrator.report.time_scale import TimeScale
 
 AREA, LANE = 84.0, 25.0
-"""Height of the workers' area and of a lane, in pixels."""
+"""Height of the area of workers and of a lane in pixels."""
 
-THINNEST, APART = 0.4, 2.5
-"""Pixels below which workers that trained are not drawn, and below which two times without any are one."""
+THINNEST = 0.4
+"""Least width in pixels of a span with workers that is drawn."""
+
+APART = 2.5
+"""Distance in pixels below which two spans without workers are drawn as one."""
 
 _LANES = {"restart": "restarts", "resize": "resizes", "checkpoint": "checkpoints", "evaluation": "evaluations"}
 
-_CLOSE = {"restart": 27.0, "resize": 27.0, "checkpoint": 4.0, "evaluation": 10.0, "left out": 10.0}
-"""Pixels by kind of event, below which neighbours are drawn as one."""
+_CLOSE = {"restart": 27.0, "resize": 27.0, "checkpoint": 4.0, "evaluation": 10.0, "skipped step": 10.0}
+"""Distance in pixels, by kind of event, below which neighbours are drawn as one."""
 
 
 def life_by_time(facts: RunFacts, size: Size) -> str:
-    """Workers over time, and below them lanes with every event; "" before there is any time."""
+    """Draws workers over time, and lanes with every event; "" for a run without attempts."""
     if not facts.lives:
         return ""
     x = TimeScale(facts.began, facts.ended, _lane_left(size), size.width - RIGHT, facts.pauses)
@@ -39,12 +42,12 @@ def life_by_time(facts: RunFacts, size: Size) -> str:
     name = "time since the start" + (", long pauses shortened" if breaks else "")
     ticks = x.ticks(92.0 if size.is_narrow else 80.0)
     drawn = _life(size, spans, x, place, known, lives, ticks, name, breaks)
-    told = f"{len(facts.lives)} attempts in {duration(facts.ended - facts.began)}; {_counted(known)}."
-    return svg(f"time-{size.name}", "Workers and events over time", told, *drawn)
+    description = f"{len(facts.lives)} attempts in {duration(facts.ended - facts.began)}; {_counted(known)}."
+    return svg(f"time-{size.name}", "Workers and events over time", description, *drawn)
 
 
 def life_by_step(facts: RunFacts, size: Size) -> str:
-    """Workers by step, and below them lanes with every event; "" before the first step that is kept."""
+    """Draws workers by step, and lanes with every event; "" before the first checkpoint."""
     if not facts.rows:
         return ""
     x = Scale(0, max(facts.summary.get("steps") or 1, facts.rows[-1]["step"]), _lane_left(size), size.width - RIGHT)
@@ -52,11 +55,11 @@ def life_by_step(facts: RunFacts, size: Size) -> str:
     def place(event: Event) -> float:
         return x(min(event.step, x.high))
 
-    lives = [(x(first), x(min(last, x.high)), life) for first, last, life in facts.lives_by_step()]
+    lives = [(x(first), x(min(last, x.high)), life) for first, last, life in facts.attempts_by_step()]
     ticks = [(at, text) for at, text in x.ticks(4 if size.is_narrow else 8) if at >= x.start]
     drawn = _life(size, facts.sizes_by_step(), x, place, facts.events, lives, ticks, "step", [])
-    told = f"{facts.rows[-1]['step']:,} steps; {_counted(facts.events)}."
-    return svg(f"steps-{size.name}", "Workers and events by step", told, *drawn)
+    description = f"{facts.rows[-1]['step']:,} steps; {_counted(facts.events)}."
+    return svg(f"steps-{size.name}", "Workers and events by step", description, *drawn)
 
 
 def _lane_left(size: Size) -> float:
@@ -74,7 +77,17 @@ def _life(
     axis: str,
     breaks: Sequence[tuple[float, float, float]],
 ) -> tuple[float, float, str]:
-    """Width, height and what is drawn."""
+    """Draws frame, workers, attempts and events.
+
+    Args:
+        x: maps a time or a step to pixels.
+        place: maps an event to pixels.
+        lives: (start, end, attempt) of every attempt, in pixels.
+        breaks: (start, end, seconds) of every shortened pause, in pixels.
+
+    Returns:
+        width, height and content of the chart.
+    """
     left, right = _lane_left(size), size.width - RIGHT
     kinds = [kind for kind in KINDS if any(event.kind == kind for event in events)]
     area_end = TOP + AREA
@@ -106,37 +119,36 @@ def _frame(left: float, right: float, bottom: float, ticks: Sequence[tuple[float
     drawn = []
     for at, text in ticks:
         drawn.append(line(at, TOP, at, bottom, "grid") + line(at, bottom, at, bottom + 5, "axis"))
-        drawn.append(words(at, bottom + 19, text, "tick mid"))
+        drawn.append(text_at(at, bottom + 19, text, "tick mid"))
     drawn.append(line(left, bottom, right, bottom, "axis"))
-    drawn.append(words((left + right) / 2, bottom + 38, axis, "name mid", 60))
+    drawn.append(text_at((left + right) / 2, bottom + 38, axis, "name mid", 60))
     return tag("g", *drawn, aria_hidden="true")
 
 
 def _workers(spans: Sequence[Span], x: Callable[[float], float], left: float, right: float, bottom: float) -> str:
     most = max((span.size for span in spans), default=0) or 1
-    drawn = [words(left - 8, TOP - 12, "workers", "name end")]
+    drawn = [text_at(left - 8, TOP - 12, "workers", "name end")]
     step = max(1, math.ceil(most / 4))
     for size in range(0, most + 1, step):
-        drawn.append(words(left - 8, _height(size, most, bottom) + 4, str(size), "tick end"))
+        drawn.append(text_at(left - 8, _height(size, most, bottom) + 4, str(size), "tick end"))
         drawn.append(line(left, _height(size, most, bottom), right, _height(size, most, bottom), "grid"))
     for span in spans:
         start, end, top = x(span.start), x(span.end), _height(span.size, most, bottom)
         if span.kind or end - start < THINNEST:
             continue
-        told = count(span.size, "worker")
         box = tag("rect", x=start, y=top, width=max(0.5, end - start), height=bottom - top, class_="area")
-        text = words((start + end) / 2, top + 15, str(span.size), "note strong mid") if end - start > 16 else ""
+        text = text_at((start + end) / 2, top + 15, str(span.size), "note strong mid") if end - start > 16 else ""
         edge = line(start, top, max(start + 0.5, end), top, "edge")
-        drawn.append(tag("g", tag("title", told), box, edge, text, class_="mark g0"))
+        drawn.append(tag("g", tag("title", count(span.size, "worker")), box, edge, text, class_="mark g0"))
     for start, end, span in _without_workers(spans, x):
         width, css = max(1.5, end - start), f"without {span.kind}"
         box = tag("rect", x=start, y=TOP, width=width, height=bottom - TOP, class_=css)
-        drawn.append(tag("g", tag("title", esc(span.told)), box, class_="mark"))
+        drawn.append(tag("g", tag("title", esc(span.text)), box, class_="mark"))
     return "".join(drawn)
 
 
 def _without_workers(spans: Sequence[Span], x: Callable[[float], float]) -> list[tuple[float, float, Span]]:
-    """Where no workers trained, in pixels; those of one kind that cannot be told apart are one."""
+    """(start, end, span) in pixels where no workers trained; close neighbours of one kind are merged."""
     found: list[tuple[float, float, Span]] = []
     for span in sorted((span for span in spans if span.kind), key=lambda span: span.start):
         start, end = x(span.start), x(span.end)
@@ -157,9 +169,9 @@ def _attempts(lives: Sequence[tuple[float, float, Mapping[str, Any]]], y: float)
         width = max(2.0, end - start - 1)
         box = tag("rect", x=start, y=y + 5, width=width, height=LANE - 10, rx=3, class_=f"life-bar {_css(life)}")
         full, short = f"{life['number']}  {life['status']}", str(life["number"])
-        told = full if width > 8 + 7 * len(full) else short if width > 6 + 7 * len(short) else ""
-        text = words(start + 6, y + LANE / 2 + 4, told, "on")
-        drawn.append(tag("g", tag("title", esc(told_of_life(life))), box, text, class_="mark"))
+        fitting = full if width > 8 + 7 * len(full) else short if width > 6 + 7 * len(short) else ""
+        text = text_at(start + 6, y + LANE / 2 + 4, fitting, "on")
+        drawn.append(tag("g", tag("title", esc(attempt_line(life))), box, text, class_="mark"))
     return "".join(drawn)
 
 
@@ -169,7 +181,7 @@ def _css(life: Mapping[str, Any]) -> str:
 
 
 def _event(kind: str, at: float, y: float, events: Sequence[Event], left: float, right: float) -> str:
-    title = tag("title", esc(_told(events)))
+    title = tag("title", esc(_event_lines(events)))
     if kind in ("restart", "resize"):
         numbers = [event.number for event in events]
         text = str(numbers[0]) if len(numbers) == 1 else f"{min(numbers)}-{max(numbers)}"
@@ -178,7 +190,7 @@ def _event(kind: str, at: float, y: float, events: Sequence[Event], left: float,
         width = 9 + 6.5 * len(text)
         x = min(max(at - width / 2, left), right - width)
         box = tag("rect", x=x, y=y - 8, width=width, height=16.0, rx=8, class_=f"pill {kind}")
-        return tag("g", title, box, words(x + width / 2, y + 4, text, "on mid"), class_="mark")
+        return tag("g", title, box, text_at(x + width / 2, y + 4, text, "on mid"), class_="mark")
     if kind == "checkpoint":
         return tag("g", title, line(at, y - 7, at, y + 7, "save"), class_="mark g2")
     if kind == "evaluation":
@@ -186,16 +198,16 @@ def _event(kind: str, at: float, y: float, events: Sequence[Event], left: float,
     return tag("g", title, cross(at, y, "curve"), class_="mark g6")
 
 
-def _told(events: Sequence[Event]) -> str:
+def _event_lines(events: Sequence[Event]) -> str:
     if len(events) <= 8:
-        return "\n".join(event.told for event in events)
-    return "\n".join([*(event.told for event in events[:7]), f"… and {len(events) - 7} more"])
+        return "\n".join(event.text for event in events)
+    return "\n".join([*(event.text for event in events[:7]), f"… and {len(events) - 7} more"])
 
 
 def _counted(events: Sequence[Event]) -> str:
     counts = [f"{sum(event.kind == kind for event in events)} {_LANES.get(kind, kind)}" for kind in KINDS]
-    return ", ".join(counts) + ". The tables below have them all"
+    return ", ".join(counts) + ". The tables below list all of them"
 
 
 def _lane_name(left: float, y: float, name: str) -> str:
-    return words(left - 8, y + LANE / 2 + 4, name, "tick end")
+    return text_at(left - 8, y + LANE / 2 + 4, name, "tick end")

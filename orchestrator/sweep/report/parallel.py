@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from orchestrator.report.format import label
-from orchestrator.report.svg import Scale, colour, dash, esc, line, mark, polyline, svg, tag, words
+from orchestrator.report.svg import Scale, colour, dash, esc, line, mark, polyline, svg, tag, text_at
 from orchestrator.sweep.report.facts import Facts, Field, Trial
 from orchestrator.sweep.report.plots import ceiling, trial_mark
 
@@ -93,12 +93,12 @@ def _axis(field: Field, trials: list[Trial]) -> tuple[list[tuple[float, str]], H
 
 
 def _axis_drawn(at: float, name: str, ticks: list[tuple[float, str]], note: str) -> str:
-    drawn = [line(at, TOP, at, BOTTOM, "axis"), words(at, TOP - 30, name, "name mid", 20)]
-    drawn.append(words(at, TOP - 15, note, "note mid"))
+    drawn = [line(at, TOP, at, BOTTOM, "axis"), text_at(at, TOP - 30, name, "name mid", 20)]
+    drawn.append(text_at(at, TOP - 15, note, "note mid"))
     for y, text in ticks:
         drawn.append(line(at - 4, y, at + 4, y, "axis"))
         drawn.append(
-            words(at - 8, y + 4, text, "tick end", 14) if at == MARGIN else words(at + 7, y + 4, text, "tick halo")
+            text_at(at - 8, y + 4, text, "tick end", 14) if at == MARGIN else text_at(at + 7, y + 4, text, "tick halo")
         )
     return "".join(drawn)
 
@@ -117,10 +117,10 @@ def ancestry(facts: Facts) -> str:
     height = {trial.id: top + row * (number + 0.5) for number, trial in enumerate(rows)}
     drawn = []
     for at, text in x.ticks(8):
-        drawn.append(line(at, top, at, bottom, "grid") + words(at, bottom + 16, text, "tick mid"))
+        drawn.append(line(at, top, at, bottom, "grid") + text_at(at, bottom + 16, text, "tick mid"))
     for trial in rows:
         y = height[trial.id]
-        drawn.append(words(left - 10, y + 4, trial.id, "tick end", 14))
+        drawn.append(text_at(left - 10, y + 4, trial.id, "tick end", 14))
         drawn.append(
             trial_mark(facts, trial, line(x(0), y, x(trial.step), y, "life"), mark(-1, x(trial.step), y, "dot"))
         )
@@ -134,6 +134,6 @@ def ancestry(facts: Facts) -> str:
         arrow = line(x(step), start, x(step), end, "arrow") + tag("polygon", points=tip, class_="head")
         group = colour(facts.group(trial))
         drawn.append(tag("g", tag("title", esc(told)), arrow, class_=f"mark {group}", data_trial=trial.id))
-    drawn.append(words((left + right) / 2, bottom + 34, "step", "name mid"))
+    drawn.append(text_at((left + right) / 2, bottom + 34, "step", "name mid"))
     told = "; ".join(f"{t.id} from {t.donor[0]} at step {t.donor[1]}" for t in copies if t.donor)
     return svg("ancestry", "Who went on from whose state", told, 760, bottom + 44, *drawn)

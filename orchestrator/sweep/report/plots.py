@@ -8,7 +8,7 @@ from itertools import pairwise
 from statistics import median
 
 from orchestrator.report.format import duration, label
-from orchestrator.report.svg import Scale, axes, colour, cross, dash, esc, line, mark, polyline, svg, tag, words
+from orchestrator.report.svg import Scale, axes, colour, cross, dash, esc, line, mark, polyline, svg, tag, text_at
 from orchestrator.sweep.report.facts import Facts, Field, Trial
 from orchestrator.sweep.report.importance import Importance
 
@@ -59,7 +59,7 @@ def curves(facts: Facts, metric: str, is_log: bool) -> str:
     drawn = []
     for rung in (rung for rung in facts.rungs if rung < x.high / 1.02):
         drawn.append(line(x(rung), TOP, x(rung), BOTTOM, "rung"))
-        drawn.append(words(x(rung) + 4, TOP + 10, f"rung {rung}", "note"))
+        drawn.append(text_at(x(rung) + 4, TOP + 10, f"rung {rung}", "note"))
     # The best last, over all the others.
     for trial in sorted(shown, key=lambda trial: (trial.is_best, trial.status == "finished")):
         # What is above the chart's end is cut off there; far above, it is not a place that can be drawn.
@@ -76,13 +76,13 @@ def curves(facts: Facts, metric: str, is_log: bool) -> str:
             )
         )
         if trial.is_best:
-            drawn.append(words(min(end[0] + 4, RIGHT), end[1] - 14, f"best: {trial.id}", "note strong end halo"))
+            drawn.append(text_at(min(end[0] + 4, RIGHT), end[1] - 14, f"best: {trial.id}", "note strong end halo"))
     name = "curves-log" if is_log else "curves"
     box = tag("rect", x=LEFT, y=TOP - 6, width=RIGHT - LEFT + 8, height=BOTTOM - TOP + 12)
     clipped = tag("clipPath", box, id=f"{name}-clip") + tag("g", *drawn, clip_path=f"url(#{name}-clip)")
     axis = f"{metric}{', logarithmic' if is_log else ''}"
     gone = sum(any(loss > top for _, loss in trial.curve[len(trial.curve) // 2 :]) for trial in shown)
-    note = words(RIGHT, TOP - 12, f"{gone} leave the chart above", "note end") if gone else ""
+    note = text_at(RIGHT, TOP - 12, f"{gone} leave the chart above", "note end") if gone else ""
     described = f"{len(shown)} curves of {metric} by step, from {_range(shown)}. The table of trials has the numbers."
     return svg(name, f"Learning curves: {axis}", described, WIDTH, HEIGHT, axes(x, y, "step", axis), clipped, note)
 
@@ -116,8 +116,8 @@ def best_curve(facts: Facts, metric: str) -> str:
             polyline([(x(at), y(loss)) for at, loss in curve], "curve"),
             mark(facts.group(best), x(last[0]), y(last[1]), "dot"),
         ),
-        words(x(last[0]) - 4, y(last[1]) - 12, f"{last[1]:.4f} at step {last[0]}", "note strong end halo"),
-        words(
+        text_at(x(last[0]) - 4, y(last[1]) - 12, f"{last[1]:.4f} at step {last[0]}", "note strong end halo"),
+        text_at(
             x(middle[len(middle) // 3][0]) + 6,
             y(middle[len(middle) // 3][1]) - 8,
             "median of all that came so far",
@@ -196,16 +196,16 @@ def bars(found: Importance) -> str:
     left, right = 190.0, 560.0
     for number, effect in enumerate(rows):
         y = 16 + number * row
-        drawn.append(words(left - 10, y + 13, effect.field.short, "name end"))
+        drawn.append(text_at(left - 10, y + 13, effect.field.short, "name end"))
         drawn.append(tag("rect", x=left, y=y, width=right - left, height=18.0, class_="track", rx=3))
         if effect.share is None:
-            drawn.append(words(left + 8, y + 13, effect.note, "note", 64))
+            drawn.append(text_at(left + 8, y + 13, effect.note, "note", 64))
             continue
         width = max(1.5, effect.share * (right - left))
         drawn.append(tag("rect", x=left, y=y, width=width, height=18.0, class_="bar", rx=3))
         sure = f"p = {effect.p:.3f}" if effect.p is not None and effect.p >= 0.001 else "p < 0.001"
         text = f"{effect.share:.0%},  {sure},  {effect.trials} trials"
-        drawn.append(words(right + 12, y + 13, text, "tick", 40))
+        drawn.append(text_at(right + 12, y + 13, text, "tick", 40))
     told = "; ".join(f"{e.field.name}: {'not told' if e.share is None else f'{e.share:.0%}'}" for e in rows)
     return svg("mattered", "What each field explains", told, WIDTH, 24 + row * len(rows), *drawn)
 
@@ -223,15 +223,15 @@ def timeline(facts: Facts, began: float | None) -> str:
     x = Scale.over([0.0, *(((trial.ended_at or began) - began) / 60 for trial in ran)], left, RIGHT, pad=0.01)
     drawn = []
     for at, text in x.ticks(8):
-        drawn.append(line(at, TOP, at, bottom, "grid") + words(at, bottom + 16, text, "tick mid"))
+        drawn.append(line(at, TOP, at, bottom, "grid") + text_at(at, bottom + 16, text, "tick mid"))
     for number, trial in enumerate(ran):
         y = TOP + number * row
         start, end = (x(((at or began) - began) / 60) for at in (trial.started_at, trial.ended_at))
         bar = tag("rect", x=start, y=y + 3, width=max(2.0, end - start), height=row - 6, rx=2, class_="span")
         sign = cross(end, y + row / 2, "curve", 4.0) if trial.status == "failed" else ""
-        drawn.append(words(left - 8, y + 13, trial.id, "tick end", 14))
+        drawn.append(text_at(left - 8, y + 13, trial.id, "tick end", 14))
         drawn.append(trial_mark(facts, trial, bar, sign))
-    drawn.append(words((left + RIGHT) / 2, bottom + 34, "minutes since the sweep began", "name mid", 60))
+    drawn.append(text_at((left + RIGHT) / 2, bottom + 34, "minutes since the sweep began", "name mid", 60))
     took = duration(max(trial.ended_at or 0.0 for trial in ran) - min(trial.started_at or 0.0 for trial in ran))
     return svg("time", "When each trial ran", f"{len(ran)} trials in {took}.", WIDTH, bottom + 44, *drawn)
 

@@ -17,7 +17,7 @@ from data.stores.local import LocalStore
 from orchestrator.cli.main import app
 from orchestrator.config.load import load_recipe
 from orchestrator.config.result_fields import result_fields
-from orchestrator.report.run_data import evaluations_of, summary_of, without_keys
+from orchestrator.report.run_data import evaluations_of, report_data, without_passwords
 from orchestrator.run.checkpoint import PROGRESS, CheckpointName, write_checkpoint
 from orchestrator.run.fence import Fence
 from orchestrator.run.ledger import StepLedger, StepRow
@@ -82,7 +82,7 @@ def test_a_run_before_its_first_checkpoint(recipe: str, tmp_path: Path) -> None:
     begin(recipe)
     assert "report: .manta/reports/made.html" in report(recipe)
     text = (tmp_path / ".manta/reports/made.html").read_text()
-    assert "no step yet" in text
+    assert "before its first step" in text
 
 
 def test_it_is_here_and_in_the_run_s_folder_and_has_no_secrets(recipe: str, tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_it_is_here_and_in_the_run_s_folder_and_has_no_secrets(recipe: str, tmp_
     assert "report: out/page.html" in told and "and in" in told
     text = (tmp_path / "out/page.html").read_text()
     assert store.get("report.html").decode() == text
-    assert "at step 33 (training). What is shown goes to its newest checkpoint: step 30" in text
+    assert "at step 33 (training). The report goes up to its newest checkpoint: step 30" in text
     assert "alert(1)" in text and text.count("<script") == 1
     for secret in ("w0rd", "AKIAME", "s3cret"):
         assert secret not in text
@@ -130,7 +130,7 @@ def test_only_what_belongs_to_the_run_is_in_its_story(recipe: str, tmp_path: Pat
     save(second, store, tmp_path, range(11, 16), kept)
     again = [{"step": 15, "at": 2.0, "val_loss": 4.5, "val_bits_per_byte": 1.9}]
     second.update(attempt={"status": "stopped", "from_step": 10, "step": 15, "evaluations": again})
-    summary = summary_of(open_run(load_recipe(recipe)))
+    summary = report_data(open_run(load_recipe(recipe)))
     assert summary["step"] == 15
     assert [row["step"] for row in summary["rows"]] == list(range(1, 16))
     assert summary["saves"] == [{"step": 10, "attempt": 1}, {"step": 15, "attempt": 2}]
@@ -141,7 +141,7 @@ def test_only_what_belongs_to_the_run_is_in_its_story(recipe: str, tmp_path: Pat
 
 def test_the_config_is_that_of_the_run_where_it_decides_the_result(recipe: str) -> None:
     begin(recipe)
-    fields = summary_of(open_run(load_recipe(recipe, ["train.lr=0.5", "scaling.num_workers=3"])))["config"]
+    fields = report_data(open_run(load_recipe(recipe, ["train.lr=0.5", "scaling.num_workers=3"])))["config"]
     by_name = {field["name"]: field for field in fields}
     assert by_name["train.lr"] == {"name": "train.lr", "value": 1e-3, "is_default": False}
     assert by_name["scaling.num_workers"]["value"] == 3
@@ -166,7 +166,10 @@ def test_a_record_of_an_older_version_has_neither_evaluations_nor_versions(recip
 
 def test_users_and_passwords_of_urls_are_not_shown() -> None:
     told = {"a": ["s3://me:pass@host/x and http://u@h/", 1], "b": {"c": "mail@example.org", "d": None}}
-    assert without_keys(told) == {"a": ["s3://…@host/x and http://…@h/", 1], "b": {"c": "mail@example.org", "d": None}}
+    assert without_passwords(told) == {
+        "a": ["s3://…@host/x and http://…@h/", 1],
+        "b": {"c": "mail@example.org", "d": None},
+    }
 
 
 def test_a_sweep_s_name_gets_its_own_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

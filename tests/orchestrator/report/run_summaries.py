@@ -1,4 +1,4 @@
-"""Made-up summaries of runs: one that has everything that can happen, and hypothesis strategies for all the others."""
+"""Synthetic report data: one run with every kind of event, one before its first step, and a hypothesis strategy."""
 
 from __future__ import annotations
 
@@ -150,8 +150,8 @@ def eventful(steps: int = 600, seed: int = 3) -> dict[str, Any]:
     }
 
 
-def not_begun() -> dict[str, Any]:
-    """A run that prepares its data, as it is before its first step."""
+def before_first_step() -> dict[str, Any]:
+    """A run that prepares its data, before its first step."""
     life = eventful()["lives"][0] | {"status": "preparing", "from_step": None, "step": 0, "first_step_s": None}
     life |= {"ended_at": BEGAN + 12, "message": ""}
     return {
@@ -253,9 +253,9 @@ _evaluations = st.fixed_dictionaries(
 
 @st.composite
 def summaries(draw: st.DrawFn) -> dict[str, Any]:
-    """Any summary of this form, sensible or not: no step, losses that are no numbers, odd names, clocks that differ."""
+    """Any summary of this form: no steps, NaN losses, odd names, clocks that differ."""
     rows = draw(_rows())
-    told = not_begun() | {
+    told = before_first_step() | {
         "run": draw(_words),
         "status": draw(st.sampled_from(["preparing", "running", "finished", "stopped", "failed", "died"])),
         "phase": draw(_words),

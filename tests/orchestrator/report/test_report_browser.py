@@ -12,7 +12,7 @@ import pytest
 from orchestrator.report.run import html
 from orchestrator.sweep.report.page import html as html_of_sweep
 from tests.browser import Tab, tab
-from tests.orchestrator.report.run_summaries import eventful, not_begun
+from tests.orchestrator.report.run_summaries import before_first_step, eventful
 from tests.orchestrator.sweep.summaries import realistic
 
 pytestmark = pytest.mark.slow
@@ -34,7 +34,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made = {
         "eventful": html(eventful()),
         "long": html(eventful(20_000)),
-        "early": html(not_begun()),
+        "early": html(before_first_step()),
         "odd": html(odd),
         "sweep": html_of_sweep(realistic(pbt=True)),
     }

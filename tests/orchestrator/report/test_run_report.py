@@ -1,4 +1,4 @@
-"""The report of a run: it stands by itself, adds up, escapes everything, and stumbles over no summary."""
+"""The report of a run is self-contained, adds up, escapes all text, and can be built from any summary."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from orchestrator.report.run_facts import Event, RunFacts, clusters
 from orchestrator.report.svg import NARROW, WIDE
 from orchestrator.run.goodput import CAUSES
 from tests.html_page import Page, assert_closed, has_nothing_from_elsewhere, places
-from tests.orchestrator.report.run_summaries import BEGAN, eventful, not_begun, summaries
+from tests.orchestrator.report.run_summaries import BEGAN, before_first_step, eventful, summaries
 
-unhurried = settings(deadline=None)
+no_deadline = settings(deadline=None)
 any_summary = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 
 ROOT = Path(__file__).parents[3]
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[3]
 
 @any_summary
 @given(summaries())
-def test_any_story_gives_a_page(summary: dict[str, Any]) -> None:
+def test_any_summary_gives_a_page(summary: dict[str, Any]) -> None:
     text = html(summary)
     page = Page(text)
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
@@ -45,11 +45,11 @@ def test_the_page_of_an_eventful_run_has_all_its_parts() -> None:
     assert page.texts["h2"] == [
         "Learning curves",
         "Workers and events",
-        "Where the seconds went",
+        "Where the time went",
         "Samples",
         "Data",
         "Checkpoints",
-        "What was decided about workers",
+        "Decisions about workers",
         "Config",
         "Versions",
     ]
@@ -59,24 +59,31 @@ def test_the_page_of_an_eventful_run_has_all_its_parts() -> None:
     # In two sizes: loss, its logarithm, time, steps, seconds, overhead; and learning rate, norm and speed.
     assert len(charts) == 2 * 6 + 4
     text = html(eventful())
-    for told in ("31.25", "BLEU over 500", "the disk is full", "shard 3 is cut short", "python 3.11.9", "step 99"):
-        assert told in text
+    for seconds_shown in (
+        "31.25",
+        "BLEU over 500",
+        "the disk is full",
+        "shard 3 is cut short",
+        "python 3.11.9",
+        "step 99",
+    ):
+        assert shown in text
 
 
 def test_before_the_first_step_the_page_says_so() -> None:
-    text = html(not_begun())
-    assert "no step yet" in text and "There is none yet" in text and "Nothing to audit" in text
+    text = html(before_first_step())
+    assert "before its first step" in text and "No checkpoint yet" in text and "Nothing to audit" in text
     assert "startup 12.0 s (100 %)" in text and "enlarged" not in text and "workers that trained" not in text
     assert "Learning curves" not in text
 
 
-def test_a_live_run_says_how_far_what_is_shown_goes() -> None:
+def test_a_live_run_says_up_to_which_step_the_report_goes() -> None:
     summary = eventful() | {"status": "running", "phase": "training"}
     summary["lives"][-1] |= {"status": "running", "step": 640}
-    assert "at step 640 (training). What is shown goes to its newest checkpoint: step 600" in html(summary)
+    assert "at step 640 (training). The report goes up to its newest checkpoint: step 600" in html(summary)
 
 
-def test_a_sample_that_was_lost_is_said_at_once() -> None:
+def test_a_lost_sample_is_stated() -> None:
     summary = eventful()
     summary["samples"] |= {"missing": 1, "in_order": False}
     assert "NOT every sample once and in order." in html(summary)
@@ -87,7 +94,7 @@ def test_a_run_of_an_older_version_is_shown() -> None:
     for life in summary["lives"]:
         del life["versions"]
     text = html(summary)
-    assert "The run's record does not tell them." in text and "Learning curves" in text
+    assert "The run's record does not have them." in text and "Learning curves" in text
 
 
 def test_a_long_run_with_many_events_is_a_page_of_less_than_a_megabyte() -> None:
@@ -105,7 +112,7 @@ WORD = "<script>alert(1)</script>"
 
 
 @pytest.mark.parametrize("word", [WORD, '"><img src=x onerror=alert(1)>', "' onload='x", "&amp;"])
-def test_every_text_of_the_story_is_escaped(word: str) -> None:
+def test_every_text_of_the_summary_is_escaped(word: str) -> None:
     def put(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: put(each) for key, each in value.items()}
@@ -122,35 +129,37 @@ def test_every_text_of_the_story_is_escaped(word: str) -> None:
         assert any(word in each for each in page.texts[element]), element
 
 
-@unhurried
+@no_deadline
 @given(st.dictionaries(st.sampled_from(CAUSES), st.floats(0, 1e7)), st.floats(0, 1e8), st.sampled_from([WIDE, NARROW]))
 def test_the_parts_of_the_bar_fill_it(seconds: dict[str, float], wall: float, size: Any) -> None:
-    told = seconds_of({f"{cause}_s": each for cause, each in seconds.items()} | {"wall_s": wall})
-    assert all(each > 0 for each in told.values())
-    assert sum(told.values()) >= wall * 0.998 or not told
-    drawn = bar("seconds", "Seconds", told, size)
-    assert bool(drawn) == bool(told)
-    if told:
+    seconds_shown = seconds_of({f"{cause}_s": each for cause, each in seconds.items()} | {"wall_s": wall})
+    assert all(each > 0 for each in seconds_shown.values())
+    assert sum(seconds_shown.values()) >= wall * 0.998 or not seconds_shown
+    drawn = bar("seconds", "Seconds", seconds_shown, size)
+    assert bool(drawn) == bool(seconds_shown)
+    if seconds_shown:
         widths = [float(width) for width in re.findall(r'y="0" width="([\d.]+)"', drawn)]
-        assert len(widths) == len(told)
+        assert len(widths) == len(seconds_shown)
         assert sum(widths) == pytest.approx(size.width)
-        for width, each in zip(widths, told.values(), strict=True):
-            assert width == pytest.approx(size.width * each / sum(told.values()), abs=0.11)
+        for width, each in zip(widths, seconds_shown.values(), strict=True):
+            assert width == pytest.approx(size.width * each / sum(seconds_shown.values()), abs=0.11)
 
 
-def test_wall_time_that_no_cause_accounts_for_is_told() -> None:
+def test_wall_time_without_a_cause_is_shown() -> None:
     assert seconds_of({"training_s": 90.0, "wall_s": 100.0}) == {"training": 90.0, REST: 10.0}
     assert seconds_of({"training_s": 99.99, "wall_s": 100.0}) == {"training": 99.99}
 
 
 def test_every_cause_has_a_meaning_and_a_colour() -> None:
-    text = html(not_begun() | {"goodput": {f"{cause}_s": 1.0 for cause in CAUSES} | {"wall_s": 1.0 * len(CAUSES)}})
+    text = html(
+        before_first_step() | {"goodput": {f"{cause}_s": 1.0 for cause in CAUSES} | {"wall_s": 1.0 * len(CAUSES)}}
+    )
     for cause in CAUSES:
         assert f".c-{cause.replace('_', '-')} {{ fill: var(--{cause}); }}" in text
         assert f"--{cause}: #" in text
 
 
-@unhurried
+@no_deadline
 @given(st.lists(st.floats(0, 800), max_size=60), st.floats(1, 50))
 def test_events_that_lie_close_together_are_drawn_as_one_and_none_is_lost(at: list[float], apart: float) -> None:
     events = [Event("restart", n, x, "", n) for n, x in enumerate(at)]
@@ -187,27 +196,27 @@ def test_workers_over_time_are_those_that_trained() -> None:
     ]
 
 
-def test_what_an_attempt_did_beyond_the_step_from_which_the_next_went_on_is_not_its_own() -> None:
-    assert [(first, last) for first, last, _ in RunFacts(eventful()).lives_by_step()] == [(0, 400), (400, 600)]
+def test_an_attempt_ends_at_the_step_that_the_next_one_continued_from() -> None:
+    assert [(first, last) for first, last, _ in RunFacts(eventful()).attempts_by_step()] == [(0, 400), (400, 600)]
 
 
-def test_speed_is_that_of_each_step_and_none_where_a_step_is_missing() -> None:
+def test_a_step_after_a_missing_one_has_no_speed() -> None:
     rows = eventful()["rows"][:10]
     points, seconds = RunFacts({"rows": [*rows[:3], *rows[4:]]}).speed()
     assert [step for step, _ in points] == [1, 2, 3, 6, 7, 8, 9, 10]
     assert points[1][1] == (rows[1]["tokens"] - rows[0]["tokens"]) / 0.5 and seconds == [0.5] * 8
 
 
-def test_nothing_is_fetched_and_only_the_page_s_own_script_may_run() -> None:
+def test_the_page_fetches_nothing_and_runs_only_its_own_script() -> None:
     assert_closed(html(eventful()))
 
 
-def test_a_story_is_shown_without_ray_and_torch() -> None:
+def test_the_page_is_built_without_ray_torch_and_numpy() -> None:
     code = "import sys, orchestrator.report.run; print({'ray', 'torch', 'numpy'} & set(sys.modules) or 'none')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "none"
 
 
-def test_a_story_is_json() -> None:
+def test_the_summary_is_json() -> None:
     summary = eventful()
     assert html(json.loads(json.dumps(summary))) == html(summary)

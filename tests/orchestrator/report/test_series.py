@@ -1,4 +1,4 @@
-"""Thinned and smoothed curves: extremes stay, ends stay, and nothing is made up."""
+"""Thinned and smoothed curves keep their extremes and ends."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from orchestrator.report.series import BUCKETS, Point, band, outline, smoothed, window
 
-unhurried = settings(deadline=None)
+no_deadline = settings(deadline=None)
 curves = st.lists(st.floats(-1e6, 1e6), max_size=400).map(lambda values: [(float(n), v) for n, v in enumerate(values)])
 buckets = st.integers(1, 40)
 
 
-@unhurried
+@no_deadline
 @given(curves, buckets)
 def test_an_outline_has_the_ends_and_the_extremes_of_the_curve_in_its_order(curve: list[Point], count: int) -> None:
     kept = outline(curve, count)
@@ -28,7 +28,7 @@ def test_an_outline_has_the_ends_and_the_extremes_of_the_curve_in_its_order(curv
         assert {min(values), max(values)} <= {value for _, value in kept}
 
 
-@unhurried
+@no_deadline
 @given(curves, buckets)
 def test_a_band_holds_every_point(curve: list[Point], count: int) -> None:
     found = band(curve, count)
@@ -47,9 +47,9 @@ def test_millions_of_points_are_some_hundreds() -> None:
     assert len(smoothed(curve)) <= 2 * BUCKETS + 1
 
 
-@unhurried
+@no_deadline
 @given(curves)
-def test_means_lie_within_the_curve_and_begin_and_end_where_it_does(curve: list[Point]) -> None:
+def test_means_lie_within_the_curve_and_have_its_ends(curve: list[Point]) -> None:
     means = smoothed(curve)
     assert [at for at, _ in means] == sorted({at for at, _ in means})
     if curve:
@@ -68,7 +68,7 @@ def test_a_mean_is_that_of_the_window_around_it() -> None:
     assert means[249.0] == pytest.approx(fmean(value for _, value in curve[247:250]))
 
 
-def test_rates_are_weighted_by_the_time_they_lasted() -> None:
+def test_means_are_weighted() -> None:
     curve = [(float(n), 10.0 if n % 2 else 1000.0) for n in range(250)]
     weights = [9.0 if n % 2 else 1.0 for n in range(250)]
     mean = dict(smoothed(curve, weights))[101.0]

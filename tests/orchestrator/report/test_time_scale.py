@@ -1,4 +1,4 @@
-"""Moments to pixels: in order, long pauses short, ticks round and apart."""
+"""The time scale keeps order, shortens long pauses, and has round ticks that are apart."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from orchestrator.report.time_scale import PAUSE_PART, PAUSES_PART, TimeScale, since
 
-unhurried = settings(deadline=None)
+no_deadline = settings(deadline=None)
 
 
 @st.composite
@@ -23,9 +23,11 @@ def scales(draw: st.DrawFn) -> tuple[TimeScale, list[tuple[float, float]], float
     return TimeScale(0.0, ended, 50.0, 850.0, pauses), pauses, ended
 
 
-@unhurried
+@no_deadline
 @given(scales(), st.lists(st.floats(0, 1), min_size=2, max_size=9))
-def test_time_only_goes_on(made: tuple[TimeScale, list[tuple[float, float]], float], parts: list[float]) -> None:
+def test_later_times_are_further_right(
+    made: tuple[TimeScale, list[tuple[float, float]], float], parts: list[float]
+) -> None:
     scale, pauses, ended = made
     moments = sorted([*(part * ended for part in parts), *(moment for pause in pauses for moment in pause)])
     places = [scale(moment) for moment in moments]
@@ -33,7 +35,7 @@ def test_time_only_goes_on(made: tuple[TimeScale, list[tuple[float, float]], flo
     assert scale(-5.0) == 50.0 and abs(scale(ended + 1e6) - 850.0) < 0.01
 
 
-@unhurried
+@no_deadline
 @given(scales())
 def test_pauses_take_little_room(made: tuple[TimeScale, list[tuple[float, float]], float]) -> None:
     scale, pauses, _ = made
@@ -43,7 +45,7 @@ def test_pauses_take_little_room(made: tuple[TimeScale, list[tuple[float, float]
     assert sum(widths) <= 800 * PAUSES_PART + 0.01
 
 
-@unhurried
+@no_deadline
 @given(scales(), st.floats(40, 200))
 def test_ticks_are_apart(made: tuple[TimeScale, list[tuple[float, float]], float], apart: float) -> None:
     places = [at for at, _ in made[0].ticks(apart)]
@@ -51,12 +53,12 @@ def test_ticks_are_apart(made: tuple[TimeScale, list[tuple[float, float]], float
     assert all(50.0 <= at <= 850.0 + 0.01 for at in places)
 
 
-def test_ticks_go_on_after_a_pause_with_the_time_that_it_is_then() -> None:
+def test_ticks_after_a_pause_show_the_time_since_the_start() -> None:
     scale = TimeScale(1000.0, 1000.0 + 7200 + 600, 0.0, 800.0, [(1300.0, 1300.0 + 7200)])
     assert [text for _, text in scale.ticks(100.0)] == ["0", "2 min", "4 min", "2:06 h", "2:08 h", "2:10 h"]
 
 
-def test_times_are_told_as_people_do() -> None:
-    told = {0: "0", 45: "45 s", 90: "1:30 min", 120: "2 min", 3600: "1 h", 5400: "1:30 h", 3605: "1:00:05 h"}
-    told |= {86400: "1 d", 97200: "1 d 3 h", 90300: "1 d 1:05 h", 86460: "1 d 0:01 h"}
-    assert {seconds: since(seconds) for seconds in told} == told
+def test_times_have_readable_units() -> None:
+    expected = {0: "0", 45: "45 s", 90: "1:30 min", 120: "2 min", 3600: "1 h", 5400: "1:30 h", 3605: "1:00:05 h"}
+    expected |= {86400: "1 d", 97200: "1 d 3 h", 90300: "1 d 1:05 h", 86460: "1 d 0:01 h"}
+    assert {seconds: since(seconds) for seconds in expected} == expected

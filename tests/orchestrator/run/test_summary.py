@@ -1,0 +1,89 @@
+"""The summary of a stored run and that of a live one: public names, and the fields that both have."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.config.load import load_recipe
+from orchestrator.config.result_fields import result_fields
+from orchestrator.run.fence import Fence
+from orchestrator.run.progress import Progress
+from orchestrator.run.record import Attempt
+from orchestrator.run.run import Run, stores
+from orchestrator.run.state import StepSeconds
+from orchestrator.run.summary import (
+    LiveSummary,
+    RunSummary,
+    StoredSummary,
+    live_summary,
+    status_of,
+    summary_of_run,
+    world_sizes,
+)
+from tests.orchestrator.finished_run import recipe_in
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A run whose attempts have no checkpoint yet."""
+    config = load_recipe(recipe_in(tmp_path), ["observe.peak_flops=1e9"])
+    root, store = stores(config)
+    fence = Fence.claim(store, config.run, result_fields(config), begun=False)
+    fence.update(attempt={"boot_id": "another machine", "status": "failed", "message": "the disk is full"})
+    fence = Fence.claim(store, config.run, result_fields(config), begun=False)
+    disruption = {"cause": "node", "step": 1}
+    fence.update(
+        attempt={"status": "finished", "disruptions": [disruption], "decisions": [{"step": 0, "what": "start"}]}
+    )
+    return Run(config, root, store, fence.record)
+
+
+def test_names_are_those_that_manta_show_prints(run: Run) -> None:
+    """The names are public: scripts read `manta show --json`."""
+    summary = summary_of_run(run)
+    assert set(summary) == {
+        *("run", "status", "phase", "message", "attempts", "restarts", "disruptions", "decisions", "step", "steps"),
+        *("tokens", "samples", "skipped_steps", "skipped_units", "cleaning_steps", "units_read", "pairs_too_long"),
+        *("loss", "val_weights", "val_perplexity", "val_bits_per_byte", "translations", "world_size", "world_sizes"),
+        *("goodput", "tokens_per_s", "device", "model_flops_per_s", "mfu", "first_step_s", "checkpoints"),
+    }
+    assert set(summary) == set(StoredSummary.__annotations__)
+    json.dumps(summary)
+
+
+def test_a_run_without_a_checkpoint(run: Run) -> None:
+    summary = summary_of_run(run)
+    assert (summary["status"], summary["step"], summary["tokens"], summary["attempts"]) == ("finished", 0, 0, 2)
+    assert summary["samples"] == {} and summary["checkpoints"] == [] and summary["tokens_per_s"] is None
+    assert summary["disruptions"] == [{"attempt": 2, "cause": "node", "step": 1}] and summary["restarts"] == 1
+    assert summary["decisions"] == [{"attempt": 2, "step": 0, "what": "start"}]
+
+
+def test_the_summary_of_a_live_run_has_the_same_fields_and_its_newest_step(run: Run) -> None:
+    row = {"step": 3, "tokens": 600, "loss": 2.5, "lr": 0.1, "grad_norm": 1.0}
+    progress = Progress("training", row=row, step_seconds=StepSeconds(2.0, 4.0), saved=(2, 1234.5))
+    attempts = (*run.record.attempts[:-1], replace(run.record.last, flops_per_token=1e6))
+    summary = live_summary(run.config, attempts, progress, {"training": 2.0, "wall": 3.0})
+    assert set(summary) == set(LiveSummary.__annotations__) > set(RunSummary.__annotations__)
+    assert (summary["step"], summary["tokens"], summary["tokens_per_s"]) == (3, 600, 300.0)
+    assert (summary["model_flops_per_s"], summary["mfu"]) == (3e8, pytest.approx(0.15))
+    assert summary["checkpoint"] == {"step": 2, "saved_at": 1234.5}
+    assert summary["goodput"] == {"training_s": 2.0, "wall_s": 3.0}
+    assert summary["disruptions"] == summary_of_run(run)["disruptions"]
+
+
+def test_an_attempt_without_a_heartbeat_has_died() -> None:
+    fields: dict[str, Any] = {"host": "h", "boot_id": "another machine", "pid": 1, "pid_started": "1"}
+    attempt = Attempt(number=1, started_at=0.0, heartbeat_at=0.0, status="running", **fields)
+    assert status_of(attempt) == "died"
+    assert status_of(replace(attempt, status="stopped")) == "stopped"
+
+
+def test_world_sizes_are_listed_where_they_change() -> None:
+    rows = [{"step": step, "world_size": size} for step, size in enumerate((2, 2, 3, 3, 2), 1)]
+    assert world_sizes(rows) == [[1, 2], [3, 3], [5, 2]]
