@@ -59,7 +59,7 @@ def test_the_page_of_an_eventful_run_has_all_its_parts() -> None:
     # In two sizes: loss, its logarithm, time, steps, seconds, overhead; and learning rate, norm and speed.
     assert len(charts) == 2 * 6 + 4
     text = html(eventful())
-    for seconds_shown in (
+    for shown in (
         "31.25",
         "BLEU over 500",
         "the disk is full",
