@@ -4,7 +4,7 @@ Text: Python source found in this environment (standard library and installed pa
 --megabytes, written as jsonl.zst shards of about --shard-megabytes of text each. A BPE vocabulary is learned from its
 beginning.
 
-    pipeline   `data.token_pipeline.tokenized_units` over all shards, as the feeder drives it: read, decompress, parse,
+    pipeline   `data.tokens.pipeline.tokenized_units` over all shards, as the feeder drives it: read, decompress, parse,
                split by hash, encode, put into the cache, bring the streams back in order. Ray runs with 2 CPUs and is
                warm (worker processes up, everything imported, encoder built) and every round has a cache of its own.
     bare       the texts as strings in memory, nothing but tiktoken over the same vocabulary, on 2 cores. Three ways
