@@ -1,1 +1,3 @@
 """Orchestrator: config, command line, driver, training loop, checkpoints and ledgers. Nothing imports it."""
+
+__project__ = "manta"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import manta_start
 from cluster.errors import ClusterError
 from cluster.local.processes import RAYLET, children, command_line, is_alive
 
@@ -38,6 +40,9 @@ _OWN_CLUSTER = {
     "RAY_memory_monitor_refresh_ms": "1000",
 }
 
+START_S = 30.0
+"""Seconds to wait at the end for a Ray that is still starting; its processes end with this one anyway."""
+
 EXIT_S, POLL_INTERVAL_S = 5.0, 0.05
 """Seconds that workers have to end when their cluster does, and from one look at them to the next."""
 
@@ -64,6 +69,10 @@ def ray_cluster(num_cpus: int, num_gpus: int = 0) -> Iterator[None]:
     os.environ.update({name: os.environ.get(name, value) for name, value in variables.items()})
     import ray
 
+    # Ray's own handler would take SIGTERM from ours, and abort the process 3 s after one. In its workers it stays.
+    ray._private.ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
+    # By value: where it would be imported from is what it settles.
+    ray.cloudpickle.register_pickle_by_value(manta_start)  # type: ignore[no-untyped-call]
     if ray.is_initialized():
         yield
         return
@@ -78,19 +87,63 @@ def ray_cluster(num_cpus: int, num_gpus: int = 0) -> Iterator[None]:
             "include_dashboard": False,
         }
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Ray announces its own future changes on every start
+    thread = _RayThread(
+        address=address or "local",
+        namespace="manta",
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        runtime_env={"worker_process_setup_hook": manta_start.pin_packages},
+        **local,
+    )
+    thread.start()
+    try:
         try:
-            ray.init(
-                address=address or "local", namespace="manta", log_to_driver=False, logging_level=logging.ERROR, **local
-            )
+            thread.wait()
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             where = f"join the Ray cluster at RAY_ADDRESS={address}" if address else "start Ray on this machine"
             raise ClusterError(f"Could not {where}: {error}. `manta doctor` says more.") from error
-    try:
         yield
     finally:
-        shut_down()
+        thread.end()
+
+
+class _RayThread(threading.Thread):
+    """Starts Ray in a thread of its own, which lives until Ray has ended.
+
+    In the main thread, `ray.init` would handle SIGTERM itself and end the process with status 15, and Ctrl-C would
+    interrupt it half-way. Ray's processes end with the thread that started them.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(name="ray", daemon=True)
+        self._options = options
+        self._error: BaseException | None = None
+        self._has_started, self._may_end = threading.Event(), threading.Event()
+
+    def run(self) -> None:
+        """The thread's body."""
+        import ray
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Ray announces its own future changes on every start
+            try:
+                ray.init(**self._options)
+            except BaseException as error:  # raised by `wait`
+                self._error = error
+        self._has_started.set()
+        self._may_end.wait()
+
+    def wait(self) -> None:
+        """Wait until Ray runs; raises what `ray.init` raised."""
+        self._has_started.wait()
+        if self._error is not None:
+            raise self._error
+
+    def end(self) -> None:
+        """End Ray, or leave its cluster; where it is still starting, wait first: half a cluster cannot be ended."""
+        if self._has_started.wait(START_S):
+            shut_down()
+        self._may_end.set()
 
 
 def shut_down() -> None:

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from data.errors import InputError
+from manta_start import PACKAGES
 
 
 def checked_function(path: str) -> Callable[[str], str | None]:
@@ -66,6 +67,11 @@ def _module_of(path: str) -> ModuleType:
     if folder not in sys.path:
         sys.path.append(folder)
     name = path.rpartition(".")[0]
+    if name.split(".")[0] in PACKAGES:
+        raise InputError(
+            f"{name} cannot hold a function of yours: {', '.join(PACKAGES)} are names of Manta's own packages. "
+            "Rename the file or folder, and the function's path with it"
+        )
     try:
         return importlib.import_module(name)
     except Exception as error:  # a user's module may raise anything

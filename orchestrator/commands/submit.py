@@ -1,4 +1,4 @@
-"""`manta submit`: a run as a job of a Ray cluster."""
+"""`manta submit`: runs `manta train` as a job on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from cluster.errors import ClusterError
 from cluster.jobs import Job, JobExistsError, Jobs
 from cluster.spec import GPU_STAND_IN, ClusterSpec
 from data.errors import InputError
+from manta_start import PACKAGES, has_packages
 from orchestrator.commands.jobs import (
-    LEFT,
     RUN,
+    STILL_RUNNING,
     STOP_GRACE_S,
     STORAGE,
     SUBMISSION,
@@ -23,7 +24,7 @@ from orchestrator.commands.jobs import (
     at_address,
     exit_status,
     follow_job,
-    in_one_form,
+    normalized,
     reach,
 )
 from orchestrator.config.portability import local_paths, refuse_keys
@@ -36,18 +37,18 @@ EXCLUDED = (
     *(".git", ".venv", "venv", ".manta", "__pycache__", "*_cache", "*.egg-info"),
     *(".env", ".env.*", ".aws", ".ssh", ".netrc", "*.pem", "*.key", "*.credentials"),
 )
-"""What of the project's folder is not shipped, besides what its .gitignore names: what is made anew, and keys."""
+"""Files that are not shipped, besides those of the .gitignore: derived files, and files with keys."""
 
 PATIENCE_S = PRESUMED_DEAD_S + 15
-"""Seconds that a job waits for an attempt that seems alive: one of a cluster that is gone falls silent meanwhile."""
+"""Seconds that a job waits for an attempt that seems alive; the heartbeat of a dead one becomes stale meanwhile."""
 
 SUBMIT_TRIES = 5
+"""Tries to find a job id that nobody else takes at the same time."""
 
 _PACKAGE_GONE = "Failed to download runtime_env file package"
+"""Part of Ray's message when the cluster no longer has the shipped folder."""
 
-_ROOT = Path(__file__).resolve().parents[1]
-
-_PACKAGES = ("orchestrator", "model", "data", "cluster")
+_ROOT = Path(__file__).resolve().parents[2]
 
 
 def submit(
@@ -60,57 +61,63 @@ def submit(
     wait: bool,
     takeover: bool = False,
 ) -> int:
-    """Submit the recipe's run as a job, and follow it if asked to; returns its exit status, 0 if it is not followed.
+    """Submits the recipe's run as a job; returns its exit status if it is followed, else 0.
 
     Args:
-        address: of the cluster, see `reach`.
-        folder: what is shipped: the project, the recipe in it.
+        config: the config of the recipe with its overrides.
+        address: address or name of the cluster, see `reach`.
+        folder: the folder that is shipped; the recipe is in it.
+        wait: whether to follow the job to its end.
+        takeover: whether the job takes the run from an attempt that seems alive.
 
     Raises:
-        InputError: what the recipe names is not to be had on a cluster.
-        RunInUseError: the run is live on the cluster.
+        InputError: the recipe needs files of this machine, or contains keys.
+        RunInUseError: a job of the run is running or waiting on the cluster.
         ClusterError: the cluster does not answer, or refuses the job.
     """
-    kept, address = reach(address)
-    if kept is not None:
-        config, changes = at_home(config, kept.spec)
+    local, address = reach(address)
+    if local is not None:
+        config, changes = adapt_to_local_cluster(config, local.spec)
         overrides = [*overrides, *changes]
     refuse_keys(config, recipe)
-    shipped = shipped_as(recipe, folder)
-    moved = local_paths(config, recipe, this_machine=kept is not None)
+    shipped = path_in_shipped(recipe, folder)
+    absolute = local_paths(config, recipe, this_machine=local is not None)
     console = Console()
     jobs = Jobs(address, console.line)
     command = [
-        *("python", "-m", "orchestrator.cli.main", "train", str(shipped), "--patience", f"{PATIENCE_S:.0f}s"),
-        *(word for override in (*overrides, *moved) for word in ("--set", override)),
+        *("python", "-m", "manta_start", "train", str(shipped), "--patience", f"{PATIENCE_S:.0f}s"),
+        *(word for override in (*overrides, *absolute) for word in ("--set", override)),
         *(["--takeover"] if takeover else []),
     ]
     for is_again in (False, True):
-        metadata = {RUN: config.run, STORAGE: in_one_form(config.storage), SUBMISSION: secrets.token_hex(8)}
+        metadata = {RUN: config.run, STORAGE: normalized(config.storage), SUBMISSION: secrets.token_hex(8)}
         job_id = _submit(jobs, shlex.join(command), runtime_env(folder), metadata)
         console.line(f"job {job_id} submitted to {address}")
         if not wait:
             where = at_address(jobs)
             console.line(
-                f"follow it with `manta logs {config.run} --follow{where}`; stop it with `manta stop "
-                f"{config.run}{where}`"
+                f"to follow it: manta logs {config.run} --follow{where}; to save and stop it: manta stop "
+                f"{config.run}{where}"
             )
             return 0
         job = follow_job(jobs, job_id, config.run)
         if is_again or job is None or not was_lost(job):
             break
-        console.line(f"job {job_id}: what it ships was gone before it began; submitting it again")
-    return LEFT if job is None else exit_status(job)
+        console.line(f"job {job_id}: the cluster lost the shipped files before the job started; submitting it again")
+    return STILL_RUNNING if job is None else exit_status(job)
 
 
 def was_lost(job: Job) -> bool:
-    """Whether the job never began because Ray no longer had what was shipped for it; seen once, and not understood."""
+    """Whether the job never started because Ray had lost the shipped files. Seen once; the cause is not known."""
     return job.status == "FAILED" and "runtime_env setup failed" in job.message and _PACKAGE_GONE in job.message
 
 
-def at_home(config: RunConfig, spec: ClusterSpec) -> tuple[RunConfig, list[str]]:
-    """The recipe as it runs on a cluster of this machine, and the overrides that say so: the spec's store, if it has
-    one, and in place of GPUs what stands in for them."""
+def adapt_to_local_cluster(config: RunConfig, spec: ClusterSpec) -> tuple[RunConfig, list[str]]:
+    """Adapts a config to a local cluster: the storage of its spec, and the stand-in for GPUs.
+
+    Returns:
+        The changed config, and the overrides that make the same changes in the job.
+    """
     overrides = []
     if spec.store.url is not None:
         config = config.model_copy(update={"storage": spec.store.url})
@@ -122,34 +129,34 @@ def at_home(config: RunConfig, spec: ClusterSpec) -> tuple[RunConfig, list[str]]
     return config, overrides
 
 
-def shipped_as(recipe: Path, folder: Path) -> Path:
-    """The recipe's path in the folder that is shipped.
+def path_in_shipped(recipe: Path, folder: Path) -> Path:
+    """The recipe's path relative to the shipped folder.
 
     Raises:
-        InputError: it is not in it, or the folder is no project but a home, or a whole disk.
+        InputError: the recipe is not in the folder, or the folder is a home directory or the root of the disk.
     """
     folder = folder.resolve()
     if folder in (Path("/"), Path.home()):
-        raise InputError(f"{folder} would be shipped, all of it. Go to the project's folder, or --working-dir FOLDER.")
+        raise InputError(f"{folder} would be shipped as a whole. Change to the project's folder, or use --working-dir.")
     try:
         return recipe.resolve().relative_to(folder)
     except ValueError:
         raise InputError(
-            f"{recipe} is not in the folder that is shipped, {folder}. Name one that has it in it: "
+            f"{recipe} is not in the shipped folder, {folder}. Give a folder that contains it: "
             f"--working-dir {recipe.resolve().parent}"
         ) from None
 
 
 def runtime_env(folder: Path | None) -> dict[str, Any]:
-    """What a job brings along: the project's folder, if any, and Manta itself where that is not in it."""
-    is_manta = folder is not None and all((folder / package / "__init__.py").exists() for package in _PACKAGES)
+    """The runtime environment of a job: ships the project's folder, if any, and Manta if it is not in the folder."""
+    is_manta = folder is not None and has_packages(folder)
     project = {} if folder is None else {"working_dir": str(folder.resolve()), "excludes": list(EXCLUDED)}
-    modules = {} if is_manta else {"py_modules": [str(_ROOT / package) for package in _PACKAGES]}
+    modules = {} if is_manta else {"py_modules": [str(_ROOT / name) for name in ("manta_start.py", *PACKAGES)]}
     return {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S)}, **project, **modules}
 
 
 def _submit(jobs: Jobs, entrypoint: str, environment: Mapping[str, Any], metadata: Mapping[str, str]) -> str:
-    """Submit under the run's next free name, which nobody else can take at the same time."""
+    """Submits the job under the run's next free id; returns the id."""
     run = metadata[RUN]
     for _ in range(SUBMIT_TRIES):
         there = jobs.list()
@@ -157,9 +164,9 @@ def _submit(jobs: Jobs, entrypoint: str, environment: Mapping[str, Any], metadat
         live = [job for job in same if not job.has_ended]
         if live:
             raise RunInUseError(
-                f"Run {run!r} is live on {jobs.address} as job {live[0].id}, {live[0].status.lower()} since "
-                f"{ago(live[0].started_at)}. Follow it with `manta logs {run} --follow{at_address(jobs)}`, or stop it, which "
-                f"saves, with `manta stop {run}{at_address(jobs)}`; the same command then continues it."
+                f"Run {run!r} is already on {jobs.address} as job {live[0].id}, {live[0].status.lower()}, started "
+                f"{ago(live[0].started_at)}. To follow it: manta logs {run} --follow{at_address(jobs)}. To save and "
+                f"stop it: manta stop {run}{at_address(jobs)}; the same manta submit then continues it."
             )
         job_id = next_id(run, [job.id for job in there])
         try:
@@ -167,10 +174,10 @@ def _submit(jobs: Jobs, entrypoint: str, environment: Mapping[str, Any], metadat
             return job_id
         except JobExistsError:
             continue
-    raise ClusterError(f"Run {run!r} could not be submitted: others submit jobs of this name all the time.")
+    raise ClusterError(f"Run {run!r} could not be submitted: other jobs of this name are submitted at the same time.")
 
 
 def next_id(run: str, taken: Sequence[str]) -> str:
-    """RUN-N, N one more than the largest there is: jobs that were deleted leave gaps."""
+    """The next id, RUN-N, with N one above the largest; deleted jobs leave gaps."""
     numbers = [int(each.removeprefix(f"{run}-")) for each in taken if re.fullmatch(re.escape(run) + r"-\d+", each)]
     return f"{run}-{max(numbers, default=0) + 1}"

@@ -1,4 +1,4 @@
-"""Requests to stop: Ctrl-C and SIGTERM."""
+"""Requests to stop: Ctrl-C and SIGTERM, from the first moment of a command to its last."""
 
 from __future__ import annotations
 
@@ -9,46 +9,66 @@ from contextlib import contextmanager
 
 
 class StopRequests:
-    """Ctrl-C and SIGTERM as they come in, or what asks for an end instead of them."""
+    """Counts requests to stop, from signals or from `ask`, and wakes the thread that waits for them.
+
+    While nothing has to be saved, a signal raises KeyboardInterrupt at once. Inside `saving`, the first one only
+    requests a stop, and the second raises KeyboardInterrupt.
+    """
 
     def __init__(self) -> None:
-        self._count = self._told = 0
+        self._count = self._seen = 0
+        self._saves = False
         self._woken = threading.Event()
 
     def wake(self) -> None:
-        """End the wait that goes on, or the next one."""
+        """Ends the current call of `wait`, or the next one."""
         self._woken.set()
 
     def wait(self, seconds: float) -> None:
-        """Wait until a signal comes, `wake` is called, or the time is over."""
+        """Waits until a signal arrives, `wake` is called, or the time is over."""
         self._woken.wait(seconds)
         self._woken.clear()
 
     def ask(self) -> None:
-        """Ask for an end; state is saved first."""
+        """Requests a stop; the run saves its state first."""
         self._count += 1
         self.wake()
 
     def handle(self, _signal: int, _frame: object) -> None:
-        """Signal handler: the first asks for an end, the second insists."""
+        """Signal handler."""
         self.ask()
-        if self._count > 1:
+        if self._count > 1 or not self._saves:
             raise KeyboardInterrupt
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Inside the block, the state is saved before a request to stop is followed.
+
+        Raises:
+            KeyboardInterrupt: a signal came before; the interrupt it raised was lost in a callback of some library.
+        """
+        if self._count:
+            raise KeyboardInterrupt
+        self._saves = True
+        try:
+            yield
+        finally:
+            self._saves = False
 
     @property
     def any(self) -> bool:
-        """Whether one has come."""
+        """Whether a stop has been requested."""
         return self._count > 0
 
     def pop_new(self) -> bool:
-        """Whether one came since the last time this was asked."""
-        new, self._told = self._count > self._told, self._count
+        """Whether a request arrived since the last call."""
+        new, self._seen = self._count > self._seen, self._count
         return new
 
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequests]:
-    """Signals that ask the run to stop are gathered inside the block instead of ending the process."""
+    """Handles SIGINT and SIGTERM inside the block. Only the main thread can."""
     requests = StopRequests()
     previous = {number: signal.signal(number, requests.handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

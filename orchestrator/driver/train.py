@@ -14,9 +14,10 @@ from orchestrator.config.recipe import RunConfig
 from orchestrator.config.recipe_file import remember_recipe
 from orchestrator.config.result_fields import resolved, result_fields
 from orchestrator.console import Console
-from orchestrator.driver.prepare import initial_weights_of
+from orchestrator.driver.prepare import initial_weights_of, prepared
+from orchestrator.driver.stop_requests import StopRequests, stop_requests
 from orchestrator.errors import RunInUseError
-from orchestrator.nodes.ray_session import RayWhenNeeded
+from orchestrator.nodes.ray_session import RaySession
 from orchestrator.nodes.watch import watching_nodes
 from orchestrator.observe.trackers import refuse_missing_packages
 from orchestrator.run.checkpoint import list_checkpoints
@@ -26,30 +27,37 @@ from orchestrator.run.run import Run, open_run, reaching_storage, refuse_changed
 
 
 def train(config: RunConfig, *, takeover: bool = False, started_at: float | None = None, wait_s: float = 0.0) -> None:
-    """Train the recipe's run, or go on where it stopped; prints what it does and how it ended.
+    """Trains the recipe's run, or continues it where it stopped; prints its progress and its end.
 
     Args:
-        takeover: fence off an attempt that still seems alive.
-        wait_s: seconds to wait for such an attempt to end or fall silent, before it is an error.
-        started_at: when the command was given, seconds since the epoch; default now.
+        takeover: fence off an attempt that still seems to be alive.
+        wait_s: seconds to wait until such an attempt ends or misses its heartbeats; after them it is an error.
+        started_at: start of the command, seconds since the epoch; default now.
 
     Raises:
-        ConfigChangedError: the run was begun with other values of fields that decide its result.
+        ConfigChangedError: the run began with other values of fields that change its result.
         RunInUseError: a live attempt holds the run, and `takeover` is not set.
-        FencedError: a newer attempt has taken the run over.
-        InputError: a tracker is asked for whose package is not installed.
-        KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; everything done is saved.
+        FencedError: a newer attempt has taken over the run.
+        InputError: the package of a configured tracker is not installed.
+        KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; all completed steps are saved.
         MantaError: see `orchestrator.errors`.
     """
+    with stop_requests() as requests:
+        _train(config, requests, takeover=takeover, started_at=started_at, wait_s=wait_s)
+
+
+def _train(
+    config: RunConfig, requests: StopRequests, *, takeover: bool, started_at: float | None, wait_s: float
+) -> None:
     refuse_missing_packages(config.observe)
     # Importing Ray Train takes a second, and so does starting Ray.
     threading.Thread(target=import_quietly, args=("orchestrator.driver.attempt",), daemon=True).start()
     console = Console()
     remember_recipe(config.run, resolved(config))
     with ExitStack() as stack:
-        start_ray = stack.enter_context(RayWhenNeeded(config, console.line, trains=True))
+        ray_session = stack.enter_context(RaySession(config, console.line, trains=True))
         if config.store.serve is not None:
-            start_ray.begin()  # the object store takes seconds to come up, and so does Ray
+            ray_session.begin()  # the object store takes seconds to come up, and so does Ray
         config = stack.enter_context(reaching_storage(config))
         root, store = stores(config)
         root.check()
@@ -58,7 +66,7 @@ def train(config: RunConfig, *, takeover: bool = False, started_at: float | None
             console.line(f"run {config.run!r} is finished: nothing left to do.")
         else:
             try:
-                begin_attempt(Run(config, root, store, fence.record), fence, start_ray, console)
+                begin_attempt(Run(config, root, store, fence.record), fence, ray_session, console, requests)
             except BaseException as error:
                 close_attempt(fence, error)
                 raise
@@ -70,20 +78,20 @@ def train(config: RunConfig, *, takeover: bool = False, started_at: float | None
 def claim_when_free(
     store: Store,
     config: RunConfig,
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
     *,
     wait_s: float = 0.0,
     takeover: bool = False,
     started_at: float | None = None,
 ) -> Fence | None:
-    """The hold on the recipe's run, made if it is new; None where the run is finished.
+    """Claims the recipe's run, which is created if it is new; None if the run is finished.
 
     Raises:
-        ConfigChangedError: the run was begun with other values of fields that decide its result.
+        ConfigChangedError: the run began with other values of fields that change its result.
         RunInUseError: a live attempt holds the run, still after `wait_s` seconds, and `takeover` is not set.
     """
     until = time.monotonic() + wait_s
-    told = False
+    logged = False
     while True:
         begun = bool(list_checkpoints(store))
         if begun:
@@ -97,47 +105,47 @@ def claim_when_free(
         except RunInUseError as error:
             if time.monotonic() >= until:
                 raise
-            if not told:
-                tell(f"{str(error).partition('. ')[0]}: waiting up to {wait_s:.0f} s for it")
-                told = True
+            if not logged:
+                log(f"{str(error).partition('. ')[0]}: waiting up to {wait_s:.0f} s for it")
+                logged = True
         time.sleep(HEARTBEAT_S)
 
 
-def begin_attempt(run: Run, fence: Fence, start_ray: RayWhenNeeded, console: Console) -> None:
-    """Prepare the run's data, pin the run to it, and train."""
+def begin_attempt(run: Run, fence: Fence, ray_session: RaySession, console: Console, requests: StopRequests) -> None:
+    """Prepares the run's data, pins the run to it, and trains."""
 
-    def tell(line: str) -> None:
+    def log(line: str) -> None:
         console.line(line)
-        fence.heartbeat()  # preparing may take hours, and is no reason to be taken for dead
+        fence.heartbeat()  # preparing may take hours; without heartbeats the attempt would be presumed dead
 
     if joins_cluster():
-        start_ray.begin()  # nodes come while shards are listed and the tokenizer learns
+        ray_session.begin()  # nodes start while shards are listed and the tokenizer is trained
     with watching_nodes(console.line) if joins_cluster() else nullcontext() as watch:
-        data = run.prepare(tell, start_ray)
+        data = prepared(run.config, run.root, run.record.pins, log, ray_session)
         console.line(f"data: {data.summary()}")
-        init = initial_weights_of(run, data.tokenizer, tell)
+        init = initial_weights_of(run, data.tokenizer, log)
         fence.update(**data.digests, init=init)
-        start_ray()
-        start_ray.workers_request_nodes()
+        ray_session()
+        ray_session.workers_request_nodes()
         from orchestrator.driver.attempt import run_attempt
 
-        run_attempt(run, fence, data, console, watch=watch)
+        run_attempt(run, fence, data, console, requests, watch=watch)
 
 
 def import_quietly(module: str) -> None:
-    """Load a module ahead of its use; what is wrong with it is for the use to say."""
+    """Imports a module ahead of its use; errors are left to the import that uses it."""
     with suppress(Exception):
         importlib.import_module(module)
 
 
 def close_attempt(fence: Fence, error: BaseException) -> None:
-    """Note in the record how the attempt ended, as far as the record can still be reached."""
+    """Records how the attempt ended, if the record can still be written."""
     status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
     attempt = fence.record.last
-    # An attempt that ended before its loop told of its seconds spent them all on getting there.
+    # An attempt that ended before its loop reported goodput spent all its time on starting.
     goodput = attempt.goodput or {"startup": time.time() - attempt.started_at}
     message = "" if status == "stopped" else str(error)[:2000]
     try:
         fence.update(attempt={"status": status, "message": message, "goodput": goodput})
-    except Exception:  # the error that ended the attempt is the one to be told
+    except Exception:  # the error that ended the attempt matters more
         return

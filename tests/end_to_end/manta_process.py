@@ -33,7 +33,7 @@ class MantaProcess:
         self._output = folder / f"output-{time.monotonic_ns()}.txt"
         with self._output.open("wb") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "orchestrator.cli.main", *arguments],
+                [sys.executable, "-m", "manta_start", *arguments],
                 cwd=folder,
                 env={**inherited, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **environment},
                 stdin=subprocess.DEVNULL,

@@ -16,6 +16,7 @@ from cluster.local.nodes import LocalNodes
 from cluster.local.ray_command import RAY
 from cluster.local.s3 import LocalS3
 from tests.end_to_end.manta_process import ROOT, MantaProcess
+from tests.end_to_end.shadowing import shadow_packages
 from tests.orchestrator.finished_run import recipe_in
 
 pytestmark = pytest.mark.chaos
@@ -41,7 +42,11 @@ def nodes(s3_server: LocalS3) -> Iterator[LocalNodes]:
 
 
 def recipe(folder: Path, run: str, save_every_s: float = 3) -> Path:
-    """A recipe in `folder` whose corpus all nodes have, as they are on this machine; its storage is S3."""
+    """A recipe in `folder` whose corpus all nodes have, as they are on this machine; its storage is S3.
+
+    In the folder are files and folders of the names of the project's packages, too.
+    """
+    shadow_packages(folder)
     # At this rate the loss stays where nobody minds how it goes.
     train = {"steps": STEPS, "global_batch_size": 8, "schedule": {"name": "constant"}, "lr": 1e-5}
     path = recipe_in(folder, run, train=train, data={"prepare": "ahead"})

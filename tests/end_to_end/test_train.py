@@ -29,6 +29,7 @@ from model.config import ModelConfig
 from model.size import flops_per_token
 from orchestrator.cli.main import app
 from tests.end_to_end.manta_process import MantaProcess
+from tests.end_to_end.shadowing import shadow_packages
 from tests.orchestrator.event_reader import Curve, curves_in
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
@@ -190,6 +191,7 @@ def site(s3_server: LocalS3, tmp_path_factory: pytest.TempPathFactory) -> Site:
     import boto3
 
     folder = tmp_path_factory.mktemp("site")
+    shadow_packages(folder)  # a user's folder may have a model.py
     bucket = f"site-{folder.name}".lower().replace("_", "-")
     s3_server.ensure_bucket(bucket)
     environment = {

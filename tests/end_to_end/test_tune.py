@@ -21,7 +21,7 @@ from orchestrator.run.checkpoint import CheckpointName
 from orchestrator.run.ledger import metrics_lines
 from orchestrator.run.run import open_run
 from orchestrator.run.summary import summary_of_run
-from orchestrator.snapshots.store import _roots
+from orchestrator.snapshots.store import snapshot_roots
 from orchestrator.sweep.command import tune
 from tests.end_to_end.manta_process import MantaProcess
 from tests.orchestrator.sweep.site import QUIET, STEPS, SweepSite
@@ -75,7 +75,7 @@ def snapshots() -> list[str]:
     return [
         str(root)
         for path in Path("store/runs").glob("*")
-        for root in _roots(runs.child(path.name).url_of(""))
+        for root in snapshot_roots(runs.child(path.name).url_of(""))
         if root.exists()
     ]
 

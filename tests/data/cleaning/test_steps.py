@@ -1,4 +1,4 @@
-"""Every step on text that it is made for, their order, and what is refused."""
+"""Every step on text that it is made for, the order of steps, and what is refused."""
 
 # ruff: noqa: RUF001 -- full width letters are what some of this is about
 
@@ -22,12 +22,13 @@ from data.cleaning.config import Step, name_of
 from data.cleaning.identity import differences, identity
 from data.errors import CleaningError, InputError
 from data.order.known_units import ExcludedDocuments
+from manta_start import PACKAGES
 
 _STEPS = TypeAdapter(tuple[Step, ...])
 
 
 def steps(*written: str | dict[str, Any]) -> tuple[Step, ...]:
-    """Steps as a recipe has them; a name alone is a step without settings."""
+    """Steps as in a recipe; a name alone is a step without settings."""
     return _STEPS.validate_python([{"step": each} if isinstance(each, str) else each for each in written])
 
 
@@ -57,7 +58,7 @@ LEMMAS = {"step": "lemmatize", "language": "en"}
         ("segment", "no Chinese at all", "no Chinese at all"),
     ],
 )
-def test_what_a_step_makes_of_a_text(written: str | dict[str, Any], text: str, expected: str) -> None:
+def test_the_result_of_a_step(written: str | dict[str, Any], text: str, expected: str) -> None:
     assert cleaned(text, written) == expected
 
 
@@ -71,7 +72,7 @@ def test_what_a_step_makes_of_a_text(written: str | dict[str, Any], text: str, e
         ({"min_words": 4}, "don't stop me", False),
         ({"min_words": 4}, "我来到北京清华大学", True),  # 我 / 来到 / 北京 / 清华大学
         ({"max_words": 3}, "我来到北京清华大学", False),
-        ({"max_words": 1}, "हिन्दी", True),  # its vowel signs are no ends of words
+        ({"max_words": 1}, "हिन्दी", True),  # its vowel signs do not end words
     ],
 )
 def test_length(bounds: dict[str, int], text: str, kept: bool) -> None:
@@ -92,7 +93,7 @@ def test_language(kept: str) -> None:
     assert found == {kept}
 
 
-def test_a_language_told_with_doubt_is_removed() -> None:
+def test_a_language_identified_with_low_probability_is_removed() -> None:
     doubtful, english = "si taxi 12", {"step": "language", "keep": ["en"]}
     found = {code for code in languages.IDENTIFIED if cleaned(doubtful, {"step": "language", "keep": [code]})}
     assert len(found) == 1
@@ -100,7 +101,7 @@ def test_a_language_told_with_doubt_is_removed() -> None:
     assert cleaned(TEXTS["en"], english | {"min_probability": 0.5}) is not None
 
 
-def test_words_set_apart_before_are_not_cut_again() -> None:
+def test_segmented_words_are_not_cut_again() -> None:
     text = "北京清华 大学的"
     assert cleaned(text, "segment", {"step": "length", "min_words": 4}) == "北京 清华 大学 的"
     apart = cleaned("研究生命起源的方法", "segment", STOP_ZH)
@@ -173,7 +174,7 @@ def test_what_each_step_removed_adds_up() -> None:
     assert report_lines(total)[1].startswith("step length: 2 of 10 documents removed, 10 of ")
 
 
-def test_characters_added_are_said_to_be() -> None:
+def test_added_characters_are_reported() -> None:
     counts = StepCounts(1)
     counts.add(clean("我来到", steps("segment")))
     assert report_lines(named_rows(counts.rows(), steps("segment"))) == [
@@ -202,7 +203,7 @@ constant = 3
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a module of the user's in it, from which the command is given."""
+    """The current folder, with a user's module in it."""
     path = tmp_path / "own_steps_for_test.py"
     path.write_text(MODULE)
     monkeypatch.chdir(tmp_path)
@@ -229,7 +230,7 @@ def test_a_function_that_fails_is_named_with_the_text(own: Path, name: str, what
         cleaned("ABC", "lowercase", own_step(name))
 
 
-def test_what_cannot_be_had_is_refused_all_at_once(own: Path) -> None:
+def test_all_missing_functions_are_refused_at_once(own: Path) -> None:
     asked = steps(
         own_step("shout"), own_step("missing"), own_step("constant"), {"step": "function", "path": "no_such.f"}
     )
@@ -239,6 +240,12 @@ def test_what_cannot_be_had_is_refused_all_at_once(own: Path) -> None:
     assert first.startswith("data.cleaning.1 (function own_steps_for_test.missing)") and "has no 'missing'" in first
     assert second.startswith("data.cleaning.2") and "cannot be called" in second
     assert third.startswith("data.cleaning.3 (function no_such.f): importing no_such fails")
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_function_in_a_module_that_is_named_like_a_package_of_the_project_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match=rf"{name}\.mine cannot hold a function of yours: .* Rename the file"):
+        check_steps(steps({"step": "function", "path": f"{name}.mine.f"}))
 
 
 def test_other_code_is_another_identity(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:

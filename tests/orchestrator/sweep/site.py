@@ -11,6 +11,7 @@ import pytest
 from orchestrator.sweep.load import load_sweep
 from orchestrator.sweep.records import TrialBook
 from orchestrator.sweep.summary import SweepSummary, describe_sweep
+from tests.end_to_end.shadowing import shadow_packages
 from tests.recipes import tiny_recipe, write_recipe
 
 QUIET = [
@@ -42,10 +43,11 @@ SWEEP: dict[str, Any] = {
 
 
 class SweepSite:
-    """The folder; commands are run from it."""
+    """The folder, in which a user has files of the names of our packages; commands are run from it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        shadow_packages(folder)
         (folder / "text").mkdir()
         library = Path(sysconfig.get_paths()["stdlib"])
         for name in ("argparse", "csv", "glob", "heapq", "shlex", "textwrap"):
