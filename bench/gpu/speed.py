@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from gpu.setting import Setting
 from gpu.stages import Found
 from gpu.training import ENCODER_DECODER, GPT2_124M, GPT2_350M, GPT2_760M, WARMUP_STEPS, Shape, Training, sized
-from orchestrator.train.loop import apply_update, compute
+from orchestrator.train.step import apply_update, compute
 from orchestrator.train.step_sync import StepDirective
 
 _TOP = 25

@@ -20,7 +20,7 @@ from orchestrator.evaluation.forward import build_model
 from orchestrator.run.utilization import model_flops_per_token, peak_of, utilization
 from orchestrator.run.vocabulary import Vocabulary
 from orchestrator.train.batches import FetchedShare
-from orchestrator.train.loop import apply_update, compute, data_parallel
+from orchestrator.train.step import apply_update, compute, data_parallel
 from orchestrator.train.step_sync import StepDirective
 
 MICRO_BATCHES = 4

@@ -1,1 +1,1 @@
-"""The forward pass and scores that training and inference share."""
+"""The forward pass and the scores, shared by training and inference."""

@@ -1,4 +1,4 @@
-"""The run's model, and a micro-batch as it enters it: what training, evaluation and generation share."""
+"""Builds a run's model and its inputs from a micro-batch; shared by training, evaluation and generation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from orchestrator.run.vocabulary import Vocabulary
 
 
 def build_model(config: RunConfig, vocabulary: Vocabulary) -> Transformer | Seq2Seq:
-    """The run's model as it is before step 0: a function of config and seed."""
+    """Builds the run's model with its weights before step 0, a function of config and seed."""
     torch.manual_seed(config.seed)
     rows, end_of_text, input_rows = vocabulary
     data = config.data
@@ -27,9 +27,11 @@ def build_model(config: RunConfig, vocabulary: Vocabulary) -> Transformer | Seq2
 
 
 def model_inputs(batch: MicroBatch, device: torch.device) -> tuple[Tensor, ...]:
-    """What the model's forward pass takes: (B, T) int64 tokens, and (B, T) int64 targets, padding as IGNORED_TARGET.
+    """Arguments of the model's forward pass.
 
-    Of pairs, (B, S) int64 inputs and their (B,) int64 counts come before these.
+    Returns:
+        tokens (B, T) int64 and targets (B, T) int64, where padding is IGNORED_TARGET. For an encoder-decoder these
+        follow its inputs (B, S) int64 and their token counts (B,) int64.
     """
     tokens = torch.from_numpy(batch.tokens.astype(np.int64))
     read, targets = tokens[:, :-1], tokens[:, 1:].clone()
@@ -42,15 +44,15 @@ def model_inputs(batch: MicroBatch, device: torch.device) -> tuple[Tensor, ...]:
 
 
 def autocast(config: RunConfig, device: torch.device) -> torch.autocast:
-    """Forward passes in bfloat16 where the recipe says so."""
+    """Context for forward passes in the precision of the recipe, `train.precision`."""
     return torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16")
 
 
 def worker_device(config: RunConfig) -> torch.device:
-    """The GPU Ray gave this worker, or the CPU."""
+    """The GPU that Ray assigned to this worker, or the CPU."""
     if not config.scaling.on_gpu:
         return torch.device("cpu")
-    from ray.train.torch import get_device  # takes a while to import
+    from ray.train.torch import get_device  # slow to import
 
     device: torch.device = get_device()
     torch.cuda.set_device(device)
@@ -58,12 +60,12 @@ def worker_device(config: RunConfig) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """What a worker computes on, as CUDA names it; "cpu" without a GPU."""
+    """CUDA's name of the GPU; "cpu" for the CPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def seed_dropout(config: RunConfig, step: int, micro_step: int) -> None:
-    """Make dropout a function of (seed, step, micro-batch), whoever computes it."""
+    """Seeds torch so that dropout is a function of (seed, step, micro-batch) on any rank."""
     if config.model.dropout > 0:
         digest = hashlib.blake2b(f"{config.seed}/{step}/{micro_step}".encode(), digest_size=8).digest()
         torch.manual_seed(int.from_bytes(digest, "little") >> 1)

@@ -1,4 +1,4 @@
-"""What a model that writes a text from an input has to beat: the text of the training pair whose input is nearest."""
+"""NearestPair: a retrieval baseline for encoder-decoders, the text of the training pair with the nearest input."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class NearestPair:
         pairs: (input, text) of training.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are no pairs.
     """
 
     def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
@@ -42,7 +42,7 @@ class NearestPair:
         }
 
     def texts(self, inputs: Sequence[str]) -> list[str]:
-        """For each input the text of the nearest one, the first of several; the very first where no word is known."""
+        """For each input the text of the nearest training input; the first of equally near ones."""
         return [self._texts[self._nearest(read)] for read in inputs]
 
     def _nearest(self, read: str) -> int:

@@ -1,4 +1,4 @@
-"""Scores of a model: perplexity per token and bits per byte of held-out text, BLEU and chrF of translations."""
+"""Scores of a model: loss, perplexity and bits per byte of held-out text, BLEU and chrF of translations."""
 
 from __future__ import annotations
 
@@ -16,9 +16,14 @@ from orchestrator.evaluation.forward import autocast, model_inputs
 
 
 def held_out_scores(loss_sum: float, target_tokens: int, text_bytes: int) -> dict[str, float]:
-    """Held-out loss in nats per token, perplexity exp(loss), and bits per byte of the text the targets spell.
+    """Loss in nats per token, perplexity exp(loss), and bits per byte of the text that the targets spell.
 
-    Bits per byte, loss_sum / ln 2 / text_bytes, compares models of different vocabularies, and with compressors.
+    Bits per byte, loss_sum / ln 2 / text_bytes, is comparable between vocabularies, and with compressors.
+
+    Args:
+        loss_sum: sum of all token losses, in nats.
+        target_tokens: number of those tokens.
+        text_bytes: bytes of the text they spell.
     """
     loss = loss_sum / target_tokens
     return {
@@ -31,7 +36,7 @@ def held_out_scores(loss_sum: float, target_tokens: int, text_bytes: int) -> dic
 def loss_sums(
     model: nn.Module, batches: Iterable[MicroBatch], config: RunConfig, device: torch.device
 ) -> Iterator[Tensor]:
-    """The sum of token losses of each micro-batch, () float32, without dropout and gradients."""
+    """Yields the sum of token losses of each micro-batch, () float32, without dropout or gradients."""
     model.eval()
     try:
         for batch in batches:
@@ -42,15 +47,15 @@ def loss_sums(
 
 
 TOKENIZERS = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}
-"""How sacrebleu finds words in languages that do not put spaces between them; in all others, as WMT does (13a)."""
+"""sacrebleu's tokenizers by ISO 639-1 code, for languages without spaces between words; 13a, as in WMT, for others."""
 
 
 def translation_scores(translations: Sequence[str], references: Sequence[str], language: str | None) -> dict[str, Any]:
-    """BLEU (Papineni et al. 2002) and chrF (Popović 2015) over a corpus, 0 to 100, with their signatures.
+    """Corpus BLEU (Papineni et al. 2002) and chrF (Popović 2015), 0 to 100, with their sacrebleu signatures.
 
     Args:
-        translations: one a reference, as plain text.
-        language: of both, as ISO 639-1 has it; decides what counts as a word for BLEU. None: words between spaces.
+        translations: plain texts, one for each reference.
+        language: ISO 639-1 code of both sides; chooses BLEU's tokenizer. None: words between spaces.
 
     Raises:
         InputError: sacrebleu lacks the segmenter for this language.

@@ -1,4 +1,4 @@
-"""Texts that a model writes from inputs, and how close they come to those of the pairs."""
+"""Translates held-out inputs with beam search, and scores the texts against those of the pairs."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from data.order.pairs import InputBatch
 from data.tokens.tokenizer import Tokenizer
 from model.decoding.beam_search import beam_search
 from model.seq2seq import Seq2Seq
+from model.transformer import Transformer
 from orchestrator.config.recipe import RunConfig
 from orchestrator.evaluation.scores import translation_scores
 
 
-def translate(model: Seq2Seq, batches: Iterable[InputBatch], tokenizer: Tokenizer, config: RunConfig) -> dict[int, str]:
-    """What beam search writes for every input, by its place; `eval.*` of the recipe decide how.
+def translate(
+    model: Transformer | Seq2Seq, batches: Iterable[InputBatch], tokenizer: Tokenizer, config: RunConfig
+) -> dict[int, str]:
+    """Text that beam search finds for every input, by the input's place; `eval.*` of the recipe sets the search.
 
-    A function of the batch alone, so that it does not matter who translates which.
+    Each text depends on its batch alone, so any process may translate any batch.
     """
     texts: dict[int, str] = {}
     for batch in batches:
@@ -30,12 +33,12 @@ def translate(model: Seq2Seq, batches: Iterable[InputBatch], tokenizer: Tokenize
             end_of_text=tokenizer.end_of_text,
             vocab_limit=tokenizer.vocab_size,
         )
-        texts |= {place: tokenizer.decode(ids) for place, ids in zip(batch.places, written, strict=True)}
+        texts |= {place: tokenizer.decode(ids) for place, ids in zip(batch.positions, written, strict=True)}
     return texts
 
 
-def scores_of(texts: Mapping[int, str], asked: ToTranslate, config: RunConfig) -> dict[str, Any]:
-    """BLEU, chrF and their signatures, by the names that evaluations go by."""
-    in_order = [texts[place] for place in range(len(asked.references))]
-    scores = translation_scores(in_order, asked.references, config.eval.language)
+def scores_of_texts(texts: Mapping[int, str], pairs: ToTranslate, config: RunConfig) -> dict[str, Any]:
+    """BLEU, chrF and their signatures under the names that evaluations store them by, `val_...`."""
+    in_order = [texts[place] for place in range(len(pairs.references))]
+    scores = translation_scores(in_order, pairs.references, config.eval.language)
     return {f"val_{name}": value for name, value in scores.items()} | {"val_translated": len(in_order)}

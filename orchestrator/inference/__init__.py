@@ -1,1 +1,1 @@
-"""A trained model: evaluated, sampled, exported, imported."""
+"""Use of a trained model: evaluation, generation, export and import."""

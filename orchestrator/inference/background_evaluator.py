@@ -1,4 +1,4 @@
-"""Evaluates what the training workers had at a step, in a process of its own while they go on."""
+"""Evaluator: evaluates a snapshot's weights in a process of its own while the workers train on."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ import torch
 from numpy.typing import NDArray
 
 from data.feed.spec import HeldOut, ToTranslate
-from model.seq2seq import Seq2Seq
 from orchestrator.evaluation.forward import build_model
 from orchestrator.evaluation.scores import held_out_scores, loss_sums
-from orchestrator.evaluation.translate import scores_of, translate
+from orchestrator.evaluation.translate import scores_of_texts, translate
 from orchestrator.run.job import TrainJob
 from orchestrator.snapshots.tensors import load_weights
 
 
 class Evaluator:
-    """Evaluates what the workers had at a step, while they go on; in a process that is none of theirs."""
+    """Scores the weights of snapshots of one run, with a model built from the run's config."""
 
     def __init__(self, job: TrainJob) -> None:
         torch.set_num_threads(job.config.scaling.threads)
@@ -30,10 +29,10 @@ class Evaluator:
         self._model = build_model(job.config, job.vocabulary).to(self._device)
 
     def evaluate(self, weights: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
-        """Scores of weights over the held-out set, and of translations; none where nothing is held out.
+        """Scores over the held-out set, and of translations; {} where the run has no held-out set.
 
         Args:
-            weights: the file that `SnapshotAgent.weights` hands out.
+            weights: what `SnapshotAgent.weights` returns: the content of the weights file, by name.
         """
         with tempfile.TemporaryDirectory(prefix="manta-weights-") as folder:
             for name, content in weights.items():
@@ -48,7 +47,8 @@ class Evaluator:
 
     def _translations(self) -> dict[str, Any]:
         config = self._job.config
-        if not isinstance(self._model, Seq2Seq) or not config.eval.translate_during_training:
+        count = config.eval.translate_during_training
+        if not config.data.has_pairs or not count:
             return {}
-        asked: ToTranslate = ray.get(self._job.feeder.to_translate.remote(config.eval.translate_during_training))
-        return scores_of(translate(self._model, asked.batches, asked.tokenizer, config), asked, config)
+        pairs: ToTranslate = ray.get(self._job.feeder.to_translate.remote(count))
+        return scores_of_texts(translate(self._model, pairs.batches, pairs.tokenizer, config), pairs, config)

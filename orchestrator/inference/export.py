@@ -1,4 +1,4 @@
-"""`manta export`: a run's model as a folder that `transformers` loads, tokenizer included."""
+"""`manta export`: writes a run's model and tokenizer as a folder that `transformers` loads."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ CARD = "README.md"
 
 
 def export(config: RunConfig, to: str, step: int | None = None) -> None:
-    """Write a run's model into a new folder, and say how to load it.
+    """Writes a run's model into a new folder, and prints how to load it.
 
     Args:
-        to: path or URL of the folder; it must not hold anything yet.
-        step: of the checkpoint; None: the newest.
+        to: path or URL of the folder, which must be empty or missing.
+        step: step of the checkpoint; None: the newest.
 
     Raises:
         UnknownRunError: there is no such run, or no such checkpoint.
         InputError: the model has no exact counterpart in transformers, or the folder is not empty.
-        ConfigChangedError: the recipe is not the one that the run was made from.
+        ConfigChangedError: the recipe differs from the run's.
     """
     console = Console()
     with reaching_storage(config) as config:
@@ -44,7 +44,7 @@ def export(config: RunConfig, to: str, step: int | None = None) -> None:
         refuse_changed_config(run.record, config)
         target = open_store(to, config.store)
         if next(iter(target.list()), None) is not None:
-            raise InputError(f"--to {to}: there is something in it already. Name a folder that does not exist yet.")
+            raise InputError(f"--to {to}: the folder is not empty. Name one that does not exist yet.")
         trained = load_trained(config, run, step)
         write_folder(target, trained, config, card(run, trained))
     console.line(f"run {config.run!r}, step {trained.step}: written to {target.url_of()}")
@@ -53,16 +53,16 @@ def export(config: RunConfig, to: str, step: int | None = None) -> None:
 
 
 def loader(trained: TrainedModel) -> str:
-    """The class of transformers that loads the model, whichever it is."""
+    """The class of transformers that loads the model."""
     return "AutoModelForSeq2SeqLM" if isinstance(trained.model, Seq2Seq) else "AutoModelForCausalLM"
 
 
 def write_folder(target: Store, trained: TrainedModel, config: RunConfig, model_card: str) -> None:
-    """Write all files, config.json last: a folder that was cut off is none.
+    """Writes all files, config.json last, so that an incomplete folder is not taken for a model.
 
     Raises:
-        InputError: the model has no exact counterpart.
-        TokenizerError: nor has its vocabulary.
+        InputError: the model has no exact counterpart in transformers.
+        TokenizerError: the vocabulary has none.
     """
     model, tokenizer = trained.model, trained.data.tokenizer
     shape = ModelShape.of(model)
@@ -87,46 +87,46 @@ def write_folder(target: Store, trained: TrainedModel, config: RunConfig, model_
 
 
 def generation_config(sample: SampleConfig, end_of_text: int, padding: range) -> dict[str, Any]:
-    """The content of generation_config.json: the recipe's way of sampling, as the other side's `generate` has it.
+    """Content of generation_config.json: the recipe's `sample`, as arguments of transformers' `generate`.
 
     Args:
-        padding: rows of the embedding that no token has, never to be drawn.
+        padding: rows of the embedding without a token, which must not be generated.
     """
-    drawing = {
+    sampled = {
         "do_sample": True,
         "temperature": sample.temperature,
         "top_k": sample.top_k or 0,
         "top_p": sample.top_p or 1.0,
     }
-    likeliest = {"do_sample": False} | ({"num_beams": sample.beam_size} if sample.beam_size else {})
+    greedy = {"do_sample": False} | ({"num_beams": sample.beam_size} if sample.beam_size else {})
     return {
-        **(drawing if sample.temperature > 0 and sample.beam_size is None else likeliest),
+        **(sampled if sample.temperature > 0 and sample.beam_size is None else greedy),
         "max_new_tokens": sample.max_new_tokens,
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,
         "pad_token_id": end_of_text,
-        "decoder_start_token_id": end_of_text,  # of an encoder-decoder; others have no use for it
+        "decoder_start_token_id": end_of_text,  # read for encoder-decoders only
         **({"suppress_tokens": list(padding)} if padding else {}),
     }
 
 
 def card(run: Run, trained: TrainedModel) -> str:
-    """A page that says where the model comes from and how a text begins."""
+    """The model card, in Markdown: training steps, held-out loss, and how to generate text."""
     config, tokenizer = run.config, trained.data.tokenizer
     loss = run.record.result.get("val_loss") if trained.step == config.train.steps else None
     score = f" Held-out loss {loss:.4f}." if loss is not None else ""
     apart = (
         ""
         if config.model.cross_document_attention
-        else "\nDocuments were kept apart in training: give the model one document at a time, or mask the others.\n"
+        else "\nAttention did not cross documents in training: give the model one document at a time.\n"
     )
     begins = (
         f"A text begins with end-of-text (id {tokenizer.end_of_text}), which the tokenizer does not put there by itself"
     )
-    how = 'tokenizer(tokenizer.bos_token + prompt, split_special_tokens=False, return_tensors="pt")'
+    call = 'tokenizer(tokenizer.bos_token + prompt, split_special_tokens=False, return_tensors="pt")'
     if isinstance(trained.model, Seq2Seq):
         begins = f"The tokenizer closes inputs with end-of-text (id {tokenizer.end_of_text}), as the model was trained"
-        how = 'tokenizer(input, return_tensors="pt")'
+        call = 'tokenizer(input, return_tensors="pt")'
     return f"""# {config.run}
 
 Trained by Manta for {trained.step:,} of {config.train.steps:,} steps.{score}
@@ -138,7 +138,7 @@ from transformers import {loader(trained)}, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained(FOLDER)
 model = {loader(trained)}.from_pretrained(FOLDER)
-ids = {how}
+ids = {call}
 print(tokenizer.decode(model.generate(**ids)[0], skip_special_tokens=True))
 ```
 {apart}"""

@@ -1,4 +1,4 @@
-"""`manta generate`: text from a run's newest model, or from that of an exported folder."""
+"""`manta generate`: generates text with a run's newest model, or with that of an exported folder."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from orchestrator.inference.hf_folder import HfFolder
 from orchestrator.inference.trained_model import TrainedModel, load_trained
 from orchestrator.run.run import open_run, reaching_storage
 
-TOGETHER = 64
-"""Prompts that are decoded at once; a file may have thousands."""
+BATCH_SIZE = 64
+"""Prompts decoded at once; a file of prompts may have thousands."""
 
 
 class FolderSettings(Section):
-    """What of a recipe matters to a folder that has none."""
+    """The sections of a recipe that apply to a folder, which has no recipe."""
 
     sample: SampleConfig = Field(default_factory=SampleConfig, description="Generated text.")
     store: StoreConfig = Field(default_factory=StoreConfig, description="How to reach object storage.")
 
 
 def generate(config: RunConfig) -> None:
-    """Print what the model makes of the recipe's prompts, `sample.*` deciding how.
+    """Prints the text that a run's model generates from the recipe's prompts, as `sample.*` says.
 
     Raises:
         UnknownRunError: there is no such run, or it has no checkpoint yet.
@@ -50,14 +50,14 @@ def generate(config: RunConfig) -> None:
 
 
 def generate_from(url: str, overrides: Sequence[str]) -> None:
-    """Print what the model of an exported folder makes of prompts; without any run.
+    """Prints the text that the model of an exported folder generates from prompts; needs no run.
 
     Args:
         url: path or URL of the folder.
-        overrides: `sample.NAME=VALUE` and `store.NAME=VALUE`, before what the folder's generation_config.json says.
+        overrides: `sample.NAME=VALUE` and `store.NAME=VALUE`; they override the folder's generation_config.json.
 
     Raises:
-        InputError: there is no such folder, or no counterpart of its model or its vocabulary.
+        InputError: there is no such folder, or Manta has no counterpart of its model or vocabulary.
         RecipeError: values are out of range.
     """
     folder = HfFolder.open(url, folder_settings({}, overrides).store)
@@ -68,10 +68,10 @@ def generate_from(url: str, overrides: Sequence[str]) -> None:
 
 
 def folder_settings(sampling: dict[str, Any], overrides: Sequence[str]) -> FolderSettings:
-    """Settings of a folder with overrides in place.
+    """Builds a folder's settings from its sampling defaults and the overrides.
 
     Raises:
-        RecipeError: there are problems; all of them are in the message.
+        RecipeError: a value is not valid; the message lists all problems.
     """
     document: dict[str, Any] = {"sample": sampling}
     problems = apply_overrides(document, overrides)
@@ -85,18 +85,18 @@ def folder_settings(sampling: dict[str, Any], overrides: Sequence[str]) -> Folde
 
 
 def folder_model(folder: HfFolder) -> tuple[Transformer | Seq2Seq, Tokenizer]:
-    """The model and the vocabulary of a folder.
+    """Builds the model of a folder, and its tokenizer.
 
     Raises:
-        InputError: they are not all there, or do not belong together.
+        InputError: a file is missing, or tokenizer and model do not fit together.
     """
     shape, tokenizer = from_hf_config(folder.fields), folder.tokenizer()
     if tokenizer is None:
-        raise InputError(f"{folder.url} has no tokenizer.json, so there is no text. Export the run again.")
+        raise InputError(f"{folder.url} has no tokenizer.json, which text needs. Export the run again.")
     if tokenizer.vocab_size > shape.vocab_size:
         raise InputError(
-            f"{folder.url}: tokenizer.json has {tokenizer.vocab_size} ids and the model {shape.vocab_size} rows. "
-            "They are not of one model."
+            f"{folder.url}: tokenizer.json has {tokenizer.vocab_size} ids, but the model only {shape.vocab_size} rows. "
+            "They belong to different models."
         )
     model = shape.build(tokenizer.end_of_text)
     model.load_state_dict(folder.weights())
@@ -104,15 +104,15 @@ def folder_model(folder: HfFolder) -> tuple[Transformer | Seq2Seq, Tokenizer]:
 
 
 def print_samples(trained: TrainedModel, config: RunConfig, console: Console) -> None:
-    """A continuation of every prompt; without prompts, of nothing. Of an encoder-decoder, what it makes of them."""
+    """Prints the text generated from every prompt; without prompts, a text from the start."""
     job = trained.data.job
-    texts = continuations(trained.model, job.tokenizer, config.sample, job.reads_with)
+    texts = continuations(trained.model, job.tokenizer, config.sample, job.encoder_tokenizer)
     title = f"step {trained.step}" + (", averaged weights" if trained.averaged else "")
     _print(title, texts, config.sample, console, apart=isinstance(trained.model, Seq2Seq))
 
 
 def _print(title: str, texts: Sequence[str], sample: SampleConfig, console: Console, *, apart: bool) -> None:
-    """Every prompt with its text: on lines of their own where it is no continuation."""
+    """Prints every prompt and its text; `apart`: on separate lines, for texts that do not continue the prompt."""
     for prompt, text in zip(sample.prompts or ("",), texts, strict=True):
         console.rich.print(title, style="bold", markup=False, highlight=False)
         end = "\n" if apart else ""
@@ -121,17 +121,17 @@ def _print(title: str, texts: Sequence[str], sample: SampleConfig, console: Cons
 
 
 def continuations(
-    model: Transformer | Seq2Seq, tokenizer: Tokenizer, sample: SampleConfig, reads_with: Tokenizer | None = None
+    model: Transformer | Seq2Seq, tokenizer: Tokenizer, sample: SampleConfig, encoder_tokenizer: Tokenizer | None = None
 ) -> Sequence[str]:
-    """The text generated after each of the prompts, or from each where the model is an encoder-decoder.
+    """Generates the continuation of each prompt; for an encoder-decoder, the text for each input.
 
     Args:
-        reads_with: tokenizer of an encoder's inputs; None: the same.
+        encoder_tokenizer: tokenizer of an encoder's inputs; None: the same.
 
     Raises:
-        InputError: a prompt is longer than an encoder reads.
+        InputError: a prompt is longer than the encoder reads.
     """
-    inputs = [_read(prompt, model, reads_with or tokenizer) for prompt in sample.prompts or ("",)]
+    inputs = [_read(prompt, model, encoder_tokenizer or tokenizer) for prompt in sample.prompts or ("",)]
     if sample.beam_size is not None:
         decode = partial(beam_search, beam_size=sample.beam_size, length_penalty=sample.length_penalty)
     else:
@@ -140,20 +140,20 @@ def continuations(
         )
     end_of_text, vocab_limit = tokenizer.end_of_text, tokenizer.vocab_size
     texts: list[str] = []
-    for start in range(0, len(inputs), TOGETHER):
-        some = inputs[start : start + TOGETHER]
-        written = decode(model, some, sample.max_new_tokens, end_of_text=end_of_text, vocab_limit=vocab_limit)
+    for start in range(0, len(inputs), BATCH_SIZE):
+        batch = inputs[start : start + BATCH_SIZE]
+        written = decode(model, batch, sample.max_new_tokens, end_of_text=end_of_text, vocab_limit=vocab_limit)
         texts += [tokenizer.decode(ids) for ids in written]
     return texts
 
 
 def _read(prompt: str, model: Transformer | Seq2Seq, tokenizer: Tokenizer) -> list[int]:
-    """A prompt as the model reads it: the beginning of a document, or an encoder's whole input."""
+    """Token ids of a prompt as the model reads it: the beginning of a document, or an encoder's whole input."""
     ids = tokenizer.encode(prompt).tolist()
     if not isinstance(model, Seq2Seq):
         return [tokenizer.end_of_text, *ids]
     if len(ids) >= model.source_len:
         raise InputError(
-            f"A prompt of {len(ids) + 1} tokens is longer than the model reads, {model.source_len}. Cut it."
+            f"A prompt of {len(ids) + 1} tokens is longer than the model reads, {model.source_len}. Shorten it."
         )
     return [*ids, tokenizer.end_of_text]

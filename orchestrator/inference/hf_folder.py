@@ -1,9 +1,9 @@
-"""A folder as `transformers` has them, in any store: what `manta export` writes and `--init-from` and `--from` read.
+"""HfFolder: a model folder in the format of `transformers`, which `manta export` writes and other commands read.
 
-config.json              what the model is
-model.safetensors        its weights; or several files, and model.safetensors.index.json
-tokenizer.json           its vocabulary; tokenizer_config.json tells AutoTokenizer how to use it
-generation_config.json   how to sample from it
+config.json              architecture and shape of the model
+model.safetensors        weights; or several files, listed in model.safetensors.index.json
+tokenizer.json           vocabulary; tokenizer_config.json has the settings for AutoTokenizer
+generation_config.json   default sampling
 """
 
 from __future__ import annotations
@@ -33,17 +33,21 @@ TOKENIZER, TOKENIZER_CONFIG, GENERATION_CONFIG = "tokenizer.json", "tokenizer_co
 
 @dataclass(frozen=True)
 class HfFolder:
-    """A folder whose config.json describes a model that we have."""
+    """A folder whose config.json describes a model that Manta has a counterpart of.
+
+    Attributes:
+        fields: content of config.json.
+    """
 
     store: Store
     fields: Mapping[str, Any]
 
     @classmethod
     def open(cls, url: str, config: StoreConfig) -> HfFolder:
-        """The folder at a path or URL.
+        """Opens the folder at a path or URL.
 
         Raises:
-            InputError: there is no such folder, or no counterpart of its model.
+            InputError: there is no such folder, or Manta has no counterpart of its model.
         """
         store = open_store(url, config)
         try:
@@ -59,14 +63,14 @@ class HfFolder:
 
     @property
     def url(self) -> str:
-        """Where it is."""
+        """Path or URL of the folder."""
         return self.store.url_of()
 
     def tokenizer(self) -> Tokenizer | None:
-        """The vocabulary of its tokenizer.json; None where there is none.
+        """Reads tokenizer.json; None where there is none.
 
         Raises:
-            TokenizerError: it gives other ids than any tokenizer of ours would.
+            TokenizerError: Manta's tokenizers cannot give the same ids.
         """
         try:
             content = self.store.get(TOKENIZER)
@@ -78,14 +82,14 @@ class HfFolder:
             raise TokenizerError(f"{self.store.url_of(TOKENIZER)}: {error}") from None
 
     def sampling(self) -> dict[str, Any]:
-        """Fields of the recipe's `sample` that its generation_config.json speaks of."""
+        """Fields of the recipe's `sample` that generation_config.json sets."""
         try:
             found = json.loads(self.store.get(GENERATION_CONFIG))
         except ObjectNotFoundError:
             return {}
         sample = {
             "temperature": found.get("temperature") if found.get("do_sample") else 0.0,
-            "top_k": found.get("top_k") or None,  # both write 0 and 1 where nothing is left out
+            "top_k": found.get("top_k") or None,  # transformers writes top_k = 0 and top_p = 1 for no limit
             "top_p": found.get("top_p") if found.get("top_p") != 1 else None,
             "max_new_tokens": found.get("max_new_tokens"),
             "beam_size": found.get("num_beams") if found.get("num_beams") != 1 else None,
@@ -93,17 +97,17 @@ class HfFolder:
         return {name: value for name, value in sample.items() if value is not None}
 
     def weights(self) -> dict[str, Tensor]:
-        """Its weights under our names, float32.
+        """Reads the weights, float32, by the names of Manta's model.
 
         Raises:
-            InputError: they are not there, not whole, or not those of the model that config.json describes.
+            InputError: the files are missing or damaged, or do not fit config.json.
         """
         try:
             return from_hf_weights(from_hf_config(self.fields), self._tensors())
         except ObjectNotFoundError as error:
             raise InputError(
-                f"{error} Weights are read from {WEIGHTS} only, or the files that {WEIGHTS_INDEX} names: load the "
-                "model with transformers, and save it with save_pretrained."
+                f"{error} Manta reads weights from {WEIGHTS} or the files that {WEIGHTS_INDEX} lists. Load the model "
+                "with transformers, and save it with save_pretrained."
             ) from None
         except (NoSuchModelError, SafetensorError) as error:
             raise InputError(f"{self.url}: {error}") from None

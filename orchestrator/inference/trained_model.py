@@ -1,4 +1,4 @@
-"""A run's newest model, with what belongs to it: for evaluation and generation."""
+"""Loads the model of a run's checkpoint, with the data it belongs to, for evaluation, generation and export."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.prepare import PreparedData
+from data.prepared import PreparedData
 from model.seq2seq import Seq2Seq
 from model.transformer import Transformer
 from orchestrator.config.recipe import RunConfig
@@ -20,10 +20,12 @@ from orchestrator.snapshots.tensors import load_weights
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """Weights of one checkpoint in place, and the data the run is pinned to.
+    """A model with the weights of one checkpoint.
 
     Attributes:
-        averaged: whether they are the moving average that the run keeps.
+        step: the checkpoint's step.
+        data: the run's manifest, tokenizer and how its data is read.
+        averaged: whether the weights are the moving average that the run keeps.
     """
 
     model: Transformer | Seq2Seq
@@ -33,14 +35,14 @@ class TrainedModel:
 
 
 def load_trained(config: RunConfig, run: Run, step: int | None = None) -> TrainedModel:
-    """The model of the run's newest checkpoint, or of that of `step`; averaged weights where the run keeps them.
+    """Loads the model of the checkpoint of `step` or the newest; its averaged weights where the run keeps them.
 
     Raises:
-        ConfigChangedError: the recipe's data or model are not the run's.
+        ConfigChangedError: the recipe's data or model differ from the run's.
         UnknownRunError: the run has no checkpoint yet, or none of that step.
-        CheckpointDamagedError: none of its checkpoints is whole, or that one is not.
+        CheckpointDamagedError: all its checkpoints are damaged, or that one is.
     """
-    refuse_changed_config(run.record, config, ("data.", "model."), but=("data.validation_sequences",))
+    refuse_changed_config(run.record, config, ("data.", "model."), ignored=("data.validation_sequences",))
     averaged = run.record.averages_weights
     with tempfile.TemporaryDirectory(prefix="manta-model-") as scratch:
         name = _fetch(run, step, weights_file(averaged=averaged), Path(scratch))
@@ -55,7 +57,7 @@ def _fetch(run: Run, step: int | None, file: str, folder: Path) -> CheckpointNam
         if fetched := fetch_newest(run.store, run.record, (file,), folder):
             return fetched[0]
         raise UnknownRunError(
-            f"Run {run.config.run!r} has no checkpoint yet; the first comes within a minute of training."
+            f"Run {run.config.run!r} has no checkpoint yet; training saves the first within a minute."
         )
     names = list_checkpoints(run.store, run.record)
     for name in reversed(names):

@@ -1,7 +1,7 @@
-"""The node agent: one actor a node with workers, between the node's memory and object storage.
+"""SnapshotAgent: the actor of a node with workers that moves state between the node's memory and object storage.
 
-It outlives worker groups and never imports torch. Workers write their state into the node's memory and go on; the
-agent uploads it as a checkpoint, hands it to other nodes, and fetches a checkpoint where no node has anything newer.
+It outlives worker groups and never imports torch. Workers write snapshots into the node's memory and go on training;
+the agent uploads them as checkpoints, hands them to other nodes, and downloads a checkpoint if it is the newest state.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import ray
@@ -23,6 +23,7 @@ from safetensors.numpy import save_file
 
 from cluster.ray_nodes import on_node
 from data.errors import MantaError, ObjectNotFoundError
+from data.order.known_units import KnownUnits
 from orchestrator.errors import CheckpointDamagedError
 from orchestrator.observe.event_files import TrainingEvents
 from orchestrator.run.checkpoint import (
@@ -43,48 +44,43 @@ from orchestrator.run.job import TrainJob, initial_weights_key
 from orchestrator.run.ledger import StepLedger
 from orchestrator.run.record import load_record
 from orchestrator.run.state import START, RunState
-from orchestrator.snapshots.store import NodeMemory, forget
+from orchestrator.snapshots.resume_point import ResumePoint, newest_holder
+from orchestrator.snapshots.store import NodeMemory, remove_runs
 
 ANSWER_S = 2.0
-"""Seconds that nodes without workers have to say what they hold."""
+"""Seconds to wait for the agents of nodes without workers to report their newest snapshots."""
 
-
-class Origin(NamedTuple):
-    """What a worker group goes on from.
-
-    Attributes:
-        saved: state.json of the newest checkpoint, or that of step 0.
-        name: the checkpoint; None where there is none.
-        holder: node that has a snapshot which is at least as new, and the snapshot's step; None where no node does.
-    """
-
-    saved: dict[str, Any]
-    name: CheckpointName | None
-    holder: tuple[str, int] | None
+REMOVAL_TIMEOUT_S = 10.0
+"""Seconds to wait for nodes to delete snapshots; nodes that are gone never answer."""
 
 
 class SnapshotAgent:
-    """Body of the actor. Its methods run side by side: an upload may last."""
+    """Body of the actor. Its methods run concurrently, as an upload may take long."""
 
     def __init__(self, job: TrainJob, node_id: str) -> None:
         self._job, self._store, self._node_id = job, job.store, node_id
         self._memory: NodeMemory | None = None
         self._saving = threading.Lock()
         self._events = TrainingEvents(job.store)
-        self._origin: tuple[dict[str, Any], StepLedger] | None = None
+        self._base: tuple[dict[str, Any], StepLedger] | None = None  # newest checkpoint's state.json, and the ledger
 
     def open_memory(self, state_bytes: int) -> NodeMemory:
-        """Where the node's workers keep their state, of which one takes `state_bytes`; always the same place."""
+        """Returns the node's memory, the same at every call.
+
+        Args:
+            state_bytes: size of one snapshot.
+        """
         if self._memory is None:
             self._memory = NodeMemory.on_this_node(
                 self._store.url_of(""), self._job.attempt, self._node_id, state_bytes
             )
         return self._memory
 
-    def choose(self, held: Mapping[str, tuple[int, int]]) -> Origin:
-        """Choose what the group goes on from, given `NodeMemory.newest` of each of its nodes; asked by rank 0.
+    def choose_resume_point(self, held: Mapping[str, tuple[int, int]]) -> ResumePoint:
+        """Chooses the newest state to resume from; called by rank 0. A chosen checkpoint is downloaded to this node.
 
-        Where it is a checkpoint, it is in this node's memory afterwards.
+        Args:
+            held: `NodeMemory.newest` of each of the group's nodes.
 
         Raises:
             CheckpointDamagedError: there are checkpoints, and every one is damaged.
@@ -92,38 +88,38 @@ class SnapshotAgent:
         with tempfile.TemporaryDirectory(prefix="manta-state-") as scratch:
             damaged: list[CheckpointName] = []
 
-            def consider(name: CheckpointName) -> Origin:
+            def consider(name: CheckpointName) -> ResumePoint:
                 damaged.append(name)
                 saved = fetch_checkpoint(self._store, name, (), Path(scratch))
                 holder = self._newest_holder(held, saved["step"])
                 if holder is None:
                     self.fetch(name)
                 damaged.remove(name)
-                return Origin(saved, name, holder)
+                return ResumePoint(saved, name, holder)
 
             record = load_record(self._store)
-            origin = newest_undamaged(self._store, record, consider, self._job.monitor.log.remote)
-            for name in damaged:  # else the next group, which may read less of it, would go on from it
+            point = newest_undamaged(self._store, record, consider, self._job.monitor.log.remote)
+            for name in damaged:  # else the next group, which may read less of it, would resume from it
                 quarantine(self._store, name)
-            origin = origin or Origin(START, None, self._newest_holder(held, 0))
-            self._go_on_from(origin.saved)
-            return origin
+            point = point or ResumePoint(START, None, self._newest_holder(held, 0))
+            self._continue_from(point.saved)
+            return point
 
     def fetch(self, name: CheckpointName) -> None:
-        """Put a checkpoint into this node's memory.
+        """Downloads a checkpoint into this node's memory.
 
         Raises:
-            CheckpointDamagedError: it is damaged.
+            CheckpointDamagedError: the checkpoint is damaged.
         """
         files = tensor_files(averaged=self._job.config.train.ema_decay is not None)
         with self._memory_here().writing(name.step, ()) as folder:
             fetch_checkpoint(self._store, name, files, folder)
 
     def fetch_initial(self) -> None:
-        """Put the weights that the run begins with into this node's memory, as all there is of the state of step 0.
+        """Downloads the run's initial weights into this node's memory, as a snapshot of step 0 without optimizer state.
 
         Raises:
-            CheckpointDamagedError: they are not those that were kept.
+            CheckpointDamagedError: the stored weights are missing or changed.
         """
         assert self._job.init is not None
         key = initial_weights_key(self._job.init)
@@ -133,58 +129,45 @@ class SnapshotAgent:
             content = b""
         if hashlib.sha256(content).hexdigest() != self._job.init:
             raise CheckpointDamagedError(
-                f"{self._store.url_of(key)}, which the run begins with, is not what was written there. Delete it, and "
-                "start the run again: it is made anew from train.init_from."
+                f"{self._store.url_of(key)}, the initial weights of the run, is missing or changed. Delete it and "
+                "start the run again, which writes it anew from train.init_from."
             )
         with self._memory_here().writing(0, ()) as folder:
             (folder / MODEL).write_bytes(content)
 
     def newest(self) -> tuple[int, int]:
-        """See `NodeMemory.newest`; (-1, -1) too where no worker has come here yet."""
+        """Returns `NodeMemory.newest`; (-1, -1) also before the first worker of this node."""
         return self._memory.newest() if self._memory else (-1, -1)
 
     def files(self, step: int) -> dict[str, NDArray[Any]]:
-        """A snapshot, for a node that lacks it."""
+        """Returns the files of a snapshot, for a node that lacks it."""
         return self._memory_here().files(step)
 
     def weights(self, step: int) -> dict[str, NDArray[Any]]:
-        """The weights of a snapshot that are evaluated, as the file they are in, for whoever evaluates them."""
+        """Returns the file with the weights to evaluate of a snapshot, by its name; see `background_evaluator`."""
         name = weights_file(averaged=self._job.config.train.ema_decay is not None)
         with self._memory_here().pinned(step) as folder:
             return {name: np.fromfile(folder / name, np.uint8)}
 
     def save(self, step: int) -> int:
-        """Have the snapshot of `step` in object storage, as a checkpoint, when this returns; returns `step`.
+        """Uploads the snapshot of `step` as a checkpoint; returns `step`.
 
         Raises:
-            FencedError: a newer attempt has taken the run over.
-            TransientStoreError: the store does not answer; may be tried again.
-            MantaError: see `data.store`.
+            FencedError: a newer attempt has taken over the run.
+            TransientStoreError: the store does not answer; a retry may succeed.
+            MantaError: see `data.stores.store`.
         """
         job, store, memory = self._job, self._store, self._memory_here()
         began = time.monotonic()
         with self._saving, memory.pinned(step) as folder:
             check_fence(store, job.attempt)  # before metrics.jsonl, which a newer attempt may have written since
-            origin = self._origin or self._go_on_from(self._newest_state())
-            saved, ledger = origin
+            base = self._base or self._continue_from(self._newest_state())
+            saved, ledger = base
             now = RunState(saved, [row for row in memory.rows(step) if row.step > saved["step"]])
-            known = ray.get(job.feeder.known.remote())
+            known: KnownUnits = ray.get(job.feeder.known.remote())
             ledger.write(now.rows)
             save_file({"counts": known.counts}, folder / PROGRESS)
-            state = {
-                "step": step,
-                "tokens": now.tokens,
-                "step_seconds": now.step_seconds,
-                "recent_losses": now.recent_losses,
-                "skipped_steps": sorted(now.skipped_steps),
-                "samples": step * job.config.train.global_batch_size,
-                "seed": job.config.seed,
-                "ledger": ledger.segments,
-                "skipped": known.skipped,
-                "excluded": asdict(known.excluded),
-                "saved_at": time.time(),
-                **job.facts,
-            }
+            state = self._state_of(step, now, ledger, known)
             size = write_checkpoint(
                 store,
                 CheckpointName(step, job.attempt),
@@ -192,9 +175,9 @@ class SnapshotAgent:
                 folder,
                 before_commit=lambda: check_fence(store, job.attempt),
             )
-            if self._origin is origin:  # else a group has started meanwhile, and goes on from what it found saved
-                self._origin = state, ledger
-            job.monitor.saved.remote(step, state["saved_at"])
+            if self._base is base:  # else a group has started meanwhile, and continues from the checkpoint it found
+                self._base = state, ledger
+            job.monitor.report_checkpoint.remote(step, state["saved_at"])
             job.monitor.log.remote(
                 f"step {step}: checkpoint saved ({size / 1e6:.1f} MB in {time.monotonic() - began:.1f} s)"
             )
@@ -203,37 +186,55 @@ class SnapshotAgent:
                 self._write_events(step, ledger.segments)
         return step
 
+    def _state_of(self, step: int, now: RunState, ledger: StepLedger, known: KnownUnits) -> dict[str, Any]:
+        """Content of a checkpoint's state.json."""
+        config = self._job.config
+        return {
+            "step": step,
+            "tokens": now.tokens,
+            "step_seconds": now.step_seconds,
+            "recent_losses": now.recent_losses,
+            "skipped_steps": sorted(now.skipped_steps),
+            "samples": step * config.train.global_batch_size,
+            "seed": config.seed,
+            "ledger": ledger.segments,
+            "skipped": known.skipped,
+            "excluded": asdict(known.excluded),
+            "saved_at": time.time(),
+            **self._job.facts,
+        }
+
     def _write_events(self, step: int, segments: Sequence[str]) -> None:
-        """Have TensorBoard's files for the steps up to `step`; where that fails, the next save makes up for it."""
+        """Writes TensorBoard's files for the steps up to `step`; after a failure, the next save writes them."""
         try:
             self._events.follow(segments)
         except MantaError as error:
-            said = " ".join(str(error).split())[-300:]
-            self._job.monitor.log.remote(f"step {step}: not in TensorBoard's files yet: {said}")
+            reason = " ".join(str(error).split())[-300:]
+            self._job.monitor.log.remote(f"step {step}: not yet in TensorBoard's files: {reason}")
 
     def free(self) -> None:
-        """Free the node's memory."""
+        """Deletes the node's snapshots."""
         if self._memory is not None:
             self._memory.free()
 
     def _newest_holder(self, held: Mapping[str, tuple[int, int]], saved_step: int) -> tuple[str, int] | None:
-        """`newest_holder`, also among nodes that have no workers any more, where those that do have nothing."""
+        """`newest_holder` among the group's nodes; where none qualifies, among nodes that have no workers any more."""
         return newest_holder(held, saved_step) or newest_holder(self._held_elsewhere(held), saved_step)
 
     def _held_elsewhere(self, nodes: Container[str]) -> dict[str, tuple[int, int]]:
-        """What the memory of other nodes has; of those that are gone there is no answer."""
+        """`NodeMemory.newest` of all other nodes that answer within ANSWER_S; nodes that are gone never do."""
         agents = ray.get(self._job.monitor.agents.remote())
-        asked = {agent.newest.remote(): node_id for node_id, agent in agents.items() if node_id not in nodes}
-        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S) if asked else ([], [])
+        calls = {agent.newest.remote(): node_id for node_id, agent in agents.items() if node_id not in nodes}
+        answered, _ = ray.wait(list(calls), num_returns=len(calls), timeout=ANSWER_S) if calls else ([], [])
         held = {}
         for answer in answered:
             with suppress(ray.exceptions.RayError):
-                held[asked[answer]] = ray.get(answer)
+                held[calls[answer]] = ray.get(answer)
         return held
 
-    def _go_on_from(self, saved: dict[str, Any]) -> tuple[dict[str, Any], StepLedger]:
-        self._origin = saved, StepLedger(self._store, self._job.attempt, saved["step"], saved["ledger"])
-        return self._origin
+    def _continue_from(self, saved: dict[str, Any]) -> tuple[dict[str, Any], StepLedger]:
+        self._base = saved, StepLedger(self._store, self._job.attempt, saved["step"], saved["ledger"])
+        return self._base
 
     def _newest_state(self) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="manta-state-") as scratch:
@@ -242,34 +243,19 @@ class SnapshotAgent:
 
     def _memory_here(self) -> NodeMemory:
         if self._memory is None:
-            raise MantaError("This node keeps no state of the run yet.")  # no worker has been here
+            raise MantaError("This node has no snapshots: no worker of the run has started on it.")
         return self._memory
 
 
-def newest_holder(held: Mapping[str, tuple[int, int]], saved_step: int) -> tuple[str, int] | None:
-    """Node with the newest snapshot that is no older than the checkpoint and joins on to it, and its step; or None.
-
-    Rows between the two would be missing from the ledger where the checkpoint at which the snapshot's rows begin has
-    turned out to be damaged.
-    """
-    joining = {node_id: step for node_id, (step, first) in held.items() if first <= saved_step + 1}
-    best = max(joining, key=lambda node_id: joining[node_id], default=None)
-    return (best, joining[best]) if best is not None and joining[best] >= max(saved_step, 1) else None
-
-
-TIMEOUT_S = 10.0
-"""Seconds that nodes may take; those that are gone never answer."""
-
-
 def free_node_memory(run_urls: Sequence[str]) -> None:
-    """Have every node let go of the snapshots of these runs, none of which is being trained."""
+    """Deletes the snapshots of these runs, none of which is in training, on every node."""
     if not run_urls:
         return
-    task = ray.remote(num_cpus=0)(forget)
+    task = ray.remote(num_cpus=0)(remove_runs)
     tasks = [
         task.options(**on_node(node["NodeID"])).remote(list(run_urls))
         for node in ray.nodes()  # type: ignore[no-untyped-call]
         if node["Alive"]
     ]
     with suppress(ray.exceptions.RayError):
-        ray.wait(tasks, num_returns=len(tasks), timeout=TIMEOUT_S)
+        ray.wait(tasks, num_returns=len(tasks), timeout=REMOVAL_TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""Weights and optimizer state as files, by name: what a snapshot and a checkpoint hold of torch."""
+"""Reads and writes the tensors of a snapshot or checkpoint: weights, optimizer state and averages, by weight name."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from orchestrator.run.checkpoint import AVERAGE, MODEL, OPTIMIZER, weights_file
 def save_state(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None
 ) -> None:
-    """Write weights, optimizer state and the weights' average, where one is kept, into a folder.
+    """Writes weights, optimizer state and, where one is kept, the average of the weights into a folder.
 
-    Files of the same tensors that are there are written over.
+    Existing files of the same tensors are written over in place.
     """
     states = {folder / MODEL: model.state_dict(), folder / OPTIMIZER: optimizer_tensors(model, optimizer)}
     if average is not None:
@@ -33,7 +33,7 @@ def save_state(
 def load_state(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None
 ) -> None:
-    """Inverse of `save_state`; tensors go to each weight's device."""
+    """Reads what `save_state` wrote, each tensor onto its weight's device."""
     load_weights(folder, model)
     load_optimizer(folder, model, optimizer)
     if average is not None:
@@ -41,10 +41,10 @@ def load_state(
 
 
 def state_bytes(model: nn.Module, *, averaged: bool = False) -> int:
-    """Most that weights and optimizer state take, before the optimizer has made its own: two moments a weight.
+    """Upper bound of the bytes of a snapshot: weights and two optimizer moments each, before the optimizer has any.
 
     Args:
-        averaged: an average of the weights is kept as well.
+        averaged: whether an average of the weights is kept too.
     """
     return (4 if averaged else 3) * sum(
         parameter.numel() * parameter.element_size() for parameter in model.parameters()
@@ -52,12 +52,12 @@ def state_bytes(model: nn.Module, *, averaged: bool = False) -> int:
 
 
 def load_weights(folder: Path, model: nn.Module, *, averaged: bool = False) -> None:
-    """Read weights from a fetched checkpoint into the model; `averaged`: their average instead."""
+    """Reads the weights of a checkpoint into the model; with `averaged`, their moving average instead."""
     model.load_state_dict(load_file(folder / weights_file(averaged=averaged)))
 
 
 def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Read optimizer state from a fetched checkpoint, onto each weight's device."""
+    """Reads the optimizer state of a checkpoint, onto each weight's device."""
     parameters = dict(model.named_parameters())
     state = optimizer.state_dict()
     numbers = {id(parameter): number for number, parameter in enumerate(_parameters_of(optimizer))}
@@ -68,7 +68,7 @@ def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimi
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Optimizer state by `weight name/state name`; hyperparameters are the config's and not among it."""
+    """Optimizer state by `weight name/state name`, without hyperparameters, which belong to the config."""
     return {
         f"{name}/{key}": value
         for name, parameter in model.named_parameters()
@@ -83,9 +83,9 @@ def _parameters_of(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
 
 
 def _written_over(tensors: Mapping[str, Tensor], path: Path) -> bool:
-    """Write tensors over those of a safetensors file, in the memory it has; False where it is of others, or not there.
+    """Writes tensors over those of a safetensors file, in the memory it has; False if it is missing or has others.
 
-    The format: length of the header (8 bytes), header (JSON: type, shape and place of each tensor), and the tensors.
+    The format: length of the header (8 bytes), header (JSON: type, shape and offsets of each tensor), and the tensors.
     """
     if not path.exists():
         return False
@@ -94,7 +94,7 @@ def _written_over(tensors: Mapping[str, Tensor], path: Path) -> bool:
         header = json.loads(file.read(begin - 8))
         if header.keys() != tensors.keys() or not all(_is_like(tensors[name], header[name]) for name in header):
             return False
-        for name, entry in header.items():  # not mapped: pages of a mapped file count as a process's own
+        for name, entry in header.items():  # not mapped: pages of a mapped file count as the process's memory
             file.seek(begin + entry["data_offsets"][0])
             file.write(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return True

@@ -1,4 +1,4 @@
-"""A rank's micro-batches, fetched from the feeder in the background."""
+"""BatchPrefetcher: fetches a rank's micro-batches from the feeder, ahead of the loop, in a background thread."""
 
 from __future__ import annotations
 
@@ -15,18 +15,24 @@ from data.feed.spec import BlockShare
 from data.order.packing import MicroBatch
 
 FETCH_TRIES = 3
-"""Times a step's micro-batches may be lost between the feeder's answer and their arrival."""
+"""Tries to fetch a step whose micro-batches were lost with the feeder, between its answer and their arrival."""
 
 WAIT_S = 5.0
-"""Seconds after which waiting for a step is worth a word."""
+"""Seconds to wait before each call of `while_waiting`."""
 
 DEPTH = 2
-"""Steps fetched before they are needed."""
+"""Steps fetched ahead of the loop."""
 
 
 @dataclass(frozen=True)
 class FetchedShare:
-    """A rank's part of a step with its micro-batches at hand; see `data.feeder.BlockShare`."""
+    """A rank's part of one step, with its micro-batches in this process; see `data.feed.spec.BlockShare`.
+
+    Attributes:
+        micro_steps: indices of the rank's micro-batches in the step.
+        batches: the micro-batches, in the same order.
+        target_tokens: targets that count in the whole step, over all ranks.
+    """
 
     micro_steps: range
     batches: list[MicroBatch]
@@ -34,19 +40,19 @@ class FetchedShare:
 
 
 class BatchPrefetcher:
-    """Steps `first` to `last` (exclusive) of a rank, one by one. A context manager: leaving it ends its thread."""
+    """Fetches steps `first` to `last` (exclusive) of a rank in order. A context manager: leaving it ends the thread."""
 
     def __init__(self, feeder: ray.actor.ActorHandle[Any], rank: int, world_size: int, first: int, last: int) -> None:
         self._feeder, self._rank, self._world_size = feeder, rank, world_size
         self._queue: queue.Queue[FetchedShare | BaseException] = queue.Queue(DEPTH)
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._fetch, args=(first, last), name="step-reader", daemon=True)
+        self._thread = threading.Thread(target=self._fetch, args=(first, last), name="batch-prefetcher", daemon=True)
 
     def take(self, while_waiting: Callable[[], object] = lambda: None) -> FetchedShare:
-        """The next step's share; `while_waiting` is called every WAIT_S seconds that it is not there.
+        """Returns the next step's share; calls `while_waiting` every WAIT_S seconds until it has come.
 
         Raises:
-            MantaError: what the feeder could not get over.
+            MantaError: the feeder failed.
         """
         while True:
             try:
@@ -79,25 +85,25 @@ class BatchPrefetcher:
             self._put(error)
 
     def _fetch_from(self, step: int) -> list[FetchedShare]:
-        """`step` and what follows it in its block."""
+        """Fetches `step` and the steps that follow it in its block."""
         for tries_left in reversed(range(FETCH_TRIES)):
             ref: ray.ObjectRef[BlockShare] = self._feeder.share.remote(step, self._rank, self._world_size)
             share = ray.get(ref)
             try:
                 steps = zip(*ray.get(share.refs), strict=True)
-            except ray.exceptions.ObjectLostError:  # with the feeder; the one made in its place makes the same again
+            except ray.exceptions.ObjectLostError:  # the feeder died; Ray restarts it, and it makes the same batches
                 if not tries_left:
                     raise
                 continue
-            whole = [
+            block = [
                 FetchedShare(share.micro_steps, list(batches), target_tokens)
                 for batches, target_tokens in zip(steps, share.target_tokens, strict=True)
             ]
-            return whole[step - share.first_step :]
+            return block[step - share.first_step :]
         raise AssertionError("the last try returns or raises")
 
     def _put(self, item: FetchedShare | BaseException) -> bool:
-        """Queue an item; False if the reader was closed while there was no room."""
+        """Queues an item, waiting for room; returns False if the prefetcher was closed meanwhile."""
         while not self._closed.is_set():
             try:
                 self._queue.put(item, timeout=0.5)

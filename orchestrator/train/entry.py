@@ -1,14 +1,16 @@
-"""What Ray Train runs in a worker's process: preparation before it has a group, then the loop."""
+"""The functions that Ray Train calls in a worker's process: preparation before it joins a group, then the loop.
+
+A short module of its own: the driver imports it to hand the functions to Ray, and must not import torch.
+"""
 
 from __future__ import annotations
 
 from orchestrator.config.recipe import RunConfig
-from orchestrator.errors import BadLossError
-from orchestrator.run.job import PlannedRestart, TrainJob
+from orchestrator.run.job import TrainJob
 
 
 def prepare_worker(config: RunConfig) -> None:
-    """Import what training takes, in a worker's process, ahead of its use; seconds, most of them torch's."""
+    """Imports the training loop, torch included, before a group needs it; takes seconds."""
     if not config.train.compile:
         from model.eager import skip_compiler
 
@@ -17,18 +19,13 @@ def prepare_worker(config: RunConfig) -> None:
 
 
 def train_worker(worker_config: dict[str, TrainJob]) -> None:
-    """Entry point of a Ray Train worker, in a process that `prepare_worker` has made ready.
+    """Entry point of a Ray Train worker, in a process that has run `prepare_worker`.
 
     Raises:
         see `orchestrator.train.loop.train_loop`.
     """
     from orchestrator.train.loop import train_loop
-    from orchestrator.workers.process_group import leave_group
+    from orchestrator.train.peer_failure import leaving_group_on_error
 
-    try:
+    with leaving_group_on_error():
         train_loop(worker_config["job"])
-    except (PlannedRestart, BadLossError):  # all ranks have agreed on it, and none waits for another
-        raise
-    except BaseException:
-        leave_group()  # a rank that waits for this one is to know at once
-        raise

@@ -6,42 +6,48 @@ from typing import Any
 
 import numpy as np
 import ray
-import torch
 import torch.distributed as dist
-from torch import nn
 
 from data.feed.spec import HeldOut, ToTranslate
-from model.seq2seq import Seq2Seq
 from orchestrator.evaluation.scores import held_out_scores, loss_sums
-from orchestrator.evaluation.translate import scores_of, translate
+from orchestrator.evaluation.translate import scores_of_texts, translate
 from orchestrator.run.job import TrainJob
+from orchestrator.train.state import TrainState
 from orchestrator.train.step_sync import StepSync
 
 
-def evaluate_held_out(
-    job: TrainJob, model: nn.Module, rank: int, world_size: int, device: torch.device
-) -> dict[str, float]:
-    """Scores over the held-out set, shared out among ranks and summed by slot."""
+def evaluate(job: TrainJob, state: TrainState, num_translated: int) -> dict[str, Any]:
+    """Scores the weights to evaluate; every rank calls this, and rank 0 gets all scores.
+
+    Args:
+        num_translated: held-out pairs to translate, where the data has pairs.
+    """
+    with state.evaluated_weights():
+        return held_out_scores_of(job, state) | translation_scores_of(job, state, num_translated)
+
+
+def held_out_scores_of(job: TrainJob, state: TrainState) -> dict[str, float]:
+    """Loss, perplexity and bits per byte over the held-out set, on every rank; the ranks share its micro-batches."""
     held_out: HeldOut = ray.get(job.feeder.held_out.remote())
     if not held_out.refs:
         return {}
-    sync = StepSync(len(held_out.refs), 0, device)
-    slots = range(rank, len(held_out.refs), world_size)
+    sync = StepSync(len(held_out.refs), 0, state.device)
+    slots = range(state.rank, len(held_out.refs), state.world_size)
     batches = (ray.get(held_out.refs[slot]) for slot in slots)
-    for slot, loss_sum in zip(slots, loss_sums(model, batches, job.config, device), strict=True):
+    for slot, loss_sum in zip(slots, loss_sums(state.model, batches, job.config, state.device), strict=True):
         sync.add(slot, loss_sum, np.empty(0, np.int64))
     sync.combine()
     return held_out_scores(sync.loss_sum(), held_out.target_tokens, held_out.text_bytes)
 
 
-def evaluate_translations(job: TrainJob, model: nn.Module, count: int, rank: int, world_size: int) -> dict[str, Any]:
-    """BLEU and chrF of the first `count` held-out pairs, batches shared out among ranks. Rank 0 has them."""
-    if not isinstance(model, Seq2Seq) or not count:
+def translation_scores_of(job: TrainJob, state: TrainState, count: int) -> dict[str, Any]:
+    """BLEU and chrF of the first `count` held-out pairs; the ranks share the batches. Only rank 0 gets them."""
+    if not job.config.data.has_pairs or not count:
         return {}
-    asked: ToTranslate = ray.get(job.feeder.to_translate.remote(count))
-    texts = translate(model, asked.batches[rank::world_size], asked.tokenizer, job.config)
-    gathered: list[dict[int, str]] = [{}] * world_size
+    pairs: ToTranslate = ray.get(job.feeder.to_translate.remote(count))
+    texts = translate(state.model, pairs.batches[state.rank :: state.world_size], pairs.tokenizer, job.config)
+    gathered: list[dict[int, str]] = [{}] * state.world_size
     dist.all_gather_object(gathered, texts)
-    if rank > 0 or not asked.references:
+    if state.rank > 0 or not pairs.references:
         return {}
-    return scores_of({place: text for part in gathered for place, text in part.items()}, asked, job.config)
+    return scores_of_texts({place: text for part in gathered for place, text in part.items()}, pairs, job.config)

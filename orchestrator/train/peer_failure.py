@@ -1,45 +1,47 @@
-"""What a rank does when a peer dies: it has the state after the last whole step, and keeps it for the next group."""
+"""What a rank does when a peer dies: it keeps the state after the last whole step for the next worker group."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-import torch
-from torch import nn
-
 from data.errors import DiskFullError
-from model.optim.weight_average import WeightAverage
+from orchestrator.errors import BadLossError
+from orchestrator.run.job import PlannedRestart
 from orchestrator.run.ledger import StepRow
 from orchestrator.snapshots.resume import Node
-from orchestrator.snapshots.tensors import save_state
+from orchestrator.train.state import TrainState
 from orchestrator.workers.pool import LEAVE_S
 from orchestrator.workers.process_group import is_torn_connection, leave_group
 
 MAX_SAVE_S = LEAVE_S / 2
-"""Seconds a snapshot may take where the next group waits for it; it would take longer to be given up and killed."""
+"""Most seconds a snapshot may take here: the next group waits for it, and the pool kills a worker after LEAVE_S."""
 
 
 class PeerFailureGuard:
-    """A rank of which a peer may die.
+    """Saves a rank's state when a collective fails because a peer died.
 
     Attributes:
-        step: updates that the state holds; no collective fails between one and the next.
-        unsaved: rows of the ledger that are not in object storage.
-        cost_s: seconds that the newest snapshot took.
+        snapshot_s: seconds that the newest snapshot took.
     """
 
-    def __init__(
-        self, node: Node, model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None
-    ) -> None:
-        self._node, self._model, self._optimizer, self._average = node, model, optimizer, average
-        self.step: int | None = None
-        self.unsaved: list[StepRow] = []
-        self.cost_s = 0.0
+    def __init__(self, node: Node, state: TrainState) -> None:
+        self.snapshot_s = 0.0
+        self._node, self._state = node, state
+        self._step: int | None = None
+        self._unsaved: list[StepRow] = []
+
+    def step_done(self, step: int, unsaved: list[StepRow]) -> None:
+        """Records that the state holds `step` updates; no collective can fail between an update and this call.
+
+        Args:
+            unsaved: ledger rows that are not in object storage.
+        """
+        self._step, self._unsaved = step, unsaved
 
     @contextmanager
-    def keeping_its_state(self) -> Iterator[None]:
-        """Where the block ends because a peer is gone, have the state in the node's memory, so that no step is lost."""
+    def keeping_state(self) -> Iterator[None]:
+        """Writes the state into the node's memory if the block ends because a peer died, so that no step is lost."""
         try:
             yield
         except RuntimeError as error:
@@ -50,9 +52,24 @@ class PeerFailureGuard:
 
     def _keep(self) -> None:
         memory = self._node.memory
-        if self.step is None or self.cost_s > MAX_SAVE_S:
+        if self._step is None or self.snapshot_s > MAX_SAVE_S:
             return
-        with suppress(DiskFullError), memory.alone():  # of several ranks on a node, one does
-            if memory.newest()[0] < self.step:
-                with memory.writing_alone(self.step, self.unsaved) as folder:
-                    save_state(folder, self._model, self._optimizer, self._average)
+        with suppress(DiskFullError), memory.locked():  # of several ranks on a node, the first writes
+            if memory.newest()[0] < self._step:
+                with memory.writing_locked(self._step, self._unsaved) as folder:
+                    self._state.save(folder)
+
+
+@contextmanager
+def leaving_group_on_error() -> Iterator[None]:
+    """Leaves the process group if the block raises, so that the peers fail at once instead of at their timeout.
+
+    All ranks raise PlannedRestart and BadLossError together, so after these no peer waits.
+    """
+    try:
+        yield
+    except (PlannedRestart, BadLossError):
+        raise
+    except BaseException:
+        leave_group()
+        raise

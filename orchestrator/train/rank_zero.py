@@ -1,4 +1,7 @@
-"""What rank 0 does for the run background training: word to the driver, and when state is kept and saved."""
+"""What rank 0 alone does in the training loop: it reports to the monitor, and decides when state is kept and saved.
+
+`OtherRank` has the same methods for the other ranks, so that the loop need not ask which rank it is.
+"""
 
 from __future__ import annotations
 
@@ -9,218 +12,217 @@ from typing import Any
 
 import ray
 
-from cluster.ray_nodes import root_cause
-from data.errors import DiskFullError, MantaError, TransientStoreError
-from orchestrator.policy.save_interval import FIRST_SAVE_S, save_cost_s, save_interval_s
+from data.errors import DiskFullError, TransientStoreError
 from orchestrator.policy.stragglers import StragglerWatch
 from orchestrator.run.goodput import GoodputClock
 from orchestrator.run.job import TrainJob
 from orchestrator.run.ledger import StepRow
 from orchestrator.run.progress import LoopRequests
 from orchestrator.run.state import RunState
+from orchestrator.snapshots.clock import SnapshotClock
 from orchestrator.snapshots.resume import Node
-from orchestrator.snapshots.store import SnapshotClock
+from orchestrator.train.checkpoint_saver import CheckpointSaver
 from orchestrator.train.step_sync import StepDirective
 
-SAVE_TRIES = 3
-"""Checkpoints in a row that may fail because the store does not answer, before the run ends."""
-
-EVALUATION_S, POLL_INTERVAL_S = 600.0, 0.2
-"""Seconds to wait for an evaluation background training at the end of the run, and from one look to the next."""
+EVALUATION_TIMEOUT_S, POLL_INTERVAL_S = 600.0, 0.2
+"""Most seconds to wait for a background evaluation at the end of the run, and seconds between two polls."""
 
 
 class RankZero:
-    """Rank 0's books. Checkpoints are uploaded by the node's agent, one at a time, while the loop goes on."""
+    """Reports to the monitor and turns its requests into directives for all ranks.
+
+    Args:
+        restored: state that the worker group starts from.
+        clock: seconds by cause, reported with the progress.
+    """
 
     def __init__(self, job: TrainJob, node: Node, restored: RunState, clock: GoodputClock) -> None:
-        self._job, self._node, self._agent, self._clock = job, node, node.agent, clock
+        self._job, self._node, self._clock = job, node, clock
         self._reply: ray.ObjectRef[LoopRequests] | None = None
         self._requests = LoopRequests()
         self._row: StepRow | None = None
-        self._untold: list[tuple[int, float | None]] = []
+        self._unreported: list[tuple[int, float | None]] = []
         self._last_report_at = -math.inf
-        self._saved_step = int(restored.saved["step"])
+        self._saver = CheckpointSaver(job, node, int(restored.saved["step"]))
         self._checkpoint_at: float | None = restored.saved.get("saved_at")
         self._step_seconds = restored.step_seconds
-        self._saved_at = time.monotonic()
-        self._stall_s = 0.0
-        self._upload_s: float | None = None
-        self._saves_done = 0
-        self._save_now = self._beside = False
-        self._saving: ray.ObjectRef[int] | None = None
-        self._failures, self._done = 0, 0
+        self._saves_now = self._evaluates_in_background = False
+        self._done = 0
         self._snapshots, self._stragglers = SnapshotClock(), StragglerWatch()
 
-    def begin(self, step: int, device: str = "") -> int:
-        """Tell the driver that the group goes on from `step`; returns the newest step done by any group before.
+    def begin(self, step: int, device: str) -> int:
+        """Reports that the worker group starts from `step`.
 
         Args:
-            device: name of what rank 0 computes on.
+            device: name of the device that rank 0 computes on.
+
+        Returns:
+            newest step that any earlier group has done; steps up to it are replayed.
         """
         clock_s = sum(self._clock.seconds().values())
         if self._checkpoint_at is not None:
-            self._job.monitor.saved.remote(self._saved_step, self._checkpoint_at)
+            self._job.monitor.report_checkpoint.remote(self._saver.saved_step, self._checkpoint_at)
         self._done = ray.get(self._job.monitor.begin_group.remote(step, self._node.nodes, clock_s, device))
         return max(self._done, self._job.done_before)
 
     def directive(self, step: int) -> StepDirective:
-        """What all ranks are told with the step that is just being done, the run's `step`th.
+        """Decides what all ranks do after the run's `step`th step, which they are computing now.
 
         Raises:
-            MantaError: what the last save could not get over.
+            MantaError: the last save failed for good.
         """
-        self._hear()
-        stop, pause = self._requests.stop, self._requests.pause
-        busy = self._is_saving()
-        self._save_now = not busy and not pause and (self._is_save_wanted or self._is_due(step))
+        self._receive_requests()
+        requests, saver = self._requests, self._saver
+        stop, pause = requests.stop, requests.pause
+        busy = saver.is_saving()
+        is_wanted = saver.is_requested(requests.saves) or saver.is_due(step, requests.mtbf_s)
+        self._saves_now = not busy and not pause and is_wanted
         is_last = stop or step == self._job.config.train.steps
         step_s = self._row.step_s if self._row is not None else 0.0
-        # What is to be saved or gone on from is kept in memory first, whatever that costs.
-        snapshot = self._snapshots.is_due(step_s) or self._save_now or pause or is_last
-        self._beside = self._requests.background and not stop and not pause and self._job.config.evaluates_after(step)
-        return StepDirective(stop, snapshot or self._beside, pause, self._beside, self._saved_step)
+        background = requests.background and not stop and not pause and self._job.config.evaluates_after(step)
+        self._evaluates_in_background = background
+        # A checkpoint, a restart and a background evaluation read a snapshot, so one is taken whatever it costs.
+        snapshot = self._snapshots.is_due(step_s) or self._saves_now or pause or is_last or background
+        return StepDirective(stop, snapshot, pause, background, saver.saved_step)
 
-    def tell(self, **progress: Any) -> None:
-        """Fields of `Progress` for the driver, background the newest step; does not wait."""
+    def report(self, **progress: Any) -> None:
+        """Sends fields of `Progress`, with the newest step and losses, to the monitor. Does not wait."""
         if self._row is not None:
-            progress |= {"row": self._row.metrics(), "goodput": self._clock.seconds(), "losses": self._untold}
+            progress |= {"row": self._row.metrics(), "goodput": self._clock.seconds(), "losses": self._unreported}
             progress["step_seconds"] = self._step_seconds
-            self._untold = []
+            self._unreported = []
         self._reply = self._job.monitor.report.remote(**progress)
         self._last_report_at = time.monotonic()
 
-    def log(self, line: str) -> None:
-        """A line for whoever watches."""
-        self._job.monitor.log.remote(line)
+    def report_waiting(self) -> None:
+        """Reports that the next step's data has not come, so that the driver does not take the loop for hung."""
+        self.report(phase="waiting for data")
 
-    def waiting(self) -> None:
-        """The next step's data is not there yet; the driver is to know that nobody hangs."""
-        self.tell(phase="waiting for data")
+    def report_scores(self, step: int, scores: dict[str, Any]) -> None:
+        """Reports an evaluation of the state after `step`. Does not wait."""
+        self._job.monitor.report_evaluation.remote(step, scores, self._job.config.train.ema_decay is not None)
+
+    def report_loss_spike(self, step: int, reason: str, skipped_steps: set[int]) -> None:
+        """Reports that the loss spiked in `step`; returns once the monitor has it."""
+        ray.get(self._job.monitor.report_loss_spike.remote(step, reason, skipped_steps))
+
+    def report_result(self, result: dict[str, Any]) -> None:
+        """Reports what the loop ended with; returns once the monitor has it."""
+        ray.get(self._job.monitor.report.remote(phase="done", result=result, goodput=self._clock.seconds()))
 
     def step_done(self, row: StepRow, seconds: Sequence[float]) -> None:
-        """Book a step, of which a micro-batch took each rank `seconds`."""
+        """Records a step and reports it, at most once in `report_every_s`.
+
+        Args:
+            seconds: what a micro-batch took, by rank.
+        """
         is_first, self._row = self._row is None, row
         if self._step_seconds is not None:
             self._step_seconds = self._step_seconds.after(row)
-        self._untold.append((row.step, row.loss))
-        is_new = row.step == self._done + 1  # what a restart has cost ends here
+        self._unreported.append((row.step, row.loss))
+        is_new = row.step == self._done + 1  # the end of a restart's cost, so it is reported at once
         if is_first or is_new or time.monotonic() - self._last_report_at >= self._job.report_every_s:
-            self.tell(phase="training")
-        for rank, factor in self._stragglers.note(seconds):
-            self.log(
+            self.report(phase="training")
+        for rank, factor in self._stragglers.add_step(seconds):
+            self._log(
                 f"step {row.step}: rank {rank} on node {self._node.nodes[rank]} is a straggler: "
                 f"a micro-batch takes it {factor:.1f} times as long as the others"
             )
 
     def snapshot_taken(self, step: int, cost_s: float, problem: DiskFullError | None) -> None:
-        """All ranks stood still for `cost_s` seconds to keep the state after `step` in memory; saved, where it is time.
+        """Uses the snapshot of `step`: starts a save and a background evaluation where `directive` decided on them.
+
+        Args:
+            cost_s: seconds that all ranks stood still for the snapshot.
+            problem: why there is no snapshot; None where there is one.
 
         Raises:
-            DiskFullError: it could not be kept, and was to be saved.
+            DiskFullError: there is no snapshot, and a save needs it.
         """
         self._snapshots.taken(cost_s)
-        self._stall_s = cost_s
-        if self._save_now:
+        self._saver.stall_s = cost_s
+        if self._saves_now:
             if problem is not None:
                 raise problem
-            self._start_saving(step)
-        if self._beside and problem is not None:
-            self.log(f"step {step}: not evaluated. {problem}")
-        elif self._beside:
-            weights, averaged = self._agent.weights.remote(step), self._job.config.train.ema_decay is not None
+            self._saver.start(step, self._requests.saves)
+        if self._evaluates_in_background and problem is not None:
+            self._log(f"step {step}: not evaluated. {problem}")
+        elif self._evaluates_in_background:
+            weights = self._saver.agent.weights.remote(step)
+            averaged = self._job.config.train.ema_decay is not None
             self._job.monitor.evaluate_in_background.remote(self._job, step, [weights], averaged)
-            # What is on its way from the monitor was said before it was asked.
+            # A reply that is under way was sent before the monitor got this call, and would ask for another evaluation.
             self._requests, self._reply = self._requests._replace(background=False), None
 
-    def wait_for_evaluation(self) -> None:
-        """Wait for one background training that has not ended, at most EVALUATION_S."""
-        deadline = time.monotonic() + EVALUATION_S
-        while ray.get(self._job.monitor.is_evaluating.remote()):
-            if time.monotonic() > deadline:
-                self.log(f"an evaluation background training has not ended within {EVALUATION_S:.0f} s of its end")
-                return
-            time.sleep(POLL_INTERVAL_S)
-
     def before_pause(self, step: int) -> None:
-        """The group is about to end; its state is in memory, and where all that memory is about to go, saved too."""
-        self.tell(phase="saving")
-        if self._is_save_wanted:
+        """Reports the pause; where the memory of all nodes is about to go, saves a checkpoint of `step` first."""
+        self.report(phase="saving")
+        if self._saver.is_requested(self._requests.saves):
             try:
                 self.save_and_wait(step)
             except TransientStoreError as error:
-                self.log(f"step {step}: {error} Going on from memory, where any is left.")
+                self._log(f"step {step}: {error} The run continues from a snapshot in memory, if one survives.")
 
     def save_and_wait(self, step: int) -> None:
-        """Have a checkpoint of `step`, which is in the node's memory, in the store when this returns.
+        """Returns once the checkpoint of `step` is in the store; see `CheckpointSaver.save_and_wait`."""
+        self._saver.save_and_wait(step, self._requests.saves)
 
-        Raises:
-            FencedError, MantaError: see `SnapshotAgent.save`.
-        """
-        for _ in range(SAVE_TRIES):
-            self._finish_saving()
-            if self._saved_step == step:
+    def wait_for_evaluation(self) -> None:
+        """Waits until no background evaluation is running, at most EVALUATION_TIMEOUT_S."""
+        deadline = time.monotonic() + EVALUATION_TIMEOUT_S
+        while ray.get(self._job.monitor.is_evaluating.remote()):
+            if time.monotonic() > deadline:
+                self._log(f"a background evaluation has not ended within {EVALUATION_TIMEOUT_S:.0f} s of the last step")
                 return
-            self._start_saving(step)
-        self._finish_saving()
-        if self._saved_step != step:
-            raise TransientStoreError(
-                f"The checkpoint of step {step} could not be written in {SAVE_TRIES} tries; the store does not answer."
-            )
+            time.sleep(POLL_INTERVAL_S)
 
-    def _hear(self) -> None:
-        """Take in what the driver has answered to the newest word it has answered; never waits."""
+    def _receive_requests(self) -> None:
+        """Takes the monitor's reply to the newest report, if it has come. Does not wait."""
         if self._reply is not None and ray.wait([self._reply], timeout=0)[0]:
             self._requests = ray.get(self._reply)
             self._reply = None
 
-    @property
-    def _is_save_wanted(self) -> bool:
-        return self._requests.saves > self._saves_done
+    def _log(self, line: str) -> None:
+        self._job.monitor.log.remote(line)
 
-    def _is_due(self, step: int) -> bool:
-        checkpoint = self._job.config.checkpoint
-        if checkpoint.every_steps is not None:
-            return step % checkpoint.every_steps == 0
-        every_s = checkpoint.every_s or self._interval_s()
-        return time.monotonic() - self._saved_at >= every_s
 
-    def _interval_s(self) -> float:
-        """Seconds from one save to the next where the recipe leaves it open."""
-        if self._upload_s is None:
-            return FIRST_SAVE_S
-        cost_s = save_cost_s(self._stall_s, self._upload_s)
-        return save_interval_s(cost_s, self._requests.mtbf_s, self._upload_s)
+class OtherRank:
+    """A rank that is not rank 0: has RankZero's methods, which do nothing and ask for nothing."""
 
-    def _is_saving(self) -> bool:
-        """Whether a save is on its way; where the store is slower than the interval, the next is skipped."""
-        if self._saving is not None and ray.wait([self._saving], timeout=0)[0]:
-            self._finish_saving()
-        return self._saving is not None
+    def begin(self, step: int, device: str) -> int:
+        """Returns 0: which steps are replayed matters to rank 0's goodput alone."""
+        return 0
 
-    def _start_saving(self, step: int) -> None:
-        self._saved_at = time.monotonic()
-        self._saves_done = self._requests.saves
-        self._saving = self._agent.save.remote(step)
+    def directive(self, step: int) -> StepDirective:
+        """An empty directive: StepSync adds the ranks' directives up, and rank 0's counts."""
+        return StepDirective()
 
-    def _finish_saving(self) -> None:
-        """Wait for the save on its way, if there is one, and raise what it could not get over."""
-        if self._saving is None:
-            return
-        saving, self._saving = self._saving, None
-        try:
-            self._saved_step, self._failures = ray.get(saving), 0
-            self._upload_s = time.monotonic() - self._saved_at
-            return
-        except ray.exceptions.RayActorError:
-            self._agent = ray.get(self._job.monitor.agent_of.remote(self._node.node_id, self._job, anew=True))
-            ray.get(self._agent.open_memory.remote(0))  # finds what there is
-            problem: MantaError = TransientStoreError("The process that uploads checkpoints died.")
-        except MantaError as error:
-            transient = root_cause(error, TransientStoreError)
-            if not isinstance(transient, MantaError):
-                raise
-            problem = transient
-        self._failures += 1
-        if self._failures >= SAVE_TRIES:
-            raise problem
-        self.log(f"checkpoint not saved, {problem} Training goes on; try {self._failures} of {SAVE_TRIES}.")
+    def report(self, **progress: Any) -> None:
+        """Does nothing."""
+
+    def report_waiting(self) -> None:
+        """Does nothing."""
+
+    def report_scores(self, step: int, scores: dict[str, Any]) -> None:
+        """Does nothing."""
+
+    def report_loss_spike(self, step: int, reason: str, skipped_steps: set[int]) -> None:
+        """Does nothing."""
+
+    def report_result(self, result: dict[str, Any]) -> None:
+        """Does nothing."""
+
+    def step_done(self, row: StepRow, seconds: Sequence[float]) -> None:
+        """Does nothing."""
+
+    def snapshot_taken(self, step: int, cost_s: float, problem: DiskFullError | None) -> None:
+        """Does nothing."""
+
+    def before_pause(self, step: int) -> None:
+        """Does nothing."""
+
+    def save_and_wait(self, step: int) -> None:
+        """Does nothing."""
+
+    def wait_for_evaluation(self) -> None:
+        """Does nothing."""

@@ -1,4 +1,4 @@
-"""What the ranks tell each other about a step, in one small all-reduce."""
+"""StepSync: exchanges the losses, sample ids and timings of a step among the ranks, in one small all-reduce."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 
 
 class StepDirective(NamedTuple):
-    """What rank 0 tells all with a step; the others say nothing.
+    """Rank 0's decisions for the end of a step; the other ranks pass an empty one.
 
     Attributes:
-        stop: no step after this one.
-        snapshot: keep the state after this step in the memory of every node.
-        pause: end the worker group after this step, to be started again in another size.
-        background: the state after this step is evaluated elsewhere, and not by the ranks.
+        stop: this step is the last.
+        snapshot: write the state after this step into the memory of every node.
+        pause: end the worker group after this step, so that it restarts with another number of workers.
+        background: an evaluator process evaluates the state after this step, not the ranks.
         saved_step: step of the newest checkpoint in object storage.
     """
 
@@ -32,12 +32,16 @@ class StepDirective(NamedTuple):
 class StepSync:
     """Loss and sample ids of every micro-batch of a step, by slot.
 
-    A rank fills the slots of the micro-batches it computed and leaves zeros in the rest, so that the sum over ranks is
-    the whole step, bit by bit: it does not depend on who computed what. A slot nobody filled shows up as sample id -1.
+    A rank fills the slots of the micro-batches it computed and leaves zeros in the rest. So the sum over ranks is the
+    whole step, bit for bit, whichever rank computed which slot. A slot that no rank filled has the sample ids -1.
 
     Args:
         num_slots: micro-batches in the step, over all ranks.
         micro_batch_size: sequences in each; 0 where sample ids do not matter.
+
+    Attributes:
+        directive: rank 0's, after `combine`.
+        seconds: what a micro-batch took, by rank, after `combine`.
     """
 
     def __init__(self, num_slots: int, micro_batch_size: int, device: torch.device) -> None:
@@ -47,35 +51,42 @@ class StepSync:
         self.seconds: list[float] = []
 
     def add(self, slot: int, loss_sum: Tensor, sample_ids: NDArray[np.int64]) -> None:
-        """Fill a slot: the sum of its token losses, () float, and its (micro_batch_size,) sample ids."""
+        """Fills a slot.
+
+        Args:
+            loss_sum: () float, sum of the slot's token losses.
+            sample_ids: (micro_batch_size,) int64.
+        """
         self._losses[slot] = loss_sum.detach()
         self._ids[slot] = sample_ids + 1  # 0 means "not filled", and 0 is a sample id
 
     def combine(self, directive: StepDirective | None = None, rank: int = 0, seconds: float = 0.0) -> None:
-        """Add up over ranks; afterwards every rank holds the whole step, rank 0's directive, and `seconds` by rank.
+        """Sums over ranks; afterwards every rank has the whole step, rank 0's directive and all ranks' `seconds`.
 
         Args:
-            seconds: what this rank took to compute a micro-batch.
+            directive: rank 0's; None for an empty one.
+            rank: this rank.
+            seconds: what a micro-batch took this rank.
         """
         by_rank = np.zeros(dist.get_world_size(), np.int64)
         by_rank[rank] = int(seconds * 1e6)
-        told = np.array(directive or StepDirective(), np.int64)
-        tail = torch.from_numpy(np.concatenate([self._ids.ravel(), by_rank, told])).to(self._losses.device)
+        decisions = np.array(directive or StepDirective(), np.int64)
+        tail = torch.from_numpy(np.concatenate([self._ids.ravel(), by_rank, decisions])).to(self._losses.device)
         packed = torch.cat([self._losses.view(torch.int64), tail])
         dist.all_reduce(packed)
         whole = packed.cpu()
         cuts = np.cumsum([len(self._losses), self._ids.size, len(by_rank)])
-        losses, ids, micros, told_all = whole.tensor_split(cuts.tolist())
+        losses, ids, microseconds, directives = whole.tensor_split(cuts.tolist())
         self._losses = losses.view(torch.float64)
         self._ids = ids.numpy().reshape(self._ids.shape)
-        self.seconds = [micro / 1e6 for micro in micros.tolist()]
-        stop, snapshot, pause, background, saved_step = told_all.tolist()
+        self.seconds = [each / 1e6 for each in microseconds.tolist()]
+        stop, snapshot, pause, background, saved_step = directives.tolist()
         self.directive = StepDirective(bool(stop), bool(snapshot), bool(pause), bool(background), saved_step)
 
     def loss_sum(self) -> float:
-        """Sum of all token losses in slot order."""
+        """Sum of all token losses, added in slot order."""
         return float(np.add.reduce(self._losses.numpy()))
 
     def sample_ids(self) -> NDArray[np.int64]:
-        """(micro-batches x micro_batch_size,) ids in training order."""
+        """(num_slots * micro_batch_size,) int64 sample ids in training order."""
         return self._ids.ravel() - 1

@@ -224,9 +224,9 @@ class TestLaterAttempts:
 
     def test_a_run_without_a_checkpoint_may_change_its_weights(self, tmp_path: Path) -> None:
         store = LocalStore(str(tmp_path / "run"))
-        Fence.claim(store, "second", {}, begun=False).update(init="of before")
-        assert Fence.claim(store, "second", {}, begun=True).record.init == "of before"
-        assert Fence.claim(store, "second", {}, begun=False).record.init is None
+        Fence.claim(store, "second", {}, keep_pins=False).update(init="of before")
+        assert Fence.claim(store, "second", {}, keep_pins=True).record.init == "of before"
+        assert Fence.claim(store, "second", {}, keep_pins=False).record.init is None
 
 
 def test_the_folder_is_checked_before_tokenizing(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Retrieval against vectors written out."""
+"""NearestPair against dense TF-IDF vectors."""
 
 import math
 import re
@@ -18,7 +18,7 @@ inputs = st.lists(st.sampled_from(["get", "item", "Item", "of", "the_list", "set
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(inputs, min_size=1, max_size=8, unique=True), inputs)
-def test_the_nearest_is_that_of_dense_vectors(known: list[str], asked: str) -> None:
+def test_the_nearest_pair_is_that_of_dense_vectors(known: list[str], asked: str) -> None:
     bags = [Counter(re.findall(r"[a-z]+", text.lower().replace("_", " "))) for text in [*known, asked]]
     words = sorted({word for bag in bags[:-1] for word in bag})
     idf = [math.log(len(known) / sum(word in bag for bag in bags[:-1])) + 1 for word in words]
@@ -32,6 +32,6 @@ def test_the_nearest_is_that_of_dense_vectors(known: list[str], asked: str) -> N
     assert cosines[known.index(found)] == pytest.approx(cosines.max())
 
 
-def test_nothing_to_retrieve_from() -> None:
+def test_no_pairs_are_refused() -> None:
     with pytest.raises(ValueError, match="no training pair"):
         NearestPair([])

@@ -1,4 +1,4 @@
-"""BLEU against its formula written out, and what sacrebleu is asked for."""
+"""BLEU against its formula, and the tokenizer that each language gets."""
 
 import math
 from collections import Counter
@@ -36,7 +36,7 @@ def bleu_by_formula(translations: list[str], references: list[str]) -> float:
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(sentences, sentences), min_size=1, max_size=6))
-def test_bleu_is_the_formulas(pairs: list[tuple[str, str]]) -> None:
+def test_bleu_is_that_of_the_formula(pairs: list[tuple[str, str]]) -> None:
     translations, references = ([pair[side] for pair in pairs] for side in (0, 1))
     expected = bleu_by_formula(translations, references)
     found = translation_scores(translations, references, "en")["bleu"]
@@ -44,18 +44,18 @@ def test_bleu_is_the_formulas(pairs: list[tuple[str, str]]) -> None:
     assert math.isclose(found, expected, abs_tol=1e-9) if expected else found < 60
 
 
-def test_chinese_is_counted_by_characters() -> None:
+def test_chinese_words_are_characters() -> None:
     scores = translation_scores(["我很喜欢猫"], ["我很喜欢狗"], "zh-CN")
     assert "tok:zh" in scores["bleu_signature"] and 60 < scores["bleu"] < 80
     assert "tok:13a" in translation_scores(["a b"], ["a b"], None)["bleu_signature"]
     assert "nc:6" in scores["chrf_signature"]
 
 
-def test_a_copy_is_perfect() -> None:
+def test_a_copy_scores_100() -> None:
     scores = translation_scores(["the cat sat on the mat"], ["the cat sat on the mat"], "en")
     assert scores["bleu"] == pytest.approx(100) and scores["chrf"] == pytest.approx(100)
 
 
-def test_a_segmenter_that_is_not_there_is_named() -> None:
+def test_a_missing_segmenter_is_named() -> None:
     with pytest.raises(InputError, match=r"eval.language=ja.*sacrebleu\[ja\]"):
         translation_scores(["猫"], ["猫"], "ja")

@@ -133,7 +133,7 @@ def test_a_translator_translates_there(tmp_path: Path) -> None:
     said = manta("generate", "--from", "exported", "--prompts", "nothing.txt", status=2)
     assert "--prompts nothing.txt" in said
     said = manta("generate", "--from", "exported", "--prompt", "long " * 40, status=2)
-    assert "tokens is longer than the model reads, 32. Cut it." in said
+    assert "tokens is longer than the model reads, 32. Shorten it." in said
 
 
 def test_sources_with_a_vocabulary_of_their_own_stay(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     finish(recipe)
     Path("full").mkdir()
     Path("full/notes.txt").write_text("mine")
-    assert "--to full: there is something in it already" in manta("export", recipe, "--to", "full", status=2)
+    assert "--to full: the folder is not empty" in manta("export", recipe, "--to", "full", status=2)
     assert os.listdir("full") == ["notes.txt"]
     said = manta("export", recipe, "--to", "x", "--set", "model.rope_theta=99", status=2)
     assert "model.rope_theta: 10000.0 in the run, 99.0 now" in said

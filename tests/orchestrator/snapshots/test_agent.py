@@ -1,5 +1,6 @@
-"""The agent between a node's memory and the store: what it saves is what it chooses again, whole or not at all."""
+"""SnapshotAgent: saves a snapshot completely or not at all, and later chooses what it saved."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,7 +49,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def fence(store: LocalStore) -> Fence:
-    fence = Fence.claim(store, "kept", {}, begun=False)
+    fence = Fence.claim(store, "kept", {}, keep_pins=False)
     fence.update(attempt={"from_step": 0})
     return fence
 
@@ -65,7 +66,7 @@ def job_of(store: LocalStore, attempt: int = 1, ema_decay: float | None = None) 
             observe=SimpleNamespace(tensorboard=True),
         ),
         feeder=SimpleNamespace(known=Remote(KnownUnits(np.arange(3)))),
-        monitor=SimpleNamespace(note=Remote(None), saved=Remote(None), agents=Remote({})),
+        monitor=SimpleNamespace(log=Remote(None), report_checkpoint=Remote(None), agents=Remote({})),
     )
 
 
@@ -77,7 +78,7 @@ def agent(store: LocalStore, fence: Fence) -> Iterator[SnapshotAgent]:
     agent.free()
 
 
-def test_a_run_that_averages_its_weights_finds_the_average_too(agent: SnapshotAgent, store: LocalStore) -> None:
+def test_the_average_is_downloaded_where_the_run_keeps_one(agent: SnapshotAgent, store: LocalStore) -> None:
     with agent.open_memory(0).writing(4, rows(1, 4)) as folder:
         for name in tensor_files(averaged=True):
             (folder / name).write_bytes(name.encode())
@@ -85,7 +86,7 @@ def test_a_run_that_averages_its_weights_finds_the_average_too(agent: SnapshotAg
     agent.free()
     later = SnapshotAgent(job_of(store, ema_decay=0.9), "another node")
     memory = later.open_memory(0)
-    assert later.choose({"another node": (-1, -1)}).name == CheckpointName(4, 1)
+    assert later.choose_resume_point({"another node": (-1, -1)}).name == CheckpointName(4, 1)
     assert all((memory.path(4) / name).read_bytes() == name.encode() for name in tensor_files(averaged=True))
     later.free()
 
@@ -95,18 +96,18 @@ def rows(first: int, last: int) -> list[StepRow]:
 
 
 def keep(agent: SnapshotAgent, step: int, kept: list[StepRow]) -> None:
-    """As a worker writes its state after `step`."""
+    """Writes a snapshot as a worker does."""
     with agent.open_memory(0).writing(step, kept) as folder:
         for name in (MODEL, OPTIMIZER):
             (folder / name).write_bytes(f"{name} after {step}".encode())
 
 
-def test_a_run_without_anything_begins_at_the_beginning(agent: SnapshotAgent) -> None:
-    assert agent.choose({"node": (-1, -1), "other": (-1, -1)}) == (START, None, None)
+def test_a_run_without_state_starts_at_step_0(agent: SnapshotAgent) -> None:
+    assert agent.choose_resume_point({"node": (-1, -1), "other": (-1, -1)}) == (START, None, None)
 
 
-def test_what_is_saved_is_what_the_next_attempt_finds_in_memory(agent: SnapshotAgent, store: LocalStore) -> None:
-    agent.choose({"node": (-1, -1)})
+def test_the_next_attempt_finds_the_saved_state_in_memory(agent: SnapshotAgent, store: LocalStore) -> None:
+    agent.choose_resume_point({"node": (-1, -1)})
     keep(agent, 4, rows(1, 4))
     assert agent.save(4) == 4
     keep(agent, 6, rows(5, 6))
@@ -117,29 +118,29 @@ def test_what_is_saved_is_what_the_next_attempt_finds_in_memory(agent: SnapshotA
 
     later = SnapshotAgent(job_of(store), "another node")
     memory = later.open_memory(0)
-    origin = later.choose({"node": (-1, -1)})
+    origin = later.choose_resume_point({"node": (-1, -1)})
     assert (origin.name, origin.holder) == (CheckpointName(6, 1), None)
     assert (origin.saved["tokens"], len(origin.saved["recent_losses"])) == (60, 6)
     assert RunState(origin.saved, rows(7, 8)).step_seconds == pytest.approx(StepSeconds(0.8, 0.8))
-    assert agent._job.monitor.saved.calls[-1] == (6, origin.saved["saved_at"])
+    assert agent._job.monitor.report_checkpoint.calls[-1] == (6, origin.saved["saved_at"])
     assert len(origin.saved["ledger"]) == 2
     assert memory.newest() == (6, 7)
     assert (memory.path(6) / MODEL).read_bytes() == b"model.safetensors after 6"
     later.free()
 
 
-def test_a_nodes_memory_comes_before_the_store(agent: SnapshotAgent) -> None:
+def test_a_newer_snapshot_is_preferred_to_a_checkpoint(agent: SnapshotAgent) -> None:
     keep(agent, 4, rows(1, 4))
     agent.save(4)
     keep(agent, 7, rows(5, 7))
-    origin = agent.choose({"other": (-1, -1), "node": agent.newest()})
+    origin = agent.choose_resume_point({"other": (-1, -1), "node": agent.newest()})
     assert (origin.saved["step"], origin.holder) == (4, ("node", 7))
 
 
-def test_the_memory_of_a_node_without_workers_comes_before_the_store_too(
+def test_a_newer_snapshot_of_a_node_without_workers_is_preferred_too(
     agent: SnapshotAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the others, one is gone and never answers."""
+    """One of the other nodes is gone and never answers."""
     keep(agent, 4, rows(1, 4))
     agent.save(4)
     idle = SimpleNamespace(newest=Remote((9, 5)))
@@ -147,42 +148,42 @@ def test_the_memory_of_a_node_without_workers_comes_before_the_store_too(
     agent._job.monitor.agents = Remote({"idle": idle, "gone": gone, "node": agent})
     answered = [(9, 5)]
     monkeypatch.setattr(agent_module.ray, "wait", lambda asked, **_: ([each for each in asked if each in answered], []))
-    assert agent.choose({"node": (-1, -1)}).holder == ("idle", 9)
-    assert agent.choose({"node": (6, 5)}).holder == ("node", 6), "the group's own is not asked about"
+    assert agent.choose_resume_point({"node": (-1, -1)}).holder == ("idle", 9)
+    assert agent.choose_resume_point({"node": (6, 5)}).holder == ("node", 6), (
+        "where one of the group's nodes has a snapshot, the others are not asked"
+    )
 
 
-def test_a_damaged_checkpoint_is_named_and_what_joins_on_to_the_one_before_is_chosen(
-    agent: SnapshotAgent, store: LocalStore
-) -> None:
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_chosen(agent: SnapshotAgent, store: LocalStore) -> None:
     for step in (4, 6):
         keep(agent, step, rows(1, step))
         agent.save(step)
     store.put(f"checkpoints/{CheckpointName(6, 1)}/{MODEL}", b"something else")
-    origin = agent.choose({"node": (-1, -1)})
+    origin = agent.choose_resume_point({"node": (-1, -1)})
     assert origin.name == CheckpointName(4, 1)
-    assert "step-00000006-a1/ is damaged" in str(agent._job.monitor.note.calls).replace("a1 is", "a1/ is")
-    assert list_checkpoints(store) == [CheckpointName(4, 1)], "the next group is not to go on from it"
+    assert "step-00000006-a1/ is damaged" in str(agent._job.monitor.log.calls).replace("a1 is", "a1/ is")
+    assert list_checkpoints(store) == [CheckpointName(4, 1)], "the next group must not resume from it"
     store.put(f"checkpoints/{CheckpointName(4, 1)}/{MODEL}", b"something else")
     with pytest.raises(CheckpointDamagedError, match="No checkpoint is left"):
-        agent.choose({"node": (-1, -1)})
-    assert list_checkpoints(store) == [CheckpointName(4, 1)], "else the run would quietly begin again"
+        agent.choose_resume_point({"node": (-1, -1)})
+    assert list_checkpoints(store) == [CheckpointName(4, 1)], "else the run would silently restart from step 0"
 
 
-def test_steps_whose_data_was_left_out_are_remembered_by_every_later_checkpoint(agent: SnapshotAgent) -> None:
+def test_skipped_steps_are_in_every_later_checkpoint(agent: SnapshotAgent) -> None:
     bad = [StepRow(3, None, 0.1, None, 20, 1, 0.1, 0.0, np.arange(BATCH))]
     keep(agent, 4, [*rows(1, 2), *bad, *rows(4, 4)])
     agent.save(4)
-    keep(agent, 6, rows(5, 6))  # rows of steps that are saved are not brought along any more
+    keep(agent, 6, rows(5, 6))  # a snapshot holds only rows that are not saved yet
     agent.save(6)
     keep(agent, 8, rows(7, 8))
     agent.save(8)
-    assert agent.choose({"node": (-1, -1)}).saved["skipped_steps"] == [3]
+    assert agent.choose_resume_point({"node": (-1, -1)}).saved["skipped_steps"] == [3]
 
 
-def test_tensorboards_files_are_those_of_what_is_saved(
+def test_tensorboards_files_follow_the_saved_steps(
     agent: SnapshotAgent, store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A store that does not take them fails no save, and the next save makes up for it."""
+    """A failure to write them does not fail the save, and the next save writes them."""
     keep(agent, 4, rows(1, 4))
     put = store.put
 
@@ -193,7 +194,7 @@ def test_tensorboards_files_are_those_of_what_is_saved(
 
     monkeypatch.setattr(store, "put", fail)
     agent.save(4)
-    assert "not in TensorBoard's files yet: busy" in str(agent._job.monitor.note.calls)
+    assert "not yet in TensorBoard's files: busy" in str(agent._job.monitor.log.calls)
     monkeypatch.setattr(store, "put", put)
     keep(agent, 6, rows(5, 6))
     agent.save(6)
@@ -201,7 +202,7 @@ def test_tensorboards_files_are_those_of_what_is_saved(
     assert curves_in(Path(store.url_of(TRAIN)))["loss"] == [(step, pytest.approx(1 / step)) for step in range(1, 7)]
 
 
-def test_a_save_that_failed_can_be_made_again(
+def test_a_failed_save_can_be_repeated(
     agent: SnapshotAgent, store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keep(agent, 4, rows(1, 4))
@@ -217,12 +218,12 @@ def test_a_save_that_failed_can_be_made_again(
     monkeypatch.setattr(store, "put_file", put_file)
     keep(agent, 5, rows(1, 5))
     agent.save(5)
-    assert [row["step"] for row in map(__import__("json").loads, metrics_lines(store))] == [1, 2, 3, 4, 5]
+    assert [row["step"] for row in map(json.loads, metrics_lines(store))] == [1, 2, 3, 4, 5]
 
 
-def test_a_fenced_keeper_saves_nothing(agent: SnapshotAgent, store: LocalStore) -> None:
+def test_a_fenced_agent_saves_nothing(agent: SnapshotAgent, store: LocalStore) -> None:
     keep(agent, 4, rows(1, 4))
-    Fence.claim(store, "kept", {}, begun=False, takeover=True)
+    Fence.claim(store, "kept", {}, keep_pins=False, takeover=True)
     with pytest.raises(FencedError):
         agent.save(4)
     assert list_checkpoints(store) == [] and metrics_lines(store) == []

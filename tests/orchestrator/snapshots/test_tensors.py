@@ -1,4 +1,4 @@
-"""Weights and optimizer state through files and back: bit for bit, and training goes on as if nothing had been."""
+"""Weights and optimizer state written to files and read back: bit for bit, so training continues exactly."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,7 +56,7 @@ class Trainee:
         return losses
 
     def everything(self) -> dict[str, Tensor]:
-        """All weights, their averages and all optimizer tensors, by names of torch's own."""
+        """All weights, their averages and all optimizer tensors, by torch's names."""
         found = dict(self.model.state_dict())
         found |= {f"average of {name}": value for name, value in self.average.state_dict().items()}
         for number, entries in self.optimizer.state_dict()["state"].items():
@@ -72,7 +72,7 @@ def assert_same_bits(one: dict[str, Tensor], two: dict[str, Tensor]) -> None:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Tensors here are tiny: more threads only wait for each other."""
+    """More threads would only wait for each other over tensors this small."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -96,7 +96,7 @@ def test_a_continued_training_is_the_uninterrupted_one_bit_for_bit(
     assert_same_bits(continued.everything(), whole.everything())
 
 
-def test_a_snapshot_is_of_its_moment(tmp_path: Path) -> None:
+def test_a_snapshot_does_not_follow_later_steps(tmp_path: Path) -> None:
     trainee = Trainee(OPTIMIZERS["adamw"])
     trainee.train(0, 2)
     expected = {name: value.clone() for name, value in trainee.model.state_dict().items()}
@@ -124,7 +124,7 @@ def test_files_name_weights_and_hold_no_hyperparameters(tmp_path: Path) -> None:
     assert keys == {f"{name}/{entry}" for name in names for entry in ("step", "exp_avg", "exp_avg_sq")}
 
 
-def test_hyperparameters_are_the_configs_not_the_files(tmp_path: Path) -> None:
+def test_hyperparameters_come_from_the_config(tmp_path: Path) -> None:
     trainee = Trainee({"name": "adamw", "weight_decay": 0.3})
     trainee.train(0, 1)
     save_state(tmp_path, trainee.model, trainee.optimizer)
@@ -133,21 +133,21 @@ def test_hyperparameters_are_the_configs_not_the_files(tmp_path: Path) -> None:
     assert [group["weight_decay"] for group in other.optimizer.param_groups] == [0.01, 0.0]
 
 
-def test_files_of_the_same_tensors_are_written_over_where_they_are(tmp_path: Path) -> None:
+def test_files_of_the_same_tensors_are_written_over_in_place(tmp_path: Path) -> None:
     trainee = Trainee(OPTIMIZERS["adamw"])
     trainee.train(0, 2)
     save_state(tmp_path, trainee.model, trainee.optimizer, trainee.average)
-    places = {path.name: path.stat().st_ino for path in tmp_path.iterdir()}
+    inodes = {path.name: path.stat().st_ino for path in tmp_path.iterdir()}
     trainee.train(2, 5)
     save_state(tmp_path, trainee.model, trainee.optimizer, trainee.average)
-    assert len(places) == 3 and {path.name: path.stat().st_ino for path in tmp_path.iterdir()} == places
+    assert len(inodes) == 3 and {path.name: path.stat().st_ino for path in tmp_path.iterdir()} == inodes
     other = Trainee(OPTIMIZERS["adamw"], seed=1)
     load_state(tmp_path, other.model, other.optimizer, other.average)
     assert_same_bits(other.everything(), trainee.everything())
 
 
-def test_state_goes_by_name_whatever_the_groups(tmp_path: Path) -> None:
-    """The recipe may not change in a run; but torch numbers parameters by group, and a file must not depend on it."""
+def test_state_is_stored_by_name_and_not_by_group(tmp_path: Path) -> None:
+    """torch numbers parameters by group; a file must not depend on the numbers."""
     trainee = Trainee(OPTIMIZERS["muon"])
     trainee.train(0, 2)
     save_state(tmp_path, trainee.model, trainee.optimizer)
@@ -160,7 +160,7 @@ def test_state_goes_by_name_whatever_the_groups(tmp_path: Path) -> None:
         assert_same_bits(trainee.optimizer.state[parameter], other.optimizer.state[theirs[name]])
 
 
-def test_weights_to_evaluate_are_the_averages_where_they_are_asked_for(tmp_path: Path) -> None:
+def test_averaged_weights_are_loaded_on_request(tmp_path: Path) -> None:
     trainee = Trainee(OPTIMIZERS["adamw"])
     trainee.train(0, 3)
     save_state(tmp_path, trainee.model, trainee.optimizer, trainee.average)

@@ -1,4 +1,4 @@
-"""N ranks against one, and against a plain loop that knows nothing of ranks: the same losses at any world size."""
+"""N ranks against one rank, and against a plain loop without ranks: the same losses at any world size."""
 
 import hashlib
 import itertools
@@ -19,11 +19,11 @@ from orchestrator.evaluation.forward import build_model
 from orchestrator.run.vocabulary import Vocabulary
 from orchestrator.snapshots.tensors import load_state, save_state
 from orchestrator.train.batches import FetchedShare
-from orchestrator.train.loop import apply_update, compute, data_parallel
+from orchestrator.train.step import apply_update, compute, data_parallel
 
 MICRO_BATCHES, MICRO_BATCH, SEQ_LEN, VOCAB, STEPS, LR, CLIP = 8, 2, 12, 40, 4, 0.01, 0.5
 
-# For each run, its parts: ranks, first step, last step (exclusive). A part goes on from what the one before it saved.
+# For each run, its parts: ranks, first step, last step (exclusive). A part resumes from the state the one before saved.
 RUNS = {
     "1": [(1, 0, STEPS)],
     "2": [(2, 0, STEPS)],
@@ -71,22 +71,22 @@ def train_in_ranks(rank: int, folder: str) -> None:
     """Body of process `rank`: takes part in each run whose parts need so many."""
     torch.set_num_threads(1)
     for name, parts in RUNS.items():
-        told: dict[str, Any] = {"losses": [], "norms": [], "ids": []}
+        reported: dict[str, Any] = {"losses": [], "norms": [], "ids": []}
         for number, (world_size, first, last) in enumerate(parts):
             if rank < world_size:
                 group = f"file://{folder}/group-{name}-{number}"
                 dist.init_process_group("gloo", init_method=group, rank=rank, world_size=world_size)
-                weights = train_part(rank, world_size, range(first, last), Path(folder) / name, bool(number), told)
+                weights = train_part(rank, world_size, range(first, last), Path(folder) / name, bool(number), reported)
                 dist.barrier()
                 dist.destroy_process_group()
         if rank == 0:
-            torch.save(told | {"weights": weights}, f"{folder}/{name}.pt")
+            torch.save(reported | {"weights": weights}, f"{folder}/{name}.pt")
 
 
 def train_part(
-    rank: int, world_size: int, steps: range, saved: Path, resumed: bool, told: dict[str, Any]
+    rank: int, world_size: int, steps: range, saved: Path, resumed: bool, reported: dict[str, Any]
 ) -> dict[str, torch.Tensor]:
-    """What `orchestrator.train.loop` does, with batches made on the spot. Rank 0 saves, and the next part loads it."""
+    """As `orchestrator.train.loop`, with batches made on the spot. Rank 0 saves; the next part loads."""
     model = build_model(config(), Vocabulary(VOCAB, 0))
     optimizer = build_optimizer(model, config().train.optimizer, LR)
     if resumed:
@@ -95,12 +95,12 @@ def train_part(
     for step in steps:
         mine = range(rank, MICRO_BATCHES, world_size)
         share = FetchedShare(mine, [batch_of(step, slot) for slot in mine], targets_of(step))
-        log, took = compute(ddp, share, config(), step, torch.device("cpu"))
-        log.combine(rank=rank, seconds=took)
-        assert len(log.seconds) == world_size and log.seconds[rank] == pytest.approx(took, abs=1e-5)
-        told["losses"].append(log.loss_sum() / share.target_tokens)
-        told["norms"].append(apply_update(model, optimizer, LR, CLIP))
-        told["ids"] += log.sample_ids().tolist()
+        sync, micro_batch_s = compute(ddp, share, config(), step, torch.device("cpu"))
+        sync.combine(rank=rank, seconds=micro_batch_s)
+        assert len(sync.seconds) == world_size and sync.seconds[rank] == pytest.approx(micro_batch_s, abs=1e-5)
+        reported["losses"].append(sync.loss_sum() / share.target_tokens)
+        reported["norms"].append(apply_update(model, optimizer, LR, CLIP))
+        reported["ids"] += sync.sample_ids().tolist()
     if rank == 0:
         saved.mkdir(exist_ok=True)
         save_state(saved, model, optimizer)
@@ -142,7 +142,7 @@ def train_plainly() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What rank 0 told of each run, and the plain loop's as "plain"."""
+    """What rank 0 reported of each run, and the plain loop's as "plain"."""
     folder = tmp_path_factory.mktemp("ranks")
     mp.spawn(train_in_ranks, (str(folder),), nprocs=4)
     return {name: torch.load(folder / f"{name}.pt") for name in RUNS} | {"plain": train_plainly()}
@@ -155,7 +155,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
 def test_losses_are_those_of(results: dict[str, dict[str, Any]], one: str, other: str) -> None:
     assert results[other]["losses"] == pytest.approx(results[one]["losses"], rel=1e-6)
     assert results[other]["norms"] == pytest.approx(results[one]["norms"], rel=1e-5)
-    assert min(results[one]["norms"]) > CLIP  # so that clipping has its part in it
+    assert min(results[one]["norms"]) > CLIP  # so that every update is clipped
     for name, weight in results[one]["weights"].items():
         torch.testing.assert_close(results[other]["weights"][name], weight, rtol=1e-4, atol=1e-5)
 
@@ -167,8 +167,8 @@ def test_every_sample_is_reported_once_and_in_order(results: dict[str, dict[str,
 
 
 @pytest.mark.slow
-def test_the_losses_are_worth_comparing(results: dict[str, dict[str, Any]]) -> None:
-    """They differ from step to step by far more than what is allowed between runs, and dropout is at work in them."""
+def test_losses_differ_between_steps_and_depend_on_dropout(results: dict[str, dict[str, Any]]) -> None:
+    """Otherwise the comparisons above would prove nothing."""
     losses = results["1"]["losses"]
     assert min(abs(a - b) / a for a, b in itertools.pairwise(losses)) > 1e-4
     without = config().model_copy(update={"model": config().model.model_copy(update={"dropout": 0.0})})
