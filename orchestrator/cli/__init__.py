@@ -1,1 +1,1 @@
-"""The command line of `manta`. Neither Ray nor torch is imported for `--help`."""
+"""The command line of `manta`: arguments and help of every command. `--help` imports neither Ray nor torch."""

@@ -1,18 +1,14 @@
-"""Commands that check and explain: doctor, chaos, schema."""
+"""The commands doctor, chaos and schema."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from orchestrator.cli.options import Address, AsJson, Overrides, Recipe, load_config
-
-if TYPE_CHECKING:
-    pass
-
 
 app = typer.Typer()
 
@@ -26,21 +22,21 @@ def doctor(
         Path | None, typer.Argument(metavar="[RECIPE]", help="Also try this recipe's object storage.")
     ] = None,
     cluster: Annotated[
-        bool, typer.Option("--cluster", help="Examine a cluster instead of this machine, the one of --address.")
+        bool, typer.Option("--cluster", help="Check the cluster of --address instead of this machine.")
     ] = False,
     address: Address = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check Python, packages, machine, object storage and Ray, and say what to do about each thing that fails.
+    """Check Python, packages, machine, object storage and Ray, and print a remedy for each problem.
 
-    With [bold]--cluster[/], a job on the cluster's head does so there.
+    With [bold]--cluster[/], a job runs these checks on the cluster's head.
     """
     config = load_config(recipe, overrides) if recipe else None
-    from orchestrator.commands.doctor import examine, print_checks
+    from orchestrator.commands.doctor.examine import examine, print_checks
 
     if cluster or address is not None:
-        from orchestrator.commands.cluster_doctor import examine_cluster
+        from orchestrator.commands.doctor.cluster import examine_cluster
 
         checks = examine_cluster(address, config, recipe, overrides or [], Path())
     else:
@@ -59,23 +55,30 @@ def chaos(
     recipe: Recipe,
     faults: Annotated[
         str,
-        typer.Option(metavar="KIND,KIND,…", help="Faults to do, or all: every kind once before any comes again."),
+        typer.Option(
+            metavar="KIND,KIND,…", help="Kinds of faults to inject, or all: every kind once before any is repeated."
+        ),
     ] = "all",
-    every: Annotated[str, typer.Option(metavar="SECONDS", help="Time from one fault to the next, as 20s.")] = "20s",
-    count: Annotated[int | None, typer.Option(min=1, help="Most faults; as many as there is time for.")] = None,
-    seed: Annotated[int, typer.Option(help="Decides which faults come in which order, and to whom.")] = 1,
-    nodes: Annotated[int, typer.Option(min=2, help="Nodes of the local cluster, of one CPU each.")] = 4,
-    baseline: Annotated[
-        str | None, typer.Option(metavar="ray", help="Also do the faults to the same model on stock Ray Train.")
+    every: Annotated[str, typer.Option(metavar="SECONDS", help="Time between two faults, such as 20s.")] = "20s",
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Maximum number of faults; default: as many as fit into the run.")
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report here.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the order and the targets of the faults.")] = 1,
+    nodes: Annotated[int, typer.Option(min=2, help="Number of nodes of the local cluster, with one CPU each.")] = 4,
+    baseline: Annotated[
+        str | None,
+        typer.Option(metavar="ray", help="ray: also inject the faults into the same model on stock Ray Train."),
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="File to write the report to, as JSON.")
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Train a run twice on a local cluster of real nodes, once disturbed, and report what every fault cost.
+    """Train a run twice on a local cluster of real nodes, once with faults, and report the cost of every fault.
 
     Faults: kill-worker, kill-node, drain-node, remove-node, add-node, hang-worker, store-errors, store-slow,
-    corrupt-checkpoint. Ends with status 1 if the disturbed run is not the undisturbed one: its samples, or its losses
-    by more than rounding.
+    corrupt-checkpoint. The exit status is 1 if the samples of the two runs differ, or their losses by more than
+    rounding.
     """
     from data.errors import InputError
     from orchestrator.chaos.command import Plan, chaos, is_same_run
@@ -85,29 +88,29 @@ def chaos(
     from orchestrator.console import Console
 
     if baseline not in (None, "ray"):
-        raise InputError(f"--baseline {baseline}: there is one, `ray`.")
+        raise InputError(f"--baseline {baseline}: must be ray.")
     kinds = list(KINDS) if faults == "all" else [kind.strip() for kind in faults.split(",") if kind.strip()]
     plan = Plan(kinds, seconds_of(every), seed, count, nodes)
 
-    def tell(report: dict[str, Any]) -> None:
+    def write(report: dict[str, Any]) -> None:
         if json_file is not None:
             json_file.write_text(json.dumps(report, indent=1))
         print_report(report, Console().rich)
 
-    report = chaos(recipe, overrides or [], plan, baseline is not None, tell)
+    report = chaos(recipe, overrides or [], plan, baseline is not None, write)
     raise typer.Exit(0 if is_same_run(report) else 1)
 
 
 @app.command(epilog="Example: [bold]manta schema --markdown[/]")
 def schema(
     as_table: Annotated[
-        bool, typer.Option("--markdown", help="A table of name, type, default and meaning instead of JSON schema.")
+        bool, typer.Option("--markdown", help="Print a Markdown table instead of JSON schema.")
     ] = False,
     of_cluster: Annotated[
-        bool, typer.Option("--cluster", help="The fields of a cluster's spec, not of a recipe.")
+        bool, typer.Option("--cluster", help="The fields of a cluster spec, not of a recipe.")
     ] = False,
 ) -> None:
-    """Print every field a recipe may have, as JSON schema for editors or as a table for people."""
+    """Print all fields of a recipe, as JSON schema for editors or as a table."""
     from cluster.spec import ClusterSpec
     from orchestrator.config.recipe import RunConfig
     from orchestrator.config.schema import markdown

@@ -1,4 +1,4 @@
-"""`manta cluster`: one spec, and what is made of it."""
+"""The commands `manta cluster ...`."""
 
 from __future__ import annotations
 
@@ -7,36 +7,30 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.options import seconds_of
+from orchestrator.cli.options import AsJson, Overrides, seconds_of
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="One cluster spec: manifests for Kubernetes, YAML for virtual machines, or real nodes on this machine.",
+    help="Clusters from one spec: local clusters, manifests for Kubernetes, YAML for virtual machines.",
 )
 
 Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="YAML file that describes the cluster.")]
 
 Name = Annotated[
-    str | None, typer.Argument(metavar="[NAME]", help="Name of the cluster; may be left out where one is up.")
-]
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text for people.")]
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Override a field by its dotted name; may be given many times."),
+    str | None,
+    typer.Argument(metavar="[NAME]", help="Name of the local cluster; default: the only one that is running."),
 ]
 
 
 @app.command(epilog="Example: [bold]manta cluster up recipes/clusters/local.yaml[/]")
 def up(spec: Spec, overrides: Overrides = None) -> None:
-    """Start the cluster on this machine: real nodes under Ray's own autoscaler. It stays until [bold]down[/].
+    """Start the cluster on this machine: real nodes under Ray's own autoscaler. It runs until [bold]down[/].
 
-    Nodes come when a run or a sweep asks for them, and go when they have been idle. A GPU is stood in for by a resource
-    named gpu-stand-in.
+    Nodes are added when a run or a sweep requests them, and removed when they are idle. The resource gpu-stand-in takes
+    the place of GPUs.
     """
     from orchestrator.commands.cluster import bring_up
     from orchestrator.config.cluster_spec import load_cluster
@@ -46,7 +40,7 @@ def up(spec: Spec, overrides: Overrides = None) -> None:
 
 @app.command(epilog="Example: [bold]manta cluster status[/]")
 def status(name: Name = None, as_json: AsJson = False) -> None:
-    """Nodes of a cluster on this machine, what uses them, and what is waited for."""
+    """Show the nodes of a local cluster, their use, and the resources that are requested."""
     from orchestrator.commands.cluster import show_status
 
     show_status(name, as_json)
@@ -54,7 +48,7 @@ def status(name: Name = None, as_json: AsJson = False) -> None:
 
 @app.command(epilog='Example: [bold]eval "$(manta cluster env local)"[/], then [bold]manta train RECIPE[/]')
 def env(name: Name = None) -> None:
-    """Print the variables with which commands of a shell join a cluster on this machine. A token is among them."""
+    """Print the environment variables with which a shell joins a local cluster. They include an access token."""
     from orchestrator.commands.cluster import print_environment
 
     print_environment(name)
@@ -62,15 +56,21 @@ def env(name: Name = None) -> None:
 
 @app.command(epilog="Example: [bold]manta cluster reclaim train --grace 30s[/]")
 def reclaim(
-    group: Annotated[str, typer.Argument(metavar="GROUP", help="Group of which a node is taken.")],
+    group: Annotated[str, typer.Argument(metavar="GROUP", help="Group of nodes to reclaim a node from.")],
     name: Annotated[
-        str | None, typer.Option("--cluster", metavar="NAME", help="Cluster; the only one that is up.")
+        str | None,
+        typer.Option(
+            "--cluster", metavar="NAME", help="Name of the local cluster; default: the only one that is running."
+        ),
     ] = None,
     grace: Annotated[
-        str | None, typer.Option(metavar="SECONDS", help="From the notice to the node's end, as 30s; default grace_s.")
+        str | None,
+        typer.Option(
+            metavar="SECONDS", help="Time from the notice to the node's end, such as 30s; default: grace_s of the spec."
+        ),
     ] = None,
 ) -> None:
-    """Take a node away as a cloud reclaims a spot machine: notice now, the end after the grace."""
+    """Reclaim a node as a cloud reclaims a spot machine: notice now, the end after the grace period."""
     from orchestrator.commands.cluster import reclaim
 
     reclaim(name, group, seconds_of(grace, "--grace") if grace else None)
@@ -79,9 +79,9 @@ def reclaim(
 @app.command(epilog="Example: [bold]manta cluster down local[/]")
 def down(
     name: Name = None,
-    now: Annotated[bool, typer.Option("--now", help="Do not let jobs save first.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="End at once, without letting jobs save.")] = False,
 ) -> None:
-    """End a cluster on this machine. Jobs that run are stopped first, which saves; no process is left."""
+    """End a local cluster. Running jobs are saved and stopped first; no process is left."""
     from orchestrator.commands.cluster import take_down
 
     take_down(name, at_once=now)
@@ -93,21 +93,29 @@ def down(
 )
 def render(
     spec: Spec,
-    to: Annotated[str, typer.Option("--to", metavar="kuberay|vm", help="Kubernetes, or virtual machines.")] = "kuberay",
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to", metavar="kuberay|vm", help="kuberay: manifests for Kubernetes; vm: YAML for virtual machines."
+        ),
+    ] = "kuberay",
     kind: Annotated[
         str | None,
         typer.Option(
             "--kind",
             metavar="rayjob|raycluster",
-            help="One run in a cluster of its own, the default, or a cluster that jobs are submitted to; for kuberay.",
+            help="kuberay only. rayjob (the default): a cluster for one run; raycluster: a cluster that jobs are "
+            "submitted to.",
         ),
     ] = None,
-    recipe: Annotated[Path | None, typer.Option("--recipe", metavar="RECIPE", help="The run of a RayJob.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", metavar="RECIPE", help="Recipe that the RayJob runs.")
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Print the cluster as manifests for KubeRay, or as YAML for [bold]ray up[/].
 
-    Nothing is contacted. What could not run there is refused, and no secret is in what is printed.
+    Contacts nothing. Refuses a spec or recipe that could not run there; the output contains no secret.
     """
     from orchestrator.commands.render import render
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.options import Address, AsJson, Overrides, Recipe, RunOrJob, load_config
+from orchestrator.cli.options import Address, AsJson, Overrides, Recipe, RunOrJob, Takeover, load_config
 
 app = typer.Typer()
 
@@ -21,18 +21,19 @@ def submit(
     address: Address = None,
     overrides: Overrides = None,
     wait: Annotated[
-        bool, typer.Option("--wait/--detach", help="Follow the run to its end and return its exit status, or leave.")
+        bool,
+        typer.Option(
+            "--wait/--detach", help="Follow the run to its end and return its exit status, or return at once."
+        ),
     ] = True,
     folder: Annotated[
-        Path, typer.Option("--working-dir", metavar="FOLDER", help="What is shipped; the recipe lies in it.")
+        Path, typer.Option("--working-dir", metavar="FOLDER", help="Folder that is shipped; the recipe must be in it.")
     ] = Path(),
-    takeover: Annotated[
-        bool, typer.Option("--takeover", help="Take the run from an attempt that seems alive; it will stop.")
-    ] = False,
+    takeover: Takeover = False,
 ) -> None:
     """Train on a cluster: ship this folder, run [bold]manta train[/] there, and follow it. Ctrl-C leaves it running.
 
-    A run that is live is refused; one that was stopped, or whose cluster died, goes on where it was.
+    A run that is training already is refused. A run that was stopped, or whose cluster died, is continued.
     """
     config = load_config(recipe, overrides)
     from orchestrator.commands.submit import submit
@@ -42,7 +43,7 @@ def submit(
 
 @app.command(epilog="Example: [bold]manta jobs --address http://HOST:8265[/]")
 def jobs(address: Address = None, as_json: AsJson = False) -> None:
-    """Runs submitted to a cluster, and how each stands."""
+    """List the runs that were submitted to a cluster, with their status."""
     from orchestrator.commands.jobs import show_jobs
 
     show_jobs(address, as_json)
@@ -52,9 +53,9 @@ def jobs(address: Address = None, as_json: AsJson = False) -> None:
 def logs(
     run: RunOrJob,
     address: Address = None,
-    follows: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
+    follows: Annotated[bool, typer.Option("--follow", "-f", help="Print new lines until the run ends.")] = False,
 ) -> None:
-    """What a submitted run has printed."""
+    """Print the log of a submitted run."""
     from orchestrator.commands.jobs import show_logs
 
     raise typer.Exit(show_logs(run, address, follows=follows))
@@ -64,9 +65,11 @@ def logs(
 def stop(
     run: RunOrJob,
     address: Address = None,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Return when it has saved and ended.")] = True,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Return once the run has saved and ended, or at once.")
+    ] = True,
 ) -> None:
-    """Have a submitted run save, then stop."""
+    """Save a submitted run, then stop it."""
     from orchestrator.commands.jobs import stop
 
     stop(run, address, wait=wait)

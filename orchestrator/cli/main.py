@@ -1,6 +1,6 @@
-"""The `manta` command: arguments in, one call of `orchestrator.commands` or another package, its errors as messages.
+"""The `manta` command: parses arguments, calls the module that does the work, and prints its errors as messages.
 
-What does the work is imported inside the commands: `manta --help` must not wait for Ray and torch.
+That module is imported inside the command's function, so that `manta --help` does not wait for Ray and torch.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typer.core import TyperGroup
 from data.errors import MantaError
 from orchestrator.cli import checks, cluster, jobs, models, runs, tune
 
-# What a shell reports for a program ended by Ctrl-C (128 + SIGINT), so that scripts stop too.
 _INTERRUPTED = 130
+"""Exit status after Ctrl-C, 128 + SIGINT as in a shell, so that scripts stop too."""
 
 
 class _Commands(TyperGroup):
-    """The one place where an error on purpose becomes a message; any other error is a bug and keeps its traceback."""
+    """Prints a `MantaError` as a message and sets the exit status; any other error is a bug and keeps its traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -27,7 +27,7 @@ class _Commands(TyperGroup):
             typer.secho("stopped.", err=True)
             raise typer.Exit(_INTERRUPTED) from None
         except MantaError as error:
-            # Ray hands on a task's error as a class of both kinds whose text is a traceback; the error is its cause.
+            # Ray wraps an error of a task in a class whose text is a traceback; the error itself is its cause.
             cause = getattr(error, "cause", error)
             typer.secho("error:", fg=typer.colors.RED, bold=True, err=True, nl=False)
             typer.echo(f" {cause}", err=True)
@@ -41,7 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Train Transformers on a cluster that changes: change the cluster, not the result.",
-    epilog="Start with [bold]manta quickstart[/]. Every command explains itself: [bold]manta train --help[/].",
+    epilog="Start with [bold]manta quickstart[/]. Help on a command: [bold]manta train --help[/].",
 )
 
 
@@ -59,7 +59,7 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     pass

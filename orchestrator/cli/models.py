@@ -17,15 +17,15 @@ app = typer.Typer()
 def evaluate(
     run: RecipeOrRun,
     split: Annotated[
-        str, typer.Option(metavar="train|validation|test", help="Which split of the run's data.")
+        str, typer.Option(metavar="train|validation|test", help="Split of the run's data.")
     ] = "validation",
     step: Annotated[
-        int | None, typer.Option(metavar="N", help="Checkpoint of this step instead of the newest.")
+        int | None, typer.Option(metavar="N", help="Use the checkpoint of this step, not the newest one.")
     ] = None,
     nearest: Annotated[
         bool,
         typer.Option(
-            "--nearest", help="Also score what retrieval finds: the text of the training pair whose input is nearest."
+            "--nearest", help="Also score a baseline: the text of the training pair whose input is most similar."
         ),
     ] = False,
     workers: Annotated[
@@ -33,18 +33,18 @@ def evaluate(
         typer.Option(
             metavar="N",
             min=0,
-            help="Processes that share the work, with the resources of a training worker each, on the cluster of "
-            "RAY_ADDRESS or on this machine; 0: this process alone. The result is the same.",
+            help="Number of processes that share the work, each with the resources of a training worker, on the "
+            "cluster of RAY_ADDRESS or on this machine; 0: this process only. The result is the same.",
         ),
     ] = 0,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate a run's newest checkpoint on the text it never saw: perplexity, bits per byte, and BLEU for pairs."""
+    """Evaluate a run's newest checkpoint on held-out text: loss, perplexity, bits per byte, and BLEU for pairs."""
     from data.errors import InputError
 
     if split not in (splits := ("train", "validation", "test")):
-        raise InputError(f"--split {split}: there are {', '.join(splits)}.")
+        raise InputError(f"--split {split}: must be one of {', '.join(splits)}.")
     config = load_run_config(run, overrides)
     from model.eager import skip_compiler
 
@@ -58,26 +58,26 @@ def evaluate(
 @app.command(epilog="Example: [bold]manta export recipes/quickstart.yaml --to exported/quickstart[/]")
 def export(
     run: RecipeOrRun,
-    to: Annotated[str, typer.Option("--to", metavar="FOLDER", help="New folder (path or URL) to write to.")],
+    to: Annotated[str, typer.Option("--to", metavar="FOLDER", help="New folder (path or URL) to write.")],
     format: Annotated[
-        str, typer.Option("--format", metavar="hf", help="Form of the folder: hf, as transformers loads it.")
+        str, typer.Option("--format", metavar="hf", help="Format of the folder: hf, which transformers loads.")
     ] = "hf",
     step: Annotated[
-        int | None, typer.Option("--step", metavar="N", help="Checkpoint of this step, not the newest.")
+        int | None, typer.Option("--step", metavar="N", help="Use the checkpoint of this step, not the newest one.")
     ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Write a run's model, tokenizer included, as a folder that other programs load.
+    """Write a run's model and tokenizer as a folder that other programs load.
 
-    A decoder of preset llama becomes a LlamaForCausalLM, one of preset gpt2 a GPT2LMHeadModel, an encoder-decoder of
-    preset original a MarianMTModel, with the same logits; any other is refused.
-    [bold]manta generate --from FOLDER[/] reads it without the run, and [bold]manta train --init-from FOLDER[/] begins
-    another run with it.
+    A decoder with preset llama becomes a LlamaForCausalLM, one with preset gpt2 a GPT2LMHeadModel, and an
+    encoder-decoder with preset original a MarianMTModel, all with the same logits; other models are refused.
+    [bold]manta generate --from FOLDER[/] generates from it without the run, and [bold]manta train --init-from
+    FOLDER[/] starts another run from its weights.
     """
     from data.errors import InputError
 
     if format != "hf":
-        raise InputError(f"--format {format}: there is one, `hf`.")
+        raise InputError(f"--format {format}: must be hf.")
     config = load_run_config(run, overrides)
     from model.eager import skip_compiler
 
@@ -90,39 +90,54 @@ def export(
 @app.command(epilog="Example: [bold]manta generate recipes/quickstart.yaml --prompt 'def main(' --temperature 0.7[/]")
 def generate(
     run: Annotated[
-        str | None, typer.Argument(metavar="[RECIPE|RUN]", help="A recipe, or the run of one in recipes/.")
+        str | None,
+        typer.Argument(
+            metavar="[RECIPE|RUN]",
+            help="A recipe, or the name of a run that was started here or has a recipe in recipes/.",
+        ),
     ] = None,
     folder: Annotated[
         str | None,
         typer.Option(
-            "--from", metavar="FOLDER", help="An exported folder (path or URL) instead of a run; sampled as it says."
+            "--from",
+            metavar="FOLDER",
+            help="An exported folder (path or URL) instead of a run; its own sampling defaults apply.",
         ),
     ] = None,
     prompts: Annotated[
         list[str] | None,
-        typer.Option("--prompt", help="Beginning to continue, in place of the recipe's; may be repeated."),
+        typer.Option("--prompt", help="Text to continue, instead of the recipe's prompts; repeatable."),
     ] = None,
     prompt_file: Annotated[
         Path | None,
-        typer.Option("--prompts", metavar="FILE", help="A file with a prompt a line: sentences to translate."),
+        typer.Option(
+            "--prompts", metavar="FILE", help="File with one prompt per line, such as sentences to translate."
+        ),
     ] = None,
-    max_new_tokens: Annotated[str | None, typer.Option(metavar="N", help="Most tokens for one prompt.")] = None,
-    temperature: Annotated[str | None, typer.Option(metavar="T", help="0 takes the likeliest token.")] = None,
-    top_k: Annotated[str | None, typer.Option(metavar="K", help="Draw among the K likeliest tokens.")] = None,
-    top_p: Annotated[str | None, typer.Option(metavar="P", help="Draw among tokens of total probability P.")] = None,
-    seed: Annotated[str | None, typer.Option(metavar="N", help="Seed of the draw.")] = None,
+    max_new_tokens: Annotated[
+        str | None, typer.Option(metavar="N", help="Maximum number of tokens for one prompt.")
+    ] = None,
+    temperature: Annotated[
+        str | None, typer.Option(metavar="T", help="Divisor of the logits; 0 takes the likeliest token.")
+    ] = None,
+    top_k: Annotated[str | None, typer.Option(metavar="K", help="Sample from the K likeliest tokens.")] = None,
+    top_p: Annotated[
+        str | None,
+        typer.Option(metavar="P", help="Sample from the likeliest tokens that together reach probability P."),
+    ] = None,
+    seed: Annotated[str | None, typer.Option(metavar="N", help="Seed of sampling.")] = None,
     beam_size: Annotated[
-        str | None, typer.Option(metavar="K", help="Beam search over K texts instead of a draw.")
+        str | None, typer.Option(metavar="K", help="Beam search with K beams instead of sampling.")
     ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Continue prompts with a run's newest checkpoint, or with the model of an exported folder.
+    """Generate text with a run's newest checkpoint, or with the model of an exported folder.
 
-    The options stand for --set sample.temperature=… and so on.
+    The options are short for --set sample.temperature=… and so on.
     """
     if prompt_file is not None:
         prompts = [*(prompts or []), *_lines(prompt_file)]
-    # As overrides, they are checked where the recipe's own values are, and reported together with them.
+    # As overrides, they are checked and reported together with the recipe's own values.
     given = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
@@ -152,7 +167,7 @@ def generate(
     else:
         from data.errors import InputError
 
-        raise InputError("Give one of the two: a recipe or run, or --from FOLDER.")
+        raise InputError("Give either a recipe or run, or --from FOLDER.")
 
 
 def _lines(file: Path) -> list[str]:

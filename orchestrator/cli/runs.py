@@ -1,4 +1,4 @@
-"""Commands on runs: prepare, train, show, report."""
+"""Commands on runs: quickstart, prepare, train, show, report."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.options import AsJson, Overrides, Recipe, RecipeOrRun, load_config
+from orchestrator.cli.options import AsJson, Overrides, Recipe, RecipeOrRun, Takeover, load_config, seconds_of
 
 app = typer.Typer()
 
@@ -19,13 +19,13 @@ def quickstart(
         str,
         typer.Argument(
             metavar="[modules|docstrings]",
-            help="A language model of Python's standard library, or an encoder-decoder that reads its functions and "
-            "writes their docstrings' summaries.",
+            help="modules: a language model of Python's standard library; docstrings: an encoder-decoder that reads "
+            "the library's functions and writes the summaries of their docstrings.",
         ),
     ] = "modules",
     overrides: Overrides = None,
 ) -> None:
-    """From nothing to a trained, evaluated model on this machine, in a few minutes."""
+    """Train and evaluate a small model on this machine in a few minutes; needs no data and no cluster."""
     from data.errors import InputError
     from orchestrator.commands.quickstart import QUICKSTARTS, quickstart
 
@@ -36,7 +36,7 @@ def quickstart(
 
 @app.command(epilog="Example: [bold]manta prepare recipes/quickstart.yaml[/]")
 def prepare(recipe: Recipe, overrides: Overrides = None) -> None:
-    """Read the shards once: check them, train the tokenizer, tokenize. What is done already is not done again."""
+    """Prepare the data of a run: check the shards, train the tokenizer, tokenize. Finished parts are not repeated."""
     config = load_config(recipe, overrides)
     from orchestrator.driver.prepare import prepare
 
@@ -47,28 +47,23 @@ def prepare(recipe: Recipe, overrides: Overrides = None) -> None:
 def train(
     recipe: Recipe,
     overrides: Overrides = None,
-    takeover: Annotated[
-        bool,
-        typer.Option("--takeover", help="Take the run from an attempt that seems alive; it will stop."),
-    ] = False,
+    takeover: Takeover = False,
     patience: Annotated[
         str,
-        typer.Option(metavar="SECONDS", help="Wait so long for an attempt that seems alive to end, as 60s."),
+        typer.Option(metavar="SECONDS", help="How long to wait for an attempt that seems alive, such as 60s."),
     ] = "0s",
     init_from: Annotated[
         str | None,
         typer.Option(
             "--init-from",
             metavar="FOLDER",
-            help="Begin with the weights of a folder that [bold]manta export[/] or transformers has written; stands "
-            "for --set train.init_from=FOLDER.",
+            help="Start from the weights in a folder written by [bold]manta export[/] or transformers; short for "
+            "--set train.init_from=FOLDER.",
         ),
     ] = None,
 ) -> None:
-    """Train, or continue where the run of this name stopped. Ctrl-C saves, then stops."""
+    """Train, or continue a stopped run of this name. Ctrl-C saves, then stops."""
     given = [] if init_from is None else [f"train.init_from={json.dumps(init_from)}"]
-    from orchestrator.cli.options import seconds_of
-
     wait_s = seconds_of(patience, "--patience")
     config = load_config(recipe, [*(overrides or []), *given])
     from orchestrator.driver.train import train
@@ -83,7 +78,7 @@ def show(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Where a run stands: steps, losses, samples, checkpoints, and where the time went."""
+    """Show a run or a sweep: steps, losses, evaluations, workers, checkpoints, goodput."""
     from orchestrator.commands.show import show
 
     show(run, as_json, tuple(overrides or ()))
@@ -94,14 +89,14 @@ def report(
     run: RecipeOrRun,
     to: Annotated[
         Path | None,
-        typer.Option("--to", metavar="FILE", help="Where to write it, in place of .manta/reports/RUN.html."),
+        typer.Option("--to", metavar="FILE", help="File to write; default: .manta/reports/RUN.html."),
     ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Write a run's report: one HTML file with its curves, workers and events over time, seconds, samples and config.
+    """Write the report of a run or a sweep: one HTML file with curves, workers, events, goodput, samples and config.
 
-    It needs no network and runs no script from elsewhere, and is also put into the run's folder. Works at any time:
-    also while the run goes on. For a sweep, its report is written anew.
+    The file loads nothing from the network. A copy is put into the run's folder. Works at any time, also while the
+    run is training.
     """
     from orchestrator.commands.report import report
 

@@ -1,4 +1,4 @@
-"""`manta tune`."""
+"""The command `manta tune`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from orchestrator.cli.options import Takeover
 
 app = typer.Typer()
 
@@ -17,27 +19,27 @@ def tune(
     overrides: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="NAME=VALUE", help="Override a field of the sweep, or of the run for all trials."
+            "--set",
+            metavar="NAME=VALUE",
+            help="Override a field of the sweep, or of the run for all trials; repeatable.",
         ),
     ] = None,
     resume_best: Annotated[
-        bool, typer.Option("--resume-best", help="Then train the winner to its full length.")
+        bool, typer.Option("--resume-best", help="Train the best trial to its full length afterwards.")
     ] = False,
-    takeover: Annotated[
-        bool, typer.Option("--takeover", help="Take the sweep from an attempt that seems alive; it will stop.")
-    ] = False,
+    takeover: Takeover = False,
     autoscale: Annotated[
         int | None,
         typer.Option(
             "--autoscale",
             min=1,
             metavar="NODES",
-            help="Try it on a local cluster that begins without workers: Ray's autoscaler brings up so many nodes of "
-            "one CPU each, and lets them go.",
+            help="Run on a local cluster that starts without worker nodes: Ray's autoscaler adds up to this many nodes "
+            "of one CPU each, and removes them again.",
         ),
     ] = None,
 ) -> None:
-    """Search learning rates, optimizers and whatever else, or go on where the sweep of this name stopped."""
+    """Search learning rates, optimizers and other fields, or continue a stopped sweep of this name."""
     with ExitStack() as stack:
         if autoscale is not None:
             from cluster.local.autoscaled import AutoscaledCluster

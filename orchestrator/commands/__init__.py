@@ -1,1 +1,1 @@
-"""What each `manta` command does."""
+"""The `manta` commands: one module does the work of each command, `orchestrator/cli` parses its arguments."""

@@ -1,4 +1,4 @@
-"""Corpora made of the running interpreter's standard library: text that every machine has."""
+"""Builds the quickstart corpora from Python's standard library, which every machine has."""
 
 from __future__ import annotations
 
@@ -16,20 +16,29 @@ import zstandard
 from data.stores.store import Store
 
 SHARDS = 24
-"""Shards of a corpus: enough to be shuffled and read side by side, few enough to be listed at a glance."""
+"""Number of shards of a corpus: enough to shuffle and read in parallel, few enough for a short listing."""
 
-# Tests and generated tables are much of the library, little like the rest, and not installed everywhere.
-LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data", "encodings"}
+EXCLUDED_FOLDERS = {
+    "test",
+    "tests",
+    "idle_test",
+    "site-packages",
+    "dist-packages",
+    "__pycache__",
+    "pydoc_data",
+    "encodings",
+}
+"""Folders of tests and generated tables: large, unlike the other modules, and not installed everywhere."""
 
-LONGEST_SUMMARY = 200
-"""Characters; what is longer is a text of its own rather than a summary."""
+MAX_SUMMARY_CHARS = 200
+"""A longer first paragraph of a docstring is not used as a summary."""
 
 
 def write_shards(store: Store, documents: Iterable[tuple[str, dict[str, Any]]]) -> tuple[int, int]:
-    """Write documents as SHARDS shards of jsonl.zst, each into the one that its key decides.
+    """Writes documents as SHARDS shards of jsonl.zst; a document's key decides its shard.
 
     Returns:
-        documents and bytes written.
+        Number of documents, and bytes before compression.
     """
     shards: list[list[bytes]] = [[] for _ in range(SHARDS)]
     for key, document in documents:
@@ -42,16 +51,16 @@ def write_shards(store: Store, documents: Iterable[tuple[str, dict[str, Any]]]) 
 
 
 def modules() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every module of the library as a document: its name and text."""
+    """Yields every module of the library as a document with its path and text."""
     for name, text in standard_library():
         yield name, {"path": name, "text": text}
 
 
 def documented_functions() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every function of the library that has a docstring and does something, with the docstring's summary.
+    """Yields every function of the library that has a docstring and a body, with the docstring's summary.
 
-    Its source is what `ast.unparse` makes of it without the docstring: one spelling, and no comments that tell.
-    Functions that are the same in several places come once.
+    The source comes from `ast.unparse` without the docstring, so that it has one format and no comments that give the
+    summary away. Duplicate functions are yielded once.
     """
     seen = set()
     for module, text in standard_library():
@@ -69,26 +78,26 @@ def documented_functions() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def summary_of(docstring: str) -> str:
-    """The first paragraph of a docstring as one line; "" where there is none, or it is no summary."""
+    """The first paragraph of a docstring as one line; "" where there is none, or where it is too long."""
     summary = " ".join(docstring.strip().split("\n\n")[0].split())
-    return summary if len(summary) <= LONGEST_SUMMARY else ""
+    return summary if len(summary) <= MAX_SUMMARY_CHARS else ""
 
 
 def _parsed(text: str) -> ast.Module:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of odd escapes in the library's own strings
+        warnings.simplefilter("ignore")  # about invalid escapes in the library's strings
         try:
             return ast.parse(text)
-        except SyntaxError:  # the library has files that are wrong on purpose
+        except SyntaxError:  # the library has invalid files for its tests
             return ast.Module([], [])
 
 
 def standard_library() -> Iterator[tuple[str, str]]:
-    """Name and text of every module of the running interpreter's standard library, in a fixed order."""
+    """Yields the path and text of every module of the standard library, sorted by path."""
     root = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(root.rglob("*.py")):
         name = path.relative_to(root)
-        if LEFT_OUT.isdisjoint(name.parts):
+        if EXCLUDED_FOLDERS.isdisjoint(name.parts):
             try:
                 text = path.read_text("utf-8")
             except UnicodeDecodeError:

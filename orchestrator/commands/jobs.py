@@ -1,10 +1,12 @@
-"""`manta jobs`, `logs` and `stop`: the runs that were submitted to a Ray cluster."""
+"""`manta jobs`, `logs` and `stop`: list, follow and stop runs that were submitted to a Ray cluster."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
+from dataclasses import asdict
 
 from rich.table import Table
 
@@ -16,48 +18,56 @@ from data.stores.store import split_url
 from orchestrator.console import Console
 
 RUN, STORAGE, SUBMISSION = "manta_run", "manta_storage", "manta_submission"
-"""Metadata of a job: which run it is, where that is kept, and a word that tells one submission from another."""
+"""Metadata keys of a job: its run, the run's storage, and a random id of the submission."""
 
 STOP_GRACE_S = 120
-"""Seconds a job has for saving when it is stopped; Ray's own 3 are few for a large model."""
+"""Seconds that a stopped job has for saving; Ray's default of 3 is too short for a large model."""
 
-STOPPED, LEFT = 130, 3
-"""Exit status of a run that was stopped, as `manta train` has it, and of a command that has left a job running."""
+STOPPED, STILL_RUNNING = 130, 3
+"""Exit status of a stopped run, the same as that of `manta train`, and of a command that left the job running."""
 
 
 def follow_job(jobs: Jobs, job_id: str, run: str) -> Job | None:
-    """Show what a job prints until it has ended; returns it then. Ctrl-C leaves it running: None."""
+    """Prints the log of a job until the job ends, and returns the job; None after Ctrl-C, which leaves it running."""
     try:
         return jobs.follow(job_id, print_log)
     except KeyboardInterrupt:
-        Console().line(f"job {job_id} goes on; stop it, which saves, with `manta stop {run}{at_address(jobs)}`")
+        Console().line(f"job {job_id} is still running; to save and stop it: manta stop {run}{at_address(jobs)}")
         return None
 
 
 def exit_status(job: Job) -> int:
-    """The job's own, where its command ended by itself; says what happened where it did not."""
+    """The exit status of an ended job.
+
+    Raises:
+        ClusterError: the job failed without an exit status of its command; with the cluster's reason.
+    """
     if job.status == "STOPPED":
         Console().line(f"job {job.id} was stopped; `manta submit` continues the run")
         return STOPPED
     if job.exit_status is None:
-        raise ClusterError(
-            f"Job {job.id} {job.status.lower()}: {job.message.strip() or 'the cluster does not say why'}"
-        )
-    # A command that a signal ended has a negative one, which a shell tells as 128 and more.
+        raise ClusterError(f"Job {job.id} {job.status.lower()}: {job.message.strip() or 'the cluster gives no reason'}")
+    # The status of a command that a signal ended is negative; a shell reports it as 128 + signal.
     return job.exit_status if job.exit_status >= 0 else 128 - job.exit_status
 
 
 def show_jobs(address: str | None, as_json: bool) -> None:
-    """Print the cluster's jobs."""
+    """Prints the cluster's jobs."""
     _, address = reach(address)
     jobs = Jobs(address).list()
     if as_json:
-        import json
-        from dataclasses import asdict
-
         print(json.dumps([asdict(job) for job in jobs], indent=2))
         return
-    table = Table("job", "run", "status", "started", "took", "what", title=f"jobs of {address}", title_justify="left")
+    table = Table(
+        "job",
+        "run",
+        "status",
+        "started",
+        "duration",
+        "storage or command",
+        title=f"jobs of {address}",
+        title_justify="left",
+    )
     for job in jobs:
         took = (job.ended_at or time.time()) - job.started_at if job.started_at else 0.0
         code = f" ({job.exit_status})" if job.exit_status else ""
@@ -69,19 +79,19 @@ def show_jobs(address: str | None, as_json: bool) -> None:
 
 
 def show_logs(run: str, address: str | None, *, follows: bool) -> int:
-    """Print what the newest job of a run has printed; returns its exit status where it is followed to its end."""
+    """Prints the log of a run's newest job; returns the job's exit status if it is followed to its end, else 0."""
     _, address = reach(address)
     jobs = Jobs(address, Console().line)
     job = newest_job(jobs, run)
     if follows:
         ended = follow_job(jobs, job.id, run)
-        return LEFT if ended is None else exit_status(ended)
+        return STILL_RUNNING if ended is None else exit_status(ended)
     print_log(jobs.logs(job.id))
     return 0
 
 
 def stop(run: str, address: str | None, *, wait: bool) -> None:
-    """Have the newest job of a run save and end."""
+    """Requests that the newest job of a run saves and stops."""
     _, address = reach(address)
     console = Console()
     jobs = Jobs(address, console.line)
@@ -94,29 +104,34 @@ def stop(run: str, address: str | None, *, wait: bool) -> None:
     if wait:
         job = jobs.wait(job.id)
         last = [line for line in jobs.logs(job.id).splitlines() if "checkpoint saved" in line or "saved from" in line]
-        told = last[-1].split("] ", 1)[-1] if last else "its log tells of no save: see `manta show`"
-        console.line(f"job {job.id}: {job.status.lower()}; {told}")
+        saved = last[-1].split("] ", 1)[-1] if last else "its log has no line about a save: see manta show"
+        console.line(f"job {job.id}: {job.status.lower()}; {saved}")
 
 
 def newest_job(jobs: Jobs, run: str) -> Job:
-    """The newest job of a run, or the job of that id.
+    """The newest job of a run, or the job with this id.
 
     Raises:
-        InputError: there is neither.
+        InputError: there is no such run and no such job.
     """
     found = jobs.list()
-    mine = [job for job in found if job.metadata.get(RUN) == run] or [job for job in found if job.id == run]
-    if mine:
-        return mine[-1]
+    matching = [job for job in found if job.metadata.get(RUN) == run] or [job for job in found if job.id == run]
+    if matching:
+        return matching[-1]
     known = sorted({job.metadata.get(RUN) or job.id for job in found})
     raise InputError(f"There is no job of a run {run!r} at {jobs.address}. There are: {', '.join(known) or 'none'}.")
 
 
 def reach(address: str | None) -> tuple[BackgroundCluster | None, str]:
-    """The cluster meant by an address, or by the name of a cluster of this machine; that, and its dashboard's address.
+    """Finds a cluster by the address of its dashboard, or by the name of a local cluster.
 
-    Without one: what RAY_API_SERVER_ADDRESS or RAY_ADDRESS names, else the cluster of this machine that is up. Puts the
-    cluster's token into the environment, where Ray looks for it.
+    Puts the token of a local cluster into the environment, where Ray looks for it.
+
+    Args:
+        address: None: that of RAY_API_SERVER_ADDRESS or RAY_ADDRESS, else the running local cluster.
+
+    Returns:
+        The local cluster, None for any other; and the address of the dashboard.
 
     Raises:
         ClusterError: there is no such cluster.
@@ -124,17 +139,17 @@ def reach(address: str | None) -> tuple[BackgroundCluster | None, str]:
     given = address or os.environ.get("RAY_API_SERVER_ADDRESS") or _http(os.environ.get("RAY_ADDRESS"))
     if given and given.startswith(("http://", "https://")):
         given = given.rstrip("/").replace("//localhost:", "//127.0.0.1:")
-        kept = next((each for each in running_clusters() if each.dashboard == given), None)
-        if kept is not None:
-            kept.join()
-        return kept, given
+        local = next((each for each in running_clusters() if each.dashboard == given), None)
+        if local is not None:
+            local.join()
+        return local, given
     if given and (":" in given or "/" in given):
         raise ClusterError(
-            f"{given} is no address that jobs can be submitted to: it is the dashboard's, as http://HOST:8265."
+            f"Jobs cannot be submitted to {given}. Give the address of the dashboard, such as http://HOST:8265."
         )
-    kept = find_cluster(given)
-    kept.join()
-    return kept, kept.dashboard
+    local = find_cluster(given)
+    local.join()
+    return local, local.dashboard
 
 
 def _http(address: str | None) -> str | None:
@@ -142,20 +157,22 @@ def _http(address: str | None) -> str | None:
 
 
 def at_address(jobs: Jobs) -> str:
-    """What the other commands have to be told to find the same cluster."""
+    """The option with which other commands find the same cluster, after a space."""
     return f" --address {jobs.address}"
 
 
-def in_one_form(storage: str) -> str:
-    """A run's storage, however it was written."""
+def normalized(storage: str) -> str:
+    """A run's storage as a URL without a slash at the end, so that spellings of one place are equal."""
     scheme, rest = split_url(storage)
     return f"{scheme}://{rest.rstrip('/')}"
 
 
 def print_log(text: str) -> None:
+    """Prints a part of a log at once."""
     sys.stdout.write(text)
     sys.stdout.flush()
 
 
 def ago(moment: float | None) -> str:
+    """The time since `moment`, seconds since the epoch."""
     return "not yet" if moment is None else f"{max(0.0, time.time() - moment):,.0f} s ago"

@@ -1,4 +1,4 @@
-"""`manta quickstart`: from nothing to a trained, evaluated model on this machine, on text every machine has."""
+"""`manta quickstart`: builds a corpus from Python's standard library, trains a model on it, and compares the model."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
+from data.cleaning.units import documents_of
 from data.order.pairs import input_batches
 from data.readers.documents import Document
 from data.stores.open import open_store
-from data.tokens.unit import documents_of
 from orchestrator.commands.corpora import SHARDS, documented_functions, modules, write_shards
 from orchestrator.config.load import load_recipe
 from orchestrator.config.recipe import RunConfig
@@ -24,28 +24,36 @@ from orchestrator.evaluation.retrieval import NearestPair
 from orchestrator.evaluation.scores import translation_scores
 from orchestrator.run.run import Run, open_run, reaching_storage
 
-RECIPES = Path(__file__).parent.parent / "recipes"
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 RECIPE = RECIPES / "quickstart.yaml"
 
-SHOWN = 4
-"""Summaries of functions that are printed."""
+PRINTED_SUMMARIES = 4
+"""Functions whose generated summaries are printed."""
 
 
 class Quickstart(NamedTuple):
-    """A corpus, the recipe that trains on it, and what the outcome is held against."""
+    """A corpus, the recipe that trains on it, and the comparison of the trained model.
+
+    Attributes:
+        recipe: path of the recipe.
+        documents: yields key and fields of every document.
+        what: name of the documents, for the log.
+        compare: compares the trained run with a simple baseline, and prints the result.
+    """
 
     recipe: Path
     documents: Callable[[], Iterator[tuple[str, dict[str, Any]]]]
     what: str
-    judge: Callable[[Run, Console], None]
+    compare: Callable[[Run, Console], None]
 
 
 def quickstart(name: str = "modules", overrides: tuple[str, ...] = ()) -> None:
-    """Make a corpus of Python's standard library, train a model on it and hold it against something simpler.
+    """Builds a corpus of Python's standard library, trains a model on it, and compares it with a simple baseline.
 
     Args:
-        name: of QUICKSTARTS.
+        name: a key of QUICKSTARTS.
+        overrides: `dotted.name=value` each.
 
     Raises:
         MantaError: see `orchestrator.errors`.
@@ -57,23 +65,23 @@ def quickstart(name: str = "modules", overrides: tuple[str, ...] = ()) -> None:
         make_corpus(config, console, chosen)
         train(config)
         run = open_run(config)
-        chosen.judge(run, console)
-        console.line(f"kept in {run.store.url_of('')}; see it again with `manta show {config.run}`")
+        chosen.compare(run, console)
+        console.line(f"the run is stored in {run.store.url_of('')}; to show it again: manta show {config.run}")
 
 
 def make_corpus(config: RunConfig, console: Console, chosen: Quickstart) -> None:
-    """Write the corpus where the recipe has it; once."""
+    """Writes the corpus to the recipe's data source, unless it is there already."""
     store = open_store(config.data.sources[0].path, config.store)
-    there = [info for info in store.list("") if info.key.endswith(".jsonl.zst")]
-    if len(there) == SHARDS:
-        console.line(f"corpus: there already, {len(there)} shards at {config.data.sources[0].path}")
+    shards = [info for info in store.list("") if info.key.endswith(".jsonl.zst")]
+    if len(shards) == SHARDS:
+        console.line(f"corpus: exists, {len(shards)} shards at {config.data.sources[0].path}")
         return
     count, size = write_shards(store, chosen.documents())
     console.line(f"corpus: {count:,} {chosen.what}, {size / 1e6:.1f} MB, in {SHARDS} shards")
 
 
 def corpus_documents(run: Run, *, for_training: bool) -> Iterator[Document]:
-    """The documents the run is pinned to: those it was trained on, or those held out."""
+    """Yields the documents that the run was trained on, or those that were held out."""
     prepared = run.prepare(lambda line: None)
     job = prepared.job
     for unit in map(prepared.manifest.unit, range(prepared.manifest.num_units)):
@@ -81,13 +89,13 @@ def corpus_documents(run: Run, *, for_training: bool) -> Iterator[Document]:
 
 
 def compare_with_compressors(run: Run, console: Console) -> None:
-    """Print the model's bits per byte on the held-out files beside those of gzip and xz, and samples of it."""
+    """Prints the bits per byte of the model, gzip and xz on the held-out files, and samples from the model."""
     config = run.config
     contents = [each.text.encode() for each in corpus_documents(run, for_training=False)]
     size = sum(map(len, contents))
     compressors = {
-        "gzip -9, each file by itself": sum(len(gzip.compress(content, 9)) for content in contents),
-        "xz -9, each file by itself": sum(len(lzma.compress(content, preset=9)) for content in contents),
+        "gzip -9, file by file": sum(len(gzip.compress(content, 9)) for content in contents),
+        "xz -9, file by file": sum(len(lzma.compress(content, preset=9)) for content in contents),
     }
     table = Table(title=f"{len(contents)} held-out files, {size / 1e6:.2f} MB", title_justify="left")
     table.add_column("")
@@ -107,25 +115,25 @@ def compare_with_compressors(run: Run, console: Console) -> None:
 
 
 def compare_with_nearest(run: Run, console: Console) -> None:
-    """Print BLEU and chrF of the model's summaries beside those of retrieval, and some summaries."""
+    """Prints BLEU and chrF of the model's summaries and of retrieval, and some summaries."""
     config, result = run.config, run.record.result
     if "val_bleu" not in result:
-        console.line("nothing was translated (eval.translate = 0), so there is nothing to compare")
+        console.line("no summaries were generated (eval.translate = 0), so there is nothing to compare")
         return
     held_out = list(islice(corpus_documents(run, for_training=False), config.eval.translate))
     known = [(each.input or "", each.text) for each in corpus_documents(run, for_training=True)]
     retrieved = NearestPair(known).texts([each.input or "" for each in held_out])
     nearest = translation_scores(retrieved, [each.text for each in held_out], config.eval.language)
-    title = f"{len(held_out)} held-out functions, of modules none of which was trained on"
+    title = f"{len(held_out)} held-out functions, from modules without training data"
     table = Table(title=title, title_justify="left")
     for column in ("", "BLEU", "chrF"):
         table.add_column(column, justify="right" if column else "left")
-    table.add_row("summary of the nearest known function", f"{nearest['bleu']:.2f}", f"{nearest['chrf']:.2f}")
+    table.add_row("summary of the nearest training function", f"{nearest['bleu']:.2f}", f"{nearest['chrf']:.2f}")
     model = f"run {config.run}, {run.record.last.step:,} steps"
     table.add_row(model, f"{result['val_bleu']:.2f}", f"{result['val_chrf']:.2f}")
     console.rich.print(table)
-    console.line(f"BLEU is {nearest['bleu_signature']}")
-    shown = held_out[:: max(1, len(held_out) // SHOWN)][:SHOWN]
+    console.line(f"BLEU signature: {nearest['bleu_signature']}")
+    shown = held_out[:: max(1, len(held_out) // PRINTED_SUMMARIES)][:PRINTED_SUMMARIES]
     for each, written in zip(shown, summaries(run, [each.input or "" for each in shown]), strict=True):
         source = (each.input or "").splitlines()
         more = f" … ({len(source)} lines)" if len(source) > 1 else ""
@@ -134,7 +142,7 @@ def compare_with_nearest(run: Run, console: Console) -> None:
 
 
 def summaries(run: Run, sources: list[str]) -> list[str]:
-    """What the run's newest model writes for functions."""
+    """The summaries that the run's newest model generates for functions."""
     from model.eager import skip_compiler
 
     skip_compiler()
@@ -145,7 +153,7 @@ def summaries(run: Run, sources: list[str]) -> list[str]:
     trained = load_trained(run.config, run)
     assert isinstance(trained.model, Seq2Seq)
     job, longest = trained.data.job, run.config.data.most_input_tokens
-    batches = input_batches(sources, job.reads_with, longest, len(sources))
+    batches = input_batches(sources, job.encoder_tokenizer, longest, len(sources))
     texts = translate(trained.model, batches, job.tokenizer, run.config)
     return [texts[place] for place in range(len(sources))]
 

@@ -1,6 +1,6 @@
-"""`manta cluster render`: a spec, and for one run its recipe, as files that KubeRay or `ray up` take.
+"""`manta cluster render`: turns a cluster spec, and the recipe of a run, into files for KubeRay or `ray up`.
 
-What would fail in a pod after ten minutes is refused here, all of it at once.
+Problems that would make a pod fail after minutes are refused here, all at once.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from orchestrator.errors import RecipeError
 Target = Literal["kuberay", "vm"]
 
 _MOST_RECIPE_BYTES = 900_000
-"""Kubernetes takes a ConfigMap of 1 MiB."""
+"""Limit on a recipe that goes into a ConfigMap, which Kubernetes limits to 1 MiB."""
 
 _NO_KEY = (
-    "a key does not belong into a manifest; take it out, and let the cluster's spec say where it is kept (secrets) or "
-    "which identity needs none (service_account)"
+    "a key must not be in a manifest; remove it, and name the secret that has it (secrets) or an identity that needs "
+    "no key (service_account) in the cluster's spec"
 )
 
 
@@ -39,23 +39,25 @@ def render(
     recipe: Path | None = None,
     overrides: Sequence[str] = (),
 ) -> str:
-    """The spec in the form that `to` names: manifests for `kubectl apply`, or YAML for `ray up`.
+    """Renders the spec as manifests for `kubectl apply`, or as YAML for `ray up`.
 
     Args:
-        kind: what a manifest is of, "rayjob" (the default) or "raycluster"; kuberay only.
-        recipe: the run of a RayJob.
+        path: the spec's file.
+        to: "kuberay" or "vm".
+        kind: "rayjob" (the default) or "raycluster"; kuberay only.
+        recipe: the recipe of a RayJob's run.
         overrides: `dotted.name=value` for fields of the spec.
 
     Raises:
-        RecipeError: spec or recipe cannot be used for it; all problems of the one that is looked at are in the message.
-        InputError: options do not go together.
+        RecipeError: spec or recipe cannot be rendered; all problems of the first one that has any are in the message.
+        InputError: the options contradict each other.
     """
     if to not in get_args(Target):
         raise InputError(f"--to {to}: there are {', '.join(get_args(Target))}.")
     if kind is not None and (to != "kuberay" or kind not in get_args(kuberay.Kind)):
         raise InputError(f"--kind {kind}: there are {', '.join(get_args(kuberay.Kind))}, for --to kuberay.")
     if recipe is not None and (to, kind or "rayjob") != ("kuberay", "rayjob"):
-        raise InputError(f"--recipe {recipe}: only a RayJob is of one run. Submit it: `manta submit {recipe}`.")
+        raise InputError(f"--recipe {recipe}: only a RayJob runs a recipe. To run it elsewhere: manta submit {recipe}")
     spec = load_cluster(path, overrides)
     if to == "vm":
         _refuse(path, vm.spec_problems(spec))
@@ -65,12 +67,12 @@ def render(
         return _heading(path, overrides, "--kind raycluster") + dump(kuberay.ray_cluster(spec), COMMENTS)
     if recipe is None:
         raise InputError(
-            "A RayJob is of one run: name its recipe with --recipe RECIPE. For a cluster that jobs are submitted to, "
-            "give --kind raycluster."
+            "A RayJob runs one recipe: give --recipe RECIPE. For a cluster that jobs are submitted to, give "
+            "--kind raycluster."
         )
     config, text = _checked(recipe, spec)
     objects = kuberay.manifests(spec, config.run, text, spec.store.url)
-    needs = "".join(f"# Its image must hold {need}.\n" for need in image_needs(config))
+    needs = "".join(f"# The image must contain {need}.\n" for need in image_needs(config))
     return _heading(path, overrides, f"--recipe {recipe}") + needs + dump_all(objects, COMMENTS)
 
 
@@ -85,29 +87,29 @@ def _refuse(path: Path, problems: Sequence[str]) -> None:
 
 
 def _checked(recipe: Path, spec: ClusterSpec) -> tuple[RunConfig, str]:
-    """The recipe and its text, if a job in a cluster of the spec can run it.
+    """Reads the recipe and its text, and checks that a job on the cluster can run it.
 
     Raises:
-        RecipeError: it is no recipe, or holds keys, or needs what only this machine has.
+        RecipeError: it is not a valid recipe, contains keys, or needs files of this machine.
     """
     config = load_recipe(recipe, [f"storage={spec.store.url}"] if spec.store.url is not None else [])
     _refuse(recipe, [f"{name}: {_NO_KEY}" for name in keys_in(config)])
     text = recipe.read_text(encoding="utf-8")
-    problems = list(_of_this_machine(config))
+    problems = list(_local_resource_problems(config))
     if len(text.encode()) > _MOST_RECIPE_BYTES:
-        problems.append(f"the file has {len(text):,} characters, and Kubernetes takes 1 MiB in a ConfigMap")
+        problems.append(f"the file has {len(text):,} characters, and Kubernetes limits a ConfigMap to 1 MiB")
     _refuse(recipe, problems)
     return config, text
 
 
-def _of_this_machine(config: RunConfig) -> Iterator[str]:
-    """What the recipe takes from this machine, and pods would look for in vain."""
+def _local_resource_problems(config: RunConfig) -> Iterator[str]:
+    """Yields a problem for each file or server of this machine that the recipe needs, since pods do not have it."""
     yield from local_server_problems(config)
     if "storage" in dict(local_files(config)):
         yield (
-            f"storage = {config.storage!r}: pods share no folder; name a bucket here, or as store.url of the cluster's "
-            "spec, which takes its place"
+            f"storage = {config.storage!r}: pods share no folder; name a bucket here, or as store.url in the cluster's "
+            "spec, which replaces it"
         )
-    for name, place in local_files(config):
+    for name, path in local_files(config):
         if name != "storage":
-            yield f"{name} = {place!r}: pods do not have the files of this machine; copy them to the bucket"
+            yield f"{name} = {path!r}: pods do not have the files of this machine; copy them to the bucket"

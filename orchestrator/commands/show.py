@@ -15,10 +15,10 @@ from orchestrator.run.summary import summary_of_run
 
 
 def show(run_or_recipe: str, as_json: bool = False, overrides: tuple[str, ...] = ()) -> None:
-    """Print the summary of a run or a sweep, as JSON or for a person.
+    """Prints the summary of a run or a sweep, as JSON or as tables.
 
     Raises:
-        UnknownRunError: no recipe and no run has this name.
+        UnknownRunError: there is no such run or recipe.
     """
     sweep = sweep_recipe(run_or_recipe)
     if sweep is not None:
@@ -36,7 +36,7 @@ def show(run_or_recipe: str, as_json: bool = False, overrides: tuple[str, ...] =
 
 
 def sweep_recipe(name: str) -> Path | None:
-    """The recipe of the sweep that is meant, or None: it is no sweep's name or recipe."""
+    """The recipe of the sweep with this name or path; None if it is not a sweep."""
     from orchestrator.sweep.best import find_sweep
 
     try:

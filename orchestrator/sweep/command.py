@@ -12,7 +12,7 @@ from typing import Any
 
 from cluster.local.ray import joins_cluster, ray_cluster
 from data.errors import MantaError
-from data.prepare import PreparedData
+from data.prepared import PreparedData
 from data.stores.store import Store
 from orchestrator.config.recipe import RunConfig
 from orchestrator.config.result_fields import differing_fields
@@ -100,7 +100,7 @@ def claim(sweep: Sweep, store: Store, book: TrialBook, takeover: bool) -> Fence:
     """Claims the sweep for this process. Raises RunInUseError if another attempt holds it."""
     try:
         return Fence.claim(
-            store, sweep.name, sweep.result_fields(), begun=bool(len(book)), takeover=takeover, key=RECORD
+            store, sweep.name, sweep.result_fields(), keep_pins=bool(len(book)), takeover=takeover, key=RECORD
         )
     except RunInUseError as error:
         text = (

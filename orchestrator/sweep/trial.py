@@ -16,7 +16,7 @@ from typing import Any
 import ray.tune
 
 from data.errors import MantaError
-from data.prepare import PreparedData
+from data.prepared import PreparedData
 from orchestrator.config.result_fields import result_fields
 from orchestrator.driver.prepare import initial_weights_of
 from orchestrator.driver.train import close_attempt
@@ -212,7 +212,7 @@ class Trial:
             self._changed.notify_all()
 
     def _saved_by(self, step: int) -> int | None:
-        """The attempt that wrote the checkpoint of `step`; 0 if a later one replaced it, None if it is not saved yet."""
+        """The attempt that wrote the checkpoint of `step`; 0 if a later one replaced it, None if none is saved yet."""
         names = list_checkpoints(self._store, load_record(self._store))
         if not names or names[-1].step < step:
             return None
@@ -259,7 +259,7 @@ class Trial:
             self._store,
             config.run,
             result_fields(config),
-            begun=begun and self._store.head("run.json") is not None,
+            keep_pins=begun and self._store.head("run.json") is not None,
             started_at=assignment.started_at,
             takeover=True,  # the sweep's own fence already excludes other attempts
         )

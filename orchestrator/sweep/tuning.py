@@ -15,7 +15,7 @@ from ray.tune import Callback, PlacementGroupFactory, RunConfig, Stopper, TuneCo
 
 from cluster.local.ray import joins_cluster
 from data.errors import MantaError, TransientStoreError
-from data.prepare import PreparedData
+from data.prepared import PreparedData
 from data.stores.shard_file import filesystem_for
 from data.stores.store import Store
 from orchestrator.console import Console

@@ -53,8 +53,8 @@ def standing_in(monkeypatch: pytest.MonkeyPatch, module: str, function: str, res
 
 def test_help_imports_nothing_heavy() -> None:
     program = (
-        "import sys, orchestrator.cli\n"
-        "try: orchestrator.cli.main(['--help'])\n"
+        "import sys, orchestrator.cli.main\n"
+        "try: orchestrator.cli.main.app(['--help'])\n"
         "except SystemExit as end: assert not end.code, end.code\n"
         "heavy = ('ray', 'torch', 'pyarrow', 'boto3', 'numpy', 'pydantic', 'yaml')\n"
         "print('IMPORTED', [name for name in heavy if name in sys.modules])\n"
@@ -66,7 +66,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_reading_a_recipe_imports_neither_ray_nor_torch(recipe: str) -> None:
     program = (
-        "import sys; from orchestrator.config import load_recipe; load_recipe(sys.argv[1])\n"
+        "import sys; from orchestrator.config.load import load_recipe; load_recipe(sys.argv[1])\n"
         "print([name for name in ('ray', 'torch', 'pyarrow', 'boto3') if name in sys.modules])"
     )
     command = [sys.executable, "-c", program, recipe]
@@ -173,7 +173,7 @@ def test_an_unknown_run_is_named(command: str, tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, [command, "nope"])
     assert result.exit_code == 2
-    assert result.stderr.startswith("error: nope is neither a recipe nor a run begun from this folder")
+    assert result.stderr.startswith("error: nope is neither a recipe nor a run that was started from this folder")
 
 
 def test_show_passes_on_its_argument(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,9 +196,10 @@ def test_schema_is_json_or_a_table() -> None:
 
 @pytest.mark.parametrize(("status", "exit_code"), [("ok", 0), ("warn", 0), ("fail", 1)])
 def test_doctor_ends_with_1_if_anything_fails(monkeypatch: pytest.MonkeyPatch, status: Any, exit_code: int) -> None:
-    from orchestrator.commands import doctor
+    from orchestrator.commands.doctor import examine
+    from orchestrator.commands.doctor.check import Check
 
-    monkeypatch.setattr(doctor, "examine", lambda config: [doctor.Check("disk", status, "0.5 GB", "Free some.")])
+    monkeypatch.setattr(examine, "examine", lambda config: [Check("disk", status, "0.5 GB", "Free some.")])
     result = CliRunner().invoke(app, ["doctor", "--json"])
     assert result.exit_code == exit_code
     assert json.loads(result.stdout) == [{"name": "disk", "status": status, "found": "0.5 GB", "remedy": "Free some."}]

@@ -64,7 +64,7 @@ def test_the_jobs_command_is_one_that_manta_takes(tmp_path: Path, monkeypatch: p
 def test_a_recipe_with_keys_is_refused_and_they_are_not_shown(tmp_path: Path) -> None:
     keys = {"access_key_id": "AKIA-mine", "secret_access_key": "the-secret-itself"}
     said = refused(recipe_of(tmp_path, store=keys))
-    assert "2 problems" in said and "store.secret_access_key: a key does not belong into a manifest" in said
+    assert "2 problems" in said and "store.secret_access_key: a key must not be in a manifest" in said
     assert "service_account" in said and "the-secret-itself" not in said and "AKIA-mine" not in said
 
 
@@ -89,9 +89,9 @@ def test_what_the_image_must_hold_is_said(tmp_path: Path) -> None:
     steps = [{"step": "segment"}, {"step": "function", "path": "mine.cleaning.urls"}]
     data, observe = {**USUAL["data"], "steps": steps}, {"wandb": {"project": "mine"}}
     text = render(EXAMPLE, recipe=recipe_of(tmp_path, data=data, observe=observe))
-    said = [line for line in text.splitlines() if line.startswith("# Its image must hold")]
+    said = [line for line in text.splitlines() if line.startswith("# The image must contain")]
     assert len(said) == 2 and "--build-arg EXTRAS=text,wandb" in said[0] and "the module mine.cleaning" in said[1]
-    assert "# Its image must hold" not in render(EXAMPLE, recipe=recipe_of(tmp_path))
+    assert "# The image must contain" not in render(EXAMPLE, recipe=recipe_of(tmp_path))
 
 
 def test_a_broken_recipe_fails_here(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_broken_recipe_fails_here(tmp_path: Path) -> None:
 def test_a_recipe_that_kubernetes_would_not_take(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path)
     recipe.write_text(recipe.read_text() + "#" * 950_000)
-    assert "Kubernetes takes 1 MiB" in refused(recipe)
+    assert "Kubernetes limits a ConfigMap to 1 MiB" in refused(recipe)
 
 
 def test_a_spec_that_lacks_something_says_all_of_it() -> None:
@@ -114,15 +114,15 @@ def test_a_spec_that_lacks_something_says_all_of_it() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, r"A RayJob is of one run: name its recipe with --recipe RECIPE"),
+        ({}, r"A RayJob runs one recipe: give --recipe RECIPE"),
         ({"to": "slurm"}, r"--to slurm: there are kuberay, vm"),
         ({"kind": "rayservice"}, r"--kind rayservice: there are rayjob, raycluster"),
         ({"to": "vm", "kind": "rayjob"}, r"--kind rayjob: .* for --to kuberay"),
         (
             {"kind": "raycluster", "recipe": Path("mine.yaml")},
-            r"only a RayJob is of one run. .*`manta submit mine.yaml`",
+            r"only a RayJob runs a recipe. .* manta submit mine.yaml",
         ),
-        ({"to": "vm", "recipe": Path("mine.yaml")}, r"only a RayJob is of one run"),
+        ({"to": "vm", "recipe": Path("mine.yaml")}, r"only a RayJob runs a recipe"),
     ],
 )
 def test_options_that_do_not_go_together(options: dict[str, Any], message: str) -> None:

@@ -1,4 +1,4 @@
-"""What is checked before a run is sent to a cluster, and how a job's end is told."""
+"""What is checked before a run is submitted to a cluster, and the exit status of an ended job."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cluster.jobs import Job
 from cluster.spec import GPU_STAND_IN, ClusterSpec, GroupSpec, StoreSpec
 from data.errors import InputError
 from orchestrator.commands.jobs import exit_status, newest_job, reach
-from orchestrator.commands.submit import at_home, next_id, runtime_env, shipped_as, submit, was_lost
+from orchestrator.commands.submit import adapt_to_local_cluster, next_id, path_in_shipped, runtime_env, submit, was_lost
 from orchestrator.config.load import load_recipe
 from orchestrator.config.portability import local_paths, refuse_keys
 from orchestrator.config.result_fields import differing_fields, result_fields
@@ -50,23 +50,23 @@ def test_keys_are_not_shipped(tmp_path: Path) -> None:
     assert "hush-hush" not in str(raised.value)
 
 
-def test_a_recipe_outside_of_what_is_shipped_is_refused_before_the_cluster_is_asked(tmp_path: Path) -> None:
+def test_a_recipe_outside_of_the_shipped_folder_is_refused_before_the_cluster_is_contacted(tmp_path: Path) -> None:
     recipe = recipe_in(tmp_path)
     (tmp_path / "project").mkdir()
     with pytest.raises(InputError, match=f"--working-dir {tmp_path}"):
         submit(load_recipe(recipe), recipe, (), "http://127.0.0.1:1", folder=tmp_path / "project", wait=False)
 
 
-def test_manta_travels_with_a_project_that_lacks_it(tmp_path: Path) -> None:
+def test_manta_is_shipped_with_a_project_that_lacks_it(tmp_path: Path) -> None:
     root = Path(__file__).parents[3]
     assert "py_modules" not in runtime_env(root)
     shipped = runtime_env(tmp_path)["py_modules"]
-    assert [Path(each).name for each in shipped] == ["orchestrator", "model", "data", "cluster"]
+    assert [Path(each).name for each in shipped] == ["manta_start.py", "cluster", "data", "model", "orchestrator"]
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:6379", "ray://head:10001", "auto/x"])
 def test_an_address_for_something_else_is_refused(address: str) -> None:
-    with pytest.raises(ClusterError, match=r"the dashboard's, as http://HOST:8265"):
+    with pytest.raises(ClusterError, match=r"address of the dashboard, such as http://HOST:8265"):
         reach(address)
 
 
@@ -78,7 +78,7 @@ def test_the_exit_status_is_the_jobs_own(status: str, code: int | None, expected
     assert exit_status(job(status, code)) == expected
 
 
-def test_a_job_that_never_had_one_is_an_error_with_what_the_cluster_says() -> None:
+def test_a_job_without_an_exit_status_is_an_error_with_the_clusters_reason() -> None:
     with pytest.raises(ClusterError, match="Job mine-1 failed: no such package"):
         exit_status(job("FAILED", None, "no such package"))
 
@@ -93,7 +93,7 @@ def test_a_job_that_never_had_one_is_an_error_with_what_the_cluster_says() -> No
         (["a-9", "a-10"], "a-11"),
     ],
 )
-def test_a_jobs_name_follows_the_largest_there_is(taken: list[str], expected: str) -> None:
+def test_the_next_job_id_is_one_above_the_largest(taken: list[str], expected: str) -> None:
     assert next_id("a", taken) == expected
 
 
@@ -112,12 +112,12 @@ def test_the_job_of_a_run_comes_before_a_job_of_that_name() -> None:
 
 
 @pytest.mark.parametrize("folder", [Path("/"), Path.home()])
-def test_no_home_and_no_disk_is_shipped(folder: Path) -> None:
-    with pytest.raises(InputError, match="would be shipped, all of it"):
-        shipped_as(folder / "mine.yaml", folder)
+def test_a_home_directory_and_a_whole_disk_are_not_shipped(folder: Path) -> None:
+    with pytest.raises(InputError, match="would be shipped as a whole"):
+        path_in_shipped(folder / "mine.yaml", folder)
 
 
-def test_a_run_goes_on_whose_folders_are_named_in_full_now(tmp_path: Path) -> None:
+def test_a_run_continues_with_its_folders_as_absolute_paths(tmp_path: Path) -> None:
     here = load_recipe(recipe_in(tmp_path), ["data.sources.0.path=corpus/a"])
     there = load_recipe(recipe_in(tmp_path), [f"data.sources.0.path={tmp_path}/corpus/a"])
     other = load_recipe(recipe_in(tmp_path), [f"data.sources.0.path={tmp_path}/corpus/b"])
@@ -132,15 +132,15 @@ def job(
     return Job(name, status, "manta train", metadata or {}, message, code, 0.0, 1.0)
 
 
-def test_a_recipe_is_at_home_on_a_cluster_of_this_machine(tmp_path: Path) -> None:
+def test_a_config_is_adapted_to_a_local_cluster(tmp_path: Path) -> None:
     groups = (GroupSpec(name="train", cpus=1, gpus=1, max=2),)
     spec = ClusterSpec(cluster="here", groups=groups, store=StoreSpec(url="s3://bucket/there"))
     config = load_recipe(recipe_in(tmp_path), ["scaling.gpus_per_worker=1"])
-    changed, overrides = at_home(config, spec)
+    changed, overrides = adapt_to_local_cluster(config, spec)
     assert changed == load_recipe(recipe_in(tmp_path), ["scaling.gpus_per_worker=1", *overrides])
     assert changed.storage == "s3://bucket/there" and changed.scaling.per_worker == {"CPU": 1, GPU_STAND_IN: 1}
     named = load_recipe(recipe_in(tmp_path), ["scaling.gpus_per_worker=1", "scaling.gpu_resource=other"])
-    assert at_home(named, ClusterSpec(cluster="here", groups=groups)) == (named, [])
+    assert adapt_to_local_cluster(named, ClusterSpec(cluster="here", groups=groups)) == (named, [])
 
 
 @pytest.mark.parametrize(
@@ -156,5 +156,5 @@ def test_a_recipe_is_at_home_on_a_cluster_of_this_machine(tmp_path: Path) -> Non
         ("SUCCEEDED", "Failed to download runtime_env file package", False),
     ],
 )
-def test_a_job_whose_package_was_gone_is_told_from_others(status: str, message: str, lost: bool) -> None:
+def test_a_job_whose_shipped_files_were_lost_is_recognized(status: str, message: str, lost: bool) -> None:
     assert was_lost(job(status, None, message)) is lost

@@ -1,0 +1,1 @@
+"""`manta doctor`: checks on this machine, its packages, the object storage, Ray, and a cluster."""
