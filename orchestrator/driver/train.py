@@ -100,7 +100,7 @@ def claim_when_free(
                 return None
         try:
             return Fence.claim(
-                store, config.run, result_fields(config), begun=begun, started_at=started_at, takeover=takeover
+                store, config.run, result_fields(config), keep_pins=begun, started_at=started_at, takeover=takeover
             )
         except RunInUseError as error:
             if time.monotonic() >= until:

@@ -2,7 +2,7 @@
 
     checkpoints/step-00000200-a1/model.safetensors       weights by name
                                  optimizer.safetensors   optimizer state by weight name
-                                 average.safetensors     moving average of the weights, where the run keeps one
+                                 average.safetensors     moving average of the weights, if the run keeps one
                                  progress.safetensors    sequences known to be in each unit
                                  state.json              step, seed, digests, resolved config, ledger segments
                                  manifest.json           size and sha256 of the others; written last

@@ -46,7 +46,7 @@ class Fence:
         run: str,
         result_fields: dict[str, Any],
         *,
-        begun: bool,
+        keep_pins: bool,
         started_at: float | None = None,
         takeover: bool = False,
         key: str = RECORD,
@@ -55,7 +55,8 @@ class Fence:
         """Adds an attempt to the run; creates the run if it is new.
 
         Args:
-            begun: the run has a checkpoint. A run without one takes new result fields, data and vocabulary.
+            keep_pins: keep the result fields, data and vocabulary of the record. False for a run without a checkpoint,
+                which may still change all of them.
             started_at: when the command was started, seconds since the epoch; default now.
             takeover: fence off an attempt that seems alive.
             key: key of the record.
@@ -72,7 +73,7 @@ class Fence:
                 f"Run {run!r} is in use: attempt {other.number} on {other.host} (pid {other.pid}) {sign}. Wait for it, "
                 f"stop it, choose another `run:` name, or fence it off with `manta train --takeover`."
             )
-        if not begun:
+        if not keep_pins:
             record = replace(
                 record,
                 result_fields=result_fields,
@@ -90,7 +91,14 @@ class Fence:
         if takeover and tries > 1 and len(found) == len(record.attempts) - 1 > 0:
             # Nobody else has claimed the run: the conflict was a heartbeat of the attempt to be fenced off.
             return cls.claim(
-                store, run, result_fields, begun=begun, started_at=started_at, takeover=True, key=key, tries=tries - 1
+                store,
+                run,
+                result_fields,
+                keep_pins=keep_pins,
+                started_at=started_at,
+                takeover=True,
+                key=key,
+                tries=tries - 1,
             )
         raise RunInUseError(f"Run {run!r} was claimed by another command at this very moment. Wait for it or stop it.")
 

@@ -128,21 +128,21 @@ class Disruption:
     workers_after: int | None = None
     lost_s: float | None = None
 
-    def reached(self, phase: str, now: float) -> None:
+    def end_phase(self, phase: str, now: float) -> None:
         """Records the end of a phase of the restart. A repeated phase, as waiting for nodes is, is extended."""
         if self.lost_s is None:
             before = sum(seconds for name, seconds in self.phases.items() if name != phase)
             self.phases[phase] = max(0.0, now - self.ended_at - before)
 
-    def begun(self, restored_step: int, workers: int, now: float) -> None:
+    def restored(self, restored_step: int, workers: int, now: float) -> None:
         """Records that the next group has restored its state."""
         self.restored_step, self.workers_after = restored_step, workers
-        self.reached("state", now)
+        self.end_phase("state", now)
 
-    def stepped(self, step: int, now: float) -> None:
+    def step_done(self, step: int, now: float) -> None:
         """Records that the next group has completed `step`."""
         if self.lost_s is None and self.restored_step is not None and step > self.step:
-            self.reached("first_step", now)
+            self.end_phase("first_step", now)
             self.lost_s = now - self.last_report_at
 
     def summary(self) -> dict[str, Any]:

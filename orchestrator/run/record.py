@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from data.errors import ObjectNotFoundError
-from data.prepare import Pins
+from data.prepared import Pins
 from data.stores.store import Store
 from orchestrator.config.renamed import with_new_names
 from orchestrator.errors import UnknownRunError

@@ -14,7 +14,8 @@ from safetensors.numpy import load_file
 from cluster.local.s3 import LocalS3
 from data.feed.spec import FeedSpec
 from data.order.known_units import ExcludedDocuments, KnownUnits
-from data.prepare import PreparedData, prepare_data
+from data.prepare import prepare_data
+from data.prepared import PreparedData
 from data.stores.open import open_store
 from data.stores.store import Store
 from data.tokens.tokenizer import Tokenizer

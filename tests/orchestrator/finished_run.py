@@ -57,7 +57,7 @@ def finish(recipe: Path, step: int = STEP, seed: int = 0) -> tuple[RunConfig, to
     """Give the recipe's run a checkpoint of `step` with weights far from where training begins, and its record."""
     config = load_recipe(recipe)
     root, store = stores(config)
-    fence = Fence.claim(store, config.run, result_fields(config), begun=False)
+    fence = Fence.claim(store, config.run, result_fields(config), keep_pins=False)
     data = Run(config, root, store, fence.record).prepare(lambda line: None)
     fence.update(
         manifest=data.manifest.digest,

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from data.errors import TransientStoreError
@@ -15,6 +14,7 @@ from orchestrator.observe.event_files import HELD_OUT, TRAIN, HeldOutEvents, Tra
 from orchestrator.observe.tracker import Point, Tracked
 from orchestrator.run.ledger import StepLedger, StepRow
 from tests.orchestrator.event_reader import curves_in
+from tests.orchestrator.run.builders import step_row
 
 
 @pytest.fixture
@@ -24,12 +24,7 @@ def store(tmp_path: Path) -> LocalStore:
 
 def rows(first: int, last: int, attempt: int = 1) -> list[StepRow]:
     """Step s has loss 1 / s, and makes s tokens in half a second."""
-    return [
-        StepRow(
-            step, 1 / step, 0.1, 2.0, step * (step + 1) // 2, attempt, 0.5, 1e9 + step, np.arange(2, dtype=np.int64)
-        )
-        for step in range(first, last + 1)
-    ]
+    return [step_row(step, tokens=step * (step + 1) // 2, world_size=attempt) for step in range(first, last + 1)]
 
 
 def names(store: LocalStore) -> list[str]:
@@ -54,8 +49,8 @@ def test_every_step_of_every_segment(store: LocalStore) -> None:
 
 def test_a_step_whose_data_was_skipped_has_no_loss(store: LocalStore) -> None:
     ledger = StepLedger(store, 1, 0, [])
-    bad = StepRow(2, None, 0.1, None, 1, 1, 0.5, 0.0, np.arange(2, dtype=np.int64))
-    ledger.write([*rows(1, 1), bad, *rows(3, 3)])
+    skipped = step_row(2, loss=None, grad_norm=None, tokens=1)
+    ledger.write([*rows(1, 1), skipped, *rows(3, 3)])
     TrainingEvents(store).follow(ledger.segments)
     found = curves(store)
     assert [step for step, _ in found["loss"]] == [1, 3]

@@ -13,18 +13,14 @@ from orchestrator.config.load import load_recipe
 from orchestrator.observe.metrics import METRICS, Metric
 from orchestrator.run.goodput import CAUSES
 from orchestrator.run.progress import PHASES, Progress
-from orchestrator.run.record import Attempt
 from orchestrator.run.state import StepSeconds
 from orchestrator.run.summary import LiveSummary, live_summary
 from tests.orchestrator.finished_run import recipe_in
+from tests.orchestrator.run.builders import attempt
 
 ROOT = Path(__file__).parents[3]
 DASHBOARD = json.loads((ROOT / "docs/grafana-dashboard.json").read_text())
 WIRE_NAMES = {metric.wire_name for metric in METRICS}
-
-
-def attempt(number: int, **fields: Any) -> Attempt:
-    return Attempt(number, "host", "boot", 1, "1", 100.0 * number, 100.0 * number + 50, **fields)
 
 
 @pytest.fixture

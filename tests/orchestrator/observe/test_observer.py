@@ -42,7 +42,7 @@ def made(tmp_path: Path) -> Callable[..., tuple[Run, Fence]]:
         keys = [f"store.{name}={value}" for name, value in KEYS.items()]
         config: RunConfig = load_recipe(recipe_in(tmp_path), [*keys, *overrides])
         root, store = stores(config)
-        fence = Fence.claim(store, config.run, result_fields(config), begun=False)
+        fence = Fence.claim(store, config.run, result_fields(config), keep_pins=False)
         return Run(config, root, store, fence.record), fence
 
     return make

@@ -1,4 +1,4 @@
-"""Checkpoints: there once the manifest is, the newest by step wins, and damage is named and got around."""
+"""Checkpoints exist once their manifest does; the highest step is used; damaged ones are reported and passed over."""
 
 import hashlib
 import json
@@ -17,18 +17,13 @@ from orchestrator.run.checkpoint import (
     prune,
     write_checkpoint,
 )
-from orchestrator.run.record import Attempt, RunRecord
+from orchestrator.run.record import RunRecord
+from tests.orchestrator.run.builders import record_of
 
 FILES = {"model.safetensors": b"weights", "optimizer.safetensors": b"moments"}
 
 
-def record(*from_steps: int | None) -> RunRecord:
-    """A run whose attempts 1, 2, ... went on from these steps."""
-    attempts = [Attempt(i + 1, "h", "b", 1, "1", 0.0, 0.0, from_step=step) for i, step in enumerate(from_steps)]
-    return RunRecord("night", 0.0, {}, attempts=tuple(attempts))
-
-
-ALONE = record(0)
+ALONE = record_of(0)
 
 
 @pytest.fixture
@@ -67,11 +62,11 @@ def saver(store: LocalStore, tmp_path: Path) -> Saver:
     return Saver(store, tmp_path)
 
 
-def test_nothing_was_ever_saved(saver: Saver) -> None:
+def test_a_run_without_checkpoints(saver: Saver) -> None:
     assert list_checkpoints(saver.store) == [] and saver.newest() is None
 
 
-def test_all_files_are_fetched_where_none_is_named(saver: Saver, tmp_path: Path) -> None:
+def test_all_files_are_fetched_if_none_is_named(saver: Saver, tmp_path: Path) -> None:
     saver.save(200)
     folder = tmp_path / "whole"
     folder.mkdir()
@@ -103,16 +98,16 @@ def test_there_is_no_checkpoint_until_its_manifest_is_written(saver: Saver) -> N
     saver.save(100)
     seen: list[object] = []
 
-    def look() -> None:
+    def list_uploaded() -> None:
         uploaded = sorted(info.key.rpartition("/")[2] for info in saver.store.list("checkpoints/step-00000200"))
         seen.extend([uploaded, [name.step for name in list_checkpoints(saver.store)]])
 
-    saver.save(200, before_commit=look)
+    saver.save(200, before_commit=list_uploaded)
     assert seen == [["model.safetensors", "optimizer.safetensors", "state.json"], [100]]
     assert saver.newest() == 200
 
 
-def test_a_fenced_writer_leaves_nothing_to_be_seen(saver: Saver) -> None:
+def test_a_fenced_writer_leaves_no_checkpoint(saver: Saver) -> None:
     saver.save(100)
 
     def fence() -> None:
@@ -123,27 +118,27 @@ def test_a_fenced_writer_leaves_nothing_to_be_seen(saver: Saver) -> None:
     assert [name.step for name in list_checkpoints(saver.store)] == [100] and saver.newest() == 100
 
 
-def test_newest_is_the_highest_step_whenever_it_was_written(saver: Saver) -> None:
+def test_the_newest_is_the_highest_step_in_any_order_of_writing(saver: Saver) -> None:
     for step in (300, 99_999_999, 100, 100_000_000, 200):
         saver.save(step)
     assert [name.step for name in list_checkpoints(saver.store)] == [100, 200, 300, 99_999_999, 100_000_000]
     assert saver.newest() == 100_000_000
 
 
-def test_of_one_step_the_later_attempts_is_taken(saver: Saver) -> None:
+def test_of_two_at_one_step_the_later_attempts_is_used(saver: Saver) -> None:
     saver.save(10, attempt=10)
     saver.save(10, attempt=9)
     assert list_checkpoints(saver.store)[-1] == CheckpointName(10, 10)
 
 
-def test_what_a_fenced_attempt_wrote_beyond_the_fence_is_left_out(saver: Saver) -> None:
+def test_checkpoints_of_a_fenced_attempt_are_not_listed(saver: Saver) -> None:
     saver.save(100)
-    saver.save(150)  # committed after attempt 2 had gone on from 100
-    assert saver.newest(record(0, 100)) == 100
+    saver.save(150)  # committed after attempt 2 had continued from 100
+    assert saver.newest(record_of(0, 100)) == 100
     saver.save(120, attempt=2)
-    assert saver.newest(record(0, 100)) == 120
-    assert saver.newest(record(0, None)) == 150  # until attempt 2 says where it went on from
-    assert [str(name) for name in list_checkpoints(saver.store, record(0, 100))] == [
+    assert saver.newest(record_of(0, 100)) == 120
+    assert saver.newest(record_of(0, None)) == 150  # until attempt 2 records where it continued from
+    assert [str(name) for name in list_checkpoints(saver.store, record_of(0, 100))] == [
         "step-00000100-a1",
         "step-00000120-a2",
     ]
@@ -179,7 +174,7 @@ def damage(store: LocalStore, step: int, what: str) -> None:
 
 
 @pytest.mark.parametrize("what", DAMAGE)
-def test_a_damaged_one_is_named_and_the_one_before_it_used(
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(
     saver: Saver, what: str, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     saver.save(100)
@@ -193,7 +188,7 @@ def test_a_damaged_one_is_named_and_the_one_before_it_used(
         fetch_checkpoint(saver.store, CheckpointName(200, 1), tuple(FILES), tmp_path)
 
 
-def test_where_all_are_damaged_the_run_does_not_quietly_begin_again(saver: Saver) -> None:
+def test_if_all_are_damaged_the_run_does_not_silently_restart(saver: Saver) -> None:
     for step, what in ((100, "a file gone"), (200, "a bit flipped")):
         saver.save(step)
         damage(saver.store, step, what)
@@ -215,7 +210,7 @@ def test_pruning_keeps_the_newest(saver: Saver) -> None:
     assert [name.step for name in list_checkpoints(saver.store)] == [3, 10]
 
 
-def test_pruning_takes_the_manifest_first_so_that_none_is_ever_half_there(saver: Saver, tmp_path: Path) -> None:
+def test_pruning_deletes_the_manifest_first(saver: Saver, tmp_path: Path) -> None:
     deleted: list[str] = []
 
     class Watched(LocalStore):

@@ -1,4 +1,4 @@
-"""The fence when a conditional put is tried again: its own write is no other's, and another's is never its own."""
+"""The fence tells its own repeated conditional put from a write of another attempt."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from orchestrator.run.record import RECORD, RunRecord, load_record
 
 
 class LostAnswer(LocalStore):
-    """While `lost`, the next conditional put is written and then refused, as a retry is whose first try arrived.
+    """While `lost`, the next conditional put is written and then refused, like a retry whose first try succeeded.
 
-    `meanwhile` is what somebody else does between the two tries.
+    `meanwhile` runs between the two tries.
     """
 
     lost = False
 
     def meanwhile(self) -> None:
-        """Nothing, unless a test says so."""
+        """Replaced by tests."""
 
     def put_if_absent(self, key: str, data: bytes) -> str:
         return self._answer(super().put_if_absent(key, data))
@@ -46,11 +46,11 @@ def store(tmp_path: Path) -> LostAnswer:
 
 
 def claim(store: LocalStore) -> Fence:
-    return Fence.claim(store, "run", {}, begun=False)
+    return Fence.claim(store, "run", {}, keep_pins=False)
 
 
 def another_attempt(store: LocalStore) -> RunRecord:
-    """Take the run over as another machine would."""
+    """Takes the run over as another machine would."""
     record = load_record(store)
     newer = replace(record.last, number=record.last.number + 1, host="elsewhere")
     taken = replace(record, attempts=(*record.attempts, newer))
@@ -58,17 +58,17 @@ def another_attempt(store: LocalStore) -> RunRecord:
     return taken
 
 
-def test_an_update_whose_answer_was_lost_holds(store: LostAnswer) -> None:
+def test_an_update_with_a_lost_answer_succeeds(store: LostAnswer) -> None:
     fence = claim(store)
     store.lost = True
     fence.update(attempt={"step": 1})
     assert not store.lost and load_record(store) == fence.record and fence.record.last.step == 1
-    fence.update(attempt={"step": 2})  # with the etag of the write that was taken for its own
+    fence.update(attempt={"step": 2})  # with the etag of the write that was recognized as its own
     assert load_record(store).last.step == 2
 
 
 @pytest.mark.parametrize("prepare", [lambda store: None, claim], ids=["new run", "known run"])
-def test_a_claim_whose_answer_was_lost_holds(store: LostAnswer, prepare: Callable[[LocalStore], object]) -> None:
+def test_a_claim_with_a_lost_answer_succeeds(store: LostAnswer, prepare: Callable[[LocalStore], object]) -> None:
     prepare(store)
     store.lost = True
     fence = claim(store)
@@ -77,7 +77,7 @@ def test_a_claim_whose_answer_was_lost_holds(store: LostAnswer, prepare: Callabl
     assert load_record(store).last.step == 1
 
 
-def test_an_update_that_was_overwritten_meanwhile_is_fenced(store: LostAnswer) -> None:
+def test_an_update_that_another_attempt_overwrote_is_fenced(store: LostAnswer) -> None:
     fence = claim(store)
     store.lost, store.meanwhile = True, lambda: another_attempt(store)
     with pytest.raises(FencedError, match="attempt 2 on elsewhere"):
@@ -85,7 +85,7 @@ def test_an_update_that_was_overwritten_meanwhile_is_fenced(store: LostAnswer) -
     assert load_record(store).last.host == "elsewhere"
 
 
-def test_a_claim_that_was_overwritten_meanwhile_is_refused(store: LostAnswer) -> None:
+def test_a_claim_that_another_attempt_overwrote_is_refused(store: LostAnswer) -> None:
     store.lost, store.meanwhile = True, lambda: another_attempt(store)
     with pytest.raises(RunInUseError, match="claimed by another command"):
         claim(store)

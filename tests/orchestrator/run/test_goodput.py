@@ -1,4 +1,4 @@
-"""Goodput: whatever happens, the causes add up to the time that passed."""
+"""Goodput: the causes always add up to the time that passed."""
 
 from collections import defaultdict
 
@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.run.goodput import CAUSES, GoodputClock, add_up
-from orchestrator.run.record import Attempt
 from orchestrator.run.summary import goodput_of
+from tests.orchestrator.run.builders import attempt
 
 
 class FakeTime:
-    """A clock that stands still until it is moved on."""
+    """A clock that stands still until a test moves it."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -23,7 +23,7 @@ class FakeTime:
 
 causes = st.sampled_from(CAUSES)
 moves = st.tuples(st.just("pass"), st.integers(0, 1000))
-actions = st.one_of(
+any_action = st.one_of(
     moves,
     st.tuples(st.just("switch"), causes),
     st.tuples(st.just("enter"), causes),
@@ -31,13 +31,13 @@ actions = st.one_of(
 )
 
 
-@given(causes, st.lists(actions, max_size=60))
-def test_every_second_goes_to_the_cause_of_that_moment(first: str, summary: list[tuple[str, object]]) -> None:
+@given(causes, st.lists(any_action, max_size=60))
+def test_every_second_goes_to_the_cause_of_that_moment(first: str, actions: list[tuple[str, object]]) -> None:
     time = FakeTime()
     clock = GoodputClock(first, time)
     expected: dict[str, float] = defaultdict(float)
     stack, current, blocks = [], first, []
-    for action, value in summary:
+    for action, value in actions:
         if action == "pass":
             time.now += value
             expected[current] += value
@@ -57,7 +57,7 @@ def test_every_second_goes_to_the_cause_of_that_moment(first: str, summary: list
         assert {cause: s for cause, s in seconds.items() if s} == {cause: s for cause, s in expected.items() if s}
 
 
-def test_a_block_that_fails_gives_the_time_back() -> None:
+def test_a_block_that_raises_restores_the_previous_cause() -> None:
     time = FakeTime()
     clock = GoodputClock("training", time)
     with pytest.raises(ZeroDivisionError), clock.during("checkpoint"):
@@ -67,13 +67,13 @@ def test_a_block_that_fails_gives_the_time_back() -> None:
     assert clock.seconds() == {"checkpoint": 3, "training": 4}
 
 
-def test_what_was_told_does_not_change_afterwards() -> None:
+def test_returned_seconds_do_not_change_afterwards() -> None:
     time = FakeTime()
     clock = GoodputClock("training", time)
-    told = clock.seconds()
+    before = clock.seconds()
     time.now += 5
     clock.seconds()
-    assert told == {"training": 0}
+    assert before == {"training": 0}
 
 
 @given(st.lists(st.dictionaries(causes, st.integers(0, 1000)), max_size=6))
@@ -84,7 +84,7 @@ def test_ledgers_add_up_cause_by_cause(ledgers: list[dict[str, float]]) -> None:
         assert total[cause] == sum(ledger.get(cause, 0) for ledger in ledgers)
 
 
-def test_an_unknown_cause_is_no_silent_loss() -> None:
+def test_an_unknown_cause_raises() -> None:
     with pytest.raises(KeyError, match="lunch"):
         add_up([{"lunch": 1.0}])
 
@@ -94,7 +94,7 @@ def test_attempts_and_the_pauses_between_them_add_up_to_wall_time(lives: list[tu
     attempts, now = [], 5000.0
     for number, (goodput, pause) in enumerate(lives, 1):
         age = sum(goodput.values())
-        attempts.append(Attempt(number, "h", "b", 1, "1", now, now + age, goodput=goodput))
+        attempts.append(attempt(number, started_at=now, heartbeat_at=now + age, goodput=goodput))
         now += age + pause
     total = goodput_of(tuple(attempts))
     wall = total.pop("wall")

@@ -1,4 +1,4 @@
-"""The ledger: each step once, and an audit that finds every sample lost, doubled or out of its place."""
+"""The ledger has each step once; the audit finds every missing, duplicated or misplaced sample."""
 
 import hashlib
 import itertools
@@ -20,6 +20,7 @@ from data.order.sample_order import SampleOrder
 from data.stores.local import LocalStore
 from orchestrator.run.audit import audit
 from orchestrator.run.ledger import METRICS, StepLedger, StepRow, metrics_lines, read_segments
+from tests.orchestrator.run.builders import step_row
 
 ORDER = SampleOrder(3, [range(4), range(4, 7)], [2, 1], 2)
 COUNTS = np.array([5, 0, 3, 9, 4, 2, 7])
@@ -32,7 +33,7 @@ def expected_ids(steps: int) -> list[int]:
 
 def row(step: int, ids: Sequence[int] | None = None) -> StepRow:
     ids = expected_ids(step)[-BATCH:] if ids is None else ids
-    return StepRow(step, 1.0 / step, 0.1, 2.0, 100 * step, 1 + step % 2, 0.5, 1e9 + step, np.array(ids, np.int64))
+    return step_row(step, world_size=1 + step % 2, sample_ids=np.array(ids, np.int64))
 
 
 def segments_of(ids: Sequence[int], lengths: Sequence[int]) -> list[pa.Table]:
@@ -54,7 +55,7 @@ def by_counting(ids: Sequence[int], steps: int) -> tuple[int, int]:
     return sum(times - 1 for times in seen.values()), len(wanted - set(seen))
 
 
-def test_a_run_as_it_should_be() -> None:
+def test_a_correct_run() -> None:
     ids = expected_ids(12)
     result = audited(ids, 12)
     assert (result.expected, result.seen, result.duplicated, result.missing, result.in_order) == (48, 48, 0, 0, True)
@@ -80,15 +81,15 @@ def test_two_samples_swapped() -> None:
 
 
 @pytest.mark.parametrize("place, instead", [(13, 12), (40, 0), (2, 47)])
-def test_a_sample_seen_twice_in_the_place_of_another(place: int, instead: int) -> None:
-    """Twice in one segment, and in two of which the other is as it should be."""
+def test_a_sample_seen_twice_instead_of_another(place: int, instead: int) -> None:
+    """Twice in one segment, and in two segments of which one is correct."""
     ids = expected_ids(12)
     ids[place] = ids[instead]
     result = audited(ids, 12)
     assert (result.seen, result.duplicated, result.missing, result.in_order) == (48, 1, 1, False)
 
 
-def test_a_slot_that_nobody_filled() -> None:
+def test_a_position_without_a_sample() -> None:
     ids = expected_ids(12)
     ids[20] = -1
     result = audited(ids, 12)
@@ -101,7 +102,7 @@ def test_steps_missing_at_the_end() -> None:
     assert not result.in_order
 
 
-def test_steps_done_twice() -> None:
+def test_repeated_steps() -> None:
     ids = expected_ids(6)
     result = audited([*ids[: 3 * BATCH], *ids], 6, (3, 3, 3))
     assert (result.expected, result.seen, result.duplicated, result.missing) == (24, 36, 12, 0)
@@ -110,7 +111,7 @@ def test_steps_done_twice() -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(st.data())
-def test_any_damage_is_counted_as_counting_does(data: st.DataObject) -> None:
+def test_the_audit_agrees_with_plain_counting(data: st.DataObject) -> None:
     steps = 8
     whole = expected_ids(steps)
     assert len(set(whole)) == len(whole)
@@ -136,7 +137,7 @@ def rows(first: int, last: int) -> list[StepRow]:
     return [row(step) for step in range(first, last + 1)]
 
 
-def test_only_steps_that_are_not_there_yet_are_written(store: LocalStore) -> None:
+def test_only_new_steps_are_written(store: LocalStore) -> None:
     ledger = StepLedger(store, 1, 0, [])
     ledger.write(rows(1, 2))
     assert ledger.segments == ["00000001-00000002-a1.parquet"] and ledger.step == 2
@@ -159,7 +160,7 @@ def test_only_steps_that_are_not_there_yet_are_written(store: LocalStore) -> Non
         for s in (1, 2)
     ]
 
-    ledger.write(rows(1, 3))  # a snapshot brings along all rows since a checkpoint that it knows of
+    ledger.write(rows(1, 3))  # a snapshot holds all rows since the last checkpoint it knows of
     assert ledger.segments == ["00000001-00000002-a1.parquet", "00000003-00000003-a1.parquet"]
     assert [json.loads(line)["step"] for line in metrics_lines(store)] == [1, 2, 3]
 
@@ -173,7 +174,7 @@ def test_without_new_steps_no_segment_is_written(store: LocalStore) -> None:
 
 
 @pytest.mark.parametrize("failing", [1, 2])
-def test_a_write_that_failed_is_made_up_for_by_the_next(
+def test_a_failed_write_is_completed_by_the_next(
     failing: int, store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledger, calls = StepLedger(store, 1, 0, []), itertools.count(1)
@@ -192,7 +193,7 @@ def test_a_write_that_failed_is_made_up_for_by_the_next(
     assert audit(ORDER, COUNTS, BATCH, 4, read_segments(store, ledger.segments)).in_order
 
 
-def test_a_step_whose_data_was_left_out_has_its_samples_and_no_loss(store: LocalStore) -> None:
+def test_a_skipped_step_has_samples_and_no_loss(store: LocalStore) -> None:
     ledger = StepLedger(store, 1, 0, [])
     ledger.write([row(1), replace(row(2), loss=None, grad_norm=None), row(3)])
     assert [json.loads(line)["loss"] for line in metrics_lines(store)] == [1.0, None, pytest.approx(1 / 3)]
@@ -200,7 +201,7 @@ def test_a_step_whose_data_was_left_out_has_its_samples_and_no_loss(store: Local
 
 
 def test_a_resumed_run_has_each_step_once(store: LocalStore) -> None:
-    """Attempt 1 saved at 4 and got to 6 in metrics and ledger; attempt 2 goes on from 4."""
+    """Attempt 1 saved at 4 and got to 6 in metrics and ledger; attempt 2 continues from 4."""
     first = StepLedger(store, 1, 0, [])
     first.write(rows(1, 4))
     at_four = list(first.segments)
@@ -216,7 +217,7 @@ def test_a_resumed_run_has_each_step_once(store: LocalStore) -> None:
     assert (result.expected, result.seen, result.duplicated, result.missing, result.in_order) == (32, 32, 0, 0, True)
 
 
-def test_a_run_begun_anew_forgets_the_metrics_of_one_that_saved_nothing(store: LocalStore) -> None:
+def test_a_fresh_start_overwrites_metrics_without_a_checkpoint(store: LocalStore) -> None:
     store.put(METRICS, b'{"step": 1}\n{"step": 2}\n')
     StepLedger(store, 2, 0, []).write(rows(1, 1))
     assert [json.loads(line)["step"] for line in metrics_lines(store)] == [1]

@@ -1,4 +1,4 @@
-"""The record and its fence: one writer at a time, and a clear word to the one that has to stop."""
+"""The record and its fence: one writer at a time, and a clear error for the one that must stop."""
 
 import dataclasses
 import itertools
@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from data.errors import TransientStoreError
 from data.stores.local import LocalStore
 from orchestrator.errors import FencedError, RunInUseError, UnknownRunError
-from orchestrator.run import fence as run_record
+from orchestrator.run import fence as fence_module
 from orchestrator.run.fence import PRESUMED_DEAD_S, Fence, check_fence
 from orchestrator.run.record import RECORD, Attempt, RunRecord, load_record
+from tests.orchestrator.run.builders import record_of
 
 FIELDS = {"train.lr": 1e-3}
 
@@ -28,8 +29,8 @@ def store(tmp_path: Path) -> LocalStore:
     return LocalStore(str(tmp_path / "run"))
 
 
-def claim(store: LocalStore, *, begun: bool = True, takeover: bool = False) -> Fence:
-    return Fence.claim(store, "night", FIELDS, begun=begun, takeover=takeover)
+def claim(store: LocalStore, *, keep_pins: bool = True, takeover: bool = False) -> Fence:
+    return Fence.claim(store, "night", FIELDS, keep_pins=keep_pins, takeover=takeover)
 
 
 def rewrite_last(store: LocalStore, **fields: object) -> None:
@@ -54,8 +55,8 @@ def test_the_record_of_no_run(store: LocalStore) -> None:
         load_record(store)
 
 
-def test_a_claim_makes_the_run_and_its_first_attempt(store: LocalStore) -> None:
-    fence = claim(store, begun=False)
+def test_a_claim_creates_the_run_and_its_first_attempt(store: LocalStore) -> None:
+    fence = claim(store, keep_pins=False)
     record = load_record(store)
     assert record == fence.record
     assert (record.run, record.result_fields, record.last.number, record.last.status) == (
@@ -87,18 +88,18 @@ def test_updates_keep_what_they_do_not_name(store: LocalStore) -> None:
 
 def test_what_was_pinned_stays_pinned_once_the_run_has_begun(store: LocalStore) -> None:
     claim(store).update(manifest="m", tokenizer="t")
-    assert claim(store, begun=True).record.manifest == "m"
-    fresh = claim(store, begun=False).record
+    assert claim(store, keep_pins=True).record.manifest == "m"
+    fresh = claim(store, keep_pins=False).record
     assert (fresh.manifest, fresh.tokenizer, fresh.last.number) == (None, None, 3)
 
 
-def test_a_living_process_on_this_machine_keeps_its_run(
+def test_a_live_process_on_this_machine_keeps_its_run(
     store: LocalStore, other_process: subprocess.Popen[bytes]
 ) -> None:
     claim(store)
     pid = other_process.pid
     start = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    rewrite_last(store, pid=pid, pid_started=start, heartbeat_at=0.0)  # silent for ages, but there
+    rewrite_last(store, pid=pid, pid_started=start, heartbeat_at=0.0)  # no heartbeat for long, but the process is alive
     with pytest.raises(RunInUseError, match=rf"attempt 1 on .* \(pid {pid}\) is running on this machine.*--takeover"):
         claim(store)
     assert len(load_record(store).attempts) == 1
@@ -108,7 +109,9 @@ def test_a_dead_process_on_this_machine_is_taken_over_at_once(
     store: LocalStore, other_process: subprocess.Popen[bytes]
 ) -> None:
     claim(store)
-    rewrite_last(store, pid=other_process.pid, pid_started="1", heartbeat_at=time.time())  # another one has its number
+    rewrite_last(
+        store, pid=other_process.pid, pid_started="1", heartbeat_at=time.time()
+    )  # another process has the same pid
     assert claim(store).record.last.number == 2
 
     pid = other_process.pid
@@ -120,7 +123,9 @@ def test_a_dead_process_on_this_machine_is_taken_over_at_once(
 
 
 @pytest.mark.parametrize("silence_s, alive", [(1.0, True), (PRESUMED_DEAD_S - 2, True), (PRESUMED_DEAD_S + 1, False)])
-def test_an_attempt_on_another_machine_lives_by_its_signs(store: LocalStore, silence_s: float, alive: bool) -> None:
+def test_an_attempt_on_another_machine_is_alive_while_it_sends_heartbeats(
+    store: LocalStore, silence_s: float, alive: bool
+) -> None:
     claim(store)
     rewrite_last(store, host="elsewhere", boot_id="other", heartbeat_at=time.time() - silence_s)
     if alive:
@@ -131,52 +136,52 @@ def test_an_attempt_on_another_machine_lives_by_its_signs(store: LocalStore, sil
 
 
 @pytest.mark.parametrize("status", ["finished", "stopped", "failed"])
-def test_an_attempt_that_said_it_ended_is_not_waited_for(store: LocalStore, status: str) -> None:
+def test_an_attempt_that_recorded_its_end_is_not_waited_for(store: LocalStore, status: str) -> None:
     claim(store)
     rewrite_last(store, boot_id="other", status=status)
     assert claim(store).record.last.number == 2
 
 
-def test_a_takeover_fences_off_the_living(store: LocalStore) -> None:
+def test_a_takeover_fences_off_a_live_attempt(store: LocalStore) -> None:
     older = claim(store)
     rewrite_last(store, host="elsewhere", boot_id="other")
     newer = claim(store, takeover=True)
     check_fence(store, 2)
-    word = r"Attempt 1 of run 'night' stops: attempt 2 on .* has taken the run over.*manta show night"
-    with pytest.raises(FencedError, match=word):
+    message = r"Attempt 1 of run 'night' stops: attempt 2 on .* has taken the run over.*manta show night"
+    with pytest.raises(FencedError, match=message):
         check_fence(store, 1)
-    with pytest.raises(FencedError, match=word):
+    with pytest.raises(FencedError, match=message):
         older.update(attempt={"step": 5})
     newer.update(attempt={"step": 6})
-    with pytest.raises(FencedError, match=word):  # for ever, and without harm
+    with pytest.raises(FencedError, match=message):  # and again
         older.update(attempt={"status": "failed"})
     assert load_record(store) == newer.record and newer.record.last.step == 6
 
 
-def test_of_two_that_claim_at_once_one_gets_the_run(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second one claims after the first has looked and before it writes."""
-    for begun in (False, True):  # the run is new, then it is not
-        real, rival = run_record._this_attempt, []
+def test_of_two_simultaneous_claims_one_succeeds(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one claims after the first has read the record and before it writes."""
+    for keep_pins in (False, True):  # the run is new, then it is not
+        real, rival = fence_module._this_attempt, []
 
-        def interrupted(*args: object, real=real, rival=rival, begun=begun) -> Attempt:
+        def interrupted(*args: object, real=real, rival=rival, keep_pins=keep_pins) -> Attempt:
             if not rival:
                 rival.append(None)
-                rival[0] = claim(store, begun=begun)
+                rival[0] = claim(store, keep_pins=keep_pins)
             return real(*args)
 
         with monkeypatch.context() as patched:
-            patched.setattr(run_record, "_this_attempt", interrupted)
+            patched.setattr(fence_module, "_this_attempt", interrupted)
             with pytest.raises(RunInUseError, match="claimed by another command at this very moment"):
-                claim(store, begun=begun)
+                claim(store, keep_pins=keep_pins)
         rival[0].update(attempt={"step": 1})
         assert load_record(store) == rival[0].record
 
 
-@pytest.mark.parametrize(("signs", "held"), [(1, True), (run_record.CLAIM_TRIES, False)])
-def test_a_sign_of_life_in_between_does_not_keep_a_takeover_off(
-    store: LocalStore, monkeypatch: pytest.MonkeyPatch, signs: int, held: bool
+@pytest.mark.parametrize(("heartbeats", "succeeds"), [(1, True), (fence_module.CLAIM_TRIES, False)])
+def test_a_heartbeat_in_between_does_not_defeat_a_takeover(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, heartbeats: int, succeeds: bool
 ) -> None:
-    older, left, real = claim(store), [None] * signs, run_record._this_attempt
+    older, left, real = claim(store), [None] * heartbeats, fence_module._this_attempt
 
     def interrupted(*args: object) -> Attempt:
         if left:
@@ -184,8 +189,8 @@ def test_a_sign_of_life_in_between_does_not_keep_a_takeover_off(
             older.update(attempt={"step": len(left)})
         return real(*args)
 
-    monkeypatch.setattr(run_record, "_this_attempt", interrupted)
-    if held:
+    monkeypatch.setattr(fence_module, "_this_attempt", interrupted)
+    if succeeds:
         assert claim(store, takeover=True).record.last.number == 2
         with pytest.raises(FencedError):
             older.update()
@@ -195,7 +200,7 @@ def test_a_sign_of_life_in_between_does_not_keep_a_takeover_off(
 
 
 class Unanswered(LocalStore):
-    """A store whose conditional puts are done, and whose answers get lost `lost` times."""
+    """A store that performs conditional puts and loses the answers of the next `lost`."""
 
     lost = 0
 
@@ -207,7 +212,7 @@ class Unanswered(LocalStore):
         return answer
 
 
-def test_a_put_that_was_done_without_an_answer_fences_nobody_off(tmp_path: Path) -> None:
+def test_a_put_with_a_lost_answer_does_not_fence_its_own_attempt(tmp_path: Path) -> None:
     store = Unanswered(str(tmp_path))
     fence = claim(store)
     for number in range(3):
@@ -223,33 +228,28 @@ def test_a_put_that_was_done_without_an_answer_fences_nobody_off(tmp_path: Path)
     assert load_record(store) == newer.record
 
 
-def record_of(from_steps: list[int | None]) -> RunRecord:
-    attempts = [Attempt(i + 1, "h", "b", 1, "1", 0.0, 0.0, from_step=step) for i, step in enumerate(from_steps)]
-    return RunRecord("night", 0.0, {}, attempts=tuple(attempts))
-
-
 @pytest.mark.parametrize(
     "from_steps, attempt, step, belongs",
     [
         ([0], 1, 50, True),
         ([0, 100], 1, 100, True),
-        ([0, 100], 1, 101, False),  # written by the older one after the newer one had gone on from 100
+        ([0, 100], 1, 101, False),  # written by the older one after the newer one continued from 100
         ([0, 100], 2, 101, True),
         ([0, 100, 50], 2, 101, False),
         ([0, 100, 50], 1, 50, True),
         ([0, 100, 50], 1, 60, False),
-        ([0, None], 1, 500, True),  # the newer one has not said yet
+        ([0, None], 1, 500, True),  # the newer one has not recorded its step yet
         ([0, 0], 1, 1, False),
         ([0, 100, None, 200], 2, 200, True),
     ],
 )
 def test_what_belongs_to_the_run(from_steps: list[int | None], attempt: int, step: int, belongs: bool) -> None:
-    assert record_of(from_steps).continues(attempt, step) is belongs
+    assert record_of(*from_steps).continues(attempt, step) is belongs
 
 
 @given(st.data())
-def test_what_belongs_is_one_unbroken_line_of_steps(data: st.DataObject) -> None:
-    """Whoever replays the attempts, keeping at each start only what it went on from, is left with the same steps."""
+def test_the_steps_that_belong_to_the_run_have_no_gaps(data: st.DataObject) -> None:
+    """Replaying the attempts, dropping at each start the steps after its first, leaves the same steps."""
     kept: list[tuple[int, int]] = []  # (attempt, step), of steps in order
     written: list[tuple[int, int]] = []
     from_steps: list[int | None] = []
@@ -259,7 +259,7 @@ def test_what_belongs_is_one_unbroken_line_of_steps(data: st.DataObject) -> None
         steps = [(attempt, step) for step in range(start + 1, start + 1 + data.draw(st.integers(0, 5)))]
         kept = [(who, step) for who, step in kept if step <= start] + steps
         written += steps
-    record = record_of(from_steps)
+    record = record_of(*from_steps)
     assert [pair for pair in written if record.continues(*pair)] == kept
     assert [step for _, step in kept] == list(itertools.islice(itertools.count(1), len(kept)))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,7 +12,6 @@ from orchestrator.config.load import load_recipe
 from orchestrator.config.result_fields import result_fields
 from orchestrator.run.fence import Fence
 from orchestrator.run.progress import Progress
-from orchestrator.run.record import Attempt
 from orchestrator.run.run import Run, stores
 from orchestrator.run.state import StepSeconds
 from orchestrator.run.summary import (
@@ -26,6 +24,7 @@ from orchestrator.run.summary import (
     world_sizes,
 )
 from tests.orchestrator.finished_run import recipe_in
+from tests.orchestrator.run.builders import attempt
 
 
 @pytest.fixture
@@ -33,9 +32,9 @@ def run(tmp_path: Path) -> Run:
     """A run whose attempts have no checkpoint yet."""
     config = load_recipe(recipe_in(tmp_path), ["observe.peak_flops=1e9"])
     root, store = stores(config)
-    fence = Fence.claim(store, config.run, result_fields(config), begun=False)
+    fence = Fence.claim(store, config.run, result_fields(config), keep_pins=False)
     fence.update(attempt={"boot_id": "another machine", "status": "failed", "message": "the disk is full"})
-    fence = Fence.claim(store, config.run, result_fields(config), begun=False)
+    fence = Fence.claim(store, config.run, result_fields(config), keep_pins=False)
     disruption = {"cause": "node", "step": 1}
     fence.update(
         attempt={"status": "finished", "disruptions": [disruption], "decisions": [{"step": 0, "what": "start"}]}
@@ -78,10 +77,9 @@ def test_the_summary_of_a_live_run_has_the_same_fields_and_its_newest_step(run: 
 
 
 def test_an_attempt_without_a_heartbeat_has_died() -> None:
-    fields: dict[str, Any] = {"host": "h", "boot_id": "another machine", "pid": 1, "pid_started": "1"}
-    attempt = Attempt(number=1, started_at=0.0, heartbeat_at=0.0, status="running", **fields)
-    assert status_of(attempt) == "died"
-    assert status_of(replace(attempt, status="stopped")) == "stopped"
+    running = attempt(status="running")
+    assert status_of(running) == "died"
+    assert status_of(replace(running, status="stopped")) == "stopped"
 
 
 def test_world_sizes_are_listed_where_they_change() -> None:

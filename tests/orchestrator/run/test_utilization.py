@@ -1,4 +1,4 @@
-"""Utilization against numbers worked out by hand, and never made up where something is not known."""
+"""Utilization equals numbers computed by hand, and is None if an input is not known."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from model.size import flops_per_pair, flops_per_token
 from orchestrator.run.utilization import PEAKS, model_flops_per_token, peak_of, utilization
 
 
-def test_what_two_workers_do_of_what_they_can() -> None:
+def test_utilization_of_two_workers() -> None:
     # 1e9 FLOPs a token, 1000 tokens in 10 s: 1e11 FLOP/s of 2 x 1e12.
     assert utilization(1e9, 1000, 10.0, 20.0, 1e12) == (1e11, pytest.approx(0.05))
 
@@ -17,7 +17,7 @@ def test_a_change_of_size_counts_each_worker_for_its_own_time() -> None:
     assert utilization(1e9, 1000, 10.0, 5.0 + 15.0, 1e12).mfu == pytest.approx(0.05)
 
 
-def test_what_is_not_known_is_null() -> None:
+def test_unknown_inputs_give_none() -> None:
     assert utilization(None, 1000, 10.0, 20.0, 1e12) == (None, None)
     assert utilization(1e9, 1000, 10.0, 20.0, None) == (1e11, None)
     assert utilization(1e9, 0, 0.0, 0.0, 1e12) == (None, None)
@@ -47,7 +47,7 @@ def test_what_is_not_known_is_null() -> None:
         ("", None, None),
     ],
 )
-def test_peaks_by_the_names_that_cuda_gives(device: str, bf16: float | None, fp32: float | None) -> None:
+def test_peaks_by_device_name(device: str, bf16: float | None, fp32: float | None) -> None:
     assert (peak_of([device], "bf16"), peak_of([device], "fp32")) == (bf16, fp32)
 
 
@@ -57,7 +57,7 @@ def test_every_peak_can_be_found_and_has_a_source() -> None:
         assert peak.source
 
 
-def test_attempts_on_other_devices_have_no_peak_in_common() -> None:
+def test_attempts_on_different_devices_have_no_peak() -> None:
     assert peak_of(["NVIDIA L4", "", "NVIDIA L4"], "bf16") == 121e12
     assert peak_of(["NVIDIA L4", "Tesla T4"], "fp32") is None
     assert peak_of(["NVIDIA L4", "Tesla T4"], "fp32", override=1e12) == 1e12
