@@ -38,7 +38,8 @@ import harness
 import numpy as np
 from harness import Command, FinishedRun, Verdict
 
-from data.prepare import Pins, prepare_data
+from data.prepare import prepare_data
+from data.prepared import Pins
 from data.shards.unit_rows import load_cached
 from data.tokens.unit import stream_of
 from orchestrator.config.load import load_recipe

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from data.cleaning.config import DedupSteps, FunctionStep, SegmentStep, Step, TextStep, name_of
+from data.cleaning.fingerprint import min_hash
 from data.cleaning.steps import Clean, step_function
 from data.errors import CleaningError, InputError
 
@@ -121,8 +122,6 @@ def check_steps(steps: Sequence[Step], where: str = "data.cleaning") -> None:
             if not isinstance(step, DedupSteps):
                 step_function(step, segmented=False)
             elif step.step == "near_dedup":
-                from data.cleaning.fingerprint import min_hash
-
                 min_hash("", step)
         except InputError as error:
             problems.append(f"{where}.{index} ({name_of(step)}): {error}")

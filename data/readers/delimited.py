@@ -24,13 +24,13 @@ class _CsvLines:
         self.row_bytes = 0
 
     def __iter__(self) -> Iterator[str]:
-        for place, line in self._lines:
+        for location, line in self._lines:
             if self.row_bytes == 0:
-                self.row = place
+                self.row = location
             self.row_bytes += len(line)
             if self.row_bytes > self._reading.record_limit:
                 raise self._reading.too_long(self.row, f"{SPLIT_REMEDY} A quote that is never closed looks the same.")
-            yield self._reading.text(line, place)
+            yield self._reading.text(line, location)
 
 
 def read_delimited(stream: UnpackedStream, reading: Reading, delimiter: str) -> Iterator[RawDocument]:
@@ -48,12 +48,12 @@ def read_delimited(stream: UnpackedStream, reading: Reading, delimiter: str) -> 
             what = "the header has no column" if source.header else "the first row has no column"
             raise reading.bad(top, f"{what} '{column}'. {near_names(column, header)} Set {field}.")
     at = [header.index(column) for column in source.columns.values()]
-    for place, row in rows if source.header else chain([(top, first)] if first else [], rows):
+    for location, row in rows if source.header else chain([(top, first)] if first else [], rows):
         if len(row) != len(header):
             found = f"{len(row)} fields where the {'header' if source.header else 'first row'} has {len(header)}"
             remedy = "Quote fields that hold the delimiter, a quote or a line break."
-            raise reading.bad(place, f"{found}: {shortened(row)}. {remedy}")
-        yield place, [row[index] for index in at]
+            raise reading.bad(location, f"{found}: {shortened(row)}. {remedy}")
+        yield location, [row[index] for index in at]
 
 
 def _csv_rows(rows: Iterable[list[str]], lines: _CsvLines, reading: Reading) -> Iterator[tuple[Location, list[str]]]:

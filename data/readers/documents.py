@@ -69,8 +69,8 @@ def read_documents(
     try:
         with ExitStack() as stack:
             files = [stack.enter_context(ShardFile(pinned.path, store)) for pinned in unit.pinned]
-            for index, (place, values) in enumerate(_raw_documents(files, unit, source, reading)):
-                document = _document(index, values, place, source, reading)
+            for index, (location, values) in enumerate(_raw_documents(files, unit, source, reading)):
+                document = _document(index, values, location, source, reading)
                 if document is not None:
                     yield document
     except ObjectNotFoundError:
@@ -87,10 +87,12 @@ def _check_pinned(unit: Unit, store: StoreConfig) -> None:
             raise ShardChangedError(f"{change}. Restore the shard, or start a new run to train on what is there now.")
 
 
-def _document(index: int, values: Values, place: Location, source: SourceConfig, reading: Reading) -> Document | None:
+def _document(
+    index: int, values: Values, location: Location, source: SourceConfig, reading: Reading
+) -> Document | None:
     """The document in a row, or None where the row is empty; counts it in the report."""
-    text = reading.document(values[0], place)
-    input_text = reading.document(values[1], place) if source.has_pairs and text else None
+    text = reading.document(values[0], location)
+    input_text = reading.document(values[1], location) if source.has_pairs and text else None
     if not text or input_text == "":
         reading.report.empty += 1
         return None
@@ -98,7 +100,7 @@ def _document(index: int, values: Values, place: Location, source: SourceConfig,
     reading.report.bytes += len(text.encode()) + len((input_text or "").encode())
     group = None
     if source.split_column is not None:
-        group = "" if values[-1] is None else reading.text(values[-1], place)
+        group = "" if values[-1] is None else reading.text(values[-1], location)
     return Document(text, index, input_text, group)
 
 

@@ -12,33 +12,36 @@ from data.readers.unpack import UnpackedStream
 
 def read_json_lines(stream: UnpackedStream, reading: Reading) -> Iterator[RawDocument]:
     """The documents of a jsonl shard. Blank lines are skipped."""
-    for place, line in stream.lines(reading.record_limit, f"{SPLIT_REMEDY} Is it one JSON object a line?"):
+    for location, line in stream.lines(reading.record_limit, f"{SPLIT_REMEDY} Is it one JSON object a line?"):
         if not line.strip():
             continue
-        record = _json_object(reading.text(line, place), place, reading)
-        yield place, [_json_value(record, field, key, place, reading) for field, key in reading.source.columns.items()]
+        record = _json_object(reading.text(line, location), location, reading)
+        yield (
+            location,
+            [_json_value(record, field, key, location, reading) for field, key in reading.source.columns.items()],
+        )
 
 
-def _json_value(record: dict[str, Any], field: str, key: str, place: Location, reading: Reading) -> str | None:
+def _json_value(record: dict[str, Any], field: str, key: str, location: Location, reading: Reading) -> str | None:
     if key not in record:
-        raise reading.bad(place, f"no key '{key}'. {near_names(key, record)} Set {field}.")
+        raise reading.bad(location, f"no key '{key}'. {near_names(key, record)} Set {field}.")
     value = record[key]
     if value is None or isinstance(value, str):
         return value
     if field == "split_column":  # any value that can be compared
         return json.dumps(value, sort_keys=True)
     raise reading.bad(
-        place, f"'{key}' is {shortened(value)}, not a string. Set {field} to the key that holds the text."
+        location, f"'{key}' is {shortened(value)}, not a string. Set {field} to the key that holds the text."
     )
 
 
-def _json_object(text: str, place: Location, reading: Reading) -> dict[str, Any]:
+def _json_object(text: str, location: Location, reading: Reading) -> dict[str, Any]:
     try:
         record = json.loads(text)
     except (ValueError, RecursionError) as error:
         reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else reason_of(error)
         shown = shortened(text.strip())
-        raise reading.bad(place, f"not JSON ({reason}): {shown}. Write one JSON object a line.") from None
+        raise reading.bad(location, f"not JSON ({reason}): {shown}. Write one JSON object a line.") from None
     if not isinstance(record, dict):
-        raise reading.bad(place, f"not a JSON object: {shortened(record)}. Write one JSON object a line.")
+        raise reading.bad(location, f"not a JSON object: {shortened(record)}. Write one JSON object a line.")
     return record

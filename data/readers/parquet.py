@@ -59,9 +59,9 @@ def read_parquet(file: ShardFile, row_group: int, reading: Reading) -> Iterator[
                 yield Location(f"row group {row_group}, row {row}"), [value.as_py() for value in of_row]
                 row += 1
     except (pa.ArrowException, OSError) as error:
-        place = Location(f"row group {row_group}, after row {row}")
+        location = Location(f"row group {row_group}, after row {row}")
         raise reading.bad(
-            place, f"truncated or damaged Parquet ({reason_of(error)}). Write the shard again."
+            location, f"truncated or damaged Parquet ({reason_of(error)}). Write the shard again."
         ) from error
 
 

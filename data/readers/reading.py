@@ -94,29 +94,29 @@ class Reading:
         """Most bytes of a line or row that holds a document: all of it \\u-escaped, and other fields."""
         return 6 * self.limit + 65536
 
-    def bad(self, place: Location | None, problem: str) -> BadShardError:
+    def bad(self, location: Location | None, problem: str) -> BadShardError:
         """The error for `problem`, which ends in a remedy."""
-        return BadShardError(f"{self.path}, {place.name}: {problem}" if place else f"{self.path}: {problem}")
+        return BadShardError(f"{self.path}, {location.name}: {problem}" if location else f"{self.path}: {problem}")
 
-    def too_long(self, place: Location | None, remedy: str) -> BadShardError:
+    def too_long(self, location: Location | None, remedy: str) -> BadShardError:
         """The error for a document above the limit."""
-        return self.bad(place, f"a document of more than data.max_document_bytes={self.limit:,} bytes. {remedy}")
+        return self.bad(location, f"a document of more than data.max_document_bytes={self.limit:,} bytes. {remedy}")
 
-    def document(self, data: bytes | str | None, place: Location) -> str:
+    def document(self, data: bytes | str | None, location: Location) -> str:
         """A document's text; "" for null and for white space alone.
 
         Raises:
             BadShardError: it is longer than the limit, or is not valid text.
         """
-        text = "" if data is None else self.text(data, place)
+        text = "" if data is None else self.text(data, location)
         if not text or text.isspace():
             return ""
         size = len(text.encode())
         if size > self.limit:
-            raise self.too_long(place, SPLIT_REMEDY)
+            raise self.too_long(location, SPLIT_REMEDY)
         return text
 
-    def text(self, data: bytes | str, place: Location) -> str:
+    def text(self, data: bytes | str, location: Location) -> str:
         """`data` as text that UTF-8 can encode. Invalid parts are refused, or replaced and counted, as configured.
 
         Raises:
@@ -129,7 +129,7 @@ class Reading:
             return data
         except UnicodeError as error:
             if self.limits.invalid_utf8 == "refuse":
-                raise self.bad(place, f"{_invalid(error, place)}. {_UTF8_REMEDY}") from None
+                raise self.bad(location, f"{_invalid(error, location)}. {_UTF8_REMEDY}") from None
         if isinstance(data, bytes):
             text, there = data.decode(errors="replace"), data.count(_REPLACEMENT.encode())
         else:
@@ -138,9 +138,13 @@ class Reading:
         return text
 
 
-def _invalid(error: UnicodeError, place: Location) -> str:
+def _invalid(error: UnicodeError, location: Location) -> str:
     if isinstance(error, UnicodeDecodeError):
-        at = f"byte {error.start} of the value" if place.offset is None else f"byte offset {place.offset + error.start}"
+        at = (
+            f"byte {error.start} of the value"
+            if location.offset is None
+            else f"byte offset {location.offset + error.start}"
+        )
         return f"invalid UTF-8 at {at}: {error.object[error.start : error.start + 8]!r}"
     assert isinstance(error, UnicodeEncodeError)
     # JSON can spell half of a surrogate pair ("\\ud800"), which UTF-8 cannot encode.

@@ -14,7 +14,7 @@ _Block = tuple[Location, bytes]
 def read_text(stream: UnpackedStream, reading: Reading) -> Iterator[RawDocument]:
     """The documents of a txt shard, cut as the source's field `document` says."""
     cut = {"file": _whole_file, "paragraph": _paragraphs, "line": _lines}[reading.source.document]
-    return ((place, (data,)) for place, data in cut(stream, reading))
+    return ((location, (data,)) for location, data in cut(stream, reading))
 
 
 def read_aligned_lines(stream: UnpackedStream, inputs: UnpackedStream, reading: Reading) -> Iterator[RawDocument]:
@@ -46,9 +46,9 @@ def _paragraphs(stream: UnpackedStream, reading: Reading) -> Iterator[_Block]:
     remedy = "Blank lines separate paragraphs here. Set document: line for this source, or raise the limit."
     first, size = Location(""), 0
     parts: list[bytes] = []
-    for place, line in stream.lines(reading.limit, remedy):
+    for location, line in stream.lines(reading.limit, remedy):
         if line.strip():
-            first = first if parts else place
+            first = first if parts else location
             parts.append(line)
             size += len(line)
             if size > reading.limit + 2:
@@ -61,5 +61,5 @@ def _paragraphs(stream: UnpackedStream, reading: Reading) -> Iterator[_Block]:
 
 
 def _lines(stream: UnpackedStream, reading: Reading) -> Iterator[_Block]:
-    for place, line in stream.lines(reading.limit, SPLIT_REMEDY):
-        yield place, line.rstrip(b"\r\n")
+    for location, line in stream.lines(reading.limit, SPLIT_REMEDY):
+        yield location, line.rstrip(b"\r\n")

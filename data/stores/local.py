@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import hashlib
 import os
@@ -207,8 +208,6 @@ def _sync_folder(path: str) -> None:
 
 @contextlib.contextmanager
 def _folder_lock(path: str) -> Iterator[None]:
-    import fcntl
-
     with open(os.path.join(os.path.dirname(path), _LOCK), "ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # released by the close, also when the process is killed
         yield

@@ -14,7 +14,7 @@ from cluster.ray_nodes import driver_node_id, on_node, quiet_driver, root_cause
 from data.errors import MantaError
 from data.feed.feeder import Feeder
 from data.order.sample_order import UNKNOWN
-from data.prepare import PreparedData
+from data.prepared import PreparedData
 from orchestrator.config.result_fields import resolved
 from orchestrator.console import Console
 from orchestrator.driver.attempt_record import AttemptRecord

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from data.errors import InputError
-from data.prepare import Pins, PreparedData, prepare_data
+from data.prepare import prepare_data
+from data.prepared import Pins, PreparedData
 from data.stores.store import Store
 from data.tokens.tokenizer import Tokenizer
 from model.eager import skip_compiler

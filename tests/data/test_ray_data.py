@@ -39,7 +39,7 @@ def test_ray_data_still_has_the_setting_for_order() -> None:
 
 @pytest.fixture
 def data_context() -> Iterator[DataContext]:
-    """This process's Ray Data settings; what a test changes is put back."""
+    """This process's Ray Data settings, restored after the test."""
     context = DataContext.get_current()
     before = {name: getattr(context, name) for name in SETTINGS}
     order = context.execution_options.preserve_order

@@ -1,4 +1,4 @@
-"""Steps over a data set: duplicates against brute force, keys, reports, what a run is pinned to; once in Ray Data."""
+"""Cleaning a data set: duplicates against brute force, cache keys, reports and pins; once in Ray Data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from data.cleaning.identity import identity
 from data.cleaning.units import FOLDER, Cleaning, load_removed, store_removed
 from data.config import DataConfig, StoreConfig
 from data.errors import BadShardError, CleaningError, InputError
-from data.prepare import Pins, PreparedData, prepare_data
+from data.prepare import prepare_data
+from data.prepared import Pins, PreparedData
 from data.readers.documents import is_held_out
 from data.shards.build import build_manifest
 from data.shards.manifest import Manifest, Unit
@@ -39,15 +40,15 @@ DEDUP, LOWER = {"step": "dedup"}, {"step": "lowercase"}
 
 
 class Corpus:
-    """Shards with a document a line, and a store beside them."""
+    """Shards with one document per line, and a store."""
 
     def __init__(self, folder: Path, shards: Sequence[Sequence[str]]) -> None:
         self.shards, self.folder, self.store = shards, folder, LocalStore(str(folder / "store"))
-        self.told: list[str] = []
+        self.logged: list[str] = []
         (folder / "shards").mkdir(exist_ok=True)
         for number, lines in enumerate(shards):
             path, text = folder / "shards" / f"{number:03}.txt", "".join(line + "\n" for line in lines)
-            if not path.exists() or path.read_text() != text:  # written again, it would be another shard
+            if not path.exists() or path.read_text() != text:  # rewriting it would change the shard
                 path.write_text(text)
 
     def config(self, *steps: dict[str, Any], **fields: Any) -> DataConfig:
@@ -59,9 +60,9 @@ class Corpus:
         return build_manifest(config.sources, StoreConfig())
 
     def prepare(self, *steps: dict[str, Any], pins: Pins | None = None, **fields: Any) -> PreparedData:
-        self.told.clear()
+        self.logged.clear()
         return prepare_data(
-            self.config(*steps, **fields), StoreConfig(), self.store, pins or Pins(), self.told.append,
+            self.config(*steps, **fields), StoreConfig(), self.store, pins or Pins(), self.logged.append,
             lambda *_: None, lambda: None,
         )  # fmt: skip
 
@@ -82,7 +83,7 @@ def documents_in(stream: np.ndarray) -> list[str]:
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What Ray Data tasks would do is done here, one unit after the other."""
+    """Makes rows in this process instead of Ray Data tasks, one unit after the other."""
 
     def made(units: Sequence[Unit], make: Callable[[Unit], pa.Table]) -> Iterator[pa.Table]:
         return map(make, units)
@@ -91,7 +92,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def decided(folder: Path, shards: Sequence[Sequence[str]], *steps: dict[str, Any]) -> list[list[int]]:
-    """For every shard, the documents that go."""
+    """For every shard, the documents that are removed."""
     corpus = Corpus(folder, shards)
     config = corpus.config(*steps)
     manifest = corpus.manifest(config)
@@ -105,7 +106,7 @@ def decided(folder: Path, shards: Sequence[Sequence[str]], *steps: dict[str, Any
 
 
 def brute_force(texts: list[str], views: Sequence[Callable[[str], str]]) -> set[int]:
-    """Documents that go: one view of the texts after the other, all pairs, held-out documents first."""
+    """The documents to remove, by a comparison of all pairs step by step, held-out documents first."""
     order = [n for n, t in enumerate(texts) if is_held_out(t, FRACTION)]
     order += [n for n, t in enumerate(texts) if not is_held_out(t, FRACTION)]
     gone: set[int] = set()
@@ -158,9 +159,11 @@ def test_no_near_copy_of_a_held_out_document_is_trained_on(tmp_path: Path) -> No
 def test_the_pass_is_the_same_from_the_cache_and_is_done_once(in_process: None, tmp_path: Path) -> None:
     corpus = Corpus(tmp_path, [["a", "b", "a"], ["B", "c", "b"]])
     first = corpus.prepare(LOWER, DEDUP)
-    assert "duplicates: 3 of 6 documents" in corpus.told
+    assert "duplicates: 3 of 6 documents" in corpus.logged
     again = corpus.prepare(LOWER, DEDUP)
-    assert "duplicates: found from an earlier run" in corpus.told and again.job.cleaning == replace_store(first, again)
+    assert "duplicates: found from an earlier run" in corpus.logged and again.job.cleaning == replace_store(
+        first, again
+    )
     for key in [info.key for info in corpus.store.list(f"{FOLDER}/for/")]:
         corpus.store.delete(key)
     third = corpus.prepare(LOWER, DEDUP)
@@ -196,7 +199,7 @@ def test_a_data_set_with_steps_from_shards_to_report(in_process: None, tmp_path:
     characters = sum(len(line) for shard in shards for line in shard)
     assert characters - sum(row["characters_removed"] for row in report) == sum(map(len, train + held_out))
     assert f"; {total - 60} removed by data.cleaning" in prepared.summary()
-    assert f"step length: 2 of {total} documents removed, 6 of {characters:,} characters removed" in corpus.told
+    assert f"step length: 2 of {total} documents removed, 6 of {characters:,} characters removed" in corpus.logged
     assert json.loads(json.dumps(prepared.cleaning_pin()))["report"] == report
 
 
@@ -218,24 +221,26 @@ def test_tokens_of_a_shard_stay_when_another_is_added_that_takes_nothing_from_it
     assert keys[0] == keys[1] and before.manifest.digest != after.manifest.digest
     (tmp_path / "shards" / "000.txt").write_text("d\nb\n")
     changed = Corpus(tmp_path, []).prepare(DEDUP, validation_fraction=0)
-    assert changed.job.cache_key(changed.manifest.unit(2)) != keys[0][2]  # it loses its d
+    assert changed.job.cache_key(changed.manifest.unit(2)) != keys[0][2]  # its document "d" is now removed
 
 
 def key(*steps: dict[str, Any], duplicates: str | None = None, store: LocalStore | None = None) -> str:
-    """The cache key of a unit; with `steps` as `prepare_data` would have it."""
+    """The cache key of a unit, with `steps` as `prepare_data` would pass them."""
     source = {"path": "s3://bucket/prefix", "document": "line"}
     config = DataConfig.model_validate({"sources": [source], "cleaning": steps})
-    unit = Unit(3, 2, 0, "s3://bucket/x.txt", 10, "e", 10, None)
+    unit = Unit(
+        ordinal=3, shard=2, source=0, path="s3://bucket/x.txt", size=10, etag="e", unit_bytes=10, row_group=None
+    )
     cache = store or LocalStore("/cache")
     cleaning = Cleaning(config.cleaning, identity(config.cleaning), duplicates, cache) if steps else None
     return TokenizeJob(config, StoreConfig(), BYTES, cache, cleaning=cleaning).cache_key(unit)
 
 
-def test_the_key_without_steps_is_what_it_always_was() -> None:
+def test_the_key_without_steps_is_pinned() -> None:
     assert key() == "df/dfefdcaa0a24f33b1b7925002b7db3b20c733cd8bae7bc33f9498f6246c8c8fa.arrow"
 
 
-def test_keys_hang_on_steps_their_order_and_what_they_drop_here(tmp_path: Path) -> None:
+def test_keys_depend_on_steps_their_order_and_what_they_remove_in_the_unit(tmp_path: Path) -> None:
     store = LocalStore(str(tmp_path))
     here, more, elsewhere = (
         store_removed(store, {unit: {0: np.array(documents, np.uint32)}})
@@ -256,7 +261,7 @@ def test_keys_hang_on_steps_their_order_and_what_they_drop_here(tmp_path: Path) 
     assert keys[-1] == key(DEDUP, duplicates=store_removed(store, {}), store=store)
 
 
-def test_which_documents_are_duplicates_is_kept_and_watched(tmp_path: Path) -> None:
+def test_the_artifact_of_duplicates_is_stored_and_checked(tmp_path: Path) -> None:
     store = LocalStore(str(tmp_path))
     digest = store_removed(store, {7: {0: np.array([1, 5], np.uint32), 2: np.array([9], np.uint32)}})
     removed = load_removed(store, digest)
@@ -279,7 +284,7 @@ def test_which_documents_are_duplicates_is_kept_and_watched(tmp_path: Path) -> N
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A module of the user's in the folder of the command."""
+    """A user's module in the current folder."""
     path = tmp_path / "own_steps_of_a_data_set.py"
     path.write_text("def clean(text):\n    return text.replace('x', 'y')\n")
     monkeypatch.chdir(tmp_path)
@@ -292,7 +297,7 @@ OWN = {"step": "function", "path": "own_steps_of_a_data_set.clean"}
 
 
 def change(module: Path, text: str) -> None:
-    """As another process would find it."""
+    """Imports the module anew, as another process would."""
     module.write_text(text)
     forget(module.stem)
 
@@ -303,7 +308,7 @@ def forget(module: str) -> None:
     cleaner.cache_clear()
 
 
-def test_a_run_goes_on_only_with_the_code_it_was_begun_with(in_process: None, own: Path, tmp_path: Path) -> None:
+def test_a_run_continues_only_with_the_code_it_was_started_with(in_process: None, own: Path, tmp_path: Path) -> None:
     corpus = Corpus(tmp_path, [["ax", "bx"], ["cx"]])
     begun = corpus.prepare(OWN, DEDUP, validation_fraction=0)
     pins = Pins(begun.manifest.digest, begun.tokenizer.digest, None, begun.cleaning_pin())
@@ -327,7 +332,7 @@ def test_a_machine_with_other_code_refuses_to_clean(own: Path, tmp_path: Path) -
         load_or_tokenize(unit, job)
 
 
-def test_a_function_that_fails_is_told_with_shard_and_document(in_process: None, own: Path, tmp_path: Path) -> None:
+def test_a_function_that_fails_is_reported_with_shard_and_document(in_process: None, own: Path, tmp_path: Path) -> None:
     change(own, "def clean(text):\n    return text if text != 'bad' else 1 / 0\n")
     corpus = Corpus(tmp_path, [["fine", "", "bad"]])
     for steps in ([OWN], [OWN, DEDUP]):
@@ -335,14 +340,14 @@ def test_a_function_that_fails_is_told_with_shard_and_document(in_process: None,
             corpus.prepare(*steps)
 
 
-def test_steps_that_cannot_work_are_named_before_a_shard_is_looked_at(tmp_path: Path) -> None:
+def test_steps_that_cannot_work_are_named_before_a_shard_is_read(tmp_path: Path) -> None:
     corpus = Corpus(tmp_path, [["a"]])
     with pytest.raises(InputError, match=r"data\.cleaning\.1 \(function no_such_module\.f\): importing no_such_module"):
         corpus.prepare(LOWER, {"step": "function", "path": "no_such_module.f"})
-    assert corpus.told == [] and list(corpus.store.list()) == []
+    assert corpus.logged == [] and list(corpus.store.list()) == []
 
 
-def test_bad_shards_are_named_by_the_pass_or_left_out_of_it(in_process: None, tmp_path: Path) -> None:
+def test_bad_shards_are_named_or_skipped(in_process: None, tmp_path: Path) -> None:
     corpus = Corpus(tmp_path, [["a", "b"], ["a", "c"]])
     (tmp_path / "shards" / "000.txt").write_bytes(b"a\n\xff\n")
     with pytest.raises(BadShardError, match=r"000\.txt.*invalid UTF-8"):
@@ -350,13 +355,13 @@ def test_bad_shards_are_named_by_the_pass_or_left_out_of_it(in_process: None, tm
     left = corpus.prepare(DEDUP, validation_fraction=0, on_bad_shard="skip")
     assert len(left.skipped()) == 1 and list(corpus.store.list(f"{FOLDER}/for/")) == []
     rows = left.step_report()
-    assert (rows[0]["documents"], rows[0]["documents_removed"]) == (2, 0)  # its a is nobody's copy
+    assert (rows[0]["documents"], rows[0]["documents_removed"]) == (2, 0)  # its "a" is not a copy
 
 
 def test_streaming_says_that_duplicates_need_a_pass_over_everything(in_process: None, tmp_path: Path) -> None:
     corpus = Corpus(tmp_path, [["a", "b"], ["a", "c"]])
     streaming = corpus.prepare(DEDUP, prepare="streaming", validation_fraction=0)
-    assert any("all units are read now" in line for line in corpus.told)
+    assert any("all units are read now" in line for line in corpus.logged)
     assert streaming.unit_table is None and streaming.step_report() == []
     ahead = corpus.prepare(DEDUP, validation_fraction=0)
     assert [ahead.job.cache_key(ahead.manifest.unit(n)) for n in (0, 1)] == [
@@ -364,13 +369,13 @@ def test_streaming_says_that_duplicates_need_a_pass_over_everything(in_process: 
     ]
 
 
-def test_steps_that_leave_nothing_are_said_to_be_why(in_process: None, tmp_path: Path) -> None:
+def test_steps_that_leave_nothing_are_named_as_the_reason(in_process: None, tmp_path: Path) -> None:
     corpus = Corpus(tmp_path, [["a", "b"]])
     with pytest.raises(InputError, match=r"or data\.cleaning removes them"):
         corpus.prepare({"step": "length", "min_chars": 5})
 
 
-def test_fingerprints_are_kept_and_damaged_ones_made_again(tmp_path: Path) -> None:
+def test_fingerprints_are_cached_and_damaged_ones_made_again(tmp_path: Path) -> None:
     corpus = Corpus(tmp_path, [["a", "b", "a"]])
     config = corpus.config(LOWER, DEDUP, {"step": "near_dedup"})
     steps: tuple[Step, ...] = up_to_last_dedup(config.cleaning)
@@ -389,7 +394,7 @@ def test_tasks_of_ray_data_find_the_users_module_and_clean_as_this_process_does(
     own: Path, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(data.__file__).parents[1]))  # it may be relative
-    request.getfixturevalue("ray_cluster_small")  # started in the folder, as a command would start it
+    request.getfixturevalue("ray_cluster_small")  # started in the folder, as by a command
     steps = [OWN, {"step": "unicode", "form": "NFKC"}, LOWER, DEDUP, {"step": "near_dedup"}, {"step": "segment"}]
     lines = [f"Document {number} 北京清华大学 x" for number in range(40)]
     shards = [lines[:25], [line.replace("Document", "DOCUMENT") for line in lines[10:]], lines[5:9]]

@@ -1,4 +1,4 @@
-"""Fingerprints against sets of shingles, and the decision against all pairs compared."""
+"""Fingerprints against sets of shingles, and duplicates against a comparison of all pairs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_the_same_shingle_has_the_same_hash_in_every_text() -> None:
 
 
 def changed(text: str, words: int, draw: random.Random) -> str:
-    """`text` with so many of its words replaced."""
+    """`text` with some of its words replaced."""
     pieces = text.split()
     for place in draw.sample(range(len(pieces)), words):
         pieces[place] = "".join(draw.choices("abcdefghij", k=6))
@@ -74,7 +74,7 @@ def test_signatures_agree_as_often_as_the_sets_are_alike() -> None:
 GOLDEN = "The quick brown fox jumps over the lazy dog."
 
 
-def test_the_signature_of_today_is_the_signature_of_tomorrow() -> None:
+def test_the_signature_is_pinned_by_literals() -> None:
     assert min_hash(GOLDEN, NEAR)[:8].tolist() == GOLDEN_SIGNATURE
 
 
@@ -82,8 +82,8 @@ GOLDEN_SIGNATURE = [20, 95, 211, 255, 199, 254, 188, 170]
 
 
 @pytest.mark.parametrize("threshold", [0.6, 0.8, 0.9])
-def test_documents_are_kept_or_dropped_as_their_true_likeness_says(threshold: float) -> None:
-    """Clear cases only: within three errors of the threshold, a signature may say either."""
+def test_documents_are_removed_by_their_true_similarity(threshold: float) -> None:
+    """Clear cases only: within three errors of the threshold, either result is possible."""
     step, draw = NearDedupStep(step="near_dedup", threshold=threshold), random.Random(1)
     texts: list[str] = []
     for _ in range(12):
@@ -131,7 +131,7 @@ def test_bands_find_most_pairs_at_the_threshold(threshold: float, rows: int) -> 
 
 @pytest.mark.parametrize("step", [DedupStep(step="dedup"), NEAR])
 @pytest.mark.parametrize("count", [0, 1])
-def test_where_there_is_nothing_to_compare(step: DedupStep | NearDedupStep, count: int) -> None:
+def test_none_or_one_document_has_no_duplicates(step: DedupStep | NearDedupStep, count: int) -> None:
     prints = np.zeros((count, len(fingerprint("a", step))), np.uint8)
     assert duplicates(prints, step).tolist() == [False] * count
 

@@ -24,7 +24,8 @@ from data.feed.feeder import Feeder
 from data.feed.spec import FeedSpec
 from data.order.known_units import ExcludedDocuments, KnownUnits
 from data.order.sample_order import UNKNOWN
-from data.prepare import Pins, prepare_data
+from data.prepare import prepare_data
+from data.prepared import Pins
 from data.shards.build import build_manifest
 from data.stores.local import LocalStore
 from data.tokens.pipeline import ReadAhead
@@ -48,7 +49,7 @@ FRACTION = 0.15
 
 
 class Sample(NamedTuple):
-    """One training sequence as the model gets it: its id's parts, tokens with padding, and how many targets count."""
+    """One training sequence as the model reads it: the parts of its id, tokens with padding, and targets that count."""
 
     epoch: int
     unit: int
@@ -95,7 +96,7 @@ class RawData:
         self.skipped: set[int] = set()
 
     def spec(self, cache: str = "cache", first_step: int = 0, **data: object) -> FeedSpec:
-        """What a feeder is told of this data, none of it tokenized yet unless the cache has it."""
+        """A feeder's specification for this data, with no unit known."""
         config = self.config.model_copy(update=data)
         manifest = build_manifest(config.sources, StoreConfig())
         tokenizer = Tokenizer("bytes", [bytes([value]) for value in range(256)])
@@ -167,13 +168,13 @@ def unpacked(batches: list[Any]) -> list[Sample]:
 
 
 class Feed:
-    """A feeder actor and what the ranks of some world size get from it."""
+    """A feeder actor, and the steps that the ranks of a world size receive from it."""
 
     def __init__(self, spec: FeedSpec, body: type[Feeder] = Feeder) -> None:
         self.actor = ray.remote(body).options(num_cpus=0).remote(spec)
 
     def step(self, step: int, world_size: int = 1) -> list[Sample]:
-        """A whole step, put together from what each rank gets."""
+        """A whole step, joined from the shares of all ranks."""
         shares = self.call([self.actor.share.remote(step, rank, world_size) for rank in range(world_size)])
         (place,) = {step - share.first_step for share in shares}
         slots = {}
@@ -209,21 +210,21 @@ def test_steps_are_those_of_the_reference_at_any_world_size(raw: RawData, feed: 
         assert feed.step(step, world_size) == line[step * BATCH : (step + 1) * BATCH]
 
 
-def test_a_step_asked_for_again_far_ahead_or_far_back_is_the_same(raw: RawData, feed: Feed) -> None:
+def test_a_step_requested_again_far_ahead_or_far_back_is_the_same(raw: RawData, feed: Feed) -> None:
     line = raw.line(301 * BATCH)
     for step in (3, 300, 299, 0, 120, 60, 1):
         assert feed.step(step, 2) == line[step * BATCH : (step + 1) * BATCH]
 
 
 class WatchedFeeder(Feeder):
-    """A feeder that tells which blocks it holds."""
+    """A feeder that returns which blocks it keeps."""
 
     async def blocks(self) -> list[int]:
         return sorted(self._blocks)
 
 
-def test_a_step_far_ahead_is_gone_to_and_not_worked_towards(raw: RawData) -> None:
-    """As after the death of a feeder whose attempt began long ago."""
+def test_a_step_far_ahead_is_made_without_those_before_it(raw: RawData) -> None:
+    """As after the death of a feeder in a long attempt."""
     spec = raw.spec()
     far = Feed(spec, WatchedFeeder)
     far.step(0)
@@ -238,7 +239,7 @@ def test_known_counts_are_those_of_the_files(raw: RawData, feed: Feed) -> None:
     assert known.skipped == {} and known.excluded == ExcludedDocuments(units=len(known.counts))
 
 
-def test_held_out_set_is_that_of_the_files_and_has_nothing_to_do_with_training(raw: RawData, feed: Feed) -> None:
+def test_the_held_out_set_is_that_of_the_files_and_disjoint_from_training(raw: RawData, feed: Feed) -> None:
     feed.step(5)
     expected = raw.held_out()
     assert len(expected) > 5
@@ -253,7 +254,7 @@ def test_held_out_set_is_that_of_the_files_and_has_nothing_to_do_with_training(r
         assert again.refs == held_out.refs
 
 
-def test_a_later_feeder_goes_on_where_another_was_and_a_limit_cuts_the_held_out_set(raw: RawData, feed: Feed) -> None:
+def test_a_later_feeder_continues_and_a_limit_cuts_the_held_out_set(raw: RawData, feed: Feed) -> None:
     later = Feed(raw.spec(first_step=37, validation_sequences=3))
     for step in (37, 38, 30):
         assert later.step(step, 3) == feed.step(step, 4)
@@ -263,7 +264,7 @@ def test_a_later_feeder_goes_on_where_another_was_and_a_limit_cuts_the_held_out_
 
 
 def test_many_ranks_wait_for_one_step_at_once(raw: RawData) -> None:
-    """All ask before anything is made; each gets its own part and nobody waits for ever."""
+    """All request the step before it is made; each receives its own share, and none waits forever."""
     fresh = Feed(raw.spec(first_step=20))
     shares = [fresh.actor.share.remote(step, rank, 4) for step in (21, 20) for rank in range(4)]
     got = fresh.call(shares)
@@ -281,7 +282,7 @@ def test_many_ranks_wait_for_one_step_at_once(raw: RawData) -> None:
 
 @pytest.mark.parametrize(("block_steps", "block_bytes"), [(1, 64_000), (5, 64_000), (8, 150)])
 def test_blocks_of_any_length_hold_the_same_steps(raw: RawData, block_steps: int, block_bytes: int) -> None:
-    """A rank's reader begins anywhere in a block and ends anywhere in another."""
+    """A rank's reader starts at any step of a block and ends at any step of another."""
     sized = Feed(raw.spec(first_step=13), sized_feeder(block_steps, block_bytes))
     line = raw.line(30 * BATCH)
     for first, last in ((13, 24), (3, 5), (22, 30)):
@@ -307,7 +308,7 @@ def sized_feeder(block_steps: int, block_bytes: int) -> type[Feeder]:
 
 
 def spoil(raw: RawData, unit: int) -> str:
-    """Put a line that is no JSON into a shard of the second source; returns the shard's path."""
+    """Writes a line that is not JSON into a shard of the second source; returns the shard's path."""
     path = raw.folder / f"jsonl/{unit - len(raw.sources[0].units):02}.jsonl"
     path.write_text(path.read_text() + "\nno json\n")
     raw.skipped.add(unit)
@@ -352,8 +353,8 @@ def test_a_shard_that_changed_since_the_manifest_stops_the_feeder(tmp_path: Path
         changed.step(0)
 
 
-def test_units_known_from_before_are_those_of_this_very_way_of_reading_every_source(tmp_path: Path) -> None:
-    """Prepared ahead, then again with another `document` in a source that is not the first."""
+def test_known_units_depend_on_how_every_source_is_read(tmp_path: Path) -> None:
+    """Prepares ahead, then again with another `document` in a source that is not the first."""
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.txt").write_text("first\nsecond\nthird\n" * 5)
@@ -378,7 +379,7 @@ AHEAD_BYTES, SEGMENT_BYTES = 4000, 2000
 
 
 class FrugalFeeder(Feeder):
-    """A feeder that reads a few kilobytes ahead instead of 128 MB, and tells when it has come to rest."""
+    """A feeder that reads a few kilobytes ahead instead of 128 MB, and reports when it is idle."""
 
     def __init__(self, spec: FeedSpec) -> None:
         data.feed.feeder.AHEAD_BYTES = AHEAD_BYTES
@@ -386,7 +387,7 @@ class FrugalFeeder(Feeder):
         super().__init__(spec)
 
     async def at_rest(self) -> bool:
-        """Whether every step and every unit that is wished for has been made."""
+        """Whether every requested step and unit has been made."""
         made = self._next_block > self._last_block_ahead(self._newest_request)
         return made and all(unit in self._read_ahead._streams for unit in self._read_ahead._requests)
 
@@ -457,7 +458,7 @@ def test_only_the_units_needed_soon_are_read(many: ManyShards, first_step: int) 
     order = many.case().order()
     block = many.spec(cache).steps_per_block
     step_ends = ((first_step + data.feeder.AHEAD_STEPS) // block + 1) * block
-    if first_step:  # as after a restart: what the feeder before it had read is known, and nothing else
+    if first_step:  # as after a restart: only the units read by the feeder before are known
         position = order.locate(0, first_step * BATCH, counts)
         assert position.epoch == 0 and position.window > 10
         known = np.concatenate([order.window_units(0, 0, window) for window in range(position.window)])
@@ -487,7 +488,7 @@ def test_a_start_without_counts_gives_the_same_samples(many: ManyShards) -> None
 
 @pytest.fixture
 def read_ahead(many: ManyShards) -> Iterator[Callable[..., ReadAhead]]:
-    """Make one, by keyword, and see it closed and its thread ended."""
+    """Makes a `ReadAhead`; closes it after the test, and checks that its thread ends."""
     made = []
 
     def make(**options: int) -> ReadAhead:
@@ -511,16 +512,18 @@ def stream_in_files(many: ManyShards, unit: int) -> list[int]:
     return tokens
 
 
-def test_read_ahead_gives_units_wished_for_and_others(many: ManyShards, read_ahead: Callable[..., ReadAhead]) -> None:
+def test_read_ahead_gives_requested_units_and_others(many: ManyShards, read_ahead: Callable[..., ReadAhead]) -> None:
     reader = read_ahead()
     reader.request([5, 3, 5, 9])
-    for unit in (9, 5, 120, 3, 120):  # 120 was never wished for
+    for unit in (9, 5, 120, 3, 120):  # 120 was never requested
         stream = reader.stream(unit)
         assert stream.problem is None
         assert stream.tokens.tolist() == stream_in_files(many, unit)
 
 
-def test_read_ahead_lets_go_of_what_nobody_wishes_for(many: ManyShards, read_ahead: Callable[..., ReadAhead]) -> None:
+def test_read_ahead_evicts_units_that_are_no_longer_requested(
+    many: ManyShards, read_ahead: Callable[..., ReadAhead]
+) -> None:
     reader = read_ahead(keep_bytes=0)
     reader.request([1, 2])
     first = reader.stream(1)
@@ -528,11 +531,11 @@ def test_read_ahead_lets_go_of_what_nobody_wishes_for(many: ManyShards, read_ahe
     reader.request([2, 4])
     assert sorted(reader._streams)[:1] == [2]
     assert reader.stream(4).tokens.tolist() == stream_in_files(many, 4)
-    assert first.tokens.tolist() == stream_in_files(many, 1)  # still good for whoever holds it
-    assert reader.stream(1).tokens.tolist() == stream_in_files(many, 1)  # and read again for whoever does not
+    assert first.tokens.tolist() == stream_in_files(many, 1)  # still valid for callers that have it
+    assert reader.stream(1).tokens.tolist() == stream_in_files(many, 1)  # and read again for others
 
 
-def test_read_ahead_keeps_the_latest_used(many: ManyShards, read_ahead: Callable[..., ReadAhead]) -> None:
+def test_read_ahead_keeps_the_most_recently_used(many: ManyShards, read_ahead: Callable[..., ReadAhead]) -> None:
     sizes = {unit: 2 * len(stream_in_files(many, unit)) for unit in (1, 2, 3, 4)}
     reader = read_ahead(keep_bytes=sizes[1] + sizes[3] + sizes[4])
     reader.request([1, 2, 3, 4])
@@ -542,19 +545,19 @@ def test_read_ahead_keeps_the_latest_used(many: ManyShards, read_ahead: Callable
     assert sorted(reader._streams) == [1, 3, 4]
 
 
-def test_read_ahead_hands_on_what_it_cannot_get_over(tmp_path: Path) -> None:
+def test_read_ahead_raises_errors_to_its_caller(tmp_path: Path) -> None:
     raw = RawData(tmp_path)
     spec = raw.spec()
     (tmp_path / "lines/00.txt").unlink()
     reader = ReadAhead(spec.manifest, spec.job)
-    for _ in range(2):  # every time it is asked
+    for _ in range(2):  # on every call
         with pytest.raises(ShardChangedError, match=r"lines/00\.txt is missing"):
             reader.stream(0)
     reader.close()
 
 
-def test_what_is_left_out_is_told_alike_when_units_are_read_on_the_way(tmp_path: Path) -> None:
-    """Also after a restart that knows of some units already."""
+def test_excluded_documents_are_the_same_when_units_are_read_during_training(tmp_path: Path) -> None:
+    """Also after a restart that knows some units already."""
     (tmp_path / "pairs").mkdir()
     for shard in range(5):
         rows = [("ab" * (1 + n % 3), "x" * (1 + (7 * n + shard) % 40)) for n in range(200)]

@@ -1,4 +1,4 @@
-"""The order of samples written another way: walked from the first sample on, with plain lists and generators."""
+"""A reference for the order of samples: iterates from the first sample, with plain lists and generators."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ def reference_shuffle(items: Sequence, *key: int) -> list:
     """`items` sorted by the numbers that a SplitMix64 seeded by the key draws for them, less their lowest bits."""
     state = 0
     for part in key:
-        # The number after next is the one whose counter has moved on by `part` golden ratios, and one more.
+        # The number drawn at a counter advanced by `part` golden ratios and one more.
         state = next(split_mix_64((state + part * 0x9E3779B97F4A7C15) % 2**64))
     draws = zip(split_mix_64(state), range(len(items)), strict=False)
     coarse = 2 ** len(items).bit_length()
@@ -62,7 +62,7 @@ class Case(NamedTuple):
         return SampleOrder(self.seed, self.source_units(), self.weights, self.shuffle_units)
 
     def source_line(self, source: int) -> Iterator[Row]:
-        """A source's samples, epoch after epoch, for ever."""
+        """The samples of a source, epoch after epoch, endless."""
         for epoch in itertools.count():
             units = reference_shuffle(list(self.source_units()[source]), 1, self.seed, source, epoch)
             for window in itertools.count():
@@ -74,7 +74,7 @@ class Case(NamedTuple):
                     break
 
     def line(self, first: int, count: int) -> list[Row]:
-        """Samples `first` to `first + count`, having walked through all before them."""
+        """Samples `first` to `first + count`, after iterating over all before them."""
         sources = [self.source_line(source) for source in range(len(self.sizes))]
         labels = [source for source, quota in enumerate(reference_quotas(self.weights)) for _ in range(quota)]
         mixed = (

@@ -1,4 +1,4 @@
-"""Packing: nothing of a unit's stream is lost, doubled or moved on its way into sequences."""
+"""Packing: sequences lose, repeat and move no token of a unit's stream."""
 
 import itertools
 
@@ -105,7 +105,7 @@ def test_rows_may_come_from_any_streams_in_any_order() -> None:
     assert target_counts.tolist() == [2, 1, 4]
 
 
-def test_packing_leaves_the_stream_alone() -> None:
+def test_packing_does_not_change_the_stream() -> None:
     stream = np.arange(10, dtype=np.uint16)
     tokens, _ = pack([stream], [0], 4)
     tokens[:] = 7
@@ -133,7 +133,7 @@ def test_a_rotated_unit_has_every_token_as_a_target_once(
         assert all(len(row) == seq_len + 1 for row in read[:-1])
 
 
-def test_epochs_are_cut_from_different_places() -> None:
+def test_epochs_are_cut_from_different_positions() -> None:
     stream = stream_of_documents([list(range(1, 40))])
     batching = PackedBatching(5, 1, 7)
     firsts = {

@@ -25,7 +25,8 @@ from data.feed.spec import FeedSpec, micro_batches_of_rank
 from data.order.packing import MicroBatch
 from data.order.pairs import PairBatching, joined
 from data.order.sample_order import UNKNOWN, SampleOrder
-from data.prepare import Pins, prepare_data
+from data.prepare import prepare_data
+from data.prepared import Pins
 from data.readers.documents import Document, is_held_out, read_documents
 from data.shards.build import build_manifest
 from data.shards.listing import check_unchanged
@@ -110,7 +111,7 @@ class TestReading:
         with pytest.raises(ShardChangedError, match=r"en/2\.txt is now 5 bytes"):
             list(read_documents(manifest.unit(2), data.sources[0], data, StoreConfig()))
 
-    def test_what_is_wrong_is_said_with_the_field_to_mend(self, tmp_path: Path) -> None:
+    def test_problems_name_the_field_to_correct(self, tmp_path: Path) -> None:
         (tmp_path / "a.jsonl").write_text('{"text": "x", "sorce": "y"}')
         with pytest.raises(BadShardError, match=r"no key 'source'.*Nearest: 'sorce'.*Set input_column"):
             read_all(config({"path": f"{tmp_path}/a.jsonl", "input_column": "source"}))
@@ -128,12 +129,13 @@ class TestReading:
         with pytest.raises(InputError, match=r"has int64 in column 'in', not strings. Set input_column"):
             build_manifest(config({"path": f"{tmp_path}/f.parquet", "input_column": "in"}).sources, StoreConfig())
 
-    def test_contradictions_are_told_together(self) -> None:
+    def test_contradictions_are_reported_together(self) -> None:
         with pytest.raises(ValidationError) as raised:
             config({"path": "a", "input_column": "x", "input_path": "y", "format": "csv"}, {"path": "b"})
-        told = str(raised.value)
+        messages = str(raised.value)
         assert all(
-            word in told for word in ("both name the input", "goes with files of lines", "sources.1: its documents have no")
+            word in messages
+            for word in ("both name the input", "goes with files of lines", "sources.1: its documents have no")
         )
         with pytest.raises(ValidationError, match="need sources of pairs"):
             config({"path": "a"}, input_len=5)
@@ -162,7 +164,7 @@ class TestSplit:
 
 
 class TestUnits:
-    def test_a_pair_that_does_not_fit_is_left_out_and_counted(self, tmp_path: Path) -> None:
+    def test_a_pair_that_does_not_fit_is_excluded_and_counted(self, tmp_path: Path) -> None:
         pairs = [("ab", "cd"), ("abcd", "x"), ("a", "wxyz"), ("abc", "uvw")]
         row, job = self._row(tmp_path, pairs, seq_len=4, input_len=4)
         assert row["documents"][0].as_py() == 2 and row["too_long"][0].as_py() == 2
@@ -195,7 +197,7 @@ texts = st.lists(st.integers(0, 255), max_size=12)
 
 
 def pair_batching(**fields: int) -> PairBatching:
-    """Batches of one pair a step, unless `fields` says otherwise."""
+    """A batching with one pair per step by default."""
     defaults = {
         "seed": 0,
         "micro_batch_size": 1,
@@ -264,7 +266,7 @@ def test_batches_are_those_of_a_plain_reference(
 
 
 def plain(batch: MicroBatch) -> list[tuple[tuple[list[int], list[int]], int]]:
-    """Pairs and ids of a micro-batch; its ends and its padding are looked at."""
+    """Pairs and ids of a micro-batch; checks its end-of-texts and padding."""
     assert batch.inputs is not None and batch.input_counts is not None
     found = []
     for row in range(len(batch.sample_ids)):
@@ -276,7 +278,7 @@ def plain(batch: MicroBatch) -> list[tuple[tuple[list[int], list[int]], int]]:
     return found
 
 
-def test_little_is_padding(tmp_path: Path) -> None:
+def test_batches_have_little_padding(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     pairs = [(np.zeros(n, np.uint16), np.zeros(n, np.uint16)) for n in draw.integers(4, 100, 2048)]
     stream = joined(pairs, np.dtype(np.uint16))
@@ -301,7 +303,7 @@ class TestPrepared:
     @pytest.mark.ray
     @pytest.mark.usefixtures("ray_cluster_small")
     @pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning:ray.data")
-    def test_a_feeder_hands_out_the_same_steps_whoever_asks_and_wherever_it_begins(self, tmp_path: Path) -> None:
+    def test_a_feeder_makes_the_same_steps_for_any_ranks_and_first_step(self, tmp_path: Path) -> None:
         spec = self._spec(tmp_path, separate=True)
         whole = Feed(spec)
         steps = [self._step(whole, step, 1) for step in range(9)]
@@ -339,13 +341,19 @@ class TestPrepared:
             bucket_steps=4,
             **chars,
         )
-        told: list[str] = []
+        messages: list[str] = []
         prepared = prepare_data(
-            data, StoreConfig(), LocalStore(str(folder / "store")), Pins(), told.append, lambda *_: None, lambda: None
+            data,
+            StoreConfig(),
+            LocalStore(str(folder / "store")),
+            Pins(),
+            messages.append,
+            lambda *_: None,
+            lambda: None,
         )
         if separate:
             assert prepared.job.encoder_tokenizer.unknown and b"y" not in prepared.job.encoder_tokenizer.tokens
-            assert any(line.startswith("input tokenizer: learned") for line in told)
+            assert any(line.startswith("input tokenizer: learned") for line in messages)
         known = prepared.known()
         assert known.counts.sum() > 72 and "pairs held out" in prepared.summary() and (known.counts != UNKNOWN).all()
         return FeedSpec(prepared.manifest, prepared.job, 1, 8, 2, known)

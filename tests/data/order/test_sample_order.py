@@ -1,4 +1,4 @@
-"""The order of samples against a reference that walks it one by one, and the properties it promises."""
+"""The order of samples against a reference that iterates over it, and its properties."""
 
 import contextlib
 import itertools
@@ -28,7 +28,7 @@ def cases(draw: st.DrawFn, max_sources: int = 3) -> Case:
 
 
 def filling_in(order: SampleOrder, first: int, count: int, truth: np.ndarray, known: np.ndarray) -> Samples:
-    """`order.samples`, its questions answered one unit at a time; `known` is what it then knows."""
+    """`order.samples`, with the counts it needs filled in one unit at a time; `known` is updated."""
     while True:
         try:
             return order.samples(first, count, known)
@@ -59,9 +59,9 @@ def test_samples_are_those_of_the_reference(case: Case, first: int, count: int) 
 
 @quick
 @given(cases(), st.lists(st.tuples(st.integers(0, 1300), st.integers(1, 200)), min_size=1, max_size=4))
-def test_any_range_is_a_slice_of_the_whole_line(case: Case, ranges: list[tuple[int, int]]) -> None:
+def test_any_range_is_a_slice_of_the_whole_order(case: Case, ranges: list[tuple[int, int]]) -> None:
     whole = rows_of(case.order().samples(0, 1500, case.counts))
-    order = case.order()  # one object for all questions, so that what it remembers is tried too
+    order = case.order()  # one object for all queries, so that its caches are tested too
     for first, count in ranges:
         assert rows_of(order.samples(first, count, case.counts)) == whole[first : first + count]
 
@@ -88,7 +88,7 @@ def test_mixture_is_exact_in_every_period_and_always_the_same(seed: int, weights
     assert [Counter(sources.tolist())[source] for source in range(len(weights))] == reference_quotas(weights)
     again = SampleOrder(seed, units, weights, 1).mixture(period * MIXTURE_PERIOD, MIXTURE_PERIOD)
     assert [column.tolist() for column in again] == [sources.tolist(), positions.tolist()]
-    for source in range(len(weights)):  # each source is read on from where the period before left it
+    for source in range(len(weights)):  # each source continues where the period before ended
         begin = period * reference_quotas(weights)[source]
         mine = positions[sources == source].tolist()
         assert mine == list(range(begin, begin + len(mine)))
@@ -96,11 +96,11 @@ def test_mixture_is_exact_in_every_period_and_always_the_same(seed: int, weights
 
 @quick
 @given(cases(), st.integers(0, 60), st.integers(1, 120))
-def test_no_answer_depends_on_an_unknown_count(case: Case, first: int, count: int) -> None:
+def test_no_result_depends_on_an_unknown_count(case: Case, first: int, count: int) -> None:
     known = np.full(len(case.counts), UNKNOWN)
     lazily = filling_in(case.order(), first, count, case.counts, known)
     assert rows_of(lazily) == case.line(first, count)
-    # Whatever the units it did not ask for turn out to hold, the answer stands.
+    # The counts of units that were not requested do not change the result.
     for other in (0, 1, 7):
         guess = np.where(known == UNKNOWN, other, known)
         if all(guess[units.start : units.stop].any() for units in case.source_units()):
@@ -109,7 +109,7 @@ def test_no_answer_depends_on_an_unknown_count(case: Case, first: int, count: in
 
 @quick
 @given(cases(max_sources=1), st.data())
-def test_a_place_needs_the_counts_up_to_it_and_asks_for_one_window(case: Case, data: st.DataObject) -> None:
+def test_a_position_needs_the_counts_up_to_it_and_requests_one_window(case: Case, data: st.DataObject) -> None:
     order = case.order()
     units = reference_shuffle(list(case.source_units()[0]), 1, case.seed, 0, 0)
     windows = [units[start : start + case.shuffle_units] for start in range(0, len(units), case.shuffle_units)]
@@ -184,9 +184,9 @@ def test_reading_ahead_reaches_every_window_in_its_turn(case: Case, sample: int)
 def test_no_schedule_of_resizes_changes_the_order(
     case: Case, micro_batches: int, micro_batch_size: int, data: st.DataObject
 ) -> None:
-    """Whatever the world size is at each step, the ranks' micro-batches joined are the line of one rank alone."""
+    """For any world size at each step, the ranks' micro-batches joined are those of a single rank."""
     world_sizes = data.draw(st.lists(st.integers(1, micro_batches), min_size=1, max_size=12))
-    orders = [case.order() for _ in range(micro_batches)]  # a rank shares nothing with another
+    orders = [case.order() for _ in range(micro_batches)]  # ranks share nothing
     joined: list[Row] = []
     for step, world_size in enumerate(world_sizes):
         slots: dict[int, list[Row]] = {}
@@ -225,8 +225,8 @@ def test_epochs_windows_and_mixture_are_shuffled_anew_each_time() -> None:
     assert mixed.mixture(0, 1000)[0].tolist() != mixed.mixture(1000, 1000)[0].tolist()
 
 
-def test_the_order_of_today_is_the_order_of_tomorrow() -> None:
-    """Literals, so that any change of the function is noticed: it would change the result of every run."""
+def test_the_order_is_pinned_by_literals() -> None:
+    """Literals detect any change of the function, which would change the result of every run."""
     assert shuffled(12, 1, 2, 3).tolist() == GOLDEN_PERMUTATION
     order = SampleOrder(42, [range(0, 4), range(4, 6)], [2, 1], 2)
     assert rows_of(order.samples(0, 8, np.array([3, 0, 2, 4, 1, 2]))) == GOLDEN_START
@@ -249,7 +249,7 @@ GOLDEN_LATER = [(1, 13705, 5, 0), (1, 13705, 5, 1), (0, 9148, 0, 2), (0, 9149, 3
 
 @quick
 @given(cases())
-def test_ids_tell_all_samples_apart_and_epochs_and_units_can_be_read_from_them(case: Case) -> None:
+def test_ids_are_unique_and_contain_epoch_and_unit(case: Case) -> None:
     samples = case.order().samples(0, 600, case.counts)
     ids = samples.ids()
     assert ids.dtype == np.int64 and (ids >= 0).all()
@@ -265,7 +265,7 @@ LIMITS = {"epoch": 2**14, "unit": 2**25, "index": 2**24}
 
 
 @pytest.mark.parametrize("name", LIMITS)
-def test_what_an_id_cannot_hold_is_refused(name: str) -> None:
+def test_numbers_that_do_not_fit_an_id_are_refused(name: str) -> None:
     with pytest.raises(InputError, match=rf"{LIMITS[name]} does not fit a sample id, the limit is {LIMITS[name]}"):
         single(**{name: LIMITS[name]}).ids()
 
@@ -310,8 +310,8 @@ def test_a_weight_that_would_never_be_read_is_refused(weights: list[float]) -> N
 
 @quick
 @given(cases(max_sources=1), st.lists(st.integers(0, 6), min_size=1, max_size=3))
-def test_a_source_beside_it_moves_no_sample_within_a_source(case: Case, other: list[int]) -> None:
-    """A source's own line depends on its seed, units and counts, not on what it is mixed with."""
+def test_adding_a_source_moves_no_sample_within_another(case: Case, other: list[int]) -> None:
+    """The order within a source depends on its seed, units and counts, not on other sources."""
     assume(any(other))
     both = case._replace(sizes=[*case.sizes, other], weights=[*case.weights, case.weights[0]])
     alone = rows_of(case.order().samples(0, 150, case.counts))
@@ -325,18 +325,18 @@ def test_shuffled_is_a_permutation_at_every_power_of_two(count: int) -> None:
     assert sorted(shuffled(count, 5).tolist()) == list(range(count))
 
 
-def test_first_places_are_taken_evenly() -> None:
+def test_every_unit_comes_first_equally_often() -> None:
     """Of 8 units each comes first in about an eighth of the epochs: chi-square, 7 degrees of freedom."""
     epochs = 4000
     firsts = Counter(int(shuffled(8, 1, 0, 0, epoch)[0]) for epoch in range(epochs))
     chi_square = sum((firsts[unit] - epochs / 8) ** 2 / (epochs / 8) for unit in range(8))
-    assert chi_square < 24.3  # p = 0.001; the hash is fixed, so this holds for ever or never
+    assert chi_square < 24.3  # p = 0.001; the hash is fixed, so the result is deterministic
 
 
 @pytest.mark.parametrize(
     "ask", [lambda order, counts: order.samples(0, 8, counts), lambda order, counts: order.locate(0, 5, counts)]
 )
-def test_asking_changes_no_counts(ask: Callable[[SampleOrder, np.ndarray], object]) -> None:
+def test_queries_change_no_counts(ask: Callable[[SampleOrder, np.ndarray], object]) -> None:
     counts = np.array([3, 4, UNKNOWN, 2])
     before = counts.copy()
     order = SampleOrder(1, [range(4)], [1], 1)

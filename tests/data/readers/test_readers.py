@@ -1,4 +1,4 @@
-"""Readers: documents come out as they went in, within bounded memory, and a bad shard is told from a bad day."""
+"""Readers: documents are read unchanged, within bounded memory; bad shards and storage failures are distinguished."""
 
 import csv
 import gzip
@@ -45,7 +45,16 @@ PACK = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
 def unit_of(path: Path, row_group: int | None = None) -> Unit:
     now = stat_shard(str(path), STORE)
     assert now is not None
-    return Unit(0, 0, 0, now.path, now.size, now.etag, now.size, row_group)
+    return Unit(
+        ordinal=0,
+        shard=0,
+        source=0,
+        path=now.path,
+        size=now.size,
+        etag=now.etag,
+        unit_bytes=now.size,
+        row_group=row_group,
+    )
 
 
 def read(
@@ -212,7 +221,7 @@ class TestBadShards:
             ("a.parquet", as_parquet({"text": [1]}), r"has int64 in column 'text', not strings"),
         ],
     )
-    def test_the_message_says_where_what_and_how_to_go_on(
+    def test_the_message_has_location_problem_and_remedy(
         self, tmp_path: Path, name: str, content: bytes, words: str
     ) -> None:
         with pytest.raises(BadShardError, match=words) as raised:
@@ -244,7 +253,7 @@ class TestBadShards:
             ("a.csv", b"text\na\xff\n", "a\ufffd", 1),
         ],
     )
-    def test_what_is_replaced_is_counted(
+    def test_replaced_characters_are_counted(
         self, tmp_path: Path, name: str, content: bytes, expected: str, count: int
     ) -> None:
         report = ReadReport()
@@ -285,7 +294,7 @@ class TestTooLong:
             ("a.csv.gz", b'text\n"', "quote that is never closed", {}),
         ],
     )
-    def test_a_giant_is_refused_without_holding_it(
+    def test_a_document_above_the_limit_is_refused_within_bounded_memory(
         self, tmp_path: Path, name: str, start: bytes, words: str, options: dict[str, str]
     ) -> None:
         piece = b"y" * 99_999 + (b"\n" if "csv" in name else b"y")
@@ -339,7 +348,7 @@ class TestPinning:
 
 
 class FailingStorage:
-    """A filesystem whose reads fail from some offset on."""
+    """A file system whose reads fail from an offset on."""
 
     def __init__(self, offset: int) -> None:
         self.offset = offset
@@ -364,7 +373,7 @@ class FailingStorage:
 
 @pytest.mark.parametrize("offset", [0, 3000])
 @pytest.mark.parametrize("ending", [".txt", ".jsonl.gz", ".jsonl.zst", ".csv", ".parquet"])
-def test_trouble_with_the_storage_is_not_the_shards_fault(
+def test_a_storage_failure_is_not_a_bad_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, offset: int
 ) -> None:
     values = [os.urandom(50).hex() for _ in range(100)]

@@ -1,4 +1,4 @@
-"""The manifest: what a path names, what is refused, how units are numbered, and what counts as changed."""
+"""The manifest: what a path names, what is refused, how units are numbered, and which shards count as changed."""
 
 import gzip
 import hashlib
@@ -225,7 +225,7 @@ class TestAsBytes:
         assert again.units_of_source(0) == range(1) and again.units_of_source(1) == range(1, 4)
         assert again.units_of_source(2) == range(0)
 
-    def test_the_digest_is_what_it_is_documented_to_be(self) -> None:
+    def test_the_digest_is_the_documented_one(self) -> None:
         expected = b"manta manifest 1\n"
         for column in zip(*self.rows, strict=True):
             if isinstance(column[0], str):

@@ -1,4 +1,4 @@
-"""Our vocabularies as tokenizer.json: the same ids and texts in `transformers`, and the same vocabulary back."""
+"""Vocabularies as tokenizer.json: the same ids and texts in `transformers`, and the same vocabulary read back."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def ours() -> dict[Kind, Tokenizer]:
 
 
 def loaded(tokenizer: Tokenizer, folder: Path, model_type: str, **options: bool) -> Any:
-    """What AutoTokenizer makes of a folder with a model of some kind in it."""
+    """The tokenizer that AutoTokenizer loads from a folder with a model of the given type."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
     (folder / "tokenizer.json").write_bytes(to_tokenizer_json(tokenizer, **options))
@@ -75,7 +75,9 @@ def test_any_ids_have_the_same_text(ours: dict[Kind, Tokenizer], theirs: dict[Ki
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "marian"])
 @pytest.mark.parametrize("kind", ["bpe", "bytes", "chars"])
-def test_whatever_model_is_beside_it(ours: dict[Kind, Tokenizer], kind: Kind, model_type: str, tmp_path: Path) -> None:
+def test_auto_tokenizer_gives_the_same_ids_next_to_any_model(
+    ours: dict[Kind, Tokenizer], kind: Kind, model_type: str, tmp_path: Path
+) -> None:
     tokenizer, found = ours[kind], loaded(ours[kind], tmp_path, model_type)
     assert len(found) == tokenizer.vocab_size
     assert found.eos_token_id == found.bos_token_id == found.pad_token_id == tokenizer.end_of_text
@@ -91,7 +93,7 @@ def test_a_source_ends_in_end_of_text(ours: dict[Kind, Tokenizer], tmp_path: Pat
     assert found("one", add_special_tokens=False)["input_ids"] == tokenizer.encode("one").tolist()
 
 
-def test_the_vocabulary_comes_back(ours: dict[Kind, Tokenizer]) -> None:
+def test_the_vocabulary_is_read_back(ours: dict[Kind, Tokenizer]) -> None:
     for tokenizer in ours.values():
         for closes_texts in (False, True):
             again = from_tokenizer_json(to_tokenizer_json(tokenizer, closes_texts=closes_texts))
@@ -125,14 +127,14 @@ def test_a_vocabulary_that_was_not_merged_is_refused() -> None:
 
 
 def gpt2_style(fields: dict[str, Any]) -> None:
-    """As older versions wrote it: end-of-text among the vocabulary, merges as lines, defaults left out."""
+    """The file as older versions wrote it: end-of-text in the vocabulary, merges as lines, without defaults."""
     fields["model"]["vocab"]["<|endoftext|>"] = len(fields["model"]["vocab"])
     fields["model"]["merges"] = [" ".join(pair) for pair in fields["model"]["merges"]]
     fields["model"]["continuing_subword_prefix"] = ""
     del fields["pre_tokenizer"]["use_regex"], fields["model"]["byte_fallback"], fields["model"]["type"]
 
 
-def test_gpt2s_own_form_is_taken(ours: dict[Kind, Tokenizer]) -> None:
+def test_gpt2s_own_form_is_read(ours: dict[Kind, Tokenizer]) -> None:
     fields = json.loads(to_tokenizer_json(ours["bpe"]))
     gpt2_style(fields)
     assert read_tokenizer(json.dumps(fields).encode()) == ours["bpe"]
@@ -163,7 +165,7 @@ def setting(place: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (lambda fields: fields["model"].pop("vocab"), "KeyError: 'vocab'"),
     ],
 )
-def test_what_gives_other_ids_is_refused(
+def test_settings_that_give_other_ids_are_refused(
     ours: dict[Kind, Tokenizer], change: Callable[[dict[str, Any]], None], says: str
 ) -> None:
     fields = json.loads(to_tokenizer_json(ours["bpe"]))

@@ -1,4 +1,4 @@
-"""Tokenizers: every text comes back, the same ids as the library that learned them, the same vocabulary every time."""
+"""Tokenizers: texts are decoded unchanged, ids are those of the learning library, vocabularies are reproducible."""
 
 import pickle
 import random
@@ -23,7 +23,7 @@ SENTENCES = [
 
 
 def corpus() -> list[str]:
-    """Real text: some of the standard library's source, and sentences made up of the ones above."""
+    """Real text: some source of the standard library, and sentences made of the ones above."""
     chooser = random.Random(0)
     made = [" ".join(chooser.choices(SENTENCES, k=20)) for _ in range(50)]
     library = Path(sysconfig.get_paths()["stdlib"])
@@ -48,7 +48,7 @@ def tokenizer(request: pytest.FixtureRequest, tokenizers: dict[str, Tokenizer]) 
 
 
 class TestEveryKind:
-    def test_real_text_comes_back(self, tokenizer: Tokenizer, texts: list[str]) -> None:
+    def test_real_text_is_decoded_unchanged(self, tokenizer: Tokenizer, texts: list[str]) -> None:
         for text in texts:
             ids = tokenizer.encode(text)
             assert ids.dtype == tokenizer.dtype == np.uint16
@@ -63,7 +63,7 @@ class TestEveryKind:
         assert tokenizer.decode(ids) == "onetwo"
         assert tokenizer.token_bytes[tokenizer.end_of_text] == 0
 
-    def test_nothing_is_no_ids(self, tokenizer: Tokenizer) -> None:
+    def test_an_empty_text_has_no_ids(self, tokenizer: Tokenizer) -> None:
         assert tokenizer.encode("").shape == (0,) and tokenizer.encode("").dtype == tokenizer.dtype
         assert tokenizer.decode([]) == ""
 
@@ -92,7 +92,7 @@ class TestEveryKind:
 class TestBytePairs:
     @settings(max_examples=300, deadline=None)
     @given(text=st.text() | st.text(alphabet=" \n\t'sé漢🦈a1.<|>", max_size=60))
-    def test_any_text_comes_back(self, tokenizers: dict[str, Tokenizer], text: str) -> None:
+    def test_any_text_is_decoded_unchanged(self, tokenizers: dict[str, Tokenizer], text: str) -> None:
         for kind in ("bpe", "bytes"):
             ids = tokenizers[kind].encode(text)
             assert tokenizers[kind].decode(ids) == text
@@ -166,7 +166,7 @@ class TestChars:
 
     @settings(max_examples=100, deadline=None)
     @given(text=st.text(min_size=1))
-    def test_a_corpus_comes_back(self, text: str) -> None:
+    def test_a_corpus_is_decoded_unchanged(self, text: str) -> None:
         chars = train_tokenizer(TokenizerConfig(kind="chars"), [text])
         assert chars.decode(chars.encode(text)) == text
         assert chars.vocab_size == len(set(text)) + 2
@@ -182,12 +182,12 @@ class TestChars:
     "data",
     [b"", b"[]", b"{}", b"\xff", b'{"manta_tokenizer": 2, "kind": "bytes", "split": "", "tokens": []}'],
 )
-def test_other_files_are_no_tokenizers(data: bytes) -> None:
+def test_other_files_are_refused(data: bytes) -> None:
     with pytest.raises(TokenizerError, match=r"not a tokenizer file of this version.*Make it again"):
         Tokenizer.from_bytes(data)
 
 
-def test_bytes_are_bytes() -> None:
+def test_ids_of_the_bytes_kind_are_bytes() -> None:
     plain = train_tokenizer(TokenizerConfig(kind="bytes"), [])
     assert (plain.vocab_size, plain.end_of_text) == (257, 256)
     assert plain.encode("aé").tolist() == [97, 0xC3, 0xA9]

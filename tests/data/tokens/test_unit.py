@@ -1,4 +1,4 @@
-"""A unit's tokens and its cache: what the key hangs on, where documents go, and what damage does."""
+"""A unit's tokens and their cache: what the key depends on, the split of documents, and damaged entries."""
 
 import gzip
 import itertools
@@ -29,7 +29,7 @@ END_OF_TEXT = 256
 
 
 class Corpus:
-    """Shards of a document a line in a folder, and a cache beside it."""
+    """A folder of shards with one document per line, and a cache."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.cache = folder / "shards", LocalStore(str(folder / "cache"))
@@ -146,10 +146,10 @@ def test_held_out_share_is_near_the_fraction(fraction: float) -> None:
     count = 20_000
     held_out = sum(is_held_out(f"document {number}", fraction) for number in range(count))
     deviation = (count * fraction * (1 - fraction)) ** 0.5
-    assert abs(held_out - count * fraction) < 4 * deviation  # the hash is fixed: this holds for ever or never
+    assert abs(held_out - count * fraction) < 4 * deviation  # the hash is fixed, so the result is deterministic
 
 
-def test_the_split_of_today_is_the_split_of_tomorrow() -> None:
+def test_the_split_is_pinned_by_literals() -> None:
     assert [number for number in range(40) if is_held_out(f"document {number}", 0.2)] == GOLDEN_HELD_OUT
 
 
@@ -215,7 +215,7 @@ def cut_off(content: bytes) -> bytes:
 
 
 def without_its_row(content: bytes) -> bytes:
-    """Cut where Arrow sees a whole stream, one that ended before its first row."""
+    """Cut where Arrow reads a complete stream that ends before its first row."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, SCHEMA):
         pass

@@ -1,0 +1,82 @@
+"""A folder as a store: failures of the disk, temporary files and etags."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from data.errors import (
+    DiskFullError,
+    StoreAccessError,
+    TransientStoreError,
+)
+from data.stores import local as local_store
+from data.stores.local import LocalStore
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> LocalStore:
+    return LocalStore(str(tmp_path))
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_named_and_harms_nothing(
+    local: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    local.put("key", b"old")
+
+    def full(handle: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", full)
+    (tmp_path / "source").write_bytes(b"new")
+    for write in (
+        lambda: local.put("key", b"new"),
+        lambda: local.put_if_absent("other", b"new"),
+        lambda: local.put_file("key", tmp_path / "source"),
+    ):
+        with pytest.raises(DiskFullError, match=r"No space left to write .*(key|other)\. Free some"):
+            write()
+    assert local.get("key") == b"old"
+    assert sorted(os.listdir(tmp_path)) == ["key", "source"]
+
+
+def test_temporary_files_of_a_killed_writer_are_not_listed(local: LocalStore, tmp_path: Path) -> None:
+    etag = local.put_if_absent("folder/key", b"1")
+    local.put_if_match("folder/key", b"2", etag)
+    (tmp_path / "folder" / ".tmp~abc").write_bytes(b"half")
+    assert [info.key for info in local.list()] == ["folder/key"]
+
+
+def test_delete_prefix_leaves_no_empty_folders(local: LocalStore, tmp_path: Path) -> None:
+    etag = local.put_if_absent("ckpt/7/deep/file", b"1")
+    local.put_if_match("ckpt/7/deep/file", b"2", etag)
+    local.put("ckpt/8/file", b"1")
+    local.delete_prefix("ckpt/7/")
+    assert os.listdir(tmp_path / "ckpt") == ["8"]
+
+
+def test_etags_of_large_objects_differ_by_version(local: LocalStore) -> None:
+    etags = set()
+    for _ in range(20):
+        local.put("large", bytes(local_store.CONTENT_ETAG_BYTES + 1))
+        info = local.head("large")
+        assert info is not None
+        etags.add(info.etag)
+    assert len(etags) == 20
+
+
+def test_check_says_why_a_folder_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StoreAccessError, match=r"Could not write .*file/below: Not a directory"):
+        LocalStore(str(tmp_path / "file" / "below")).check()
+
+
+def test_a_failing_share_is_worth_a_retry(local: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stale(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(os, "replace", stale)
+    with pytest.raises(TransientStoreError, match="key"):
+        local.put("key", b"")
