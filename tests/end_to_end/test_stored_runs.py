@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from orchestrator.cli import app
+from orchestrator.cli.main import app
 from tests.end_to_end.manta_process import MantaProcess
 
 pytestmark = pytest.mark.ray
