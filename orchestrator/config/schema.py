@@ -81,19 +81,13 @@ def variants_of(annotation: Any) -> dict[str, type[BaseModel]]:
 
 def _fields_of_variants(variants: dict[str, type[BaseModel]], prefix: str) -> Iterator[Field]:
     """Yields the fields of sections of several kinds; the discriminator comes first, once."""
-    listed = False
-    for kind, model in variants.items():
-        for field in fields_of(model, prefix):
-            if field.type != kind:
-                yield replace(field, description=f"{kind}: {field.description}")
-            elif not listed:
-                kinds = " ".join(f"{each}: {_kind_text(each_model)}" for each, each_model in variants.items())
-                yield replace(field, type=" | ".join(variants), description=kinds)
-                listed = True
-
-
-def _kind_text(model: type[BaseModel]) -> str:
-    return next(iter(model.model_fields.values())).description or ""
+    fields = [(kind, field) for kind, model in variants.items() for field in fields_of(model, prefix)]
+    discriminators = [field for kind, field in fields if field.type == kind]
+    kinds = " ".join(f"{field.type}: {field.description}" for field in discriminators)
+    yield replace(discriminators[0], type=" | ".join(variants), description=kinds)
+    for kind, field in fields:
+        if field.type != kind:
+            yield replace(field, description=f"{kind}: {field.description}")
 
 
 def nearest_name(model: type[BaseModel], name: str) -> str | None:
@@ -134,6 +128,8 @@ def type_text(annotation: Any) -> str:
         return " | ".join(type_text(argument) for argument in arguments)
     if origin is tuple:
         return f"list of {type_text(arguments[0])}"
+    if section_of(annotation):
+        return "section"
     names = {str: "text", int: "integer", float: "number", bool: "true | false", type(None): "null"}
     return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
 

@@ -76,7 +76,7 @@ def test_runs_bring_nodes_wait_for_them_survive_a_reclaim_and_leave_none(name: s
         assert all(node["total"] == {"CPU": 1.0, GPU_STAND_IN: 1.0} for node in there)
         before = len(summary_of(tmp_path, first)["disruptions"])
         said = manta(tmp_path, "cluster", "reclaim", "train", "--cluster", name, "--grace", "20s")
-        assert "has notice, and 20 s" in said
+        assert "notice given; it ends in 20 s" in said
         training.wait_until(
             lambda: len(summary_of(tmp_path, first)["disruptions"]) > before, "workers that leave the node"
         )

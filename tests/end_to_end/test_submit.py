@@ -89,7 +89,7 @@ def test_a_submitted_run_survives_the_network_and_a_node(nodes: LocalNodes, tmp_
         submitted.wait_until(lambda: "checkpoint saved" in submitted.output, "a checkpoint")
         with manta(nodes, tmp_path, "submit", str(path)) as second:
             assert second.wait() == 2
-            assert "Run 'submitted' is live" in second.output and "manta stop submitted" in second.output
+            assert "Run 'submitted' is already on" in second.output and "manta stop submitted" in second.output
         network.cut()
         victim = next(node for node in nodes.living() if node.workers("TrainingWorker"))
         victim.kill()

@@ -199,7 +199,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(site: SweepSite) -> None:
         process.wait_until(lambda: any(record.reports for record in site.book(recipe)), "a report")
         process.interrupt_group()
         assert process.wait() == 130, process.output
-        assert f"`manta tune {recipe}` goes on with it" in process.output
+        assert f"`manta tune {recipe}` continues it" in process.output
     summary = site.summary(recipe)
     assert summary["status"] == "stopped" and summary["trials"][0]["status"] == "running"
     with MantaProcess("tune", str(recipe), *options, folder=site.folder, environment={}) as process:

@@ -341,6 +341,8 @@ class TestSteps:
     def test_the_table_lists_each_kind_and_its_fields(self) -> None:
         rows = [row for row in markdown(RunConfig).splitlines() if row.startswith("| `data.cleaning.N.")]
         assert sum(row.startswith("| `data.cleaning.N.step`") for row in rows) == 1
+        assert rows[0].startswith("| `data.cleaning.N.step` | unicode \\| lowercase")
+        assert "| unicode: Normalizes" in rows[0] and " segment: Puts spaces" in rows[0]
         assert any(row.startswith("| `data.cleaning.N.threshold` | number | 0.8 | near_dedup: Jaccard") for row in rows)
         assert any(row.startswith("| `data.cleaning.N.keep` | list of text | required | language: ") for row in rows)
 
