@@ -1,8 +1,8 @@
-"""torch without its compiler, for processes that compile nothing.
+"""Replaces torch's compiler by a stub in processes that compile nothing.
 
-Optimizers, DDP and the loss mark functions that must not be compiled, and in doing so import the compiler: 1.4 s and
-70 MB in every worker at every start, for nothing. This is the project's only use of torch that is not public;
-`tests/model/test_eager.py` holds torch to it. Checked against torch 2.13.0, the version the project pins.
+Optimizers, DDP and the loss mark functions that must not be compiled, and import the compiler to do so: 1.4 s and 70 MB
+at every start of a worker, without any use. This is the project's only use of private names of torch;
+`tests/model/test_eager.py` checks them. Verified with torch 2.13.0, the version that the project pins.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ _NAME = "torch._dynamo"
 
 
 class _Stub(ModuleType):
-    """Answers what eager code asks of the compiler; for any other question the real one takes its place."""
+    """Has the names that eager code uses; any other name loads the real compiler in its place."""
 
-    utils = SimpleNamespace(get_optimize_ddp_mode=lambda: "ddp_optimizer")  # asked by DDP
-    config = SimpleNamespace(error_on_nested_fx_trace=True)  # asked by activation checkpointing
-    trace_rules = SimpleNamespace(clear_lru_cache=lambda: None)  # told by process groups
-    graph_break = staticmethod(lambda: None)  # told by optimizers
+    utils = SimpleNamespace(get_optimize_ddp_mode=lambda: "ddp_optimizer")  # used by DDP
+    config = SimpleNamespace(error_on_nested_fx_trace=True)  # used by activation checkpointing
+    trace_rules = SimpleNamespace(clear_lru_cache=lambda: None)  # called by process groups
+    graph_break = staticmethod(lambda: None)  # called by optimizers
 
     @staticmethod
     def disable(function: Any = None, *_: object, **__: object) -> Any:
-        """Not to be compiled: it will not be. With or without arguments, as a decorator or called."""
+        """Returns the function unchanged, or a decorator that does; nothing is compiled anyway."""
         return (lambda decorated: decorated) if function is None else function
 
     def __getattr__(self, name: str) -> Any:
@@ -37,9 +37,9 @@ class _Stub(ModuleType):
 
 
 def skip_compiler() -> None:
-    """Keep torch from importing its compiler in this process. To be called before anything of `model` that uses torch.
+    """Keeps torch from importing its compiler in this process. Call it before importing modules of `model` that use torch.
 
-    Where the compiler has been imported already, or is asked for later, it is there as ever.
+    If the compiler has been imported before, or is used later, it works as usual.
     """
     import torch
 

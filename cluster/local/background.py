@@ -71,7 +71,7 @@ class BackgroundCluster:
         return start_time(self.pid) == self.pid_started
 
     def join(self) -> None:
-        """Makes Ray in this process use the cluster. Call it before importing Ray, which reads the token setting once."""
+        """Makes Ray in this process use the cluster. Call it before importing Ray, which reads it only once."""
         os.environ.update(self.environment)
 
 

@@ -12,7 +12,7 @@ _WIDTH = 100
 
 
 class _Dumper(yaml.SafeDumper):
-    """Indents lists below their key, writes text of several lines as a block, and uses no anchors for repeated values."""
+    """Indents lists below their key, writes text of several lines as a block, and repeats values without anchors."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

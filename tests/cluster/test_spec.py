@@ -1,4 +1,4 @@
-"""The spec refuses what contradicts itself, what would show a secret, and what Ray or Kubernetes would refuse."""
+"""The spec refuses contradictions, visible secrets, and settings that Ray or Kubernetes would refuse."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def spec(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("path", SPECS, ids=lambda path: path.name)
-def test_specs_of_the_project_are_right(path: Path) -> None:
+def test_specs_of_the_project_are_valid(path: Path) -> None:
     assert load_cluster(path).groups
 
 
@@ -44,11 +44,11 @@ def test_specs_of_the_project_are_right(path: Path) -> None:
         ("environment.DB_PASSWD=x", "environment.DB_PASSWD: a secret does not belong here"),
         ("environment.GITHUB_PAT=x", "environment.GITHUB_PAT: a secret does not belong here"),
         ("environment.PROXY=http://me:hush@proxy", "environment.PROXY: a secret does not belong here"),
-        ("store.endpoint_url=https://me:hush@minio", "store.endpoint_url: there is a name or password in it"),
+        ("store.endpoint_url=https://me:hush@minio", "store.endpoint_url: it contains a name or password"),
         ("vm={provider: gcp}", "vm.project: missing"),
     ],
 )
-def test_says_what_is_wrong_and_shows_no_value_that_may_be_a_secret(spec: Path, override: str, says: str) -> None:
+def test_errors_name_the_field_and_show_no_possible_secret(spec: Path, override: str, says: str) -> None:
     with pytest.raises(RecipeError) as raised:
         load_cluster(spec, [override])
     assert says in str(raised.value)
@@ -56,7 +56,7 @@ def test_says_what_is_wrong_and_shows_no_value_that_may_be_a_secret(spec: Path, 
 
 
 @pytest.mark.parametrize("name", ["PATH", "PYTHONPATH", "MONKEY", "AWS_SHARED_CREDENTIALS_FILE", "COMPASS"])
-def test_variables_that_hold_no_secret_are_taken(spec: Path, name: str) -> None:
+def test_variables_without_secrets_are_accepted(spec: Path, name: str) -> None:
     assert load_cluster(spec, [f"environment.{name}=/there"]).environment == {name: "/there"}
 
 
@@ -97,20 +97,20 @@ def refused(**group: Any) -> str:
 @pytest.mark.parametrize(
     ("quantity", "expected"), [("1Ki", 1024), ("2k", 2000), ("3Mi", 3 << 20), ("4Gi", 4 << 30), ("5T", 5 * 10**12)]
 )
-def test_amounts_are_as_kubernetes_writes_them(quantity: str, expected: int) -> None:
+def test_amounts_have_the_format_of_kubernetes(quantity: str, expected: int) -> None:
     from ray.autoscaler._private.kuberay.utils import parse_quantity
 
     assert bytes_of(quantity) == expected == int(parse_quantity(quantity))
 
 
 @pytest.mark.parametrize("name", ["CPU", "GPU", "memory", "object_store_memory", "node:1", "example.com/gpu"])
-def test_what_ray_counts_by_itself_is_no_resource_of_ones_own(name: str) -> None:
-    assert "Ray counts this one by itself" in refused(resources={name: 1})
+def test_resources_that_ray_counts_are_no_custom_resources(name: str) -> None:
+    assert "Ray counts this resource by itself" in refused(resources={name: 1})
 
 
 @pytest.mark.parametrize("amount", [0.5, 1.5, 0, -1])
-def test_resources_are_whole(amount: float) -> None:
-    assert f"resources.disk = {amount:g}: Ray's autoscaler counts in whole numbers" in refused(
+def test_resources_are_whole_numbers(amount: float) -> None:
+    assert f"resources.disk = {amount:g}: Ray's autoscaler requires a whole number" in refused(
         resources={"disk": amount}
     )
 
@@ -119,20 +119,20 @@ def test_resources_are_whole(amount: float) -> None:
 def test_labels_have_the_syntax_of_kubernetes(text: str) -> None:
     from ray._private.label_utils import validate_node_label_syntax
 
-    assert f"labels.{text}: not a key of a label" in refused(labels={text: "a"})
-    assert f"labels.a = {text!r}: not a value of a label" in refused(labels={"a": text})
+    assert f"labels.{text}: not a valid key of a label" in refused(labels={text: "a"})
+    assert f"labels.a = {text!r}: not a valid value of a label" in refused(labels={"a": text})
     for labels in ({text: "a"}, {"a": text}):
         with pytest.raises(ValueError, match="Invalid label"):
             validate_node_label_syntax(labels)
 
 
 @pytest.mark.parametrize("key", ["Example.com/a", "/a", "", "a/b/c"])
-def test_a_label_may_have_a_domain_before_it(key: str) -> None:
-    assert f"labels.{key}: not a key of a label" in refused(labels={key: "a"})
+def test_a_label_may_have_a_domain_as_prefix(key: str) -> None:
+    assert f"labels.{key}: not a valid key of a label" in refused(labels={key: "a"})
 
 
-def test_variables_have_names() -> None:
-    with pytest.raises(ValidationError, match=r"environment.a-b: not a name of a variable"):
+def test_names_of_variables_are_checked() -> None:
+    with pytest.raises(ValidationError, match=r"environment.a-b: not a valid name of a variable"):
         ClusterSpec.model_validate(
             {"cluster": "night", "groups": [{"name": "train", "max": 1}], "environment": {"a-b": "1"}}
         )

@@ -1,6 +1,6 @@
-"""What torch asks of its compiler in eager training: the stub that stands in for it, held to the torch that is there.
+"""The stub that replaces torch's compiler in eager training, checked against the installed torch.
 
-In processes of their own, because a compiler once imported cannot be taken back.
+Every test runs a process of its own, because an imported compiler cannot be unloaded.
 """
 
 import json
@@ -19,8 +19,9 @@ if sys.argv[1] == "skip":
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from model.config import ModelConfig, OptimizerConfig
-from model.optimizer import build_optimizer, clip_gradients
+from model.config import ModelConfig
+from model.optim.config import OptimizerConfig
+from model.optim.optimizer import build_optimizer, clip_gradients
 from model.seq2seq import Seq2Seq
 from model.transformer import Transformer
 
@@ -56,9 +57,9 @@ from typing import get_args
 from model.eager import skip_compiler
 skip_compiler()
 import torch
-from model.config import OptimizerConfig
-from model.optimizer import build_optimizer
-from model.weight_average import WeightAverage
+from model.optim.config import OptimizerConfig
+from model.optim.optimizer import build_optimizer
+from model.optim.weight_average import WeightAverage
 
 names = get_args(OptimizerConfig.model_fields["name"].annotation)
 for name in names:
@@ -80,7 +81,7 @@ from model.eager import skip_compiler
 skip_compiler()
 import torch
 assert "torch._dynamo.utils" not in sys.modules
-torch._dynamo.reset()  # what the stub does not know
+torch._dynamo.reset()  # a name that the stub does not have
 assert "torch._dynamo.utils" in sys.modules and torch._dynamo.utils.counters is not None
 print(torch.compile(lambda x: 2 * x + 1, backend="eager")(torch.ones(2)).tolist())
 """
@@ -111,16 +112,16 @@ def python(code: str, *arguments: str) -> Any:
     ],
     ids=["dropout, adamw", "activation checkpointing, sgd", "gpt2 encoder-decoder, adam, bf16"],
 )
-def test_training_is_the_same_without_the_compiler_and_never_asks_for_it(fields: dict[str, Any]) -> None:
+def test_training_without_the_compiler_gives_the_same_losses_and_never_imports_it(fields: dict[str, Any]) -> None:
     losses, imported = python(TRAIN, "skip", json.dumps(fields))
     assert not imported
     assert losses == python(TRAIN, "keep", json.dumps(fields))[0]
 
 
-def test_no_optimizer_asks_for_the_compiler() -> None:
+def test_no_optimizer_imports_the_compiler() -> None:
     count, imported = python(EVERY_OPTIMIZER)
     assert count == 8 and not imported
 
 
-def test_asked_for_what_the_stub_does_not_know_the_compiler_comes() -> None:
+def test_other_names_of_the_compiler_import_it() -> None:
     assert python(THEN_COMPILE) == [3.0, 3.0]
