@@ -145,7 +145,7 @@ def loss_chunk(model: ModelConfig, tokens: int) -> int:
 def memory_of_imports() -> float:
     """Megabytes a process has resident after importing the training loop."""
     program = (
-        "import orchestrator.train_loop\n"
+        "import orchestrator.train.loop\n"
         "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     )
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout

@@ -11,8 +11,9 @@ from orchestrator.run.job import PlannedRestart
 from orchestrator.run.ledger import StepRow
 from orchestrator.snapshots.resume import Node
 from orchestrator.train.state import TrainState
+from orchestrator.workers.failure_causes import is_torn_connection
 from orchestrator.workers.pool import LEAVE_S
-from orchestrator.workers.process_group import is_torn_connection, leave_group
+from orchestrator.workers.process_group import leave_group
 
 MAX_SAVE_S = LEAVE_S / 2
 """Most seconds a snapshot may take here: the next group waits for it, and the pool kills a worker after LEAVE_S."""

@@ -13,9 +13,15 @@ from orchestrator.errors import BadLossError, WorkerDiedError
 from orchestrator.policy.failure import Cause
 from orchestrator.run.progress import Progress
 from orchestrator.workers.pool import WorkersHung
-from orchestrator.workers.process_group import is_torn_connection
 
 _NODE_LOST = re.compile(r"node has died|node was terminated|NODE_DIED")
+
+_TORN_CONNECTION = re.compile(r"gloo|Connection (closed|reset) by peer|NCCL", re.IGNORECASE)
+
+
+def is_torn_connection(error: BaseException) -> bool:
+    """Whether an error says that a collective failed because a rank is gone, in the wording of Gloo or NCCL."""
+    return isinstance(error, RuntimeError) and _TORN_CONNECTION.search(str(error)) is not None
 
 
 def cause_of(error: BaseException) -> tuple[Cause, str]:

@@ -7,7 +7,6 @@ seconds at every start. This one imports torch in the workers alone.
 from __future__ import annotations
 
 import os
-import re
 import socket
 import stat
 from collections.abc import Iterator
@@ -58,14 +57,6 @@ class ProcessGroup(Backend):
                 for rank in range(world_size)
             ]
         )
-
-
-_TORN_CONNECTION = re.compile(r"gloo|Connection (closed|reset) by peer|NCCL", re.IGNORECASE)
-
-
-def is_torn_connection(error: BaseException) -> bool:
-    """Whether an error says that a collective failed because a rank is gone, in the wording of Gloo or NCCL."""
-    return isinstance(error, RuntimeError) and _TORN_CONNECTION.search(str(error)) is not None
 
 
 _gloo_ports: set[int] = set()
