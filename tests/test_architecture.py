@@ -143,7 +143,6 @@ RUN = "import " + ", ".join(
     [
         pytest.param(RUN, ("ray", "torch"), id="run"),
         pytest.param(CONTROLLER, ("torch",), id="controller"),
-        pytest.param("import orchestrator.driver.attempt", ("torch", "ray.train.torch"), id="driver"),
         pytest.param("import orchestrator.driver.monitor", ("torch",), id="monitor"),
         pytest.param(HELP, ("ray", "torch"), id="help"),
         pytest.param("import model.transformer, model.optim.optimizer", ("ray",), id="model"),
