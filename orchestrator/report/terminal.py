@@ -20,13 +20,18 @@ def print_run(run: Run, console: Console) -> None:
     """Prints the summary of the run."""
     summary = summary_of_run(run)
     table = Table(title=f"run {summary['run']}", show_header=False, title_justify="left")
-    for rows in (_state, _data, _scores, _speed, _workers):
-        for name, text in rows(summary):
-            table.add_row(name, text)
+    for name, text in table_rows(summary):
+        table.add_row(name, text)
     console.rich.print(table)
 
 
 Rows = Iterator[tuple[str, str]]
+
+
+def table_rows(summary: StoredSummary) -> Rows:
+    """(name, text) of every row of the table; facts that the summary does not have are omitted."""
+    for part in (_state, _data, _scores, _speed, _workers):
+        yield from part(summary)
 
 
 def _state(summary: StoredSummary) -> Rows:

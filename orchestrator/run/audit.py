@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from data.feed.spec import FeedSpec
 from data.order.sample_order import Ints, SampleOrder
+from data.shards.manifest import Manifest
+from orchestrator.run.ledger import read_segments
+from orchestrator.run.run import Run
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,28 @@ class Audit:
     missing: int
     digest: str
     in_order: bool
+
+
+def audit_run(run: Run, state: Mapping[str, Any], counts: Ints | None) -> Audit | None:
+    """Audits the sample ledger of a run; None before the first checkpoint.
+
+    Args:
+        state: state of the newest checkpoint.
+        counts: (units,) training samples in each unit, from the same checkpoint; None if there is none.
+    """
+    if counts is None or run.record.manifest is None:
+        return None
+    config = run.config
+    manifest = Manifest.from_bytes(run.root.get(f"manifests/{run.record.manifest}.parquet"))
+    order = FeedSpec.order_of(manifest, config.data, config.seed)
+    return audit(
+        order,
+        counts,
+        config.train.global_batch_size,
+        state["step"],
+        read_segments(run.store, state["ledger"]),
+        config.data.bucket_steps if config.data.has_pairs else 1,
+    )
 
 
 def audit(

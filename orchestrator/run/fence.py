@@ -74,15 +74,7 @@ class Fence:
                 f"stop it, choose another `run:` name, or fence it off with `manta train --takeover`."
             )
         if not keep_pins:
-            record = replace(
-                record,
-                result_fields=result_fields,
-                manifest=None,
-                tokenizer=None,
-                input_tokenizer=None,
-                cleaning={},
-                init=None,
-            )
+            record = _without_pins(record, result_fields)
         record = replace(record, attempts=(*record.attempts, _this_attempt(len(record.attempts) + 1, started_at)))
         try:
             return cls(store, record, _put(store, key, record, info.etag if info else None), key)
@@ -137,6 +129,19 @@ class Fence:
             with contextlib.suppress(ConflictError):
                 return _put(self._store, self._key, record, info.etag)
         raise fenced(load_record(self._store, self._key), record.last.number)
+
+
+def _without_pins(record: RunRecord, result_fields: dict[str, Any]) -> RunRecord:
+    """The record with these result fields, and data and vocabulary not chosen yet."""
+    return replace(
+        record,
+        result_fields=result_fields,
+        manifest=None,
+        tokenizer=None,
+        input_tokenizer=None,
+        cleaning={},
+        init=None,
+    )
 
 
 def _put(store: Store, key: str, record: RunRecord, etag: str | None) -> str:

@@ -17,16 +17,13 @@ from typing import Any, TypedDict
 from safetensors.numpy import load_file
 
 from data.cleaning.clean import named_rows
-from data.feed.spec import FeedSpec
 from data.order.known_units import ExcludedDocuments
-from data.order.sample_order import Ints
-from data.shards.manifest import Manifest
 from orchestrator.config.recipe import RunConfig
-from orchestrator.run.audit import Audit, audit
+from orchestrator.run.audit import audit_run
 from orchestrator.run.checkpoint import PROGRESS, fetch_newest, list_checkpoints
 from orchestrator.run.fence import liveness
 from orchestrator.run.goodput import add_up
-from orchestrator.run.ledger import metrics_lines, read_segments
+from orchestrator.run.ledger import metrics_lines
 from orchestrator.run.progress import Progress
 from orchestrator.run.record import LIVE, Attempt
 from orchestrator.run.run import Run
@@ -164,7 +161,7 @@ def summary_of_run(run: Run, rows: list[dict[str, Any]] | None = None) -> Stored
     with tempfile.TemporaryDirectory(prefix="manta-show-") as scratch:
         fetched = fetch_newest(run.store, record, (PROGRESS,), Path(scratch))
         state: dict[str, Any] = fetched[1] if fetched else {"step": 0, "tokens": 0, "ledger": [], "skipped": {}}
-        samples = audit_samples(run, state, load_file(Path(scratch) / PROGRESS)["counts"] if fetched else None)
+        samples = audit_run(run, state, load_file(Path(scratch) / PROGRESS)["counts"] if fetched else None)
     excluded = ExcludedDocuments.of_json(state.get("excluded", {}))
     rows = [row for row in rows if row["step"] <= state["step"]]
     losses = [row["loss"] for row in rows if row["loss"] is not None]
@@ -281,28 +278,6 @@ def _newest_flops_per_token(attempts: Sequence[Attempt]) -> float | None:
 
 def _peak_flops(config: RunConfig, attempts: Sequence[Attempt]) -> float | None:
     return peak_of((each.device for each in attempts), config.train.precision, config.observe.peak_flops)
-
-
-def audit_samples(run: Run, state: Mapping[str, Any], counts: Ints | None) -> Audit | None:
-    """Audits the sample ledger of the run; None before the first checkpoint.
-
-    Args:
-        state: state of the newest checkpoint.
-        counts: (units,) training samples in each unit, from the same checkpoint; None if there is none.
-    """
-    if counts is None or run.record.manifest is None:
-        return None
-    config = run.config
-    manifest = Manifest.from_bytes(run.root.get(f"manifests/{run.record.manifest}.parquet"))
-    order = FeedSpec.order_of(manifest, config.data, config.seed)
-    return audit(
-        order,
-        counts,
-        config.train.global_batch_size,
-        state["step"],
-        read_segments(run.store, state["ledger"]),
-        config.data.bucket_steps if config.data.has_pairs else 1,
-    )
 
 
 def status_of(attempt: Attempt) -> str:

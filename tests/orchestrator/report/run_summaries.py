@@ -69,8 +69,13 @@ def eventful(steps: int = 600, seed: int = 3) -> dict[str, Any]:
         "restarts": len(disruptions),
         "disruptions": disruptions,
         "decisions": [
-            {"attempt": 1, "at": BEGAN + 20, "step": 0, "what": "starting 3 workers: room for 4, asked for 1 to 4"},
-            {"attempt": 2, "at": second_begins + 5, "step": half, "what": "starting 4 workers: room for 4"},
+            {"attempt": 1, "at": BEGAN + 20, "step": 0, "what": "starting 3 workers: 4 slots, at most 4 workers"},
+            {
+                "attempt": 2,
+                "at": second_begins + 5,
+                "step": half,
+                "what": "starting 4 workers: 4 slots, at most 4 workers",
+            },
         ],
         "step": steps,
         "steps": steps,
