@@ -18,7 +18,7 @@ from data.prepared import PreparedData
 from orchestrator.config.result_fields import resolved
 from orchestrator.console import Console
 from orchestrator.driver.attempt_record import AttemptRecord
-from orchestrator.driver.background_evaluation import BackgroundEvaluation, has_room_for_background_evaluation
+from orchestrator.driver.background_evaluation import BackgroundEvaluation, can_evaluate_in_background
 from orchestrator.driver.flops import FlopsPerToken
 from orchestrator.driver.last_save import ACTOR_TIMEOUT_S, free_memory, save_last_state
 from orchestrator.driver.monitor import Monitor
@@ -148,7 +148,7 @@ def start_actors(run: Run, data: PreparedData) -> tuple[Any, Any]:
     feeder = ray.remote(Feeder).options(**here, **restarts).remote(feed_spec(run, data))
     config = run.config
     scaling = scaling_policy(config)
-    start_evaluation = BackgroundEvaluation if has_room_for_background_evaluation(config) else None
+    start_evaluation = BackgroundEvaluation if can_evaluate_in_background(config) else None
     monitor = ray.remote(Monitor).options(**here)
     return feeder, monitor.remote(scaling, config.train.steps, start_agent, start_evaluation)
 

@@ -13,7 +13,7 @@ from orchestrator.config.recipe import RunConfig
 from orchestrator.run.job import TrainJob
 
 
-def has_room_for_background_evaluation(config: RunConfig) -> bool:
+def can_evaluate_in_background(config: RunConfig) -> bool:
     """Whether evaluations may run in the background.
 
     A cluster of our own counts more CPUs than the machine has; there, the machine must have enough cores.

@@ -40,7 +40,7 @@ class ControllerInterface(MonitorInterface):
         """Reports that a phase of the workers' start is over; see `Disruption.phases`."""
         progress = self._state.progress
         if progress.disruptions and progress.phase in ("restarting", "waiting"):
-            progress.disruptions[-1].reached(phase, self._state.now())
+            progress.disruptions[-1].end_phase(phase, self._state.now())
 
     def decide_start(self, seen: Observation) -> StartAction | None:
         """Decides while no worker runs; None: start none for now."""

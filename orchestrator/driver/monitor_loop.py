@@ -65,7 +65,7 @@ class LoopInterface(MonitorInterface):
         }
         for cause, seconds in lost.items():
             state.past_goodput[cause] = state.past_goodput.get(cause, 0.0) + seconds
-        disruption.begun(step, world_size, now)
+        disruption.restored(step, world_size, now)
 
     def report(self, **changes: Any) -> LoopRequests:
         """Reports changed fields of `Progress`, where `losses` are added; returns the requests to the loop."""
@@ -80,7 +80,7 @@ class LoopInterface(MonitorInterface):
             if progress.disruptions:  # the loop does not know that it is not the first
                 goodput["restart"] = goodput.get("restart", 0.0) + goodput.pop("startup", 0.0)
                 for disruption in progress.disruptions:  # a second one may have come before the first was over
-                    disruption.stepped(progress.row.get("step", 0), now)
+                    disruption.step_done(progress.row.get("step", 0), now)
             past = state.past_goodput
             causes = sorted(past.keys() | goodput.keys())
             progress.goodput = {cause: past.get(cause, 0.0) + goodput.get(cause, 0.0) for cause in causes}

@@ -55,11 +55,11 @@ def beyond_groups(
         return ""
     per_node = {group.name: workers_per_node(group, scaling.per_worker) for group in groups}
     slots = max(capacity.total.total(), sum(group.max_nodes * per_node[group.name] for group in groups))
-    beside = capacity.spare_cpus + sum(
+    spare_cpus = capacity.spare_cpus + sum(
         group.max_nodes * int(group.resources.get("CPU", 0) - per_node[group.name] * scaling.cpus_per_worker)
         for group in groups
     )
-    reserved_slots = int(tokenizes and beside == 0)
+    reserved_slots = int(tokenizes and spare_cpus == 0)
     if slots - reserved_slots >= scaling.effective_min_workers:
         return ""
     nodes = ", ".join(f"{group.max_nodes} nodes of {group.name} with {per_node[group.name]} each" for group in groups)

@@ -74,7 +74,7 @@ def eventful(steps: int = 600, seed: int = 3) -> dict[str, Any]:
                 "attempt": 2,
                 "at": second_begins + 5,
                 "step": half,
-                "what": "starting 4 workers: 4 slots, at most 4 workers",
+                "what": "starting 4 workers: 4 slots",
             },
         ],
         "step": steps,

@@ -5,9 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 import ray
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
+from data.errors import MantaError
 from orchestrator.errors import BadLossError, WorkerDiedError
 from orchestrator.policy.scaling import Observation
+from orchestrator.run.job import PlannedRestart
 from orchestrator.run.progress import Progress
 from orchestrator.workers.failure_causes import cause_of, describe_death, to_manta_error
 from orchestrator.workers.hooks import RetryHook, SizeHook
@@ -59,6 +62,37 @@ def test_an_error_of_the_code_is_not_replaced() -> None:
 
 def test_the_retry_hook_is_picklable() -> None:
     assert pickle.loads(pickle.dumps(RetryHook(monitor=None))) == RetryHook(monitor=None)
+
+
+class FakeMonitor:
+    """Records the method that a hook calls, and answers True."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[object, ...]] = []
+
+    def __getattr__(self, name: str) -> SimpleNamespace:
+        return SimpleNamespace(remote=lambda *args: self.calls.append((name, *args)) or True)
+
+
+@pytest.mark.parametrize(
+    ("error", "node_lost", "calls"),
+    [
+        (BadLossError("loss=nan"), False, [("restart_after_loss_spike",)]),
+        (MantaError("wrong data"), False, []),
+        (PlannedRestart(), False, [("report_planned_restart",)]),
+        (WorkerGroupStartupTimeoutError(2), False, [("report_start_timeout",)]),
+        (ZeroDivisionError("oh"), False, [("restart_after_failure", "error", "oh")]),
+        (ZeroDivisionError("oh"), True, [("restart_after_failure", "node", "oh")]),
+        (WorkersHung("no step"), True, [("restart_after_failure", "hang", "no step")]),
+    ],
+)
+def test_the_retry_hook_calls_the_monitor_by_kind_of_error(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, node_lost: bool, calls: list[tuple[object, ...]]
+) -> None:
+    monkeypatch.setattr(ray, "get", lambda ref: ref)
+    monitor = FakeMonitor()
+    assert RetryHook(monitor)(error, node_lost) == bool(calls)
+    assert monitor.calls == calls
 
 
 @pytest.mark.parametrize(
