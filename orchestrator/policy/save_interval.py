@@ -3,6 +3,8 @@
 J. W. Young, A first order approximation to the optimum checkpoint interval (1974), and J. T. Daly, A higher order
 estimate of the optimum checkpoint interval for restart dumps (2006): with a save that costs C seconds of training and M
 seconds between failures, sqrt(2 C M) - C seconds of training between two saves minimize the lost time.
+
+A module of its own, short as it is: the loop uses it, and none of the other policies.
 """
 
 from __future__ import annotations
