@@ -15,7 +15,7 @@
    them, found by asking the order). The others are holes: files of the same size without a block on disk, all zeros,
    which are no JSON. Were the run to read one of them it would stop, as bad shards are refused. Reported: units in the
    token cache when the first step was done (a unit is put there as soon as it has been read), those needed to
-   know the first step (one shuffle window), and those read by the end, where the feeder reads data.feeder.AHEAD_BYTES
+   know the first step (one shuffle window), and those read by the end, where the feeder reads data.feed.feeder.AHEAD_BYTES
    ahead; resident memory at its peak (VmHWM, shared libraries and object store included) of the driver and of the
    feeder (asked: 1 GB each); the time to the first step, which contains listing 100,000 files.
 
@@ -71,16 +71,16 @@ def main() -> None:
         verdicts.append(
             Verdict.at_most(f"order of a step, {name}: median", statistics.median(milliseconds), ORDER_MS, "ms")
         )
-        verdicts.append(Verdict.told("  99 of 100 below", milliseconds[int(0.99 * len(milliseconds))], "ms"))
+        verdicts.append(Verdict.without_bound("  99 of 100 below", milliseconds[int(0.99 * len(milliseconds))], "ms"))
     with harness.scratch() as folder:
         details = measure_run(folder, options.shards, options.real, options.shard_kilobytes * 1000, options.steps)
     verdicts += [
-        Verdict.told("units needed for the first step", details["units_needed"]),
-        Verdict.told("units read when the first step was done", details["units_at_first_step"]),
-        Verdict.told("units read by the end", details["units_at_end"]),
+        Verdict.without_bound("units needed for the first step", details["units_needed"]),
+        Verdict.without_bound("units read when the first step was done", details["units_at_first_step"]),
+        Verdict.without_bound("units read by the end", details["units_at_end"]),
         Verdict.at_most("driver: peak memory", details["peak_gb"]["driver"], MEMORY_GB, "GB"),
         Verdict.at_most("feeder: peak memory", details["peak_gb"]["feeder"], MEMORY_GB, "GB"),
-        Verdict.told("command to first step", details["first_step_s"], "s"),
+        Verdict.without_bound("command to first step", details["first_step_s"], "s"),
     ]
     details["order_ms"] = {
         name: harness.spread([1000 * value for value in seconds]) for name, seconds in order_s.items()
@@ -200,13 +200,13 @@ def measure_run(folder: Path, shards: int, real: int, shard_bytes: int, steps: i
     )
     watches: list[MemoryWatch] = []
 
-    def look(command: harness.Command) -> Callable[[], object]:
+    def observer_of(command: harness.Command) -> Callable[[], object]:
         watches.append(MemoryWatch(command, {"driver": "manta train", "feeder": "ray::Feeder"}))
-        return watches[-1].look
+        return watches[-1].observe
 
-    run = harness.train(recipe, [], folder, look)
+    run = harness.train(recipe, [], folder, observer_of)
     read_at = sorted(path.stat().st_mtime for path in (folder / "storage" / "tokens").rglob("*.arrow"))
-    attempt = run.signs[-1]
+    attempt = run.records[-1]
     assert attempt.first_step_s is not None
     memory = {role: list(seen.values()) for role, seen in watches[0].seen.items()}
     return {

@@ -17,6 +17,7 @@ import pytest
 import ray
 
 import data.feed.feeder
+import data.feed.spec
 import data.tokens.pipeline
 from data.config import DataConfig, StoreConfig
 from data.errors import BadShardError, ShardChangedError
@@ -301,7 +302,7 @@ def test_blocks_of_any_length_hold_the_same_steps(raw: RawData, block_steps: int
 def sized_feeder(block_steps: int, block_bytes: int) -> type[Feeder]:
     class SizedFeeder(Feeder):
         def __init__(self, spec: FeedSpec) -> None:
-            data.feeder.BLOCK_STEPS, data.feeder.BLOCK_BYTES = block_steps, block_bytes
+            data.feed.spec.BLOCK_STEPS, data.feed.spec.BLOCK_BYTES = block_steps, block_bytes
             super().__init__(spec)
 
     return SizedFeeder
@@ -457,7 +458,7 @@ def test_only_the_units_needed_soon_are_read(many: ManyShards, first_step: int) 
     counts = many.case().counts.copy()
     order = many.case().order()
     block = many.spec(cache).steps_per_block
-    step_ends = ((first_step + data.feeder.AHEAD_STEPS) // block + 1) * block
+    step_ends = ((first_step + data.feed.feeder.AHEAD_STEPS) // block + 1) * block
     if first_step:  # as after a restart: only the units read by the feeder before are known
         position = order.locate(0, first_step * BATCH, counts)
         assert position.epoch == 0 and position.window > 10
