@@ -69,7 +69,7 @@ def main() -> None:
     )
     ratios = harness.ratios(rates["cached"], rates["anew"])
     verdicts = [Verdict.at_least("cached / anew, tokens/s", statistics.median(ratios), RATIO)]
-    verdicts += [Verdict.told(name, statistics.median(values), "tokens/s") for name, values in rates.items()]
+    verdicts += [Verdict.without_bound(name, statistics.median(values), "tokens/s") for name, values in rates.items()]
     details = {"tokens_per_s": {name: harness.spread(values) for name, values in rates.items()}, "ratios": ratios}
     harness.report("decoding", options, verdicts, details)
 

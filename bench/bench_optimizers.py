@@ -55,12 +55,12 @@ def main() -> None:
     steps_s = {name: [sum(each) for each in zip(turns["passes"], turns[name], strict=True)] for name in names}
     updates = {name: harness.ratios(turns[name], turns["adamw"]) for name in (*names, "average")}
     steps = {name: harness.ratios(steps_s[name], steps_s["adamw"]) for name in names}
-    verdicts = [Verdict.told("forward and backward", 1000 * statistics.median(turns["passes"]), "ms")]
+    verdicts = [Verdict.without_bound("forward and backward", 1000 * statistics.median(turns["passes"]), "ms")]
     for name in updates:
-        verdicts.append(Verdict.told(f"{name}: update", 1000 * statistics.median(turns[name]), "ms"))
-        verdicts.append(Verdict.told("  / adamw's", statistics.median(updates[name])))
+        verdicts.append(Verdict.without_bound(f"{name}: update", 1000 * statistics.median(turns[name]), "ms"))
+        verdicts.append(Verdict.without_bound("  / adamw's", statistics.median(updates[name])))
         if name in steps:
-            verdicts.append(Verdict.told("  whole step / adamw's", statistics.median(steps[name])))
+            verdicts.append(Verdict.without_bound("  whole step / adamw's", statistics.median(steps[name])))
     details = {
         "seconds": {name: harness.spread(values) for name, values in turns.items()},
         "update_ratios": {name: harness.spread(values) for name, values in updates.items()},

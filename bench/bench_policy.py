@@ -191,13 +191,13 @@ def main() -> None:
     with_memory = goodput(week, world, adaptive, memory=True)
     took_s = time.monotonic() - began
     verdicts = [
-        Verdict.told("ends of worker groups, planned", week.planned, ""),
-        Verdict.told("  without notice", week.sudden, ""),
-        Verdict.told("nothing ran", week.stopped_s / WEEK_S * 100, "%"),
-        Verdict.told("goodput with node memory", with_memory * 100, "%"),
-        Verdict.told("goodput with storage alone, our interval", ours * 100, "%"),
-        Verdict.told(f"  the best fixed interval, {best:.0f} s", fixed[best] * 100, "%"),
-        Verdict.told("  ours to the best", ours / fixed[best], ""),
+        Verdict.without_bound("ends of worker groups, planned", week.planned, ""),
+        Verdict.without_bound("  without notice", week.sudden, ""),
+        Verdict.without_bound("nothing ran", week.stopped_s / WEEK_S * 100, "%"),
+        Verdict.without_bound("goodput with node memory", with_memory * 100, "%"),
+        Verdict.without_bound("goodput with storage alone, our interval", ours * 100, "%"),
+        Verdict.without_bound(f"  the best fixed interval, {best:.0f} s", fixed[best] * 100, "%"),
+        Verdict.without_bound("  ours to the best", ours / fixed[best], ""),
         Verdict.at_most("the simulation took", took_s, 60.0, "s"),
     ]
     details = {"fixed": {f"{every:.0f}": value for every, value in fixed.items()}, "stretches": len(week.stretches)}

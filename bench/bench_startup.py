@@ -45,12 +45,12 @@ def main() -> None:
     verdicts = [
         Verdict.at_most("command to first step, warm caches", statistics.median(first_step_s), FIRST_STEP_S, "s"),
         *(
-            Verdict.told(f"  {phase}", statistics.median(values), "s")
+            Verdict.without_bound(f"  {phase}", statistics.median(values), "s")
             for phase, values in phases(runs).items()
             if len(values) == len(runs)
         ),
         Verdict.at_most("manta --help", statistics.median(helps["manta --help"]), HELP_S, "s"),
-        Verdict.told("  an interpreter that does nothing", statistics.median(helps["python -c pass"]), "s"),
+        Verdict.without_bound("  an interpreter that does nothing", statistics.median(helps["python -c pass"]), "s"),
     ]
     details = {
         "first_step_s": harness.spread(first_step_s),

@@ -23,8 +23,8 @@ import harness
 from harness import Verdict
 
 from orchestrator.run.run import reaching_storage, stores
+from orchestrator.sweep.load import load_sweep
 from orchestrator.sweep.records import TrialBook
-from orchestrator.sweep.spec import load_sweep
 from orchestrator.sweep.summary import SweepSummary, describe_sweep
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "sweep.yaml"
@@ -56,12 +56,12 @@ def main() -> None:
     trials = [trial["first_step_s"] for trial in summary(folder, "starts")["trials"]]
     verdicts = [
         Verdict.at_most("steps of the sweep to those of all trials to the end", early["cost"]["share"], SHARE),
-        Verdict.told("  worker-seconds", early["cost"]["worker_s"] / full["cost"]["worker_s"]),
+        Verdict.without_bound("  worker-seconds", early["cost"]["worker_s"] / full["cost"]["worker_s"]),
         Verdict.at_most("loss of its winner, beyond the best of all", excess * 100, LOSS_SHARE * 100, "%"),
-        Verdict.told("  same winner", float(winner["id"] == best["id"])),
+        Verdict.without_bound("  same winner", float(winner["id"] == best["id"])),
         Verdict.at_most("a trial adds before its run starts", statistics.median(setups), OVERHEAD_S, "s"),
-        Verdict.told("  from a trial's start to its first step", statistics.median(trials), "s"),
-        Verdict.told("  a plain run, from prepared data to its first step", statistics.median(plain), "s"),
+        Verdict.without_bound("  from a trial's start to its first step", statistics.median(trials), "s"),
+        Verdict.without_bound("  a plain run, from prepared data to its first step", statistics.median(plain), "s"),
         Verdict.at_most("units tokenized by the later sweeps", full["tokenized"]["tokenized"], 0),
     ]
     details = {
@@ -118,7 +118,7 @@ def plain_start_s(folder: Path, number: int) -> float:
     recipe.write_text(json.dumps(fields))  # JSON is YAML
     run = harness.train(recipe, harness.quickstart_overrides(folder), folder, serve=False)
     [prepared] = [seconds for seconds, line in run.lines if "data: " in line][:1]
-    return float(run.rows[0]["at"] - run.signs[-1].started_at - prepared)
+    return float(run.rows[0]["at"] - run.records[-1].started_at - prepared)
 
 
 if __name__ == "__main__":

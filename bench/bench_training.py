@@ -102,10 +102,10 @@ def main() -> None:
     shares = {name: harness.ratios(rates[above], rates[below]) for name, (above, below) in compared.items()}
     typical_s = {name: [typical_step_s(result, options.warmup) for result in turns[name]] for name in turns}
     typical = {name: harness.ratios(typical_s[below], typical_s[above]) for name, (above, below) in compared.items()}
-    verdicts = [Verdict.told(name, statistics.median(values), "tokens/s") for name, values in rates.items()]
+    verdicts = [Verdict.without_bound(name, statistics.median(values), "tokens/s") for name, values in rates.items()]
     for name, values in shares.items():
         verdicts.append(Verdict.at_least(name, statistics.median(values), RATIO))
-        verdicts.append(Verdict.told("  by the median step", statistics.median(typical[name])))
+        verdicts.append(Verdict.without_bound("  by the median step", statistics.median(typical[name])))
     verdicts += [
         Verdict.at_most(f"{name}: wait for data", statistics.median(values), WAIT_PERCENT, "%")
         for name, values in waits.items()
@@ -199,8 +199,8 @@ def books_s(run: FinishedRun) -> float:
 
 def wait_percent(run: FinishedRun, warmup: int) -> float:
     """Share of the loop's time in which it waited for data, in steady state."""
-    start = next(sign for sign in run.signs if sign.step >= warmup).goodput
-    end = run.signs[-1].goodput
+    start = next(record for record in run.records if record.step >= warmup).goodput
+    end = run.records[-1].goodput
     wait_s, training_s = (end.get(cause, 0.0) - start.get(cause, 0.0) for cause in ("data_wait", "training"))
     return 100 * wait_s / (wait_s + training_s) if wait_s + training_s > 0 else 0.0
 

@@ -66,14 +66,14 @@ def main() -> None:
     for measured in (smaller, larger):
         name = f"{measured['parameters'] / 1e6:.1f} M parameters"
         verdicts += [
-            Verdict.told(f"{name}: peak", measured["peak_mb"], "MB"),
-            Verdict.told("  of it weights, gradients, optimizer", measured["state_mb"], "MB"),
-            Verdict.told("  of it activations of a micro-batch", measured["activations_mb"], "MB"),
+            Verdict.without_bound(f"{name}: peak", measured["peak_mb"], "MB"),
+            Verdict.without_bound("  of it weights, gradients, optimizer", measured["state_mb"], "MB"),
+            Verdict.without_bound("  of it activations of a micro-batch", measured["activations_mb"], "MB"),
             Verdict.at_most("  beyond these", measured["beyond_mb"], BEYOND_MB, "MB"),
         ]
     growth = larger["beyond_mb"] - smaller["beyond_mb"]
-    verdicts.append(Verdict.told("what is beyond, larger model - smaller", growth, "MB"))
-    verdicts.append(Verdict.told("a process that imports the training loop", idle_mb, "MB"))
+    verdicts.append(Verdict.without_bound("what is beyond, larger model - smaller", growth, "MB"))
+    verdicts.append(Verdict.without_bound("a process that imports the training loop", idle_mb, "MB"))
     harness.report("worker_memory", options, verdicts, {"smaller": smaller, "larger": larger, "imports_mb": idle_mb})
 
 
@@ -91,13 +91,13 @@ def measure(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """A run and what its workers took."""
     watches: list[MemoryWatch] = []
 
-    def look(command: harness.Command) -> Callable[[], object]:
+    def observer_of(command: harness.Command) -> Callable[[], object]:
         watches.append(MemoryWatch(command, {"worker": "ray::TrainingWorker"}))
-        return watches[-1].look
+        return watches[-1].observe
 
     config = load_recipe(harness.RECIPE, overrides)
     print(f"  {config.run}", flush=True)
-    run = harness.train(harness.RECIPE, overrides, folder, look)
+    run = harness.train(harness.RECIPE, overrides, folder, observer_of)
     workers = list(watches[0].seen["worker"].values())
     vocab_size = config.model.resolve_vocab_size(config.data.tokenizer.vocab_size)
     parameters = count_parameters(config.model, vocab_size, config.data.seq_len).total
