@@ -16,14 +16,14 @@ class LoopInterface(MonitorInterface):
     Each worker group has a goodput clock of its own; this adds them up, with the time between two groups.
     """
 
-    def agent_of(self, node_id: str, job: TrainJob, *, anew: bool = False) -> Any:
+    def agent_of(self, node_id: str, job: TrainJob, *, replace: bool = False) -> Any:
         """The snapshot agent of a node, started if there is none. Called by every rank, and by the driver.
 
         Args:
-            anew: start another one, because the one before has died.
+            replace: start another one, because the one before has died.
         """
         state = self._state
-        if anew or node_id not in state.agents:
+        if replace or node_id not in state.agents:
             state.agents[node_id] = state.start_agent(node_id, job)
         return state.agents[node_id]
 

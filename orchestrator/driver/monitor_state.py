@@ -21,7 +21,7 @@ class MonitorState:
 
     Attributes:
         progress: the run's state as the driver reads it.
-        requests: what the loop is asked to do; it reads them with every report.
+        requests: requests to the loop, which reads them with every report.
         scaling, failures: the policies.
         steps: length of the run.
         agents: handles of the snapshot agents by node.

@@ -110,7 +110,7 @@ class CheckpointSaver:
             self._upload_s = time.monotonic() - self._began_at
             return
         except ray.exceptions.RayActorError:
-            self.agent = ray.get(self._job.monitor.agent_of.remote(self._node_id, self._job, anew=True))
+            self.agent = ray.get(self._job.monitor.agent_of.remote(self._node_id, self._job, replace=True))
             ray.get(self.agent.open_memory.remote(0))  # finds the snapshots that are there
             problem: MantaError = TransientStoreError("The process that uploads checkpoints died.")
         except MantaError as error:

@@ -295,7 +295,7 @@ def test_a_node_has_one_snapshot_agent_until_that_dies(clock: Clock) -> None:
     monitor = monitor_of(clock)
     first = monitor.agent_of("a", None)
     assert monitor.agent_of("a", None) is first and monitor.agent_of("b", None) is not first
-    again = monitor.agent_of("a", None, anew=True)
+    again = monitor.agent_of("a", None, replace=True)
     assert again is not first and monitor.agents() == {"a": again, "b": monitor.agent_of("b", None)}
 
 
