@@ -87,6 +87,6 @@ def format_of(path: str, configured: str) -> tuple[Format, str | None]:
     form = FORMATS[name]
     if compression and isinstance(form, RowGroupFormat):
         raise InputError(
-            f"a {name} file cannot be read inside a {compression} file. Unpack it: {name} compresses inside."
+            f"a {name} file cannot be read inside a {compression} file. Unpack it: {name} has its own compression."
         )
     return form, compression
