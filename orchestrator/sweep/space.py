@@ -44,7 +44,7 @@ class Domain(Section):
     log: bool = Field(False, description="Whether int is drawn evenly by its logarithm.")
     when: dict[str, Any] | None = Field(
         None,
-        description="Condition: other fields of the space, each with the value (or list of values) for which this is used.",
+        description="Condition: other fields of the space, with the value or list of values for which this is used.",
     )
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""A sweep's summary, read for showing: what is missing or odd in it is left out rather than stumbled over."""
+"""Reads a sweep's summary for display; missing or invalid values are left out instead of raising errors."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from orchestrator.report.format import is_number, label
 Summary = Mapping[str, Any]
 
 STATUSES = ("finished", "running", "pending", "stopped", "failed")
-"""In the order in which trials are shown."""
+"""Statuses in the order in which trials are shown."""
 
-UNTOLD = ("name", "type", "kind")
-"""Last parts of names that need the one before them."""
+AMBIGUOUS = ("name", "type", "kind")
+"""Last parts of field names that say nothing without the part before."""
 
 LOG_FROM = 20.0
-"""Listed numbers that are so many times apart are shown on a logarithmic axis."""
+"""A list of numbers whose ratio of largest to smallest is at least this is shown on a logarithmic axis."""
 
 
 @dataclass(frozen=True)
 class Field:
-    """A field of the space. `name` is dotted, `short` as much of its end as tells it from the others."""
+    """A searched field. `name` is dotted; `short` is the shortest unambiguous end of it."""
 
     name: str
     short: str
@@ -35,11 +35,11 @@ class Field:
     when: Mapping[str, Any] = field(default_factory=dict)
 
     def of(self, trial: Trial) -> Any:
-        """The trial's value; None where the field does not count for it."""
+        """The trial's value; None where the trial does not use the field."""
         return trial.config.get(self.name)
 
     def number(self, trial: Trial) -> float | None:
-        """The trial's value on this field's axis: its logarithm to base 10 where that is logarithmic."""
+        """The trial's position on this field's axis: the value, or its logarithm to base 10 on a logarithmic axis."""
         value = self.of(trial)
         if not is_number(value) or (self.is_log and value <= 0):
             return None
@@ -48,7 +48,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial; `curve` holds (step, loss) where the loss is a number, by step."""
+    """A trial; `curve` has (step, loss) by step, where the loss is a number."""
 
     id: str
     run: str
@@ -69,11 +69,11 @@ class Trial:
 
     @property
     def reached(self) -> int:
-        """The step it came to; it need not have reported a loss at the very last ones."""
+        """The last step that the trial did, which may be after its last reported loss."""
         return max(self.step, self.curve[-1][0] if self.curve else 0)
 
     def loss_at(self, step: int) -> float | None:
-        """The last loss reported up to `step`; None where it did not come so far."""
+        """The last loss reported up to `step`; None where the trial did not reach it."""
         if not self.curve or self.reached < step:
             return None
         before = bisect_right(self.curve, (step, math.inf))
@@ -82,7 +82,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is shown of a sweep; `trials` in the order to show them in, the best first."""
+    """What is shown of a sweep; `trials` are in display order, the best first."""
 
     fields: tuple[Field, ...]
     trials: tuple[Trial, ...]
@@ -91,24 +91,24 @@ class Facts:
 
     @property
     def best(self) -> Trial | None:
-        """The best trial, where there is one."""
+        """The best trial; None if there is none yet."""
         return next((trial for trial in self.trials if trial.is_best), None)
 
     def counts(self) -> dict[str, int]:
-        """Trials by status, those statuses that occur."""
+        """Number of trials by status, for the statuses that occur."""
         counted = Counter(trial.status for trial in self.trials)
         return {
             status: counted[status] for status in (*STATUSES, *sorted(set(counted) - set(STATUSES))) if counted[status]
         }
 
     def group(self, trial: Trial) -> int:
-        """Which of the main field's values the trial has, counted from 0; -1 where there is no such field or value."""
+        """Index of the trial's value among the main field's values; -1 where there is no such field or value."""
         values = self.main.values if self.main else ()
         return next((i for i, value in enumerate(values) if self.main and value == self.main.of(trial)), -1)
 
 
 def read(summary: Summary, *, curves: bool = True) -> Facts:
-    """What is shown of a summary; without `curves` it is done in no time, however long they are."""
+    """Reads a summary; without `curves`, which may be long, reading is fast."""
     best_id = (summary.get("best") or {}).get("id")
     trials = [_trial(each, best_id, curves) for each in summary.get("trials") or ()]
     space: Mapping[str, Mapping[str, Any]] = summary.get("space") or {}
@@ -120,11 +120,11 @@ def read(summary: Summary, *, curves: bool = True) -> Facts:
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """For each dotted name as many of its last parts as no other has: `optimizer.name`, since `name` says nothing."""
+    """The shortest unambiguous end of each dotted name, such as `optimizer.name`."""
     found = {}
     for name in names:
         parts = name.split(".")
-        ends = (".".join(parts[-count:]) for count in range(1 + (parts[-1] in UNTOLD), len(parts) + 1))
+        ends = (".".join(parts[-count:]) for count in range(1 + (parts[-1] in AMBIGUOUS), len(parts) + 1))
         found[name] = next(
             (end for end in ends if sum(other == end or other.endswith("." + end) for other in names) == 1), name
         )
@@ -132,33 +132,33 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
 
 
 def config_text(trial: Trial, fields: Iterable[Field]) -> str:
-    """The trial's values in a line."""
+    """The trial's values as one line."""
     return "  ".join(f"{f.short}={label(f.of(trial))}" for f in fields if f.name in trial.config)
 
 
-def _trial(told: Mapping[str, Any], best_id: str | None, curves: bool) -> Trial:
-    donor = told.get("from_trial")
-    loss = told.get("loss")
+def _trial(summary: Mapping[str, Any], best_id: str | None, curves: bool) -> Trial:
+    donor = summary.get("from_trial")
+    loss = summary.get("loss")
     curve = sorted(
-        (int(at), float(y)) for at, y in (curves and told.get("curve")) or () if is_number(at) and is_number(y)
+        (int(at), float(y)) for at, y in (curves and summary.get("curve")) or () if is_number(at) and is_number(y)
     )
     return Trial(
-        id=str(told["id"]),
-        run=str(told.get("run") or ""),
-        status=str(told.get("status") or "pending"),
-        reason=str(told.get("reason") or ""),
-        config={name: value for name, value in (told.get("config") or {}).items() if value is not None},
-        step=int(told.get("step") or 0),
-        steps=int(told.get("steps") or 0),
+        id=str(summary["id"]),
+        run=str(summary.get("run") or ""),
+        status=str(summary.get("status") or "pending"),
+        reason=str(summary.get("reason") or ""),
+        config={name: value for name, value in (summary.get("config") or {}).items() if value is not None},
+        step=int(summary.get("step") or 0),
+        steps=int(summary.get("steps") or 0),
         loss=float(loss) if loss is not None and is_number(loss) else None,
         curve=tuple(curve),
-        worker_s=float(told.get("worker_s") or 0.0),
-        started_at=told.get("started_at"),
-        ended_at=told.get("ended_at"),
-        first_step_s=told.get("first_step_s"),
-        workers=int(told.get("workers") or 0),
+        worker_s=float(summary.get("worker_s") or 0.0),
+        started_at=summary.get("started_at"),
+        ended_at=summary.get("ended_at"),
+        first_step_s=summary.get("first_step_s"),
+        workers=int(summary.get("workers") or 0),
         donor=(str(donor["id"]), int(donor["step"])) if donor else None,
-        is_best=best_id is not None and told["id"] == best_id,
+        is_best=best_id is not None and summary["id"] == best_id,
     )
 
 
@@ -185,7 +185,7 @@ def _field(name: str, short: str, domain: Mapping[str, Any], trials: Sequence[Tr
 
 
 def _main(fields: Sequence[Field], trials: Sequence[Trial]) -> Field | None:
-    """The choice that tells trials apart best at first sight: the one other fields depend on, else the first one."""
+    """The choice that colours the trials: the one that most other fields depend on, else the first one."""
     asked = Counter(name for f in fields for name in f.when)
     choices = [f for f in fields if not f.is_numeric and 1 < len(f.values) <= 8]
     return max(choices, key=lambda f: asked[f.name], default=None)

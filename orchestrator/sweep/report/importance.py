@@ -1,8 +1,8 @@
-"""Which fields of a sweep mattered: how much of the order of its trials each of them explains by itself.
+"""The importance of a sweep's fields: how much of the order of its trials each field explains by itself.
 
-A forest or a functional ANOVA fitted to sixteen trials tells of its own seed as much as of the sweep. What is used here
-has few parameters and says how sure it is: for each field a linear model of the trials' ranks by loss, its adjusted R
-squared, and a permutation test of that.
+A forest or a functional ANOVA fitted to sixteen trials depends on its own seed as much as on the sweep. The method here
+has few parameters and states its certainty: for each field a linear model of the trials' ranks by loss, its adjusted R
+squared, and a permutation test.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from orchestrator.sweep.report.facts import Facts, Field, Trial
 
 Array = NDArray[np.float64]
 
-FEWEST = 6
-"""Trials below which nothing is said."""
+MIN_TRIALS = 6
+"""Minimum number of trials for a statement."""
 
 PERMUTATIONS = 2000
+"""Shuffles of the permutation test."""
 
 METHOD = (
     "Every trial that finished or was stopped is ranked by its loss at the last step that all of them reached. For "
@@ -41,10 +42,13 @@ LIMITS = (
 
 @dataclass(frozen=True)
 class Effect:
-    """What one field explains.
+    """The importance of one field.
 
-    `share` is of the variance of the ranks of the `trials` that have the field, 0 to 1; None where too few have it, or
-    all the same value, and `note` says so. `p` is the probability of a share as large by chance.
+    Attributes:
+        trials: number of trials that use the field.
+        share: share of the variance of these trials' ranks, 0 to 1; None where it cannot be computed.
+        p: probability of a share as large by chance.
+        note: why there is no share.
     """
 
     field: Field
@@ -56,7 +60,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class Importance:
-    """`effects` by share, the largest first; `step` is where the trials were compared, None where nothing could be."""
+    """`effects` by share, the largest first; `step` is where the trials were compared, None if none could be."""
 
     step: int | None
     trials: int
@@ -65,9 +69,9 @@ class Importance:
 
 
 def importance(facts: Facts, seed: int = 0) -> Importance:
-    """What each field explains of the trials' order at the last step that all the finished and stopped ones reached.
+    """The importance of each field for the trials' order at the last step that all finished and stopped trials reached.
 
-    Where the scheduler had rungs that all of them reached, it is the last of these.
+    If all of them reached rungs of the scheduler, it is the last such rung.
     """
     trials = [trial for trial in facts.trials if trial.status in ("finished", "stopped") and trial.curve]
     failed = sum(trial.status == "failed" for trial in facts.trials)
@@ -83,14 +87,14 @@ def importance(facts: Facts, seed: int = 0) -> Importance:
 
 def _effect(field: Field, compared: Sequence[tuple[Trial, float]], seed: int) -> Effect:
     having = [(trial, loss) for trial, loss in compared if field.of(trial) is not None]
-    if len(having) < FEWEST:
-        return Effect(field, len(having), None, None, f"too few trials have it; {FEWEST} are needed")
+    if len(having) < MIN_TRIALS:
+        return Effect(field, len(having), None, None, f"too few trials use it; {MIN_TRIALS} are needed")
     design = _design(field, [trial for trial, _ in having])
     parameters = design.shape[1]
     if parameters == 0:
         return Effect(field, len(having), None, None, "all of them have the same value")
     if len(having) - parameters - 1 < 3:
-        return Effect(field, len(having), None, None, "it has nearly as many values as there are trials")
+        return Effect(field, len(having), None, None, "it has almost as many values as there are trials")
     ranks = _ranks(np.array([loss for _, loss in having]))
     if not np.ptp(ranks):
         return Effect(field, len(having), None, None, "all losses are the same")
@@ -99,7 +103,7 @@ def _effect(field: Field, compared: Sequence[tuple[Trial, float]], seed: int) ->
 
 
 def _design(field: Field, trials: Sequence[Trial]) -> Array:
-    """Columns of the model besides the constant, centred and independent of each other. (trials, parameters)."""
+    """Columns of the linear model without the constant, centred. (trials, parameters) float64."""
     numbers = [field.number(trial) for trial in trials]
     if field.is_numeric and None not in numbers:
         x = np.array(numbers, dtype=float)
@@ -121,14 +125,14 @@ def _design(field: Field, trials: Sequence[Trial]) -> Array:
 
 
 def _ranks(losses: Array) -> Array:
-    """Ranks from 1, those of equal losses averaged."""
+    """Ranks from 1; equal losses share their average rank."""
     _, inverse, counts = np.unique(losses, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return np.asarray((last - (counts - 1) / 2)[inverse], dtype=float)
 
 
 def _explained(design: Array, ranks: Array, seed: int) -> tuple[float, float]:
-    """Adjusted R squared, not below 0, and the share of shuffles that come as far."""
+    """Adjusted R squared, at least 0, and the share of shuffles that reach it."""
     basis, _ = np.linalg.qr(design)
     y = ranks - ranks.mean()
     rng = np.random.default_rng(seed)

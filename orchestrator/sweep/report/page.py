@@ -1,4 +1,4 @@
-"""A sweep as a page to look at: one file of HTML that needs nothing else, made of the sweep's summary alone."""
+"""The report of a sweep: one HTML file that loads nothing else, built from the sweep's summary."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from orchestrator.report.format import clock, duration, is_number, label
 from orchestrator.report.page import cell, figure, legend, page, row, section, switch, table, tiles
 from orchestrator.report.svg import esc, tag
 from orchestrator.sweep.report.facts import Facts, Summary, Trial, config_text, read
-from orchestrator.sweep.report.importance import FEWEST, LIMITS, METHOD, importance
+from orchestrator.sweep.report.importance import LIMITS, METHOD, MIN_TRIALS, importance
 from orchestrator.sweep.report.parallel import ancestry, parallel
 from orchestrator.sweep.report.plots import bars, best_curve, best_so_far, curves, scatter, timeline
 
 SIGNS = {"finished": "●", "running": "▶", "pending": "…", "stopped": "○", "failed": "✕"}
-"""Beside the word, so that a status is found at a glance without its colour."""
+"""Sign of each status, so that it can be read without its colour."""
 
 
 def html(summary: Summary) -> str:
-    """The report. Whatever is in the summary is shown as text; what it does not have is left out."""
+    """Builds the report. Values are escaped; sections without data are left out."""
     facts, metric = read(summary), str(summary.get("metric") or "loss")
     began = summary.get("started_at")
     groups = [f"{facts.main.short} {label(value)}" for value in facts.main.values] if facts.main else []
@@ -37,14 +37,14 @@ def html(summary: Summary) -> str:
         section(
             "Every trial over all fields",
             figure(parallel(facts, metric), legend(groups, lines=True)) if parallel(facts, metric) else "",
-            note="A line a trial; it is broken at a field that does not count for the trial.",
+            note="One line per trial; it is broken at a field that the trial does not use.",
         ),
         _mattered(facts),
         _rungs(summary, facts, began),
         section(
-            "Who went on from whose state",
+            "Trials that continued from another trial's state",
             figure(ancestry(facts)),
-            note="An arrow ends at the trial that took over the other one's state, at the step it was taken from.",
+            note="An arrow points from the donor to the trial that continued from its state, at that step.",
         ),
         _trials(facts),
     ]
@@ -55,14 +55,14 @@ def _header(summary: Summary, facts: Facts) -> str:
     status = str(summary.get("status") or "")
     badge = tag("span", esc(status), class_=f"badge {status if status.isalpha() else ''}")
     counts = ", ".join(f"{count} {status}" for status, count in facts.counts().items())
-    told = f"{len(facts.trials)} trials{': ' + counts if counts else ''}. "
-    told += f"Searcher {summary.get('searcher')}, scheduler {summary.get('scheduler')}, by {summary.get('metric')}."
+    text = f"{len(facts.trials)} trials{': ' + counts if counts else ''}. "
+    text += f"Searcher {summary.get('searcher')}, scheduler {summary.get('scheduler')}, by {summary.get('metric')}."
     when = [f"Started {clock(summary.get('started_at'))}"]
     when += [f"ended {clock(summary.get('ended_at'))}"] if summary.get("ended_at") else []
     attempts = summary.get("attempts") or 1
     when += [f"in {attempts} attempts"] if attempts > 1 else []
     message = tag("p", esc(summary["message"])) if summary.get("message") else ""
-    parts = tag("h1", "Sweep ", esc(summary.get("sweep", "")), badge), tag("p", esc(told)), message
+    parts = tag("h1", "Sweep ", esc(summary.get("sweep", "")), badge), tag("p", esc(text)), message
     return tag("header", *parts, tag("p", esc(", ".join(when) + "."), class_="soft"))
 
 
@@ -71,29 +71,29 @@ def _tiles(summary: Summary, facts: Facts) -> str:
     tokens: dict[str, Any] = summary.get("tokenized") or {}
     best = summary.get("best") or {}
     began, ended = summary.get("started_at"), summary.get("ended_at")
-    told = []
+    shown = []
     if is_number(best.get("loss")):
-        told.append((f"{best['loss']:.4f}", f"best {summary.get('metric')}, trial {best.get('id')}"))
+        shown.append((f"{best['loss']:.4f}", f"best {summary.get('metric')}, trial {best.get('id')}"))
     if cost.get("steps_of_all"):
-        spent = f"{cost['steps']:,} of the {cost['steps_of_all']:,} steps of all trials to the end"
-        told.append((f"{cost['share']:.0%}", f"of the full cost: {spent}"))
-    told.append((duration(float(cost.get("worker_s") or 0.0)), "of workers' time"))
+        spent = f"{cost['steps']:,} of the {cost['steps_of_all']:,} steps of running all trials to the end"
+        shown.append((f"{cost['share']:.0%}", f"of the full cost: {spent}"))
+    shown.append((duration(float(cost.get("worker_s") or 0.0)), "worker time"))
     if began is not None and ended is not None:
-        told.append((duration(ended - began), "from start to end"))
+        shown.append((duration(ended - began), "from start to end"))
     if tokens.get("units"):
         times = "each once" if tokens["tokenized"] + tokens["cached"] == tokens["units"] else "NOT each once"
-        text = f"units tokenized by this sweep, {times}; {tokens['cached']} were there already"
-        told.append((f"{tokens['tokenized']} of {tokens['units']}", text))
-    return tiles(told)
+        text = f"units tokenized by this sweep, {times}; {tokens['cached']} were cached before"
+        shown.append((f"{tokens['tokenized']} of {tokens['units']}", text))
+    return tiles(shown)
 
 
 def _winner(summary: Summary, facts: Facts, metric: str) -> str:
     best = summary.get("best")
     if not best:
-        return section("Best curve", tag("p", "No trial has come far enough to be the best.", class_="none"))
+        return section("Best curve", tag("p", "No trial has reported a loss yet.", class_="none"))
     trial = facts.best
     fields = facts.fields
-    told = config_text(trial, fields) if trial else "  ".join(f"{k}={label(v)}" for k, v in best["config"].items())
+    text = config_text(trial, fields) if trial else "  ".join(f"{k}={label(v)}" for k, v in best["config"].items())
     parts = [
         tag(
             "p",
@@ -102,7 +102,7 @@ def _winner(summary: Summary, facts: Facts, metric: str) -> str:
             ", run ",
             tag("code", esc(best["run"])),
             ": ",
-            tag("code", esc(told)),
+            tag("code", esc(text)),
         )
     ]
     if best.get("recipe"):
@@ -112,7 +112,7 @@ def _winner(summary: Summary, facts: Facts, metric: str) -> str:
                 "p",
                 "Its recipe: ",
                 tag("code", esc(best["recipe"])),
-                ". Take it from there with ",
+                ". To train it: ",
                 tag("code", esc(train)),
             )
         )
@@ -122,7 +122,7 @@ def _winner(summary: Summary, facts: Facts, metric: str) -> str:
 
 def _against(facts: Facts, metric: str, groups: list[str]) -> str:
     numeric = [field for field in facts.fields if field.is_numeric]
-    # Fields that every trial has come first: of them there is most to see.
+    # Fields that every trial uses come first.
     numeric.sort(key=lambda field: (bool(field.when), facts.fields.index(field)))
     charts = [(field, scatter(facts, field, metric, number)) for number, field in enumerate(numeric)]
     shown = [figure(chart) for _, chart in charts if chart]
@@ -135,19 +135,19 @@ def _against(facts: Facts, metric: str, groups: list[str]) -> str:
         first,
         tag("div", *others, class_="two") if others else "",
         legend(groups, lines=False),
-        note="The loss of each trial at the last step it did; of one stopped early, that is an earlier step.",
+        note="The loss of each trial at its last step, which is an earlier step for a stopped trial.",
     )
 
 
 def _mattered(facts: Facts) -> str:
     found = importance(facts)
-    if found.step is None or found.trials < FEWEST:
-        few = f"{found.trials} trials have finished or were stopped; {FEWEST} are needed to say anything."
-        return section("Which fields mattered", tag("p", esc(few), class_="none")) if facts.fields else ""
-    left = f" {found.failed} failed and are left out." if found.failed else ""
+    if found.step is None or found.trials < MIN_TRIALS:
+        few = f"{found.trials} trials have finished or were stopped; at least {MIN_TRIALS} are needed."
+        return section("Importance of fields", tag("p", esc(few), class_="none")) if facts.fields else ""
+    left = f" {found.failed} failed trials are left out." if found.failed else ""
     compared = f"{found.trials} trials compared at step {found.step}.{left}"
     return section(
-        "Which fields mattered",
+        "Importance of fields",
         figure(bars(found)),
         tag("p", tag("b", "How: "), esc(METHOD), class_="soft"),
         tag("p", tag("b", "Limits: "), esc(LIMITS), class_="soft"),
@@ -175,10 +175,10 @@ def _rungs(summary: Summary, facts: Facts, began: float | None) -> str:
             )
         )
         before = rung["step"]
-    heads = ("steps", "trials that came", "stopped there", "workers' time", "of all", "")
+    heads = ("steps", "trials", "stopped", "worker time", "share", "")
     costs = tag("div", table(heads, rows, numbers=(1, 2, 3, 4)), class_="scroll") if rows else ""
     return section(
-        "Time and cost", costs, figure(timeline(facts, began)), note="Workers' time by rung, and when each trial ran."
+        "Time and cost", costs, figure(timeline(facts, began)), note="Worker time by rung, and when each trial ran."
     )
 
 
@@ -191,9 +191,9 @@ def _trials(facts: Facts) -> str:
         "step",
         *names,
         "reason",
-        "went on from",
+        "continued from",
         "workers",
-        "workers' time",
+        "worker time",
         "start-up",
     ]
     heads.append("run")
@@ -205,7 +205,7 @@ def _trials(facts: Facts) -> str:
     ]
     rows = [_trial_row(trial, facts) for trial in facts.trials]
     if not rows:
-        return section("All trials", tag("p", "There is none yet.", class_="none"))
+        return section("All trials", tag("p", "There are no trials yet.", class_="none"))
     return section("All trials", tag("div", table(heads, rows, numbers, "sorted"), class_="scroll"), is_long=True)
 
 
@@ -218,11 +218,7 @@ def _trial_row(trial: Trial, facts: Facts) -> str:
     ]
     for field in facts.fields:
         value = field.of(trial)
-        text = (
-            tag("span", "-", class_="none", title="does not count for this trial")
-            if value is None
-            else esc(label(value))
-        )
+        text = tag("span", "-", class_="none", title="not used by this trial") if value is None else esc(label(value))
         sort_by = value if is_number(value) else None
         cells.append(
             tag(

@@ -1,4 +1,4 @@
-"""The report's charts of whole trials: every field beside the others, and who went on from whose state."""
+"""Charts of whole trials: parallel coordinates over all fields, and which trials continued from another's state."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from orchestrator.sweep.report.plots import ceiling, trial_mark
 TOP, BOTTOM = 60.0, 340.0
 
 MARGIN = 100.0
-"""Left of the first axis; its labels stand there, where no lines are."""
+"""Width left of the first axis, for its labels."""
 
 Height = Callable[[Trial], float | None]
 
 
 def parallel(facts: Facts, metric: str) -> str:
-    """A line a trial through an axis a field and one for the loss; gaps where a field does not count for the trial.
+    """One line per trial through one axis per field and one for the loss; gaps at fields that a trial does not use.
 
     "" where no trial has a loss.
     """
@@ -34,7 +34,7 @@ def parallel(facts: Facts, metric: str) -> str:
         at = MARGIN + number * between
         ticks, height = _axis(field, shown)
         axes.append((at, height))
-        drawn.append(_axis_drawn(at, field.short, ticks, "only where it counts" if field.when else ""))
+        drawn.append(_axis_drawn(at, field.short, ticks, "only some trials" if field.when else ""))
     top = ceiling([t for t in shown if t.curve]) if any(t.curve for t in shown) else max(t.loss or 0 for t in shown)
     y = Scale.over([min(trial.loss or 0.0, top) for trial in shown], BOTTOM, TOP)
     axes.append((MARGIN + len(fields) * between, lambda trial: y(min(trial.loss or 0.0, top))))
@@ -65,7 +65,7 @@ def _trial_drawn(facts: Facts, trial: Trial, axes: list[tuple[float, Height]]) -
         else:
             pieces[-1].append((at, y))
     drawn = [polyline(piece, "hit") + polyline(piece, "curve", dash(group)) for piece in pieces if len(piece) > 1]
-    # One that stands alone between two gaps would not be seen as a line; and the shape tells what the colour does.
+    # A single point between two gaps is not visible as a line. The shape shows the same as the colour.
     drawn += [mark(group, *piece[0], "dot", 4.0) for piece in pieces if len(piece) == 1]
     if pieces[-1]:
         drawn.append(mark(group, *pieces[-1][-1], "dot", 4.0))
@@ -83,13 +83,13 @@ def _axis(field: Field, trials: list[Trial]) -> tuple[list[tuple[float, str]], H
 
         return y.ticks(), by_number
     values = list(field.values)
-    places = [BOTTOM - (BOTTOM - TOP) * (n + 0.5) / len(values) for n in range(len(values))]
+    heights = [BOTTOM - (BOTTOM - TOP) * (n + 0.5) / len(values) for n in range(len(values))]
 
     def by_value(trial: Trial) -> float | None:
         value = field.of(trial)
-        return None if value is None else places[values.index(value)]
+        return None if value is None else heights[values.index(value)]
 
-    return list(zip(places, map(label, values), strict=True)), by_value
+    return list(zip(heights, map(label, values), strict=True)), by_value
 
 
 def _axis_drawn(at: float, name: str, ticks: list[tuple[float, str]], note: str) -> str:
@@ -104,7 +104,7 @@ def _axis_drawn(at: float, name: str, ticks: list[tuple[float, str]], note: str)
 
 
 def ancestry(facts: Facts) -> str:
-    """A row a trial, and an arrow from the trial whose state another one went on from; "" where none did."""
+    """One row per trial, and an arrow from a donor to the trial that continued from its state; "" without any."""
     by_id = {trial.id: trial for trial in facts.trials}
     copies = [trial for trial in facts.trials if trial.donor and trial.donor[0] in by_id]
     if not copies:
@@ -126,14 +126,14 @@ def ancestry(facts: Facts) -> str:
         )
     for trial in copies:
         donor, step = trial.donor or ("", 0)
-        told = f"{trial.id} went on from {donor}'s state at step {step}"
+        text = f"{trial.id} continued from {donor}'s state at step {step}"
         start, end = height[donor], height[trial.id]
         sign = 1 if end > start else -1
         head = [(-5, -9 * sign), (5, -9 * sign), (0, -2 * sign)]
         tip = " ".join(f"{x(step) + dx:.1f},{end + dy:.1f}" for dx, dy in head)
         arrow = line(x(step), start, x(step), end, "arrow") + tag("polygon", points=tip, class_="head")
         group = colour(facts.group(trial))
-        drawn.append(tag("g", tag("title", esc(told)), arrow, class_=f"mark {group}", data_trial=trial.id))
+        drawn.append(tag("g", tag("title", esc(text)), arrow, class_=f"mark {group}", data_trial=trial.id))
     drawn.append(text_at((left + right) / 2, bottom + 34, "step", "name mid"))
-    told = "; ".join(f"{t.id} from {t.donor[0]} at step {t.donor[1]}" for t in copies if t.donor)
-    return svg("ancestry", "Who went on from whose state", told, 760, bottom + 44, *drawn)
+    text = "; ".join(f"{t.id} from {t.donor[0]} at step {t.donor[1]}" for t in copies if t.donor)
+    return svg("ancestry", "Trials that continued from another trial's state", text, 760, bottom + 44, *drawn)

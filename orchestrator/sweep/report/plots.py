@@ -1,4 +1,4 @@
-"""The report's charts of losses: learning curves, the best so far, loss against each number, and what mattered."""
+"""Charts of losses: learning curves, the best loss so far, loss against each field, importance of fields, timeline."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ WIDTH, HEIGHT = 760.0, 380.0
 
 LEFT, RIGHT, TOP, BOTTOM = 62.0, 740.0, 34.0, 330.0
 
-MOST_POINTS = 300
-"""Of a curve that are drawn; more would not be seen, and make the page of a large sweep slow."""
+MAX_POINTS = 300
+"""Maximum number of drawn points of a curve; more are not visible and make the page of a large sweep slow."""
 
-# Of those that stand beside another one.
+# Size of charts that are shown in pairs.
 SMALL_WIDTH, SMALL_HEIGHT, SMALL_RIGHT, SMALL_BOTTOM = 480.0, 300.0, 464.0, 250.0
 
 
 def tip(facts: Facts, trial: Trial) -> str:
-    """What a pointer on a trial's mark is told."""
+    """The tooltip of a trial's mark."""
     loss = f"loss {trial.loss:.4f}" if trial.loss is not None else "no loss"
-    told = [f"{trial.id}{'  (best)' if trial.is_best else ''}: {trial.status}, {loss} at step {trial.step}"]
-    told += [f"{f.short} = {label(f.of(trial))}" for f in facts.fields if f.name in trial.config]
-    return "\n".join([*told, *([trial.reason] if trial.reason else [])])
+    text = [f"{trial.id}{'  (best)' if trial.is_best else ''}: {trial.status}, {loss} at step {trial.step}"]
+    text += [f"{f.short} = {label(f.of(trial))}" for f in facts.fields if f.name in trial.config]
+    return "\n".join([*text, *([trial.reason] if trial.reason else [])])
 
 
 def trial_mark(facts: Facts, trial: Trial, *drawn: str) -> str:
-    """What is drawn of one trial; a pointer on it finds the trial everywhere on the page."""
+    """Groups the drawing of one trial; pointing at it highlights the trial on the whole page."""
     classes = f"mark {trial.status if trial.status.isalpha() else 'other'} {colour(facts.group(trial))}"
     best = " best" if trial.is_best else ""
     return tag("g", tag("title", esc(tip(facts, trial))), *drawn, class_=classes + best, data_trial=trial.id)
 
 
 def ceiling(trials: Iterable[Trial]) -> float:
-    """The loss above which a chart ends: what has diverged would flatten all the others."""
+    """The upper end of a chart's loss axis, since diverged trials would flatten all others."""
     losses = [loss for trial in trials for _, loss in trial.curve]
     firsts = sorted(trial.curve[0][1] for trial in trials if trial.curve)
     lasts = sorted(trial.curve[-1][1] for trial in trials if trial.curve)
@@ -48,7 +48,7 @@ def ceiling(trials: Iterable[Trial]) -> float:
 
 
 def curves(facts: Facts, metric: str, is_log: bool) -> str:
-    """All learning curves; "" where no trial has reported a loss, or one that has no logarithm."""
+    """All learning curves; "" where no trial has reported a loss, or where a loss has no logarithm."""
     shown = [trial for trial in facts.trials if trial.curve]
     if not shown or (is_log and any(loss <= 0 for trial in shown for _, loss in trial.curve)):
         return ""
@@ -60,9 +60,9 @@ def curves(facts: Facts, metric: str, is_log: bool) -> str:
     for rung in (rung for rung in facts.rungs if rung < x.high / 1.02):
         drawn.append(line(x(rung), TOP, x(rung), BOTTOM, "rung"))
         drawn.append(text_at(x(rung) + 4, TOP + 10, f"rung {rung}", "note"))
-    # The best last, over all the others.
+    # The best trial last, on top of the others.
     for trial in sorted(shown, key=lambda trial: (trial.is_best, trial.status == "finished")):
-        # What is above the chart's end is cut off there; far above, it is not a place that can be drawn.
+        # Points above the chart are clipped; those far above are moved to a coordinate that can be drawn.
         points = [(x(at), max(-HEIGHT, y(math.log10(loss) if is_log else loss))) for at, loss in thinned(trial.curve)]
         end = (points[-1][0], max(TOP, points[-1][1]))
         group = facts.group(trial)
@@ -82,19 +82,19 @@ def curves(facts: Facts, metric: str, is_log: bool) -> str:
     clipped = tag("clipPath", box, id=f"{name}-clip") + tag("g", *drawn, clip_path=f"url(#{name}-clip)")
     axis = f"{metric}{', logarithmic' if is_log else ''}"
     gone = sum(any(loss > top for _, loss in trial.curve[len(trial.curve) // 2 :]) for trial in shown)
-    note = text_at(RIGHT, TOP - 12, f"{gone} leave the chart above", "note end") if gone else ""
+    note = text_at(RIGHT, TOP - 12, f"{gone} curves end above the chart", "note end") if gone else ""
     described = f"{len(shown)} curves of {metric} by step, from {_range(shown)}. The table of trials has the numbers."
     return svg(name, f"Learning curves: {axis}", described, WIDTH, HEIGHT, axes(x, y, "step", axis), clipped, note)
 
 
 def thinned(curve: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
-    """At most MOST_POINTS and one of the curve's points, the last one among them."""
-    every = math.ceil(len(curve) / MOST_POINTS) or 1
+    """At most MAX_POINTS + 1 of the curve's points, including the last one."""
+    every = math.ceil(len(curve) / MAX_POINTS) or 1
     return curve if every == 1 else (*curve[:-1:every], curve[-1])
 
 
 def best_curve(facts: Facts, metric: str) -> str:
-    """The best trial's learning curve beside the middle of all trials that were there at each step; "" without one."""
+    """The best trial's learning curve and the median of all trials that reached each step; "" without a best trial."""
     best = facts.best
     if best is None or not best.curve:
         return ""
@@ -120,16 +120,16 @@ def best_curve(facts: Facts, metric: str) -> str:
         text_at(
             x(middle[len(middle) // 3][0]) + 6,
             y(middle[len(middle) // 3][1]) - 8,
-            "median of all that came so far",
+            "median of all trials that reached the step",
             "note",
         ),
     ]
-    told = f"{metric} of {best.id} goes from {best.curve[0][1]:.4f} to {last[1]:.4f} at step {last[0]}."
-    return svg("best", f"Best curve: {best.id}", told, SMALL_WIDTH, SMALL_HEIGHT, axes(x, y, "step", metric), *drawn)
+    text = f"{metric} of {best.id} goes from {best.curve[0][1]:.4f} to {last[1]:.4f} at step {last[0]}."
+    return svg("best", f"Best curve: {best.id}", text, SMALL_WIDTH, SMALL_HEIGHT, axes(x, y, "step", metric), *drawn)
 
 
 def best_so_far(facts: Facts, metric: str, began: float | None) -> str:
-    """The least loss of all trials ended, over time; "" where fewer than two have ended."""
+    """The lowest loss of all ended trials over time; "" where fewer than two have ended."""
     ended = sorted(
         (trial for trial in facts.trials if trial.ended_at and trial.loss is not None and trial.status != "failed"),
         key=lambda trial: trial.ended_at or 0.0,
@@ -153,12 +153,12 @@ def best_so_far(facts: Facts, metric: str, began: float | None) -> str:
         trial_mark(facts, trial, mark(facts.group(trial), x(at), max(TOP, y(trial.loss or 0.0)), "dot"))
         for at, trial in zip(minutes, ended, strict=True)
     ]
-    told = f"Least {metric} of the trials ended so far: {steps[0][1]:.4f} after the first, {best:.4f} after the last."
+    text = f"Lowest {metric} of the trials ended so far: {steps[0][1]:.4f} after the first, {best:.4f} after the last."
     name = "minutes since the sweep began"
     return svg(
         "sofar",
         "Best so far",
-        told,
+        text,
         SMALL_WIDTH,
         SMALL_HEIGHT,
         axes(x, y, name, metric),
@@ -168,7 +168,7 @@ def best_so_far(facts: Facts, metric: str, began: float | None) -> str:
 
 
 def scatter(facts: Facts, field: Field, metric: str, number: int) -> str:
-    """Loss against a field of numbers, the first a large chart; "" where fewer than two trials have both."""
+    """Loss against a numeric field; the first chart is large; "" where fewer than two trials have both."""
     shown = [
         (trial, at) for trial in facts.trials if trial.loss is not None and (at := field.number(trial)) is not None
     ]
@@ -186,12 +186,12 @@ def scatter(facts: Facts, field: Field, metric: str, number: int) -> str:
         drawn.append(trial_mark(facts, trial, shape, ring))
     size = (SMALL_WIDTH, SMALL_HEIGHT) if number else (WIDTH, HEIGHT)
     axis = f"{field.name}{', logarithmic' if field.is_log else ''}"
-    told = f"{len(shown)} trials: {metric} at the last step of each against {field.name}."
-    return svg(f"by-{number}", f"Loss against {field.name}", told, *size, axes(x, y, axis, metric), *drawn)
+    text = f"{len(shown)} trials: {metric} at the last step of each against {field.name}."
+    return svg(f"by-{number}", f"Loss against {field.name}", text, *size, axes(x, y, axis, metric), *drawn)
 
 
 def bars(found: Importance) -> str:
-    """What each field explains, as bars with their numbers."""
+    """The importance of each field, as bars with their numbers."""
     rows, drawn, row = found.effects, [], 30.0
     left, right = 190.0, 560.0
     for number, effect in enumerate(rows):
@@ -206,12 +206,12 @@ def bars(found: Importance) -> str:
         sure = f"p = {effect.p:.3f}" if effect.p is not None and effect.p >= 0.001 else "p < 0.001"
         text = f"{effect.share:.0%},  {sure},  {effect.trials} trials"
         drawn.append(text_at(right + 12, y + 13, text, "tick", 40))
-    told = "; ".join(f"{e.field.name}: {'not told' if e.share is None else f'{e.share:.0%}'}" for e in rows)
-    return svg("mattered", "What each field explains", told, WIDTH, 24 + row * len(rows), *drawn)
+    text = "; ".join(f"{e.field.name}: {'unknown' if e.share is None else f'{e.share:.0%}'}" for e in rows)
+    return svg("mattered", "What each field explains", text, WIDTH, 24 + row * len(rows), *drawn)
 
 
 def timeline(facts: Facts, began: float | None) -> str:
-    """When each trial ran; "" where no trial says so."""
+    """When each trial ran; "" where no trial has start and end."""
     ran = [
         trial for trial in facts.trials if trial.started_at and trial.ended_at and trial.ended_at >= trial.started_at
     ]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.sweep.report.facts import read
-from orchestrator.sweep.report.importance import FEWEST, Effect, importance
+from orchestrator.sweep.report.importance import MIN_TRIALS, Effect, importance
 from tests.orchestrator.sweep.summaries import realistic, summaries
 
 
@@ -98,14 +98,14 @@ def test_trials_are_compared_at_the_last_rung_that_all_reached() -> None:
 
 
 def test_a_field_of_few_trials_is_not_judged() -> None:
-    effects = shares(sweep(lambda config, rng: rng.random(), trials=FEWEST - 1))
+    effects = shares(sweep(lambda config, rng: rng.random(), trials=MIN_TRIALS - 1))
     assert {effect.share for effect in effects.values()} == {None}
     assert "too few" in effects["lr"].note
 
 
 @settings(deadline=None, max_examples=60)
 @given(summaries(), st.integers(0, 3))
-def test_any_story_gives_shares_between_0_and_1_and_the_same_ones_again(summary: dict[str, Any], seed: int) -> None:
+def test_any_summary_gives_shares_between_0_and_1_and_the_same_ones_again(summary: dict[str, Any], seed: int) -> None:
     found = importance(read(summary), seed)
     for effect in found.effects:
         assert (effect.share is None) == bool(effect.note)

@@ -32,7 +32,7 @@ def trials_of(page: Page) -> list[str]:
 
 @any_summary
 @given(summaries())
-def test_any_story_gives_a_page_with_every_trial(summary: dict[str, Any]) -> None:
+def test_any_summary_gives_a_page_with_every_trial(summary: dict[str, Any]) -> None:
     page = Page(html(summary))
     assert sorted(trials_of(page)) == sorted(shown(trial["id"]) for trial in summary["trials"])
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
@@ -42,7 +42,7 @@ def test_any_story_gives_a_page_with_every_trial(summary: dict[str, Any]) -> Non
 
 @any_summary
 @given(summaries())
-def test_no_chart_has_a_place_that_is_no_number(summary: dict[str, Any]) -> None:
+def test_every_coordinate_of_a_chart_is_finite(summary: dict[str, Any]) -> None:
     assert all(abs(place) < 1e7 for place in places(html(summary)))
 
 
@@ -55,9 +55,9 @@ def test_the_page_of_a_usual_sweep_has_all_its_parts() -> None:
         "All learning curves",
         "Loss against each number by optimizer.name",
         "Every trial over all fields",
-        "Which fields mattered",
+        "Importance of fields",
         "Time and cost",
-        "Who went on from whose state",
+        "Trials that continued from another trial's state",
         "All trials",
     ]
     charts = [attributes for tag, attributes in page.elements if tag == "svg" and attributes.get("role") == "img"]
@@ -72,16 +72,16 @@ def test_the_page_of_a_usual_sweep_has_all_its_parts() -> None:
     assert summary["best"]["recipe"] in text
 
 
-def test_a_trial_that_failed_is_told_with_its_config_and_reason() -> None:
+def test_a_failed_trial_is_shown_with_its_config_and_reason() -> None:
     summary = realistic()
     [failed] = [trial for trial in summary["trials"] if trial["status"] == "failed"]
     [row] = re.findall(rf'<tr data-trial="{failed["id"]}">.*?</tr>', html(summary))
     assert failed["reason"] in row
     assert f'data-v="{failed["config"]["train.lr"]!r}"' in row
-    assert "does not count for this trial" in row  # weight decay, which sgd has not
+    assert "not used by this trial" in row  # weight decay, which sgd has not
 
 
-def test_a_field_that_does_not_count_leaves_a_gap() -> None:
+def test_a_field_that_a_trial_does_not_use_leaves_a_gap() -> None:
     text = html(realistic())
     parallel = text[text.index('aria-labelledby="parallel-t') :]
     parallel = parallel[: parallel.index("</svg>")]
@@ -98,7 +98,7 @@ def test_a_field_that_does_not_count_leaves_a_gap() -> None:
 @pytest.mark.parametrize(
     "word", ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "' onload='x", "&amp;"]
 )
-def test_every_text_of_the_story_is_escaped(word: str) -> None:
+def test_every_text_of_the_summary_is_escaped(word: str) -> None:
     summary = json.loads(json.dumps(realistic()).replace("adamw", "WORD").replace("t004", "TRIAL"))
 
     def put(value: Any) -> Any:
@@ -125,7 +125,7 @@ def test_nothing_is_fetched_and_only_the_page_s_own_script_may_run() -> None:
     assert_closed(html(realistic()))
 
 
-def test_a_story_is_shown_without_ray_and_torch() -> None:
+def test_a_summary_is_shown_without_ray_and_torch() -> None:
     code = (
         "import sys, orchestrator.sweep.report.page, orchestrator.sweep.report.table;"
         "print({'ray', 'torch', 'pandas'} & set(sys.modules) or 'neither')"

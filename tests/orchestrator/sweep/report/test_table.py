@@ -24,7 +24,7 @@ def printed(thing: Any, width: int = 100) -> str:
 
 @settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.too_slow])
 @given(summaries())
-def test_any_story_fits_100_columns(summary: dict[str, Any]) -> None:
+def test_any_summary_fits_100_columns(summary: dict[str, Any]) -> None:
     for text in (printed(live_table(summary)), printed(summary)):
         assert max(map(cell_len, text.split("\n"))) <= 100
         assert "\x00" not in text
@@ -45,24 +45,24 @@ def test_the_best_is_first_then_those_that_run_then_the_others() -> None:
 
 
 def test_beyond_so_many_rows_trials_are_only_counted() -> None:
-    text = printed(live_table(realistic(trials=40), most_rows=6))
+    text = printed(live_table(realistic(trials=40), max_rows=6))
     assert sum("│ t0" in line for line in text.splitlines()) == 6
     assert "and 34 more: " in text and "1 failed" in text
 
 
-def test_markup_in_a_story_is_text() -> None:
+def test_markup_in_a_summary_is_text() -> None:
     summary = realistic()
     summary["trials"][9]["reason"] = "[red]no[/red] [nope"
     assert "[red]no[/red] [nope" in printed(live_table(summary))
 
 
-def test_what_show_tells() -> None:
+def test_what_manta_show_prints() -> None:
     text = printed(realistic())
     for part in ("sweep quickstart-lr", "optuna, asha", "4.3893", "rung 35", "24 of 24 units", "best.yaml", "1 failed"):
         assert part in text
 
 
-def test_values_are_told_short() -> None:
+def test_values_are_printed_short() -> None:
     told = {
         3e-4: "3e-4",
         0.05: "0.05",
