@@ -16,8 +16,8 @@
    which are no JSON. Were the run to read one of them it would stop, as bad shards are refused. Reported: units in the
    token cache when the first step was done (a unit is put there as soon as it has been read), those needed to
    know the first step (one shuffle window), and those read by the end, where the feeder reads AHEAD_BYTES of
-   data.feed.feeder ahead; resident memory at its peak (VmHWM, shared libraries and object store included) of the driver and of the
-   feeder (asked: 1 GB each); the time to the first step, which contains listing 100,000 files.
+   data.feed.feeder ahead; resident memory at its peak (VmHWM, shared libraries and object store included) of the driver
+   and of the feeder (asked: 1 GB each); the time to the first step, which contains listing 100,000 files.
 
 The model is tiny and nothing is held out: a held-out set without a limit reads every shard there is, by definition.
 """
