@@ -3,30 +3,30 @@
 #   docker build -t registry.example.com/manta:0.1.0 .
 #   docker push registry.example.com/manta:0.1.0
 #
-# Ray's images are tagged {Ray}-{Python}[-{platform}]. Without a platform they are plain Ubuntu, and do for GPUs too:
-# torch's wheel has the CUDA libraries with it, and the driver comes from the node. `--build-arg PLATFORM=-gpu`, or a
-# version as -cu128, has the whole toolkit, for code that is compiled against it; some gigabytes more.
+# Ray's images are tagged {Ray}-{Python}[-{platform}]. Without a platform they are plain Ubuntu, and work for GPUs too:
+# torch's wheel includes the CUDA libraries, and the driver comes from the node. `--build-arg PLATFORM=-gpu`, or a
+# version such as -cu128, includes the whole toolkit, for code that is compiled against it; it is some gigabytes larger.
 #
-# Nothing secret is in here, and none is needed to build it: .dockerignore lets in only what is copied below.
+# The image contains no secrets, and building it needs none: .dockerignore admits only the files that are copied below.
 
-# The Ray that pyproject.toml pins, and the Python that constraints.txt is for.
+# The version of Ray that pyproject.toml pins, and the version of Python that constraints.txt is for.
 ARG RAY_VERSION=2.60.0
 ARG PYTHON=py311
 ARG PLATFORM=
 FROM rayproject/ray:${RAY_VERSION}-${PYTHON}${PLATFORM}
 
-# Another index for torch's wheels, such as one of those without CUDA for clusters without GPUs.
+# Another index for torch's wheels, such as the one without CUDA for clusters without GPUs.
 ARG TORCH_INDEX=
 # Optional parts of Manta: text (cleaning), gs (shards in gs://).
 ARG EXTRAS=text,gs
 
-# By number, as Kubernetes can tell from it that this is not root: the user `ray` of Ray's images.
+# The user `ray` of Ray's images, by number: from a name Kubernetes could not tell that it is not root.
 USER 1000:100
-# Made by this user: WORKDIR alone makes a folder as root in some builders.
+# Created by this user: with some builders WORKDIR alone creates a folder that belongs to root.
 RUN mkdir -p /home/ray/manta
 WORKDIR /home/ray/manta
 
-# torch first and by itself: by far the largest layer, and the one that changes least.
+# torch is a layer of its own and comes first: it is by far the largest, and changes least.
 COPY --chown=1000:100 constraints.txt ./
 RUN pip install --no-cache-dir -c constraints.txt ${TORCH_INDEX:+--index-url ${TORCH_INDEX}} torch==2.13.0
 

@@ -1,4 +1,4 @@
-# Every target does its own set-up: the first one called builds .venv, the next ones find it.
+# Every target does its own set-up: the first one called builds .venv, and later ones reuse it.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -7,14 +7,14 @@ READY_DEV := .venv/.ready-dev
 .DEFAULT_GOAL := help
 .PHONY: help quickstart docstrings test chaos sweeps test-fast lint type bench clean
 
-help: ## this list
+help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 	@echo
 	@echo "  PYTHON=/path/to/python3.12 builds .venv with another Python (3.11 or newer)."
 
-# Set-up is stamped, so it is done once, and again when what it depends on changes; what running needs and what
-# developing needs on top of it have a stamp each. torch goes first: it is by far the largest, and a failure there should
-# be seen before anything else has been fetched.
+# Stamp files record the set-up, so it is repeated only when its inputs change; there is one for the runtime dependencies
+# and one for the development tools. torch is installed first: it is by far the largest package, and its failure should be
+# seen before anything else is downloaded.
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { \
 	  echo "error: $(PYTHON) not found. Install Python 3.11 or newer, or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
@@ -29,32 +29,32 @@ $(READY_DEV): $(READY)
 	@$(PYTHON) .ci/install.py $(BIN)/pip '-c constraints.txt -e .[dev]'
 	@touch $@
 
-quickstart: $(READY) ## from nothing to a trained, evaluated model on this machine
+quickstart: $(READY) ## train and evaluate a small model on this machine, starting from nothing
 	$(BIN)/manta quickstart
 
-docstrings: $(READY) ## a second quickstart: an encoder-decoder that reads functions and writes their summaries
+docstrings: $(READY) ## the second quickstart: an encoder-decoder that reads functions and writes their summaries
 	$(BIN)/manta quickstart docstrings
 
-test: $(READY_DEV) ## all tests but chaos and sweeps, those that start Ray and the local S3 server included
+test: $(READY_DEV) ## run all tests except chaos and sweeps; some start Ray and a local S3 server
 	$(BIN)/pytest -m 'not chaos and not sweep'
 
-chaos: $(READY_DEV) ## real faults done to a run on a local cluster of real nodes: it must end as the one left alone
+chaos: $(READY_DEV) ## inject real faults into a run on a local cluster: its result must equal that of an undisturbed run
 	$(BIN)/pytest -m chaos
 
-sweeps: $(READY_DEV) ## sweeps that really run, killed ones and ones on clusters too small for them among them
+sweeps: $(READY_DEV) ## run the tests of whole sweeps, including killed ones and ones on clusters that are too small
 	$(BIN)/pytest -m sweep
 
-test-fast: $(READY_DEV) ## the tests that need neither cluster nor server
+test-fast: $(READY_DEV) ## run the tests that need neither cluster nor server
 	$(BIN)/pytest
 
-lint: $(READY_DEV) ## style and common mistakes
+lint: $(READY_DEV) ## check style and common mistakes
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-type: $(READY_DEV) ## types, strictly
+type: $(READY_DEV) ## check types, strictly
 	$(BIN)/mypy
 
-bench: $(READY_DEV) ## the benchmarks, one after the other; results as JSON
+bench: $(READY_DEV) ## run the benchmarks, one after the other; results as JSON
 	@for benchmark in bench/bench_*.py; do echo "== $$benchmark"; $(BIN)/python "$$benchmark" || exit 1; done
 
 clean: ## remove caches and builds; .venv and .manta (your runs) stay
