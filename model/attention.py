@@ -12,7 +12,7 @@ from model.cache import LayerCache
 from model.config import ModelConfig
 
 Rotation = tuple[Tensor, Tensor]
-"""Cosine and sine of every position's angles, (T, P) float32 each; (B, 1, T, P) where each row has its own places."""
+"""Cosine and sine of every position's angles, (T, P) float32 each; (B, 1, T, P) if each row has its own positions."""
 
 
 class Attention(nn.Module):
@@ -32,20 +32,20 @@ class Attention(nn.Module):
 
     @property
     def stacked_rows(self) -> dict[str, tuple[int, ...]]:
-        """Rows of the matrices that a layer's weight is made of, by the layer's name; see `model.parameter_groups`."""
+        """Rows of the matrices that are stacked in a layer's weight, by layer; see `model.optim.parameter_groups`."""
         return {"qkv": tuple(heads * self.head_size for heads in self.head_counts)}
 
     def forward(
         self, x_BTD: Tensor, rotation: Rotation | None, mask_B1TL: Tensor | None, cache: LayerCache | None = None
     ) -> Tensor:
-        """Mix tokens with those of their own sequence.
+        """Attends to tokens of the same sequence.
 
         Args:
             x_BTD: (B, T, D).
             rotation: angles of the T positions, or None if positions were added to the embeddings.
             mask_B1TL: bool, True where row attends to column, of a shape that broadcasts to (B, 1, T, L); None means
                 plain causal. L = T without a cache.
-            cache: keys and values of earlier tokens, to which those of these tokens are added.
+            cache: keys and values of earlier tokens; those of these tokens are appended.
 
         Returns:
             (B, T, D), dtype of the projections.
@@ -63,7 +63,7 @@ class Attention(nn.Module):
 class CrossAttention(nn.Module):
     """Attention whose keys and values come from the encoder (Vaswani et al. 2017, section 3.2.3).
 
-    Queries and keys are not rotated: the distance between a target's token and a source's says nothing.
+    Queries and keys are not rotated: the distance between a target's token and a source's has no meaning.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -74,17 +74,17 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(config.d_model, 2 * config.kv_heads * config.head_size, bias=config.has_biases)
         self.out = nn.Linear(config.d_model, config.d_model, bias=config.has_biases)
         rows = config.kv_heads * config.head_size
-        self.stacked_rows = {"kv": (rows, rows)}  # see `model.parameter_groups`
+        self.stacked_rows = {"kv": (rows, rows)}  # see `model.optim.parameter_groups`
 
     def forward(self, x_BTD: Tensor, memory_BSD: Tensor, mask_B11S: Tensor, cache: LayerCache | None = None) -> Tensor:
-        """Mix tokens with those of another sequence.
+        """Attends to tokens of another sequence.
 
         Args:
             x_BTD: (B, T, D).
             memory_BSD: (B, S, D) output of the encoder. With a cache, B may be a multiple of its rows: that many
                 neighbouring rows share one source.
             mask_B11S: (B, 1, 1, S) bool, False for padding of the source; as many rows as `memory_BSD`.
-            cache: keeps the memory's keys and values from the first call to the next.
+            cache: keeps the memory's keys and values for later calls.
 
         Returns:
             (B, T, D), dtype of the projections.
@@ -97,7 +97,7 @@ class CrossAttention(nn.Module):
                 cache.memory = self._keys_and_values(memory_BSD)
             k_BGSK, v_BGSK = cache.memory
         dropout = self.dropout if self.training else 0.0
-        # Rows that share a source are queries of one row, so that keys and values need not be there for each.
+        # Rows that share a source become queries of one row, so that keys and values need not be repeated.
         q_BHTK, rows_per_source = _fold_rows(q_BHTK, len(k_BGSK))
         mixed_BTD = _attend(q_BHTK, k_BGSK, v_BGSK, mask_B11S, dropout)
         projected: Tensor = self.out(mixed_BTD.reshape(-1, mixed_BTD.shape[1] // rows_per_source, mixed_BTD.shape[2]))
@@ -126,7 +126,7 @@ def _attend(q_BHTK: Tensor, k_BGLK: Tensor, v_BGLK: Tensor, mask_B1TL: Tensor | 
     n_heads, n_tokens = q_BHTK.shape[1], q_BHTK.shape[2]
     queries_per_key = n_heads // k_BGLK.shape[1]
     if queries_per_key > 1 and mask_B1TL is not None and mask_B1TL.shape[2] == 1:
-        # All queries see the same: those of heads that share keys can be queries of one head, and nothing is copied.
+        # All queries have the same mask: those of heads that share keys become queries of one head, without a copy.
         q_BHTK = q_BHTK.reshape(len(q_BHTK), -1, queries_per_key * n_tokens, q_BHTK.shape[-1])
     elif queries_per_key > 1:
         # Not enable_gqa: on CUDA, shared heads with a mask or in float32 silently fall back to a kernel that writes
@@ -160,20 +160,20 @@ def rotate(x_BHTK: Tensor, rotation: Rotation) -> Tensor:
 
 
 def padding_mask(counts_B: Tensor, length: int) -> Tensor:
-    """Which columns of padded rows are no padding: (B, 1, 1, length) bool, True for the first `counts_B` of each row.
+    """Mask of padded rows, (B, 1, 1, length) bool, True for the first `counts_B` columns of each row.
 
-    A row of padding alone keeps its first column: attention over nothing is not a number, and what a row without
-    tokens computes is counted nowhere.
+    A row of padding alone keeps its first column: attention over no columns is not a number, and the result of
+    a row without tokens is not used.
     """
     columns = torch.arange(length, device=counts_B.device)
     return (columns < counts_B.clamp(min=1).unsqueeze(1)).unsqueeze(1).unsqueeze(1)
 
 
 def document_mask(tokens_BT: Tensor, end_of_text: int) -> Tensor:
-    """Which tokens each token may attend to when documents must not see each other.
+    """Mask of the tokens that each token may attend to if attention across documents is excluded.
 
-    An end-of-text token opens a document, so document ids count the end-of-text tokens so far. Whatever precedes
-    the first one is the tail of a document that began in another sequence.
+    An end-of-text token opens a document, so document ids count the end-of-text tokens so far. Tokens before
+    the first one are the end of a document that began in another sequence.
 
     Returns:
         (B, 1, T, T) bool, True where row attends to column: not later, and of the same document.

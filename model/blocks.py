@@ -1,4 +1,4 @@
-"""Blocks of attention and feed-forward layers, and the stack of them that encoder and decoder are.
+"""Blocks of attention and feed-forward layers, and the stack of blocks that encoder and decoder share.
 
 Shape suffixes: B batch, T tokens, L tokens attended to, S source tokens, D d_model, F feed-forward width, P pairs of
 channels that rotate.
@@ -22,7 +22,7 @@ _INIT_STD = 0.02  # Radford et al. 2018, section 4.1.
 
 
 class Memory(NamedTuple):
-    """What a decoder attends to across sequences."""
+    """The encoder's output, for cross-attention."""
 
     states_BSD: Tensor
     """(B, S, D) output of the encoder."""
@@ -31,14 +31,14 @@ class Memory(NamedTuple):
 
 
 class Stack(nn.Module):
-    """Token embedding, positions, blocks, and a final norm where blocks do not end with one.
+    """Token embedding, positions, blocks, and a final norm if blocks do not end with one.
 
     Args:
         config: shape of the model.
         n_layers: blocks.
         max_tokens: longest sequence the positions cover.
-        vocab_size: rows of the embedding; None where another stack's embedding is used.
-        cross_attention: whether blocks attend to an encoder's output too.
+        vocab_size: rows of the embedding; None if another stack's embedding is used.
+        cross_attention: whether blocks also attend to an encoder's output.
     """
 
     embedding: nn.Embedding | None
@@ -59,7 +59,7 @@ class Stack(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, cross_attention=cross_attention) for _ in range(n_layers))
         self.norm = _norm(config) if config.pre_norm else nn.Identity()
-        # Buffers are not persistent: they follow from the config, and a checkpoint should not fix max_tokens.
+        # Buffers are not persistent: they follow from the config, and a checkpoint must not fix max_tokens.
         if positions == "rotary":
             cos_TP, sin_TP = rotary_angles(max_tokens, config.head_size, config.rope_theta)
             self.register_buffer("rotary_cos_TP", cos_TP, persistent=False)
@@ -75,14 +75,14 @@ class Stack(nn.Module):
         cache: Cache | None = None,
         positions_BT: Tensor | None = None,
     ) -> Tensor:
-        """Everything after the look-up of embeddings.
+        """Runs everything after the embedding.
 
         Args:
             embedded_BTD: (B, T, D) token embeddings.
             mask: as in `Attention.forward`.
-            memory: the encoder's output, where there is cross-attention.
+            memory: the encoder's output, for cross-attention.
             cache: keys and values of earlier tokens, for decoding.
-            positions_BT: (B, T) int64 places in the sequence; None means 0 .. T - 1 in every row.
+            positions_BT: (B, T) int64 positions in the sequence; None means 0 .. T - 1 in every row.
 
         Returns:
             (B, T, D), normed.
@@ -99,7 +99,7 @@ class Stack(nn.Module):
         return normed
 
     def _with_positions(self, x_BTD: Tensor, positions_BT: Tensor | None) -> tuple[Tensor, Rotation | None]:
-        """Embeddings, scaled and with positions added; or with the angles by which to turn queries and keys."""
+        """Scaled embeddings with positions added, or with the angles for the rotation of queries and keys."""
         where = slice(x_BTD.shape[1]) if positions_BT is None else positions_BT
         if (scale := self.config.embedding_scale) != 1.0:
             x_BTD = x_BTD * scale
@@ -111,14 +111,14 @@ class Stack(nn.Module):
         return x_BTD, (cos, sin) if positions_BT is None else (cos.unsqueeze(1), sin.unsqueeze(1))
 
     def draw_weights(self) -> None:
-        """Draw all weights anew, from torch's global generator."""
+        """Draws all weights from torch's global generator."""
         if self.config.preset == "original":
             self._draw_as_in_tensor2tensor()
         else:
             self._draw_as_in_gpt2()
 
     def _draw_as_in_gpt2(self) -> None:
-        """Normal weights, with what enters the residual stream scaled down by depth (Radford et al. 2019, 2.3)."""
+        """Normal weights; those that write to the residual stream are scaled by depth (Radford et al. 2019, 2.3)."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=_INIT_STD)
@@ -132,8 +132,8 @@ class Stack(nn.Module):
     def _draw_as_in_tensor2tensor(self) -> None:
         """Uniform weights by width in and out (Glorot & Bengio 2010, eq. 16), normal embeddings of variance 1 / D.
 
-        Queries, keys and values count as one matrix of three times the width, wherever they are kept, as in fairseq:
-        the smaller bound is what lets post-norm models begin to learn.
+        Queries, keys and values count as one matrix of three times the width, however they are stored, as in
+        fairseq: post-norm models begin to learn only with the smaller bound.
         """
         width = self.config.d_model
         for name, module in self.named_modules():
@@ -148,7 +148,7 @@ class Stack(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention where there is an encoder, and a feed-forward layer, each added to its input.
+    """Self-attention, cross-attention if there is an encoder, and a feed-forward layer, each added to its input.
 
     Pre-norm: x + sublayer(norm(x)) (Radford et al. 2019). Post-norm: norm(x + sublayer(x)) (Vaswani et al. 2017).
     """
@@ -215,7 +215,7 @@ class SwigluFeedForward(nn.Module):
         # Gate and up side by side in one matrix: one large product is faster than two.
         self.gate_up = nn.Linear(config.d_model, 2 * config.ff_width, bias=False)
         self.down = nn.Linear(config.ff_width, config.d_model, bias=False)
-        self.stacked_rows = {"gate_up": (config.ff_width, config.ff_width)}  # see `model.parameter_groups`
+        self.stacked_rows = {"gate_up": (config.ff_width, config.ff_width)}  # see `model.optim.parameter_groups`
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D)."""
@@ -231,7 +231,7 @@ def sinusoids(n_positions: int, width: int) -> Tensor:
     the same up to a fixed reordering of channels. Frequencies are the paper's and Marian's; tensor2tensor's reach
     1 / 10000 itself.
     """
-    cosines_TP, sines_TP = rotary_angles(n_positions, width, theta=10000.0)  # the same angles, of a whole row's width
+    cosines_TP, sines_TP = rotary_angles(n_positions, width, theta=10000.0)  # the same angles, for the whole width
     return torch.cat((sines_TP, cosines_TP), dim=1)
 
 

@@ -37,7 +37,7 @@ class _Stub(ModuleType):
 
 
 def skip_compiler() -> None:
-    """Keeps torch from importing its compiler in this process. Call it before importing modules of `model` that use torch.
+    """Keeps torch from importing its compiler in this process. Call it before importing what uses torch.
 
     If the compiler has been imported before, or is used later, it works as usual.
     """

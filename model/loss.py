@@ -1,4 +1,4 @@
-"""Next-token cross-entropy that never holds the logits of more than one chunk of tokens.
+"""Next-token cross-entropy that holds the logits of one chunk of tokens at a time.
 
 Shape suffixes: N tokens (batch and sequence flattened), C tokens of one chunk, D d_model, V vocabulary.
 """
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 IGNORED_TARGET = -100
-"""Target of a position that does not count: padding, or a sequence's last token when nothing follows it."""
+"""Target of a position that is ignored: padding, or a sequence's last token when nothing follows it."""
 
 
 # A graph break on purpose: the compiler would trace the chunk loop unrolled, once per chunk, and its memory planner
@@ -19,7 +19,7 @@ IGNORED_TARGET = -100
 def chunked_cross_entropy(
     hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk_tokens: int, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Sum over tokens of -log softmax(hidden weight^T)[target], its labels smoothed if asked for.
+    """Sum over tokens of -log softmax(hidden weight^T)[target], optionally with label smoothing.
 
     With label_smoothing = e and p = softmax(hidden weight^T), a token's loss is
     (1 - e) (-log p[target]) + e mean_v(-log p[v]): the cross-entropy to a distribution of which 1 - e is on the target

@@ -48,13 +48,13 @@ class Seq2Seq(nn.Module):
     Args:
         config: shape of the model; its vocabulary sizes are already resolved into the arguments below.
         vocab_size: rows of the target's embedding, V.
-        input_vocab_size: rows of the source's embedding; None where source and target share one vocabulary.
+        input_vocab_size: rows of the source's embedding; None if source and target share one vocabulary.
         seq_len: longest target the positions cover.
         source_len: longest source the positions cover.
         end_of_text: id of the token that every target begins with.
 
     Raises:
-        ValueError: `config` is of a decoder, or says rows for a source embedding where it is the target's.
+        ValueError: `config` is of a decoder, or has a size for a source embedding although it is the target's.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Seq2Seq(nn.Module):
 
         Args:
             sources_BS: (B, S) int64, S <= source_len.
-            source_counts_B: (B,) int64, tokens of each source; what comes after them is padding, of any valid id.
+            source_counts_B: (B,) int64, tokens of each source; the rest is padding, with any valid id.
             tokens_BT: (B, T) int64, T <= seq_len.
             targets_BT: (B, T) int64, the token after each position, or `loss.IGNORED_TARGET`.
             label_smoothing: see `loss.chunked_cross_entropy`; 0 for evaluation.
@@ -115,7 +115,7 @@ class Seq2Seq(nn.Module):
         return self.decoder.loss(self.decoder.hidden_states(tokens_BT, memory), targets_BT, label_smoothing)
 
     def encode(self, sources_BS: Tensor, source_counts_B: Tensor) -> Memory:
-        """What the decoder attends to; `forward` explains the arguments."""
+        """The encoder's output for the decoder; `forward` explains the arguments."""
         table = self.decoder.embedding if self.encoder.embedding is None else self.encoder.embedding
         memory: Memory = self.encoder(table(sources_BS), source_counts_B)
         return memory

@@ -1,4 +1,4 @@
-"""Parameters and floating-point operations of a model, from its config alone: no torch, nothing built."""
+"""Parameters and floating-point operations of a model, computed from its config, without torch."""
 
 from typing import NamedTuple
 
@@ -9,9 +9,9 @@ class ParameterCount(NamedTuple):
     """Parameters of a model; a tied embedding counts once."""
 
     total: int
-    """All trainable numbers."""
+    """All trainable parameters."""
     non_embedding: int
-    """Those inside blocks and norms: all but token embedding, learned positions and an untied output layer."""
+    """Those in blocks and norms: all but token embedding, learned positions and an untied output layer."""
 
 
 def count_parameters(
@@ -22,13 +22,13 @@ def count_parameters(
     input_vocab_size: int | None = None,
     source_len: int = 0,
 ) -> ParameterCount:
-    """Count the parameters that `Transformer(config, vocab_size, seq_len, ...)` or `Seq2Seq(config, ...)` has.
+    """Counts the parameters of `Transformer(config, vocab_size, seq_len, ...)` or `Seq2Seq(config, ...)`.
 
     Args:
         config: shape of the model.
         vocab_size: rows of the embedding.
         seq_len: rows of learned positions.
-        input_vocab_size: rows of the encoder's own embedding; None where it shares the decoder's.
+        input_vocab_size: rows of the encoder's own embedding; None if it shares the decoder's.
         source_len: rows of the encoder's learned positions.
     """
     norm = config.d_model * (2 if config.has_biases else 1)
@@ -94,7 +94,7 @@ def _self_attention_weights(config: ModelConfig) -> int:
 
 
 def _cross_attention_weights(config: ModelConfig) -> int:
-    """As many as self-attention's: queries, and keys and values, are only kept apart."""
+    """Equal to self-attention's: the same matrices, stored separately."""
     return _self_attention_weights(config)
 
 

@@ -23,11 +23,11 @@ class Transformer(Stack):
         config: shape of the model; its `vocab_size` is already resolved into the argument below.
         vocab_size: rows of the embedding, V.
         seq_len: longest sequence the positions cover.
-        end_of_text: id of the token that opens a document, needed to keep documents apart.
-        cross_attention: whether blocks attend to an encoder's output too.
+        end_of_text: id of the token that opens a document, needed to separate documents.
+        cross_attention: whether blocks also attend to an encoder's output.
 
     Raises:
-        ValueError: documents are to be kept apart, but there is no end-of-text token to tell them by.
+        ValueError: documents must be separated, but there is no end-of-text token to recognise them by.
     """
 
     embedding: nn.Embedding
@@ -61,7 +61,7 @@ class Transformer(Stack):
         """Sum of the token losses of a micro-batch.
 
         A sum, not a mean: the caller divides by the target tokens of the whole step, so that uneven micro-batches
-        weigh what they should.
+        have the right weight.
 
         Args:
             tokens_BT: (B, T) int64, T <= seq_len.
@@ -95,9 +95,9 @@ class Transformer(Stack):
         """(B, T, D) output of the final norm for (B, T) int64 tokens.
 
         Args:
-            tokens_BT: whole sequences; with a cache, what comes after the columns it has.
-            memory: the encoder's output, where there is cross-attention.
-            cache: what earlier calls have left; this one's tokens are added.
+            tokens_BT: whole sequences; with a cache, the tokens after those in the cache.
+            memory: the encoder's output, for cross-attention.
+            cache: keys and values of earlier calls; those of these tokens are appended.
 
         Raises:
             ValueError: T > seq_len.

@@ -36,14 +36,14 @@ def beam_search(
     found. Where nothing has ended after `max_new_tokens`, the likeliest hypothesis is the result.
 
     Args:
-        model: left in the mode (training or evaluation) it came in; dropout is off meanwhile.
+        model: its mode (training or evaluation) is restored afterwards; dropout is off meanwhile.
         inputs: prompts of a decoder or sources of an encoder-decoder, as for `generate`.
         max_new_tokens: tokens of a text at most, the end-of-text token counted; also `seq_len` for targets.
         beam_size: hypotheses kept; 1 is greedy decoding.
         length_penalty: exponent, >= 0; 0 compares log-probabilities, which favours short texts.
-        end_of_text: a text ends where this token comes.
+        end_of_text: a text ends with this token.
         vocab_limit: produce ids below this only; probabilities are over these.
-        use_cache: whether to keep keys and values of what has been read: the same tokens, sooner.
+        use_cache: whether to cache keys and values: the same tokens, faster.
 
     Returns:
         The new tokens of each input's best text, without its prompt and without the end-of-text token.
@@ -59,7 +59,9 @@ def beam_search(
         return []
     with evaluating(model):
         texts = Continuation(model, inputs, vocab_limit=vocab_limit, use_cache=use_cache)
-        return _Search(texts, len(inputs), texts.room(max_new_tokens), beam_size, length_penalty, end_of_text).run()
+        return _Search(
+            texts, len(inputs), texts.max_new_tokens(max_new_tokens), beam_size, length_penalty, end_of_text
+        ).run()
 
 
 class _Search:
@@ -75,7 +77,7 @@ class _Search:
         self.best: list[list[int]] = [[] for _ in range(n_inputs)]
 
     def run(self) -> list[list[int]]:
-        """To the end."""
+        """Runs the search; returns the best text of each input."""
         log_probs_BK: Tensor | None = None
         for length in range(1, self.steps + 1):
             log_probs_BK = self._step(length, log_probs_BK)
@@ -87,24 +89,24 @@ class _Search:
         return self.best
 
     def _step(self, length: int, log_probs_BK: Tensor | None) -> Tensor | None:
-        """Add a token to every hypothesis; returns the new ones' log-probabilities, or None when all is done."""
+        """Appends a token to every hypothesis; returns their log-probabilities, or None when the search is done."""
         next_BKV = torch.unflatten(self.texts.next_logits().log_softmax(dim=1), 0, (len(self.inputs), -1))
         n_hypotheses, vocab_size = next_BKV.shape[1:]
         totals_BKV = next_BKV if log_probs_BK is None else next_BKV + log_probs_BK.unsqueeze(2)
-        # Each hypothesis can end in one way only, so this many candidates hold beam_size that go on, if there are any.
+        # Each hypothesis can end in one way only, so this many candidates contain beam_size that continue, if any do.
         n_candidates = min(self.beam_size + n_hypotheses, n_hypotheses * vocab_size)
         totals_BC, places_BC = totals_BKV.flatten(1).topk(n_candidates, dim=1)
         parents_BC, tokens_BC = places_BC // vocab_size, places_BC % vocab_size
         ends_BC = torch.zeros_like(tokens_BC, dtype=torch.bool)
         if self.end_of_text is not None:
             ends_BC = tokens_BC == self.end_of_text
-        self._note_results(length, n_hypotheses, totals_BC, parents_BC, ends_BC)
+        self._keep_best_results(length, n_hypotheses, totals_BC, parents_BC, ends_BC)
 
-        n_going = min(self.beam_size, int((~ends_BC).sum(dim=1).min()))
-        if n_going == 0:
+        n_continuing = min(self.beam_size, int((~ends_BC).sum(dim=1).min()))
+        if n_continuing == 0:
             return None
         totals_BK: Tensor
-        totals_BK, chosen_BK = totals_BC.masked_fill(ends_BC, -math.inf).topk(n_going, dim=1)
+        totals_BK, chosen_BK = totals_BC.masked_fill(ends_BC, -math.inf).topk(n_continuing, dim=1)
         bounds = (totals_BK[:, 0] / self._penalty(self.steps)).tolist()
         going = [row for row, text in enumerate(self.inputs) if self.best_scores[text] < bounds[row]]
         if not going:
@@ -116,10 +118,10 @@ class _Search:
         self.inputs = [self.inputs[row] for row in going]
         return totals_BK[rows_B]
 
-    def _note_results(
+    def _keep_best_results(
         self, length: int, n_hypotheses: int, totals_BC: Tensor, parents_BC: Tensor, ends_BC: Tensor
     ) -> None:
-        """Keep what has ended where it is better than what had before; candidates are in order, the best first."""
+        """Keeps ended texts that are better than earlier ones; candidates are in order, the best first."""
         ends_BC = ends_BC[:, : self.beam_size]
         first_B = ends_BC.int().argmax(dim=1, keepdim=True)
         found = zip(

@@ -1,4 +1,4 @@
-"""What greedy decoding, sampling and beam search share: texts that grow, and the model's scores for their next tokens.
+"""Shared by greedy decoding, sampling and beam search: growing texts, and the model's scores of their next tokens.
 
 Shape suffixes: R rows (texts), L tokens so far, S source tokens, V vocabulary.
 """
@@ -17,17 +17,17 @@ from model.transformer import Transformer
 
 
 class Continuation:
-    """Texts that a model goes on with, token by token, each as if it were alone.
+    """Texts that a model continues token by token, each as if it were alone.
 
-    Keys and values of what has been read are kept. A decoder whose longest text exceeds `seq_len` sees its last
-    `seq_len` tokens, at places that begin at 0 again; since places change with every token, nothing can be kept from
-    then on. An encoder-decoder reads its sources once, and its texts end at `seq_len`.
+    Keys and values of processed tokens are cached. A decoder whose longest text exceeds `seq_len` sees the last
+    `seq_len` tokens, at positions that begin at 0 again; since positions then change with every token, the cache is not
+    used from then on. An encoder-decoder processes its sources once, and its texts end at `seq_len`.
 
     Args:
         model: in evaluation mode; see `evaluating`.
-        inputs: prompts to go on with; for an encoder-decoder sources, whose targets begin with `model.end_of_text`.
+        inputs: prompts to continue; for an encoder-decoder sources, whose targets begin with `model.end_of_text`.
         vocab_limit: score ids below this only; the tokenizer's size, where the embedding is padded beyond it.
-        use_cache: whether to keep keys and values; without them everything is computed again for every token.
+        use_cache: whether to cache keys and values; without a cache everything is computed again for every token.
 
     Raises:
         ValueError: an input is empty, or a source is longer than `source_len`.
@@ -58,17 +58,17 @@ class Continuation:
         self._source_R = torch.arange(len(inputs), device=device)
         self._new_from = self._tokens_RL.shape[1]
 
-    def room(self, wanted: int) -> int:
-        """As many of `wanted` new tokens as there are places for."""
+    def max_new_tokens(self, wanted: int) -> int:
+        """Number of new tokens that fit, at most `wanted`."""
         return wanted if self._memory is None else min(wanted, self._decoder.seq_len)
 
     def new_tokens(self, row: int) -> list[int]:
-        """What has been added to a text."""
+        """The tokens that have been appended to a text."""
         tokens: list[int] = self._tokens_RL[row, self._new_from :].tolist()
         return tokens
 
     def next_logits(self) -> Tensor:
-        """(R, V) scores of each text's next token, float32 or wider. To be asked for once between two tokens."""
+        """(R, V) scores of each text's next token, float32 or wider. Must be called once before each new token."""
         seq_len = self._decoder.seq_len
         first = int(self._padding_R.min())
         slid = self._tokens_RL.shape[1] - first > seq_len
@@ -85,12 +85,12 @@ class Continuation:
         return logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32))
 
     def extend(self, tokens_R: Tensor, rows: Tensor | None = None) -> None:
-        """Add a token to every text, or to those in `rows` only, dropping the others.
+        """Appends a token to every text, or to those in `rows` only, dropping the others.
 
         Args:
             tokens_R: (R,) int64.
-            rows: (R,) int64, which text each token is added to. A text may be there several times; then every one of
-                an encoder-decoder's sources must have equally many texts, side by side. None means all, in order.
+            rows: (R,) int64, the text that each token is appended to. A text may occur several times; then all sources
+                of an encoder-decoder must have equally many texts, side by side. None means all, in order.
         """
         if rows is not None:
             self._select(rows)
@@ -109,7 +109,7 @@ class Continuation:
 
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Without dropout and without gradients; afterwards the model is in the mode it was in."""
+    """Disables dropout and gradients inside the block; restores the model's mode afterwards."""
     was_training = model.training
     model.eval()
     try:
@@ -123,7 +123,7 @@ def _refuse_empty(inputs: Sequence[Sequence[int]]) -> None:
     for number, ids in enumerate(inputs):
         if not ids:
             raise ValueError(
-                f"Input {number} is empty, and a model needs something to begin with. Give it the end-of-text token."
+                f"Input {number} is empty, and a model needs a token to begin with. Use the end-of-text token."
             )
 
 

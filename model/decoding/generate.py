@@ -25,24 +25,24 @@ def generate(
     vocab_limit: int | None = None,
     use_cache: bool = True,
 ) -> list[list[int]]:
-    """Continue prompts, or write the targets of sources, one token at a time; all inputs at once.
+    """Continues prompts, or writes the targets of sources, one token at a time; all inputs at once.
 
-    Each text comes out as if its input were alone, up to rounding: neither its tokens nor its draws depend on the
-    others. `model.decode.Continuation` says what happens at the end of the context.
+    Each text is the same as if its input were alone, up to rounding: neither its tokens nor its draws depend on the
+    others. `model.decoding.decode.Continuation` says what happens at the end of the context.
 
     Args:
-        model: left in the mode (training or evaluation) it came in; dropout is off meanwhile.
+        model: its mode (training or evaluation) is restored afterwards; dropout is off meanwhile.
         inputs: at least one token each. For a decoder prompts, where an end-of-text token asks for a new document;
-            for an encoder-decoder sources, as it was trained to read them.
+            for an encoder-decoder sources, in the form used in training.
         max_new_tokens: tokens to add to each at most; an encoder-decoder's targets end at its `seq_len` too.
         temperature: divides the logits; 0 always takes the likeliest token.
         top_k: sample among the k likeliest tokens only (Fan et al. 2018).
         top_p: sample among the fewest tokens whose probabilities reach p (Holtzman et al. 2020), after `top_k`.
         seed: of every text's own generator, or one seed for each; the same seed gives the same tokens and leaves the
             global generator alone.
-        end_of_text: a text ends where this token comes.
+        end_of_text: a text ends with this token.
         vocab_limit: produce ids below this only; the tokenizer's size, where the embedding is padded beyond it.
-        use_cache: whether to keep keys and values of what has been read: the same tokens, sooner.
+        use_cache: whether to cache keys and values: the same tokens, faster.
 
     Returns:
         The new tokens of each text, without its prompt and without the end-of-text token.
@@ -60,7 +60,7 @@ def generate(
     with evaluating(model):
         texts = Continuation(model, inputs, vocab_limit=vocab_limit, use_cache=use_cache)
         alive = list(range(len(inputs)))
-        for _ in range(texts.room(max_new_tokens)):
+        for _ in range(texts.max_new_tokens(max_new_tokens)):
             tokens = _choose(texts.next_logits(), temperature, top_k, top_p, [generators[text] for text in alive])
             going = [row for row, token in enumerate(tokens) if token != end_of_text]
             for row in going:
@@ -92,7 +92,7 @@ def _check_settings(
 def _choose(
     logits_RV: Tensor, temperature: float, top_k: int | None, top_p: float | None, generators: list[torch.Generator]
 ) -> list[int]:
-    """Pick a token for each row."""
+    """Chooses a token for each row."""
     if temperature == 0.0:
         likeliest: list[int] = logits_RV.argmax(dim=1).tolist()
         return likeliest

@@ -8,7 +8,7 @@ from model.config import FROZEN
 
 
 class ParameterGroup(BaseModel):
-    """What some parameters, chosen by name, have of their own."""
+    """Learning rate and weight decay of parameters that are chosen by name."""
 
     model_config = FROZEN
 
@@ -21,12 +21,12 @@ class ParameterGroup(BaseModel):
         default=1.0, ge=0.0, description="Their learning rate as a multiple of the run's; 0 freezes them."
     )
     weight_decay: float | None = Field(
-        default=None, ge=0.0, description="Their weight decay, whatever they are; null leaves it as it would be."
+        default=None, ge=0.0, description="Their weight decay, whatever their kind; null keeps the default."
     )
 
 
-# What is usual where it is not what the fields say. Sources: Chen et al. 2023, section 5 (lion); Jordan et al. 2024
-# (muon); torch.optim for the others.
+# Usual values where they differ from the fields' defaults. Sources: Chen et al. 2023, section 5 (lion); Jordan et al.
+# 2024 (muon); torch.optim for the others.
 _USUAL: dict[str, dict[str, Any]] = {
     "lion": {"betas": (0.9, 0.99)},
     "muon": {"momentum": 0.95, "nesterov": True},
@@ -38,7 +38,7 @@ _USUAL: dict[str, dict[str, Any]] = {
 class OptimizerConfig(BaseModel):
     """Update rule and its constants; the learning rate comes from the schedule.
 
-    A constant that is left out has the value usual for the rule, and one that the rule does not have is ignored.
+    An omitted constant has the usual value of the rule; a constant that the rule does not have is ignored.
 
     Raises:
         ValueError: fields contradict each other.
@@ -49,7 +49,7 @@ class OptimizerConfig(BaseModel):
     name: Literal["sgd", "adam", "adamw", "adafactor", "lion", "muon", "rmsprop", "adagrad"] = Field(
         default="adamw",
         description="Update rule. Weight decay is added to the gradient by sgd, adam, rmsprop and adagrad, and apart "
-        "from it in the others. muon is for the matrices inside the model; adamw updates what else there is.",
+        "from it in the others. muon is for the matrices inside the model; adamw updates all other parameters.",
     )
     betas: tuple[float, float] = Field(
         default=(0.9, 0.95),
@@ -79,7 +79,9 @@ class OptimizerConfig(BaseModel):
         "steps as large as adamw's, so that its learning rate fits; original, sqrt(max(1, A / B)), wants about 0.02.",
     )
     adamw_lr: float = Field(
-        default=1.0, ge=0.0, description="Learning rate of what adamw updates, as a multiple of the run's (muon)."
+        default=1.0,
+        ge=0.0,
+        description="Learning rate of the parameters that adamw updates, as a multiple of the run's (muon).",
     )
     weight_decay: float = Field(
         default=0.1, ge=0.0, description="Decay of linear-layer matrices; norms, biases and embeddings have none."
@@ -112,7 +114,7 @@ class OptimizerConfig(BaseModel):
 
 
 class ScheduleConfig(BaseModel):
-    """How the learning rate moves between 0 and its peak; `model.schedule` has the formulas.
+    """Course of the learning rate between 0 and its peak; `model.optim.schedule` has the formulas.
 
     Raises:
         ValueError: fields contradict each other.

@@ -1,4 +1,4 @@
-"""Lion: steps of one size, along the sign of a mean of gradients."""
+"""The Lion optimizer: updates of equal size, along the sign of a mean of gradients."""
 
 from typing import Any
 
@@ -11,8 +11,8 @@ class Lion(torch.optim.Optimizer):
     """Chen et al. 2023 (Symbolic Discovery of Optimization Algorithms), Algorithm 2.
 
     With gradient g, mean m, weight x and decay d: x = x - lr (sign(beta1 m + (1 - beta1) g) + d x), then
-    m = beta2 m + (1 - beta2) g. One moment a weight, where Adam keeps two. Every weight moves by `lr` at every step, so
-    it wants a learning rate 3 to 10 times lower than AdamW's and a decay as much higher (section 5).
+    m = beta2 m + (1 - beta2) g. One moment per weight, where Adam has two. Every weight moves by `lr` at every step, so
+    it needs a learning rate 3 to 10 times lower than AdamW's and a decay higher by the same factor (section 5).
 
     Args:
         params: parameters, or groups of them with `lr`, `betas` and `weight_decay` of their own.
@@ -28,7 +28,7 @@ class Lion(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Update every parameter that has a gradient; a closure is not asked for."""
+        """Updates every parameter that has a gradient; the closure is ignored."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:

@@ -1,4 +1,4 @@
-"""Muon for the matrices inside a model, AdamW for what else there is, as one optimizer."""
+"""Muon for the matrices inside a model, and AdamW for all other parameters, as one optimizer."""
 
 import math
 from typing import Any
@@ -23,13 +23,13 @@ class Muon(torch.optim.Optimizer):
     AdamW's) or sqrt(max(1, A / B)) (Jordan's own). The other groups are AdamW's.
 
     torch.optim.Muon is the same rule, but iterates in bfloat16: gradients that differ by 1e-7, as those of one worker
-    and of two do, give updates that differ by 0.7 %. Here it is float32, and they differ by 2e-6. Neither does torch's
-    take matrices apart that are several side by side, such as queries, keys and values; they are better orthogonalized
-    each by itself (Jordan et al. 2024).
+    and of two do, give updates that differ by 0.7 %. Here it is float32, and they differ by 2e-6. Nor does torch's
+    class split stacked matrices, such as queries, keys and values, which are better orthogonalized separately (Jordan
+    et al. 2024).
 
     Args:
-        groups: those with `is_muon` hold matrices only, and `stacked`: for every matrix the rows of those it is made
-            of. Each group has its `weight_decay`.
+        groups: those with `is_muon` contain matrices only, and `stacked`: for every matrix the rows of the matrices
+            stacked in it. Each group has its `weight_decay`.
         lr: learning rate.
         momentum: decay of the velocity.
         nesterov: whether to look ahead along it.
@@ -57,13 +57,13 @@ class Muon(torch.optim.Optimizer):
         self._share_with_adamw()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Also what ends `load_state_dict`, which makes new groups and a new state."""
+        """Restores the state; also called at the end of `load_state_dict`, which creates new groups and a new state."""
         super().__setstate__(state)
         self._share_with_adamw()
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Update every parameter that has a gradient; a closure is not asked for."""
+        """Updates every parameter that has a gradient; the closure is ignored."""
         for group in self.param_groups:
             if not group["is_muon"]:
                 continue
@@ -76,7 +76,7 @@ class Muon(torch.optim.Optimizer):
         self._adamw.step()
 
     def _share_with_adamw(self) -> None:
-        """Have an AdamW that works on this optimizer's own groups and state."""
+        """Creates an AdamW that works on this optimizer's groups and state."""
         self._adamw = torch.optim.AdamW([group for group in self.param_groups if not group["is_muon"]])
         self._adamw.state = self.state
 
@@ -91,7 +91,7 @@ def _update(matrix: Tensor, gradient: Tensor, velocity: Tensor, rows: list[int],
 
 
 def lr_factor(adjust_lr: str, n_rows: int, n_columns: int) -> float:
-    """What the learning rate of a matrix is multiplied by; see `Muon`."""
+    """Factor of a matrix's learning rate; see `Muon`."""
     if adjust_lr == "original":
         return math.sqrt(max(1.0, n_rows / n_columns))
     return 0.2 * math.sqrt(max(n_rows, n_columns))

@@ -1,4 +1,4 @@
-"""Optimizers from their config, learning rates by group, and gradient clipping."""
+"""Builds optimizers from their config, sets learning rates by group, and clips gradients."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -16,7 +16,7 @@ _FUSED_DEVICES = {"cpu", "cuda"}
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, lr: float) -> torch.optim.Optimizer:
-    """An optimizer over the model's trainable parameters, in the groups that `parameter_groups` makes of them.
+    """An optimizer over the model's trainable parameters, in the groups of `parameter_groups`.
 
     With learning rate lr, gradient g, weight x and decay d:
 
@@ -25,7 +25,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, lr: float) -> tor
     - adamw: Loshchilov & Hutter 2019, Algorithm 2.
     - adafactor: Shazeer & Stern 2018, Algorithms 4 and 5 with the constants of their section 9: without momentum, and
       with the learning rate max(1e-3, RMS(x)) min(lr, 1 / sqrt(t)), so that `lr` is relative to the weights (1e-2 is
-      theirs). torch's class guards against zeros at another place, as its documentation says.
+      theirs). torch's class guards against zeros at a different point, as its documentation says.
     - lion: Chen et al. 2023, Algorithm 2.
     - muon: Jordan et al. 2024 for matrices of linear layers, but not the one that makes logits; adamw for the rest.
     - rmsprop: Tieleman & Hinton 2012, s = alpha s + (1 - alpha) g^2, x = x - lr g / (sqrt(s) + eps); with momentum
@@ -44,7 +44,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, lr: float) -> tor
     """
     groups = parameter_groups(model, config)
     everything = [parameter for group in groups for parameter in group["params"]]
-    # One kernel for all parameters instead of several for each. None leaves torch to choose where there is no such one.
+    # One kernel for all parameters instead of several for each. None lets torch choose if there is no such kernel.
     fused = all(p.device.type in _FUSED_DEVICES and p.is_floating_point() for p in everything) or None
     optimizer = _class_of(config, fused)(groups, lr=lr)
     set_learning_rate(optimizer, lr)
@@ -52,17 +52,17 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, lr: float) -> tor
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of the next update: `lr` times what each group has of it."""
+    """Sets the learning rate of the next update: `lr` times each group's factor."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-    """Scale all gradients down together if their joint L2 norm exceeds `max_norm` (Pascanu et al. 2013, Algorithm 1).
+    """Scales all gradients down together if their joint L2 norm exceeds `max_norm` (Pascanu et al. 2013, Algorithm 1).
 
     Args:
-        parameters: those whose `.grad` is clipped in place; ones without a gradient are passed over.
-        max_norm: largest norm left standing, > 0; infinity only measures.
+        parameters: those whose `.grad` is clipped in place; parameters without a gradient are ignored.
+        max_norm: maximum norm, > 0; with infinity, the norm is only measured.
 
     Returns:
         () float32, the norm before clipping. If it is not finite the gradients are useless, and the caller decides.

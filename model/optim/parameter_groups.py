@@ -1,4 +1,4 @@
-"""Which parameters decay, which are Muon's, and which have a learning rate or decay of their own, by name."""
+"""Sorts parameters into groups: by weight decay, by Muon or AdamW, and by the patterns of the config."""
 
 import difflib
 import re
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from model.optim.config import OptimizerConfig, ParameterGroup
 
-_NEAR_NAMES = 5
+_MAX_SIMILAR_NAMES = 5
 
 
 class _Kind(NamedTuple):
-    """What the parameters of one group have in common."""
+    """Common properties of the parameters of one group."""
 
     own: int | None  # index of their group in the config
     is_muon: bool
@@ -22,13 +22,13 @@ class _Kind(NamedTuple):
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """A model's trainable parameters in groups, as torch's optimizers take them.
+    """A model's trainable parameters in groups, in the form that torch's optimizers take.
 
-    Groups have `params`, `weight_decay` and `lr_scale`, which the run's learning rate is to be multiplied by; for Muon
-    also `is_muon` and, with its matrices, `stacked`: the rows of the matrices that each is made of.
+    Groups have `params`, `weight_decay` and `lr_scale`, the factor of the run's learning rate; for Muon also `is_muon`
+    and, with its matrices, `stacked`: the rows of the matrices that are stacked in each.
 
-    The first groups are of parameters that match no pattern: decayed, then not decayed, for Muon its own before them.
-    They are always there, even if empty.
+    The first groups contain the parameters that match no pattern: decayed, then not decayed; for Muon, its own come
+    before them. These groups exist even if they are empty.
 
     Raises:
         ValueError: see `check_patterns`.
@@ -58,26 +58,26 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
 
 
 def check_patterns(names: Collection[str], groups: Sequence[ParameterGroup]) -> None:
-    """Refuse patterns of which nothing would come.
+    """Refuses patterns without any effect.
 
     Args:
         names: of all trainable parameters.
-        groups: in the order in which they are tried.
+        groups: in the order of their priority.
 
     Raises:
-        ValueError: a pattern matches no name, or none that an earlier one has left; all such are in the message.
+        ValueError: a pattern matches no name, or only names that earlier patterns match; the message lists all of them.
     """
     problems = []
     taken = {name: _first_match(name, groups) for name in names}
     for index, group in enumerate(groups):
         matched = [name for name in names if fnmatchcase(name, group.match)]
         if not matched:
-            near = ", ".join(_names_near(group.match, names))
-            problems.append(f"groups[{index}].match={group.match!r} matches no parameter. Names near it: {near}.")
+            near = ", ".join(_similar_names(group.match, names))
+            problems.append(f"groups[{index}].match={group.match!r} matches no parameter. Similar names: {near}.")
         elif index not in taken.values():
             first = taken[matched[0]]
             problems.append(
-                f"groups[{index}].match={group.match!r} matches nothing that groups before it have left; "
+                f"groups[{index}].match={group.match!r} matches only parameters that earlier groups match; "
                 f"groups[{first}] has {matched[0]}. Put the narrower pattern first."
             )
     if problems:
@@ -109,14 +109,14 @@ def _decayed(model: nn.Module) -> set[int]:
 
 
 def _output_weights(model: nn.Module) -> set[int]:
-    """Ids of the weights that make logits: matrices, but not inside the model, and no matter for Muon."""
+    """Ids of the weights that produce logits: matrices, but not inside the model, and not suitable for Muon."""
     return {id(m.output_weight) for m in model.modules() if isinstance(getattr(m, "output_weight", None), Tensor)}
 
 
 def _stacked_rows(model: nn.Module) -> dict[int, tuple[int, ...]]:
-    """Rows of the matrices that a parameter is made of, by the parameter's id, from modules that say so.
+    """Rows of the matrices that are stacked in a parameter, by the parameter's id.
 
-    A module says so with a property `stacked_rows`: rows of each part by the name of its linear layer.
+    A module declares them by a property `stacked_rows`: rows of each part, by the name of its linear layer.
     """
     return {
         id(getattr(module, layer).weight): rows
@@ -125,13 +125,13 @@ def _stacked_rows(model: nn.Module) -> dict[int, tuple[int, ...]]:
     }
 
 
-def _names_near(pattern: str, names: Iterable[str]) -> Iterator[str]:
-    """Names that whoever wrote `pattern` may have meant, the nearest first; blocks that are alike once, as *."""
+def _similar_names(pattern: str, names: Iterable[str]) -> Iterator[str]:
+    """Names that `pattern` may have been meant to match, the most similar first; equal blocks occur once, as *."""
     wanted = re.sub(r"[*?\[\]]+", "", pattern).strip(".")
 
-    def likeness(name: str) -> float:
+    def similarity(name: str) -> float:
         candidates = (name, *name.split("."))
         return max(difflib.SequenceMatcher(None, wanted, candidate).ratio() for candidate in candidates)
 
     general = dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in names)
-    yield from sorted(general, key=likeness, reverse=True)[:_NEAR_NAMES]
+    yield from sorted(general, key=similarity, reverse=True)[:_MAX_SIMILAR_NAMES]

@@ -1,4 +1,4 @@
-"""Learning rate as a pure function of the step: nothing to save, nothing to restore."""
+"""The learning rate as a pure function of the step, so that no state is saved or restored."""
 
 import math
 
@@ -15,13 +15,13 @@ def learning_rate(config: ScheduleConfig, peak_lr: float, step: int, total_steps
     - constant: 1.
     - cosine: f + (1 - f) (1 + cos(pi (s - W) / (S - W))) / 2 (Loshchilov & Hutter 2017, eq. 5, without restarts).
     - wsd: 1 until S - D, then linear down to f at S. The three phases are those of Hu et al. 2024 (MiniCPM,
-      section 4.2); they decay exponentially, but a linear decay has a rate to end on, which f can state.
+      section 4.2); they decay exponentially, but a linear decay has a final rate, which f can state.
     - inverse_sqrt: sqrt((W + 1) / (s + 1)) (Vaswani et al. 2017, eq. 3, scaled to reach the peak at s = W). It is
       theirs exactly, steps counted from 1 and warmup_steps of theirs being W + 1, where the peak is
       1 / sqrt(d_model (W + 1)).
 
     The formulas agree where phases meet. Steps at or beyond S keep the rate of S, so a run that is extended a little
-    goes on gently; its last update, after S - 1 others, comes one notch above.
+    continues at a low rate; its last update, after S - 1 others, has a slightly higher rate.
 
     Args:
         config: which schedule, and its lengths.
@@ -40,14 +40,14 @@ def learning_rate(config: ScheduleConfig, peak_lr: float, step: int, total_steps
 
 
 def check_schedule(config: ScheduleConfig, total_steps: int) -> None:
-    """Refuse a schedule whose phases do not fit, before a run starts rather than at the step that finds out.
+    """Refuses a schedule whose phases do not fit; called before a run starts.
 
     Raises:
         ValueError: warm-up fills the run, or warm-up and final decay together exceed it.
     """
     if config.warmup_steps >= total_steps:
         raise ValueError(
-            f"warmup_steps={config.warmup_steps} leaves nothing of total_steps={total_steps} to train at the peak. "
+            f"warmup_steps={config.warmup_steps} leaves no steps of total_steps={total_steps} to train at the peak. "
             f"Largest that does: {max(total_steps - 1, 0)}."
         )
     if config.decay_steps is not None and config.warmup_steps + config.decay_steps > total_steps:

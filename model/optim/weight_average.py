@@ -1,4 +1,4 @@
-"""An exponential moving average of a model's weights, to be evaluated in their place."""
+"""An exponential moving average of a model's weights, for evaluation."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,10 +13,11 @@ class WeightAverage:
 
     e begins as a copy of the weights, and after update t, counted from 1, d is min(decay, (1 + t) / (10 + t)), as in
     TensorFlow's ExponentialMovingAverage. With a fixed d the first weights, which are noise, would be 0.999^280 = 76 %
-    of the average after 280 steps; so they are 3e-16 of it. And d follows from t, so that nothing else is to be saved.
+    of the average after 280 steps; with this d they are 3e-16 of it. d follows from t, so that no further state is
+    saved.
 
     Args:
-        model: not wrapped, and where it is to stay; its weights are of one floating-point type.
+        model: not wrapped, and on its final device; its weights have one floating-point type.
         decay: d, in (0, 1).
     """
 
@@ -30,24 +31,24 @@ class WeightAverage:
         return dict(self._averages)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over averages.
+        """Loads averages.
 
         Raises:
-            KeyError: a weight has none.
+            KeyError: a weight has no average.
         """
         for name, average in self._averages.items():
             average.copy_(state[name])
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after update `step`, counted from 1."""
+        """Updates the averages with the weights after update `step`, counted from 1."""
         decay = min(self.decay, (1.0 + step) / (10.0 + step))
         average_all = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         average_all(list(self._averages.values()), list(self._weights.values()), None)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Inside the block the model has the averages for weights; afterwards its own again, to the last bit."""
+        """Inside the block the model has the averages as weights; afterwards its own, bit by bit."""
         self._swap()
         try:
             yield
@@ -56,7 +57,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        # By value, since compiled code and DDP know the weights by their place in memory.
+        # Values are copied, because compiled code and DDP hold references to the tensors.
         for weight, average in zip(self._weights.values(), self._averages.values(), strict=True):
             held = weight.clone()
             weight.copy_(average)

@@ -150,5 +150,6 @@ def test_numbers_out_of_range_are_refused(value: float) -> None:
 
 
 def test_settings_load_without_torch() -> None:
-    code = "import sys, model.config, model.optim.config, model.optim.schedule, model.size; sys.exit('torch' in sys.modules)"
+    modules = "model.config, model.optim.config, model.optim.schedule, model.size"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

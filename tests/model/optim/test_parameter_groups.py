@@ -111,10 +111,10 @@ def test_a_pattern_without_a_match_is_refused_with_names_near_it(build: Callable
     with pytest.raises(ValueError) as caught:
         build_optimizer(build(), config, LR)
     first, second = str(caught.value).splitlines()
-    assert first.startswith("groups[0].match='*.atention.qkv*' matches no parameter. Names near it: ")
+    assert first.startswith("groups[0].match='*.atention.qkv*' matches no parameter. Similar names: ")
     assert "blocks.*.attention.qkv.weight" in first
     assert second == (
-        "groups[2].match='norm.*' matches nothing that groups before it have left; groups[1] has norm.weight. "
+        "groups[2].match='norm.*' matches only parameters that earlier groups match; groups[1] has norm.weight. "
         "Put the narrower pattern first."
     )
 

@@ -125,7 +125,7 @@ def test_constant_written_out() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"warmup_steps": 10}, r"warmup_steps=10 leaves nothing of total_steps=10.*Largest that does: 9"),
+        ({"warmup_steps": 10}, r"warmup_steps=10 leaves no steps of total_steps=10.*Largest that does: 9"),
         (
             {"name": "wsd", "warmup_steps": 4, "decay_steps": 7},
             r"warmup_steps=4 and decay_steps=7 together exceed total_steps=10\. Largest decay_steps that fits: 6",
