@@ -1,4 +1,4 @@
-"""A driver that `test_kuberay_provider.py` tells what to want: a line of JSON in, a line of JSON out."""
+"""A driver process controlled by `test_kuberay_provider.py`: a line of JSON in, a line of JSON out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[3]
 
 
 class Driver:
-    """The process, as tests see it. A context manager."""
+    """The process, from the tests' side. A context manager."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -31,31 +31,31 @@ class Driver:
         )
 
     def hold(self, count: int, **resources: float) -> None:
-        """Have so many actors more, which are started again where they die; they need not have a place yet."""
+        """Creates `count` more actors, which are restarted when they die; does not wait for their placement."""
         self._order("hold", count, resources)
 
     def placed(self) -> list[str]:
-        """The pods of the actors that have a place and answer at this moment, in the order they were asked for."""
+        """Pods of the actors that are placed and answer at the moment, in the order of their creation."""
         return self._order("placed")
 
     def drop(self, pod: str) -> None:
-        """End the actor that was placed on that pod."""
+        """Ends the actor on that pod."""
         self._order("drop", pod)
 
-    def want(self, *bundles: Mapping[str, float]) -> None:
-        """Wait for these places, all at once, and for no others."""
-        self._order("want", [bundles] if bundles else [])
+    def request(self, *bundles: Mapping[str, float]) -> None:
+        """Requests capacity for these bundles together, and for no others."""
+        self._order("request", [bundles] if bundles else [])
 
     def alive(self) -> dict[str, int]:
-        """Nodes that are there, by group."""
+        """Number of live nodes by group."""
         return self._order("nodes", True)
 
     def idle_s(self, group: str) -> list[float]:
-        """Seconds for which each node of a group that is there has had nothing to do."""
+        """Seconds for which each live node of a group has been idle."""
         return self._order("idle", group)
 
     def ended(self) -> dict[str, int]:
-        """Nodes that have ended, by why."""
+        """Number of ended nodes by reason."""
         return self._order("nodes", False)
 
     def _order(self, *order: Any) -> Any:
@@ -76,7 +76,7 @@ class Driver:
 
 
 def main() -> None:
-    """Follow orders until there are no more."""
+    """Executes orders until the end of standard input."""
     import ray
     from ray.core.generated.common_pb2 import NodeDeathInfo
 
@@ -111,10 +111,10 @@ def main() -> None:
         return list(pods)
 
     def nodes(alive: bool) -> Counter[str]:
-        said = [node for node in ray.nodes() if node["Alive"] == alive]
+        found = [node for node in ray.nodes() if node["Alive"] == alive]
         if alive:
-            return Counter(node["Labels"]["ray.io/node-group"] for node in said)
-        return Counter(NodeDeathInfo.Reason.Name(node["DeathReason"]) for node in said)
+            return Counter(node["Labels"]["ray.io/node-group"] for node in found)
+        return Counter(NodeDeathInfo.Reason.Name(node["DeathReason"]) for node in found)
 
     def drop(pod: str) -> None:
         held.remove(pods[pod])
@@ -126,12 +126,12 @@ def main() -> None:
 
     groups = PlacementGroupDemand("wanted")
 
-    def want(wanted: list[list[Mapping[str, float]]]) -> None:
+    def request(wanted: list[list[Mapping[str, float]]]) -> None:
         groups.request([tuple(bundles) for bundles in wanted])
 
-    orders = {"hold": hold, "placed": placed, "drop": drop, "nodes": nodes, "idle": idle, "want": want}
+    orders = {"hold": hold, "placed": placed, "drop": drop, "nodes": nodes, "idle": idle, "request": request}
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # Ray says things on stdout
+    os.dup2(2, 1)  # Ray prints on stdout
     ray.init(log_to_driver=False, logging_level=logging.ERROR)
     for line in sys.stdin:
         order, *arguments = json.loads(line)

@@ -111,7 +111,7 @@ def test_work_that_waits_brings_up_the_group_that_can_do_it_and_idle_nodes_go(
 
 def test_nodes_that_wait_for_others_of_their_gang_stay(cluster: KubeRayCluster, driver: Driver) -> None:
     cluster.capacity["train"] = 0
-    driver.want({"shelf": 1}, {"shelf": 1}, {"GPU": 1})
+    driver.request({"shelf": 1}, {"shelf": 1}, {"GPU": 1})
     wait_until(
         lambda: len(idle := driver.idle_s("tokenize")) == 2 and min(idle) > 2 * SPEC.idle_timeout_s,
         "two nodes are there for longer than idle ones are kept",
@@ -165,7 +165,7 @@ def test_no_fewer_pods_than_min_replicas(cluster: KubeRayCluster, driver: Driver
 
 def test_a_pod_without_a_machine_waits_for_one(cluster: KubeRayCluster, driver: Driver) -> None:
     cluster.capacity["tokenize"] = 1
-    driver.want({"shelf": 1}, {"shelf": 1})
+    driver.request({"shelf": 1}, {"shelf": 1})
     wait_until(lambda: driver.alive().get("tokenize") == 1 and len(cluster.pods_of("tokenize")) == 2, "a node", WAIT_S)
     assert len(cluster.pods_of("tokenize", "Pending")) == 1
     cluster.capacity["tokenize"] = 2
@@ -174,9 +174,9 @@ def test_a_pod_without_a_machine_waits_for_one(cluster: KubeRayCluster, driver: 
 
 def test_a_pod_that_waits_in_vain_is_given_up_when_nobody_wants_it(cluster: KubeRayCluster, driver: Driver) -> None:
     cluster.capacity["tokenize"] = 0
-    driver.want({"shelf": 1})
+    driver.request({"shelf": 1})
     wait_until(lambda: cluster.pods_of("tokenize", "Pending"), "a pod that waits", WAIT_S)
     [waiting] = cluster.pods_of("tokenize")
-    driver.want()
+    driver.request()
     await_pods(cluster, tokenize=0)
     assert given_back(cluster, "tokenize") == [waiting] and cluster.pods[waiting].node is None

@@ -1,4 +1,4 @@
-"""What `test_autoscaled.py` runs against an autoscaled cluster, in a process of its own. Prints a line of JSON."""
+"""Driver that `test_autoscaled.py` runs in an autoscaled cluster, in its own process. Prints a line of JSON."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ CPU = {"CPU": 1.0}
 
 
 def workers() -> list[str]:
-    """Ids of the nodes besides the head that are there."""
+    """Ids of the live nodes without the head."""
     head = ray.get_runtime_context().get_node_id()
     return [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != head]
 
 
 def await_workers(count: int) -> float:
-    """Seconds until there are so many; -1.0 where they do not come or go."""
+    """Seconds until there are `count` nodes; -1.0 if that does not happen."""
     began = time.monotonic()
     while len(workers()) != count:
         if time.monotonic() - began > WAIT_S:
@@ -34,7 +34,7 @@ def await_workers(count: int) -> float:
 
 @ray.remote(num_cpus=1)
 class Pinned:
-    """An actor as the project places them: one CPU, on one node and no other."""
+    """An actor with one CPU, tied to one node, like the project's workers."""
 
     def node(self) -> str:
         return ray.get_runtime_context().get_node_id()
@@ -48,37 +48,37 @@ def work() -> str:
 
 def main() -> None:
     ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    told: dict[str, object] = {"at first": len(workers())}
+    found: dict[str, object] = {"at first": len(workers())}
     refs = [work.remote() for _ in range(3)]
-    told["tasks: up"] = await_workers(3)
-    told["tasks: on nodes"] = len(set(ray.get(refs)))
+    found["tasks: up"] = await_workers(3)
+    found["tasks: on nodes"] = len(set(ray.get(refs)))
     del refs
-    told["tasks: down"] = await_workers(0)
+    found["tasks: down"] = await_workers(0)
 
     bundles = PlacementGroupDemand("of three")
-    bundles.want([(CPU, CPU, CPU)])
-    told["bundles: up"] = await_workers(3)
+    bundles.request([(CPU, CPU, CPU)])
+    found["bundles: up"] = await_workers(3)
     *used, _ = workers()
     actors = [
         Pinned.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote() for node in used
     ]
-    told["actors where they were put"] = sorted(ray.get([a.node.remote() for a in actors])) == sorted(used)
-    bundles.want([])
-    told["one not used: down to 2"] = await_workers(2)
+    found["actors are where they were placed"] = sorted(ray.get([a.node.remote() for a in actors])) == sorted(used)
+    bundles.request([])
+    found["one unused: down to 2"] = await_workers(2)
 
-    greedy, modest = PlacementGroupDemand("of more than there may be"), PlacementGroupDemand("of one")
-    greedy.want([(CPU, CPU, CPU, CPU)])
-    modest.want([(CPU,)])
-    told["beside one that waits in vain: up to 3"] = await_workers(3)
-    told["what has come is left to others"] = ray.get(work.remote()) in workers()
-    remove_placement_groups("of more than there may be")
-    modest.want([])
+    greedy, modest = PlacementGroupDemand("of four"), PlacementGroupDemand("of one")
+    greedy.request([(CPU, CPU, CPU, CPU)])
+    modest.request([(CPU,)])
+    found["with an impossible request pending: up to 3"] = await_workers(3)
+    found["new capacity is left to others"] = ray.get(work.remote()) in workers()
+    remove_placement_groups("of four")
+    modest.request([])
     states = [group["state"] for group in placement_group_table().values()]
-    told["placement groups left"] = sum(state != "REMOVED" for state in states)
+    found["placement groups left"] = sum(state != "REMOVED" for state in states)
     ray.kill(actors.pop())
     del actors
-    told["all given back: down"] = await_workers(0)
-    print(json.dumps(told))
+    found["all released: down"] = await_workers(0)
+    print(json.dumps(found))
 
 
 main()

@@ -1,4 +1,4 @@
-"""The local autoscaled cluster: what it takes for granted of Ray, by name; and that nodes come and go without trace."""
+"""The local autoscaled cluster: the names of Ray that it uses, and the start and complete removal of nodes."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def spec(idle_timeout_s: float = 60, **group: Any) -> ClusterSpec:
 
 
 class TestContract:
-    """What is used of Ray and is not public. Each failure names what an upgrade has changed."""
+    """Private names of Ray that are used. A failure names what an upgrade has changed."""
 
-    def test_provider_is_where_it_was_and_knows_the_head_by_this_id(self) -> None:
+    def test_the_provider_exists_and_uses_this_id_of_the_head(self) -> None:
         module, _, name = PROVIDER.rpartition(".")
         provider_module = importlib.import_module(module)
         provider = getattr(provider_module, name).__base__
@@ -44,7 +44,7 @@ class TestContract:
         for word in ("gcs_address", "head_node_id", "launch_multiple", "RAY_FAKE_CLUSTER", "RAY_CLOUD_INSTANCE_ID"):
             assert word in source, word
 
-    def test_autoscaler_v2_takes_the_configuration(self) -> None:
+    def test_autoscaler_v2_accepts_the_configuration(self) -> None:
         from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 
         labels = {"zone": "a"}
@@ -62,7 +62,7 @@ class TestContract:
         assert node_type.labels == asked.groups[0].all_labels and node_type.labels.items() >= labels.items()
         assert (node_type.min_worker_nodes, node_type.max_worker_nodes) == (1, 5)
 
-    def test_nodes_unpack_what_jobs_bring_along_in_a_folder_of_this_name(self) -> None:
+    def test_nodes_unpack_working_directories_in_a_folder_of_this_name(self) -> None:
         from ray._private import node, parameter
         from ray._private.ray_constants import DEFAULT_RUNTIME_ENV_DIR_NAME
 
@@ -71,7 +71,7 @@ class TestContract:
         assert "self._ray_params.runtime_env_dir_name" in inspect.getsource(node.Node)
         assert "_create_node_with_resources_and_labels" in vars(LocalNodeProvider.__base__)
 
-    def test_variables_are_read_under_these_names(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_ray_reads_the_variables(self, monkeypatch: pytest.MonkeyPatch) -> None:
         import ray
         from ray._private.services import get_node_instance_id
         from ray.autoscaler._private import constants
@@ -84,7 +84,7 @@ class TestContract:
             assert f'env_integer("{name}"' in source
 
 
-class TestAgent:
+class TestSession:
     def _start(self, command: str) -> tuple[subprocess.Popen[str], int]:
         agent = subprocess.Popen(
             [*START, "sh", "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -101,7 +101,7 @@ class TestAgent:
             agent.wait(10)
         assert of_session(session) == []
 
-    def test_ends_what_a_command_leaves_behind_and_tells_its_status(self) -> None:
+    def test_ends_leftover_processes_of_a_command_and_returns_its_status(self) -> None:
         agent, session = self._start("(sleep 300 &) ; exit 7")
         with agent:
             assert agent.wait(10) == 7
@@ -121,30 +121,29 @@ class TestAgent:
 
 
 @pytest.mark.sweep
-def test_nodes_come_with_demand_and_go_when_idle_and_nothing_is_left() -> None:
+def test_nodes_start_on_demand_and_end_when_idle_without_leftovers() -> None:
     with AutoscaledCluster(spec(IDLE_TIMEOUT_S)) as cluster:
         done = subprocess.run(
             [sys.executable, DRIVER],
-            env={**cluster._head_environment(), **cluster.environment, "PYTHONPATH": str(DRIVER.parents[2])},
+            env={**cluster._head_environment(), **cluster.environment, "PYTHONPATH": str(DRIVER.parents[3])},
             capture_output=True,
             text=True,
             timeout=240,
         )
         assert done.returncode == 0, done.stderr[-2000:] + cluster.autoscaler_log()
-        told = json.loads(done.stdout.splitlines()[-1])
+        found = json.loads(done.stdout.splitlines()[-1])
         session, folder = cluster.session, cluster.folder
-    print(told)
-    assert told["at first"] == 0
-    assert 0 < told["tasks: up"] < 60
-    assert told["tasks: on nodes"] >= 2
-    assert told["tasks: down"] > 0
-    assert told["bundles: up"] > 0
-    assert told["actors where they were put"]
-    assert told["one not used: down to 2"] > 0
-    assert told["beside one that waits in vain: up to 3"] >= 0
-    assert told["what has come is left to others"]
-    assert told["placement groups left"] == 0
-    assert told["all given back: down"] > 0
+    assert found["at first"] == 0
+    assert 0 < found["tasks: up"] < 60
+    assert found["tasks: on nodes"] >= 2
+    assert found["tasks: down"] > 0
+    assert found["bundles: up"] > 0
+    assert found["actors are where they were placed"]
+    assert found["one unused: down to 2"] > 0
+    assert found["with an impossible request pending: up to 3"] >= 0
+    assert found["new capacity is left to others"]
+    assert found["placement groups left"] == 0
+    assert found["all released: down"] > 0
     assert of_session(session) == []
     assert not folder.exists()
 
@@ -160,7 +159,7 @@ def test_a_head_that_does_not_start_says_why() -> None:
         assert of_session(cluster.session) == []
 
 
-def test_a_folder_whose_sockets_would_be_refused_is_refused_first(tmp_path: Path) -> None:
+def test_a_folder_with_too_long_a_path_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match="33 are allowed"), AutoscaledCluster(spec(), folder=tmp_path / ("x" * 60)):
         pass
 
