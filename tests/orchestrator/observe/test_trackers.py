@@ -17,7 +17,7 @@ from orchestrator.errors import RecipeError
 from orchestrator.observe import trackers as module
 from orchestrator.observe.observer import new_points
 from orchestrator.observe.tracker import Point, Tracked
-from orchestrator.observe.trackers import Tracking, refuse_missing_packages
+from orchestrator.observe.trackers import TRACKERS, Tracking, refuse_missing_packages
 from orchestrator.run.progress import Progress
 from tests.orchestrator.finished_run import recipe_in
 
@@ -106,7 +106,7 @@ def test_every_step_is_logged_once_and_the_newest_with_all_values() -> None:
     assert new_points(progress, logged=8) == [], "repeated steps have been logged before"
 
 
-@pytest.mark.parametrize(("package", "field"), [("mlflow", "tracking_uri"), ("wandb", "project")])
+@pytest.mark.parametrize(("package", "field"), [(kind.section, kind.field) for kind in TRACKERS])
 def test_a_package_that_is_missing_is_named_with_the_remedy(
     package: str, field: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
