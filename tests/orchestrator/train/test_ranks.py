@@ -157,7 +157,8 @@ def test_losses_are_those_of(results: dict[str, dict[str, Any]], one: str, other
     assert results[other]["norms"] == pytest.approx(results[one]["norms"], rel=1e-5)
     assert min(results[one]["norms"]) > CLIP  # so that every update is clipped
     for name, weight in results[one]["weights"].items():
-        torch.testing.assert_close(results[other]["weights"][name], weight, rtol=1e-4, atol=1e-5)
+        # AdamW divides by the size of past gradients: where these are tiny, their rounding is seen in the weight.
+        torch.testing.assert_close(results[other]["weights"][name], weight, rtol=1e-4, atol=5e-3 * LR)
 
 
 @pytest.mark.slow
