@@ -12,8 +12,6 @@ from orchestrator.config.recipe_file import assign
 STEPS = 4
 """Steps of a tiny run."""
 
-_WORDS = ("river", "stone", "morning", "gives", "takes", "finds", "small", "quiet", "under", "light", "house", "bread")
-
 
 def tiny_recipe(**overrides: Any) -> dict[str, Any]:
     """The fields of a run that trains in seconds on one CPU core.
@@ -49,7 +47,9 @@ def write_text(folder: Path, documents: int = 4, words: int = 400, seed: int = 0
     """Writes documents of made-up sentences, the same for the same seed; returns their folder."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
+    syllables = [consonant + vowel for consonant in "bdfgklmnprst" for vowel in "aeiou"]
+    vocabulary = ["".join(rng.choices(syllables, k=rng.randint(1, 4))) for _ in range(200)]
     for number in range(documents):
-        sentences = [" ".join(rng.choices(_WORDS, k=8)).capitalize() + "." for _ in range(words // 8)]
+        sentences = [" ".join(rng.choices(vocabulary, k=8)).capitalize() + "." for _ in range(words // 8)]
         (folder / f"{number:02d}.txt").write_text("\n".join(sentences) + "\n")
     return folder

@@ -1,9 +1,7 @@
-"""A run as it is after training, made without any: a checkpoint in its store, and a record that names its data."""
+"""A finished run, made without training: a checkpoint in its store, and a record that names its data."""
 
 from __future__ import annotations
 
-import json
-import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,42 +17,39 @@ from orchestrator.run.fence import Fence
 from orchestrator.run.run import Run, open_run, stores
 from orchestrator.run.vocabulary import vocabulary_of
 from orchestrator.snapshots.tensors import save_state
+from tests.recipes import tiny_recipe, write_recipe, write_text
 
 STEP = 4
 
 
 def recipe_in(folder: Path, name: str = "made", **sections: Mapping[str, Any]) -> Path:
-    """Path of a recipe, written into `folder`, of a small model and of text that takes no Ray to prepare."""
+    """Writes the recipe `name` of a tiny run into `folder`, with text that is prepared without Ray; returns its path.
+
+    Args:
+        sections: fields to change, by section.
+    """
     shards = folder / "shards"
     if not shards.exists():
-        shards.mkdir()
-        library = Path(sysconfig.get_paths()["stdlib"])
-        (shards / "a.txt").write_text(
-            "".join((library / f"{name}.py").read_text("utf-8") for name in ("this", "bisect"))
-        )
-    fields: dict[str, Any] = {
-        "run": name,
-        "storage": str(folder / "kept"),
-        "data": {
-            "sources": [{"path": str(shards)}],
-            "tokenizer": {"vocab_size": 300},
-            "seq_len": 32,
-            "prepare": "streaming",
-            "validation_fraction": 0,
+        write_text(shards, documents=1, words=1600)
+    changes = {f"{section}.{field}": value for section, values in sections.items() for field, value in values.items()}
+    fields = tiny_recipe(
+        run=name,
+        storage=str(folder / "kept"),
+        **{
+            "data.sources": [{"path": str(shards)}],
+            "data.tokenizer": {"vocab_size": 300},
+            "data.prepare": "streaming",
+            "train.steps": STEP,
+            "train.micro_batch_size": 4,
+            "sample": {"prompts": ["def f(", "我们"], "max_new_tokens": 24},
         },
-        "model": {"n_layers": 2, "d_model": 32, "n_heads": 4},
-        "train": {"steps": STEP, "global_batch_size": 4, "micro_batch_size": 4, "lr": 1e-3},
-        "sample": {"prompts": ["def f(", "我们"], "max_new_tokens": 24},
-    }
-    for section, values in sections.items():
-        fields[section] = {**fields[section], **values}
-    path = folder / f"{name}.yaml"
-    path.write_text(json.dumps(fields))
-    return path
+        **changes,
+    )
+    return write_recipe(folder / f"{name}.yaml", fields)
 
 
 def finish(recipe: Path, step: int = STEP, seed: int = 0) -> tuple[RunConfig, torch.nn.Module]:
-    """Give the recipe's run a checkpoint of `step` with weights far from where training begins, and its record."""
+    """Writes a checkpoint of `step` with weights far from their initial values, and the record of a finished run."""
     config = load_recipe(recipe)
     root, store = stores(config)
     fence = Fence.claim(store, config.run, result_fields(config), keep_pins=False)

@@ -16,27 +16,20 @@ from typer.testing import CliRunner
 from cluster.errors import ClusterError
 from data.errors import BadShardError, TransientStoreError
 from orchestrator.cli.main import app
+from tests.recipes import tiny_recipe, write_recipe
 
 ROOT = Path(__file__).parents[3]
 COMMANDS = ["quickstart", "prepare", "train", "eval", "generate", "show", "report", "doctor", "schema"]
-RECIPE = """
-run: first
-storage: /tmp/manta-never-made
-data: {sources: [{path: /text}]}
-train: {steps: 100, global_batch_size: 16, micro_batch_size: 2, lr: 1e-3}
-sample: {prompts: [one], temperature: 0.5}
-"""
 
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> str:
-    path = tmp_path / "first.yaml"
-    path.write_text(RECIPE)
-    return str(path)
+    fields = tiny_recipe(run="first", sample={"prompts": ["one"], "temperature": 0.5})
+    return str(write_recipe(tmp_path / "first.yaml", fields))
 
 
 def standing_in(monkeypatch: pytest.MonkeyPatch, module: str, function: str, result: Any = None) -> list[Any]:
-    """Put a rank_zero in place of the module that does the work; returns the list of its calls."""
+    """Replaces the module that does the work by a recorder; returns the list of its calls."""
     calls: list[Any] = []
 
     def record(*arguments: Any, **named: Any) -> Any:
@@ -118,7 +111,7 @@ def test_errors_become_messages(
     assert (result.exit_code, result.stderr) == (status, says)
 
 
-def test_an_error_out_of_a_ray_task_is_told_without_the_traceback_around_it(
+def test_an_error_from_a_ray_task_is_printed_without_rays_traceback(
     monkeypatch: pytest.MonkeyPatch, recipe: str
 ) -> None:
     from ray.exceptions import RayTaskError

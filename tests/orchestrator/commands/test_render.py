@@ -15,15 +15,11 @@ from orchestrator.cli.main import app
 from orchestrator.commands.render import render
 from orchestrator.driver import train as run
 from orchestrator.errors import RecipeError
+from tests.recipes import tiny_recipe
 
 ROOT = Path(__file__).parents[3]
 EXAMPLE = ROOT / "recipes/clusters/gpu-spot.yaml"
-USUAL = {
-    "run": "night",
-    "storage": "s3://bucket/manta",
-    "data": {"sources": [{"path": "s3://bucket/corpus/"}]},
-    "train": {"steps": 10, "global_batch_size": 8, "micro_batch_size": 4, "lr": 1e-3},
-}
+USUAL = tiny_recipe(run="night", storage="s3://bucket/manta", **{"data.sources": [{"path": "s3://bucket/corpus/"}]})
 
 
 def recipe_of(folder: Path, **fields: Any) -> Path:

@@ -25,23 +25,23 @@ from orchestrator.run.record import RunRecord
 from orchestrator.run.run import open_run, stores
 from orchestrator.sweep.records import RECORD as SWEEP_RECORD
 from tests.orchestrator.sweep.site import SweepSite
+from tests.recipes import tiny_recipe, write_recipe
 
-RECIPE = {
+RECIPE: dict[str, Any] = {
     "run": "made",
     "store": {"endpoint_url": "http://store:9000", "access_key_id": "AKIAME", "secret_access_key": "s3cret"},
-    "data": {"sources": [{"path": "/text"}]},
-    "train": {"steps": 40, "global_batch_size": 4, "micro_batch_size": 1, "lr": 1e-3},
-    "sample": {"prompts": ["<script>alert(1)</script>"]},
+    "train.steps": 40,
+    "train.micro_batch_size": 1,
+    "sample.prompts": ["<script>alert(1)</script>"],
 }
+"""Overrides of the tiny recipe."""
 
 
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Path of a recipe; the test works in its folder."""
     monkeypatch.chdir(tmp_path)
-    path = tmp_path / "made.yaml"
-    path.write_text(json.dumps({**RECIPE, "storage": str(tmp_path / "kept")}))
-    return str(path)
+    return str(write_recipe(tmp_path / "made.yaml", tiny_recipe(storage=str(tmp_path / "kept"), **RECIPE)))
 
 
 def begin(recipe: str) -> tuple[Fence, Any]:

@@ -17,13 +17,14 @@ from orchestrator.config.recipe_file import find_recipe
 from orchestrator.config.result_fields import differing_fields, resolved, result_fields
 from orchestrator.config.schema import fields_of, markdown, nearest_name
 from orchestrator.errors import RecipeError, UnknownRunError
+from tests.recipes import tiny_recipe
 
-GOOD: dict[str, Any] = {
-    "run": "first",
-    "storage": "s3://bucket/manta",
-    "data": {"sources": [{"path": "s3://bucket/text"}], "tokenizer": {"vocab_size": 1024}},
-    "train": {"steps": 100, "global_batch_size": 16, "micro_batch_size": 2, "lr": 0.001},
-}
+GOOD: dict[str, Any] = tiny_recipe(
+    run="first",
+    storage="s3://bucket/manta",
+    data={"sources": [{"path": "s3://bucket/text"}], "tokenizer": {"vocab_size": 1024}},
+    **{"train.steps": 100, "train.global_batch_size": 16},
+)
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ class TestLoading:
         assert load_recipe(recipe, ["storage=/a=b"]).storage == "/a=b"
 
     def test_an_empty_section_is_all_defaults(self, recipe: Path) -> None:
-        recipe.write_text(recipe.read_text() + "\neval:\nmodel:\n")
+        recipe.write_text(recipe.read_text() + "\neval:\nobserve:\n")
         assert load_recipe(recipe).eval.every_steps is None
 
     def test_a_loaded_recipe_survives_json(self, recipe: Path) -> None:
