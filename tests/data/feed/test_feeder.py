@@ -28,6 +28,7 @@ from data.order.sample_order import UNKNOWN
 from data.prepare import prepare_data
 from data.prepared import Pins
 from data.shards.build import build_manifest
+from data.shards.manifest import Manifest
 from data.stores.local import LocalStore
 from data.tokens.pipeline import ReadAhead
 from data.tokens.tokenizer import Tokenizer
@@ -64,6 +65,12 @@ class Source(NamedTuple):
 
     units: list[list[str]]
     weight: float
+
+
+def feed_spec(manifest: Manifest, job: TokenizeJob, known: KnownUnits, **fields: Any) -> FeedSpec:
+    """The specification of a feeder with this file's seed and batch sizes."""
+    sizes = {"seed": SEED, "global_batch_size": BATCH, "micro_batch_size": MICRO_BATCH}
+    return FeedSpec(manifest, job, known=known, **sizes | fields)
 
 
 class RawData:
@@ -103,7 +110,7 @@ class RawData:
         tokenizer = Tokenizer("bytes", [bytes([value]) for value in range(256)])
         job = TokenizeJob(config, StoreConfig(), tokenizer, LocalStore(str(self.folder / cache)))
         known = KnownUnits(np.full(manifest.num_units, UNKNOWN))
-        return FeedSpec(manifest, job, SEED, BATCH, MICRO_BATCH, known, first_step)
+        return feed_spec(manifest, job, known, first_step=first_step)
 
     def cached(self, cache: str) -> int:
         """Units in a cache."""
@@ -414,7 +421,7 @@ class ManyShards(NamedTuple):
         tokenizer = Tokenizer("bytes", [bytes([value]) for value in range(256)])
         job = TokenizeJob(config, StoreConfig(), tokenizer, LocalStore(str(self.folder / cache)))
         known = KnownUnits(fields.pop("counts", np.full(manifest.num_units, UNKNOWN)))
-        return FeedSpec(manifest, job, SEED, BATCH, MICRO_BATCH, known, **fields)
+        return feed_spec(manifest, job, known, **fields)
 
     def case(self) -> Case:
         return Case(SEED, [[len(sequences_of(unit)) for unit in self.units]], [1], 2)
@@ -578,7 +585,7 @@ def test_excluded_documents_are_the_same_when_units_are_read_during_training(tmp
         config = DataConfig.model_validate({**fields, "prepare": prepare})
         store = LocalStore(str(tmp_path / prepare))
         data = prepare_data(config, StoreConfig(), store, Pins(), lambda _: None, lambda *_: None, lambda: None)
-        return FeedSpec(data.manifest, data.job, SEED, BATCH, MICRO_BATCH, data.known())
+        return feed_spec(data.manifest, data.job, data.known())
 
     expected = prepared("ahead").known
     assert expected.excluded.too_long > 0 and expected.excluded.steps[1]["documents_removed"] > 0

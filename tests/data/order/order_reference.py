@@ -13,6 +13,13 @@ Row = tuple[int, int, int, int]
 """Source, epoch, unit and index of one sample."""
 
 
+def sample_order(
+    *source_units: range, seed: int = 0, weights: Sequence[float] | None = None, shuffle_units: int = 1
+) -> SampleOrder:
+    """An order of the sources' units, equally weighted by default."""
+    return SampleOrder(seed, source_units, weights or [1.0] * len(source_units), shuffle_units)
+
+
 def split_mix_64(seed: int) -> Iterator[int]:
     """The generator as Steele, Lea & Flood 2014 print it."""
     while True:

@@ -24,7 +24,7 @@ from data.feed.held_out import fixed_batches
 from data.feed.spec import FeedSpec, micro_batches_of_rank
 from data.order.packing import MicroBatch
 from data.order.pairs import PairBatching, joined
-from data.order.sample_order import UNKNOWN, SampleOrder
+from data.order.sample_order import UNKNOWN
 from data.prepare import prepare_data
 from data.prepared import Pins
 from data.readers.documents import Document, is_held_out, read_documents
@@ -35,7 +35,7 @@ from data.stores.local import LocalStore
 from data.tokens.tokenizer import Tokenizer
 from data.tokens.unit import TokenizeJob, load_or_tokenize, tokenize, unit_stream
 from tests.data.feed.test_feeder import Feed
-from tests.data.order.order_reference import reference_shuffle
+from tests.data.order.order_reference import reference_shuffle, sample_order
 
 BYTES = Tokenizer("bytes", [bytes([value]) for value in range(256)])
 UPPER = Tokenizer("chars", [chr(point).encode() for point in range(ord("A"), ord("Z") + 1)])
@@ -240,7 +240,7 @@ def test_batches_are_those_of_a_plain_reference(
     }
     counts = np.array([batching.count(stream) for stream in streams.values()])
     assert counts.tolist() == [len(unit) for unit in units]
-    order = SampleOrder(seed, [range(len(units))], [1.0], 2)
+    order = sample_order(range(len(units)), seed=seed, shuffle_units=2)
     size = micro * per_step * together
     for block in range(3):
         samples = order.samples(block * size, size, counts)
@@ -282,7 +282,7 @@ def test_batches_have_little_padding(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     pairs = [(np.zeros(n, np.uint16), np.zeros(n, np.uint16)) for n in draw.integers(4, 100, 2048)]
     stream = joined(pairs, np.dtype(np.uint16))
-    order = SampleOrder(0, [range(1)], [1.0], 1)
+    order = sample_order(range(1))
 
     def padded(together: int) -> float:
         batching = pair_batching(micro_batch_size=16, micro_batches_per_step=4, steps_together=together)
@@ -356,7 +356,7 @@ class TestPrepared:
             assert any(line.startswith("input tokenizer: learned") for line in messages)
         known = prepared.known()
         assert known.counts.sum() > 72 and "pairs held out" in prepared.summary() and (known.counts != UNKNOWN).all()
-        return FeedSpec(prepared.manifest, prepared.job, 1, 8, 2, known)
+        return FeedSpec(prepared.manifest, prepared.job, seed=1, global_batch_size=8, micro_batch_size=2, known=known)
 
     def _step(self, feed: Feed, step: int, world_size: int) -> list[MicroBatch]:
         shares = feed.call([feed.actor.share.remote(step, rank, world_size) for rank in range(world_size)])
@@ -404,7 +404,7 @@ class TestCleaning:
 def test_a_pair_as_long_as_the_model_reads_is_not_padded_beyond_it() -> None:
     text, read = np.ones(49, np.uint16), np.ones(20, np.uint16)
     batching = pair_batching(longest_input=21, longest_text=50)
-    samples = SampleOrder(0, [range(1)], [1.0], 1).samples(0, 1, np.array([1]))
+    samples = sample_order(range(1)).samples(0, 1, np.array([1]))
     ((batch,),) = batching.steps(samples, {0: joined([(read, text)], np.dtype(np.uint16))}, 0)
     assert batch.tokens.shape == (1, 51) and batch.inputs is not None and batch.inputs.shape == (1, 21)
     assert batch.target_counts.tolist() == [50] and batch.input_counts is not None

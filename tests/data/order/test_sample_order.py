@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from data.errors import InputError
 from data.feed.spec import micro_batches_of_rank
 from data.order.sample_order import MIXTURE_PERIOD, UNKNOWN, CountsUnknownError, SampleOrder, Samples, shuffled
-from tests.data.order.order_reference import Case, Row, reference_quotas, reference_shuffle, rows_of, split_mix_64
+from tests.data.order.order_reference import (
+    Case,
+    Row,
+    reference_quotas,
+    reference_shuffle,
+    rows_of,
+    sample_order,
+    split_mix_64,
+)
 
 quick = settings(deadline=None, max_examples=30)
 
@@ -83,10 +91,10 @@ def test_every_epoch_of_a_source_holds_each_sequence_once(case: Case, epochs: in
 @given(st.integers(0, 2**64 - 1), st.lists(st.integers(1, 40), min_size=1, max_size=8), st.integers(0, 5))
 def test_mixture_is_exact_in_every_period_and_always_the_same(seed: int, weights: list[int], period: int) -> None:
     units = [range(source, source + 1) for source in range(len(weights))]
-    order = SampleOrder(seed, units, weights, 1)
+    order = sample_order(*units, seed=seed, weights=weights)
     sources, positions = order.mixture(period * MIXTURE_PERIOD, MIXTURE_PERIOD)
     assert [Counter(sources.tolist())[source] for source in range(len(weights))] == reference_quotas(weights)
-    again = SampleOrder(seed, units, weights, 1).mixture(period * MIXTURE_PERIOD, MIXTURE_PERIOD)
+    again = sample_order(*units, seed=seed, weights=weights).mixture(period * MIXTURE_PERIOD, MIXTURE_PERIOD)
     assert [column.tolist() for column in again] == [sources.tolist(), positions.tolist()]
     for source in range(len(weights)):  # each source continues where the period before ended
         begin = period * reference_quotas(weights)[source]
@@ -221,14 +229,14 @@ def test_epochs_windows_and_mixture_are_shuffled_anew_each_time() -> None:
     assert order.epoch_units(0, 0).tolist() != order.epoch_units(0, 1).tolist()
     rows = [order.window(0, epoch, 0, counts) for epoch in (0, 1)]
     assert list(zip(*rows[0], strict=True)) != list(zip(*rows[1], strict=True))
-    mixed = SampleOrder(7, [range(1), range(1, 2)], [1, 1], 1)
+    mixed = sample_order(range(1), range(1, 2), seed=7)
     assert mixed.mixture(0, 1000)[0].tolist() != mixed.mixture(1000, 1000)[0].tolist()
 
 
 def test_the_order_is_pinned_by_literals() -> None:
     """Literals detect any change of the function, which would change the result of every run."""
     assert shuffled(12, 1, 2, 3).tolist() == GOLDEN_PERMUTATION
-    order = SampleOrder(42, [range(0, 4), range(4, 6)], [2, 1], 2)
+    order = sample_order(range(0, 4), range(4, 6), seed=42, weights=[2, 1], shuffle_units=2)
     assert rows_of(order.samples(0, 8, np.array([3, 0, 2, 4, 1, 2]))) == GOLDEN_START
     assert rows_of(order.samples(123_456, 4, np.array([3, 0, 2, 4, 1, 2]))) == GOLDEN_LATER
 
@@ -283,7 +291,7 @@ def test_no_samples_have_no_ids() -> None:
 
 
 def test_a_source_without_a_sequence_is_refused_once_that_is_known() -> None:
-    order = SampleOrder(0, [range(0, 2), range(2, 4)], [1, 1], 1)
+    order = sample_order(range(0, 2), range(2, 4))
     counts = np.array([1, 2, 0, UNKNOWN])
     with pytest.raises(CountsUnknownError) as unknown:
         order.samples(0, 50, counts)
@@ -294,7 +302,7 @@ def test_a_source_without_a_sequence_is_refused_once_that_is_known() -> None:
 
 
 def test_units_without_a_sequence_are_passed_over() -> None:
-    order = SampleOrder(3, [range(6)], [1], 1)
+    order = sample_order(range(6), seed=3)
     counts = np.array([0, 2, 0, 0, 1, 0])
     rows = rows_of(order.samples(0, 9, counts))
     for epoch in range(3):
@@ -305,7 +313,7 @@ def test_units_without_a_sequence_are_passed_over() -> None:
 def test_a_weight_that_would_never_be_read_is_refused(weights: list[float]) -> None:
     small = weights.index(min(weights))
     with pytest.raises(InputError, match=rf"data\.sources\.{small}\.weight=.*would never be read"):
-        SampleOrder(0, [range(source, source + 1) for source in range(len(weights))], weights, 1)
+        sample_order(*(range(source, source + 1) for source in range(len(weights))), weights=weights)
 
 
 @quick
@@ -339,7 +347,7 @@ def test_every_unit_comes_first_equally_often() -> None:
 def test_queries_change_no_counts(ask: Callable[[SampleOrder, np.ndarray], object]) -> None:
     counts = np.array([3, 4, UNKNOWN, 2])
     before = counts.copy()
-    order = SampleOrder(1, [range(4)], [1], 1)
+    order = sample_order(range(4), seed=1)
     with contextlib.suppress(CountsUnknownError):
         ask(order, counts)
     assert (counts == before).all()
