@@ -18,7 +18,7 @@ from orchestrator.evaluation.scores import translation_scores
 def translate(
     model: Transformer | Seq2Seq, batches: Iterable[InputBatch], tokenizer: Tokenizer, config: RunConfig
 ) -> dict[int, str]:
-    """Text that beam search finds for every input, by the input's place; `eval.*` of the recipe sets the search.
+    """Text that beam search finds for every input, by the input's position; `eval.*` of the recipe sets the search.
 
     Each text depends on its batch alone, so any process may translate any batch.
     """
@@ -33,12 +33,12 @@ def translate(
             end_of_text=tokenizer.end_of_text,
             vocab_limit=tokenizer.vocab_size,
         )
-        texts |= {place: tokenizer.decode(ids) for place, ids in zip(batch.positions, written, strict=True)}
+        texts |= {position: tokenizer.decode(ids) for position, ids in zip(batch.positions, written, strict=True)}
     return texts
 
 
 def scores_of_texts(texts: Mapping[int, str], pairs: ToTranslate, config: RunConfig) -> dict[str, Any]:
     """BLEU, chrF and their signatures under the names that evaluations store them by, `val_...`."""
-    in_order = [texts[place] for place in range(len(pairs.references))]
+    in_order = [texts[position] for position in range(len(pairs.references))]
     scores = translation_scores(in_order, pairs.references, config.eval.language)
     return {f"val_{name}": value for name, value in scores.items()} | {"val_translated": len(in_order)}

@@ -76,7 +76,7 @@ def _scores(
 
     Args:
         sizes: target tokens and bytes of text in the split.
-        retrieved: texts of the nearest training pairs, by place; {} for no scores of them.
+        retrieved: texts of the nearest training pairs, by position; {} for no scores of them.
     """
     target_tokens, text_bytes = sizes
     scores: dict[str, Any] = {
@@ -93,6 +93,6 @@ def _scores(
 
 
 def _nearest_texts(spec: FeedSpec, split: str, count: int) -> dict[int, str]:
-    """For each of the first `count` pairs of the split, by place, the text of the nearest training pair."""
+    """For each of the first `count` pairs of the split, by position, the text of the nearest training pair."""
     inputs = [read for read, _ in islice(raw_pairs(spec, split), count)]
     return dict(enumerate(NearestPair(raw_pairs(spec, "train")).texts(inputs)))

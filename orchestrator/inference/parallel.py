@@ -33,7 +33,7 @@ class Part(NamedTuple):
 
     Attributes:
         losses: sums of token losses, by micro-batch.
-        texts: translations, by the input's place.
+        texts: translations, by the input's position.
     """
 
     losses: Mapping[int, float]
@@ -82,7 +82,7 @@ def evaluate_in_tasks(
         watch.need = None  # once one task has ended, the others need no further nodes
         parts: list[Part] = ray.get(refs)
     losses = {slot: loss for part in parts for slot, loss in part.losses.items()}
-    return Part(losses, {place: text for part in parts for place, text in part.texts.items()})
+    return Part(losses, {position: text for part in parts for position, text in part.texts.items()})
 
 
 def _load_and_evaluate(run: Run, step: int, batches: Mapping[int, MicroBatch], inputs: Sequence[InputBatch]) -> Part:

@@ -50,4 +50,4 @@ def translation_scores_of(job: TrainJob, state: TrainState, count: int) -> dict[
     dist.all_gather_object(gathered, texts)
     if state.rank > 0 or not pairs.references:
         return {}
-    return scores_of_texts({place: text for part in gathered for place, text in part.items()}, pairs, job.config)
+    return scores_of_texts({position: text for part in gathered for position, text in part.items()}, pairs, job.config)

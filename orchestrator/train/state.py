@@ -1,4 +1,4 @@
-"""TrainState: the model, its optimizer and average, and this process's place among the ranks."""
+"""TrainState: the model, its optimizer and average, and this process's rank and device."""
 
 from __future__ import annotations
 

@@ -60,8 +60,8 @@ def test_transformers_writes_the_text_that_we_do(model: dict[str, Any], kind: st
     assert isinstance(ours, Transformer)
     manta("export", recipe, "--format", "hf", "--to", "exported")
 
-    theirs, told = AutoModelForCausalLM.from_pretrained("exported", output_loading_info=True)
-    assert not any(told.values()), told
+    theirs, loading_problems = AutoModelForCausalLM.from_pretrained("exported", output_loading_info=True)
+    assert not any(loading_problems.values()), loading_problems
     tokenizer = AutoTokenizer.from_pretrained("exported")
     # As the card says; greedy, for their generator draws other numbers than ours.
     prompt = "def f("
