@@ -1,10 +1,9 @@
-"""Seconds from no node to the first step on an autoscaled cluster of this machine, and until idle nodes are gone.
+"""Seconds from no node to the first step on an autoscaled cluster of this machine, and until idle nodes are removed.
 
-The cluster is brought up by `manta cluster up`: a head without CPUs and groups of 1-CPU nodes that Ray's own autoscaler
-starts. A run of two workers is submitted to it, nothing of it prepared. Its first step is seen in its record
-(`first_step_s` counts from the start of the job's command) and, from the submitting command's start, in what that
-prints. After the run's end, `manta cluster status` is asked until no node but the head is there; the time is counted
-from the job's end.
+The cluster is started by `manta cluster up`: a head without CPUs and groups of 1-CPU nodes that Ray's own autoscaler
+starts. A run of two workers is submitted to it, without any prepared data. The time of its first step is read from its
+record (`first_step_s` counts from the start of the job's command) and from the output of the submitting command. After
+the job's end, `manta cluster status` is called until only the head is left; that time is counted from the job's end.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ def main() -> None:
 
 
 def measure(folder: Path, name: str, number: int, workers: int) -> dict[str, Any]:
-    """One run from no nodes to none."""
+    """Measures one run from no nodes to none."""
     recipe = write_recipe(folder, f"round-{number}", workers)
     with Command(*harness.manta("submit", recipe, "--address", name), folder=folder) as command:
         command.wait()
@@ -83,7 +82,7 @@ def measure(folder: Path, name: str, number: int, workers: int) -> dict[str, Any
 
 
 def status(folder: Path, name: str) -> dict[str, Any]:
-    """What `manta cluster status` says."""
+    """The state of the cluster from `manta cluster status`."""
     with Command(*harness.manta("cluster", "status", name, "--json"), folder=folder) as command:
         command.wait()
         told: dict[str, Any] = json.loads("\n".join(line for _, line in command.lines))
@@ -91,7 +90,7 @@ def status(folder: Path, name: str) -> dict[str, Any]:
 
 
 def write_recipe(folder: Path, run: str, workers: int) -> str:
-    """A small model of a few files of the standard library, nothing of it prepared."""
+    """Writes the recipe of a small model on a few files of the standard library, without prepared data."""
     corpus = folder / f"corpus-{run}"
     corpus.mkdir()
     library = Path(sysconfig.get_paths()["stdlib"])

@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def tokens_per_s(decode: Callable[[], list[list[int]]]) -> float:
-    """New tokens over the seconds they took."""
+    """New tokens per second."""
     began = time.perf_counter()
     return sum(map(len, decode())) / (time.perf_counter() - began)
 

@@ -1,25 +1,25 @@
 """A manifest of 100,000 shards: time to compute the order of any step, units read at start-up, and memory.
 
-1. Order, in this process, on a manifest made up in memory with random sequence counts. A step of --batch samples at a
-   random place in the first epochs is asked for; the time of one question is what counts (asked: 10 ms).
+1. Order, in this process, on a manifest made up in memory with random sequence counts. The order of a step of --batch
+   samples at a random position in the first epochs is requested; the time of one request is measured (required: 10 ms).
 
-       cold    a step in an epoch and window not asked for before: the epoch's permutation is computed
-       warm    a step in an epoch that is known, in another window, as when a run goes on where it stopped
-       next    the step after the one asked for last, as when a run goes along
+       cold    a step in an epoch and window that were not requested before: the epoch's permutation is computed
+       warm    a step in a known epoch, in another window, as when a run continues where it stopped
+       next    the step after the last one, as during a run
 
    With one source, and with four of 25,000 shards each; each with all counts known, and with one source also right
    after the start, when only the units of the windows read so far are known.
 
 2. A real run, `manta train` with data.prepare=streaming, on a local folder of 100,000 files. Their names, sizes, times
    and listing are real; the content is real only in the shards that the first steps of this seed may touch (--real of
-   them, found by asking the order). The others are holes: files of the same size without a block on disk, all zeros,
-   which are no JSON. Were the run to read one of them it would stop, as bad shards are refused. Reported: units in the
+   them, from the order). The others are holes: files of the same size without a block on disk, all zeros, which
+   are no JSON. If the run read one of them it would stop, because bad shards are refused. Reported: units in the
    token cache when the first step was done (a unit is put there as soon as it has been read), those needed to
    know the first step (one shuffle window), and those read by the end, where the feeder reads AHEAD_BYTES of
    data.feed.feeder ahead; resident memory at its peak (VmHWM, shared libraries and object store included) of the driver
-   and of the feeder (asked: 1 GB each); the time to the first step, which contains listing 100,000 files.
+   and of the feeder (required: 1 GB each); the time to the first step, which contains listing 100,000 files.
 
-The model is tiny and nothing is held out: a held-out set without a limit reads every shard there is, by definition.
+The model is tiny and nothing is held out: a held-out set without a limit reads every shard, by definition.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def main() -> None:
 
 
 def measure_orders(shards: int, batch: int, questions: int) -> dict[str, list[float]]:
-    """Seconds of every question, by kind."""
+    """Seconds of every request, by kind."""
     seconds: dict[str, list[float]] = {}
     for sources in (1, 4):
         manifest = made_up_manifest(shards, sources)
@@ -104,7 +104,7 @@ def measure_orders(shards: int, batch: int, questions: int) -> dict[str, list[fl
         draw = random.Random(SEED)
         cold, warm, following = [], [], []
         for question in range(questions):
-            # Every question goes to an epoch of its own; no cache keeps that many.
+            # Every request is for a different epoch; no cache holds that many.
             first = question * total + draw.randrange(total)
             cold.append(timed(order, first, batch, counts))
             warm.append(timed(order, question * total + draw.randrange(total - batch), batch, counts))
@@ -123,7 +123,7 @@ def measure_orders(shards: int, batch: int, questions: int) -> dict[str, list[fl
 
 
 def made_up_manifest(shards: int, sources: int) -> Manifest:
-    """Names, sizes and etags of nothing."""
+    """A manifest of shards that do not exist."""
     schema = pa.schema(
         [
             ("source", pa.int32()),
@@ -161,7 +161,7 @@ def order_of(manifest: Manifest, sources: int) -> SampleOrder:
 
 
 def timed(order: SampleOrder, first: int, count: int, counts: Any) -> float:
-    """Seconds to say which samples `first` to `first + count` are."""
+    """Seconds to compute the samples `first` to `first + count`."""
     began = time.perf_counter()
     order.samples(first, count, counts)
     return time.perf_counter() - began
@@ -173,7 +173,7 @@ def timed(order: SampleOrder, first: int, count: int, counts: Any) -> float:
 
 
 def measure_run(folder: Path, shards: int, real: int, shard_bytes: int, steps: int) -> dict[str, Any]:
-    """What a real run reads and takes."""
+    """Units, memory and time of a real run."""
     began = time.monotonic()
     order = SampleOrder(SEED, [range(shards)], [1.0], SHUFFLE_UNITS)
     write_shards(folder / "corpus", shards, set(order.epoch_units(0, 0)[:real].tolist()), shard_bytes)
@@ -242,7 +242,7 @@ def write_shards(folder: Path, shards: int, with_content: set[int], size: int) -
 
 
 def endless_documents() -> Iterator[str]:
-    """Pieces of the standard library's source, again and again."""
+    """Pieces of the standard library's source, repeated endlessly."""
     texts = [text for _, text in standard_library()]
     while True:
         for text in texts:

@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def model_of(config: RunConfig) -> nn.Module:
-    """The recipe's model, for a vocabulary of the size the recipe asks for."""
+    """The recipe's model, with a vocabulary of the recipe's size."""
     vocab_size = config.model.resolve_vocab_size(config.data.tokenizer.vocab_size)
     return build_model(config, vocab_size, END_OF_TEXT)
 
@@ -86,7 +86,7 @@ def gradients_of(config: RunConfig, model: nn.Module) -> None:
 
 
 def passes_of(config: RunConfig) -> Callable[[], None]:
-    """One step without its update."""
+    """Runs one step without its update."""
     model = model_of(config)
 
     def passes() -> None:
@@ -97,7 +97,7 @@ def passes_of(config: RunConfig) -> Callable[[], None]:
 
 
 def update_of(config: RunConfig, name: str) -> Callable[[], None]:
-    """One update by the optimizer, with its own defaults, on gradients of the recipe's first step."""
+    """Runs one update with the optimizer's own defaults, on gradients of the recipe's first step."""
     model = model_of(config)
     optimizer = build_optimizer(model, OptimizerConfig.model_validate({"name": name}), 1e-4)
     gradients_of(config, model)

@@ -1,4 +1,4 @@
-"""A week of a cluster of 1,024 spot nodes, simulated: what the policies make of it, against the best that can be had.
+"""Simulates a week of a cluster of 1,024 spot nodes: the goodput with the policies, against the best possible goodput.
 
 The policies are the real ones, `ScalingPolicy` and `save_interval_s`; the cluster and the clock are not. Rates are
 published ones:
@@ -8,13 +8,13 @@ published ones:
     failures   without notice, as in the training of Llama 3 405B: 419 unexpected interruptions in 54 days on 16,384
                GPUs (The Llama 3 Herd of Models, 2024, section 3.3.4); a node stands for 8 GPUs here
 
-A node that went is replaced after ten minutes on average. The simulation goes second by second. Two worlds:
+A lost node is replaced after ten minutes on average. The simulation proceeds second by second. Two settings:
 
     node memory    snapshots in the nodes' memory survive a failure, as they do here; replay goes back to the newest
     storage alone  they do not: replay goes back to the newest save in object storage, so the interval between saves
-                   decides; it is held against every fixed interval of a fine grid, on the same week
+                   matters; it is compared with every fixed interval of a fine grid, on the same week
 
-Goodput is the part of the week that went into steps that were kept, at the speed of the full cluster.
+Goodput is the part of the week spent on steps that were not lost, at the speed of the full cluster.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Stretch:
 
 @dataclass
 class Week:
-    """What came of it."""
+    """Results of the simulated week."""
 
     stretches: list[Stretch] = field(default_factory=list)
     planned: int = 0
@@ -71,7 +71,7 @@ class Week:
 
 
 def simulate(world: World, seed: int) -> Week:
-    """Second by second: nodes go and come, and the policy is asked as the controller asks it."""
+    """Simulates nodes that leave and join, second by second, and calls the policy like the controller."""
     draw = random.Random(seed)
     policy = ScalingPolicy(world.min_workers, world.nodes, world.micro_batches, world.restart_s)
     week = Week()
@@ -137,12 +137,12 @@ def simulate(world: World, seed: int) -> Week:
 
 
 def _times(draw: random.Random, mean: float) -> int:
-    """How often something happens that happens `mean` times on average, where that is far below one."""
+    """Draws the number of events in a second, given their `mean`, which is far below one."""
     return int(draw.random() < mean)
 
 
 def goodput(week: Week, world: World, interval_s: Callable[[float, int], float], *, memory: bool) -> float:
-    """Part of the week that went into steps that were kept.
+    """Part of the week spent on steps that were not lost.
 
     Args:
         interval_s: seconds between saves, given the seconds trained and the failures so far.

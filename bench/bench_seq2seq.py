@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def decoder(options: argparse.Namespace, preset: str) -> Callable[[], float]:
-    """A turn of the decoder-only model, in GFLOP/s."""
+    """Measures the decoder-only model, in GFLOP/s."""
     config = ModelConfig(preset=preset, n_layers=options.layers, d_model=options.width, n_heads=options.heads)
     length = 2 * options.length
     model = Transformer(config, options.vocab_size, length, END_OF_TEXT)
@@ -79,7 +79,7 @@ def decoder(options: argparse.Namespace, preset: str) -> Callable[[], float]:
 
 
 def encoder_decoder(options: argparse.Namespace, preset: str) -> Callable[[], float]:
-    """A turn of the encoder-decoder, in GFLOP/s."""
+    """Measures the encoder-decoder, in GFLOP/s."""
     half, length = options.layers // 2, options.length
     config = ModelConfig(
         architecture="encoder_decoder",
@@ -98,7 +98,7 @@ def encoder_decoder(options: argparse.Namespace, preset: str) -> Callable[[], fl
 
 
 def gflops_per_s(model: nn.Module, batch: tuple[Tensor, ...], flops: int, steps: int) -> float:
-    """Of forward and backward passes over one micro-batch, again and again."""
+    """GFLOP/s of repeated forward and backward passes over one micro-batch."""
     began = time.perf_counter()
     for _ in range(steps):
         model(*batch).backward()

@@ -63,14 +63,14 @@ def main() -> None:
 
 
 def seconds_of(arguments: list[str], folder: Path) -> float:
-    """Seconds a command takes from its start to its end."""
+    """Duration of a command in seconds."""
     began = time.perf_counter()
     subprocess.run(arguments, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, check=True)
     return time.perf_counter() - began
 
 
 def start(folder: Path, number: int) -> FinishedRun:
-    """A new run on prepared data."""
+    """Runs a new run on prepared data."""
     print(f"  run {number + 1}", flush=True)
     overrides = [
         *harness.quickstart_overrides(folder),
@@ -83,7 +83,7 @@ def start(folder: Path, number: int) -> FinishedRun:
 
 
 def phases(runs: list[FinishedRun]) -> dict[str, list[float]]:
-    """Seconds after the command at which lines of a kind first came, in each run."""
+    """Seconds from the command to the first line of each kind, in each run."""
     found: dict[str, list[float]] = {}
     for run in runs:
         here: dict[str, float] = {}

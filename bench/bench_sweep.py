@@ -1,4 +1,4 @@
-"""What a sweep costs: recipes/sweep.yaml stopped early, beside the same trials all run to their ends.
+"""The cost of a sweep: recipes/sweep.yaml with early stopping, against the same trials run to their ends.
 
 The quickstart's corpus is prepared once. Then `manta tune recipes/sweep.yaml` runs twice: with its own scheduler and,
 under another name, without one, so that every one of the 16 trials is done to the end and it is known which is best.
@@ -75,12 +75,12 @@ def main() -> None:
 
 
 def overrides_of(folder: Path, name: str) -> list[str]:
-    """The sweep under a name of its own, with its store in `folder`."""
+    """Overrides that give the sweep its own name, and a store in `folder`."""
     return [f"sweep={name}", *harness.quickstart_overrides(folder)]
 
 
 def tune(folder: Path, name: str, *overrides: str) -> SweepSummary:
-    """Run a sweep, or go on with it."""
+    """Runs a sweep, or continues it."""
     print(f"  sweep {name}", flush=True)
     options = harness.as_options([*overrides_of(folder, name), *overrides])
     with harness.Command(*harness.manta("tune", str(RECIPE), *options), folder=folder) as command:
@@ -89,14 +89,14 @@ def tune(folder: Path, name: str, *overrides: str) -> SweepSummary:
 
 
 def summary(folder: Path, name: str, *overrides: str) -> SweepSummary:
-    """What there is to say of a sweep."""
+    """Summary of a sweep."""
     sweep = load_sweep(RECIPE, [*overrides_of(folder, name), *overrides])
     with reaching_storage(sweep.base) as config:
         return describe_sweep(sweep, stores(config)[0])
 
 
 def start_overrides(rounds: int) -> list[str]:
-    """Trials of two steps, one after the other."""
+    """Overrides for trials of two steps, one after the other."""
     few = ["train.steps=2", "train.schedule.warmup_steps=0", "scheduler.name=none", "max_concurrent=1"]
     return [*few, f"searcher.trials={rounds}"]
 

@@ -125,7 +125,7 @@ def write_shards(texts: Sequence[str], folder: Path, shard_bytes: int) -> None:
 
 
 def tokenize_job(folder: Path, vocabulary: Tokenizer) -> tuple[TokenizeJob, list[Any]]:
-    """What the tasks are told, and the units of all shards; nothing is held out, so that every text counts."""
+    """The job of the tasks, and the units of all shards; nothing is held out, so that every text counts."""
     source = SourceConfig(path=str(folder / "shards"))
     data = DataConfig(sources=(source,), validation_fraction=0.0)
     manifest = build_manifest(data.sources, StoreConfig())
@@ -150,7 +150,7 @@ def run_pipeline(job: TokenizeJob, units: Sequence[Any], cache: Path) -> int:
 
 
 def bare_encoding(vocabulary: Tokenizer) -> tiktoken.Encoding:
-    """tiktoken by itself over the same vocabulary."""
+    """tiktoken alone with the same vocabulary."""
     return tiktoken.Encoding(
         name="bare",
         pat_str=json.loads(vocabulary.to_bytes())["split"],
@@ -160,7 +160,7 @@ def bare_encoding(vocabulary: Tokenizer) -> tiktoken.Encoding:
 
 
 def encode_in_threads(encoding: tiktoken.Encoding, texts: Sequence[str]) -> int:
-    """One thread a core; tiktoken lets go of the interpreter while it works."""
+    """One thread per core; tiktoken releases the interpreter lock while it works."""
     with ThreadPoolExecutor(CORES) as threads:
         return sum(len(ids) for ids in threads.map(lambda t: encoding.encode_to_numpy(t, disallowed_special=()), texts))
 
@@ -185,7 +185,7 @@ def _encode_share(process: int) -> int:
 
 
 def timed(work: Callable[[], int]) -> tuple[float, int]:
-    """Seconds that `work` takes, and what it returns."""
+    """Duration of `work` in seconds, and its result."""
     began = time.perf_counter()
     result = work()
     return time.perf_counter() - began, result

@@ -15,14 +15,14 @@ cores, "1 x 2" is the hardest: the two threads wait for each other at every oper
 moment on either core stops both.
 
 A ratio is one round's manta over the same round's plain; the median over rounds counts. "By the median step" is the
-same with the median step in place of the mean: what a few steps slowed by others on the machine do not move, but
-blind to anything that is slow only now and then, so it is told and not judged. The first steps are left out
+same with the median step in place of the mean: it is not affected by a few steps that other programs slow
+down, nor by anything that is slow only now and then, so it has no bound. The first steps are left out
 on both sides. manta's time is `step_s` of metrics.jsonl, which contains the wait for data, plus what the loop spends
-between steps on its books (known exactly from the goodput ledger: training + data_wait - sum of step_s, shared out
+between steps (known exactly from the goodput ledger: training + data_wait - sum of step_s, shared out
 over all steps). Checkpoints are saved at the recipe's interval and slow the steps they overlap; the moments in which
 the loop stands still for one are in neither side's rate and reported by themselves.
 
-The wait for data is its share of training + data_wait in the goodput ledger, from the first sign of life after the
+The wait for data is its share of training + data_wait in the goodput ledger, from the first heartbeat after the
 warm-up steps to the end of the run: steady state, without the first step's wait for a feeder that is just starting.
 """
 
@@ -123,7 +123,7 @@ def main() -> None:
 
 
 def train_once(folder: Path, recipe: list[str], steps: int, workers: int, threads: int) -> FinishedRun:
-    """A run of its own name."""
+    """Runs training under its own name."""
     train_once.count = getattr(train_once, "count", 0) + 1
     overrides = [
         *recipe,
@@ -139,7 +139,7 @@ def train_once(folder: Path, recipe: list[str], steps: int, workers: int, thread
 
 
 def plain_settings(folder: Path, recipe: list[str], steps: int) -> dict[str, Any]:
-    """What plain_loop.py is told: the recipe's own values, and its tokens as one array."""
+    """Settings of plain_loop.py: the recipe's own values, and its tokens as one array."""
     with reaching_storage(load_recipe(harness.RECIPE, recipe)) as config:
         data = prepare_data(
             config.data, config.store, stores(config)[0], Pins(), lambda _: None, lambda *_: None, lambda: None
@@ -166,7 +166,7 @@ def plain_settings(folder: Path, recipe: list[str], steps: int) -> dict[str, Any
 
 
 def train_plainly(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """plain_loop.py in processes of its own."""
+    """Runs plain_loop.py in separate processes."""
     path = folder / "plain.json"
     path.write_text(json.dumps(settings))
     script = Path(__file__).resolve().with_name("plain_loop.py")
@@ -177,21 +177,21 @@ def train_plainly(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def manta_rate(run: FinishedRun, warmup: int) -> float:
-    """Target tokens/s after the first `warmup` steps, books included."""
+    """Target tokens/s after the first `warmup` steps, with the time between steps."""
     rows = run.rows[warmup:]
     tokens = rows[-1]["tokens"] - run.rows[warmup - 1]["tokens"]
     return tokens / (sum(row["step_s"] for row in rows) + books_s(run) * len(rows))
 
 
 def typical_step_s(result: FinishedRun | dict[str, Any], warmup: int) -> float:
-    """Seconds of the median step, books included."""
+    """Seconds of the median step, with the time between steps."""
     if isinstance(result, FinishedRun):
         return statistics.median(row["step_s"] for row in result.rows[warmup:]) + books_s(result)
     return statistics.median(result["step_s"][warmup:])
 
 
 def books_s(run: FinishedRun) -> float:
-    """Seconds a step that the loop spends outside of `step_s`."""
+    """Seconds per step that the loop spends outside of `step_s`."""
     goodput = run.summary["goodput"]
     loop_s = goodput["training_s"] + goodput["data_wait_s"]
     return max(0.0, loop_s - sum(row["step_s"] for row in run.rows)) / len(run.rows)
@@ -206,7 +206,7 @@ def wait_percent(run: FinishedRun, warmup: int) -> float:
 
 
 def ends_of(result: FinishedRun | dict[str, Any]) -> tuple[float, float]:
-    """First and last loss, to see that both sides learn."""
+    """First and last loss, to check that both sides learn."""
     losses = result.losses() if isinstance(result, FinishedRun) else result["losses"]
     return losses[0], losses[-1]
 

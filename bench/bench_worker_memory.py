@@ -8,7 +8,7 @@ snapshots. For each:
                imports and pages shared with other processes included
     needed     4 bytes a parameter each for weights, gradients (DDP's buckets are the gradients) and AdamW's two
                moments, plus the activations of one micro-batch
-    beyond     peak - needed (asked: 500 MB)
+    beyond     peak - needed (required: 500 MB)
 
 Activations are counted, not guessed: one forward pass of the same model on a micro-batch, in this process, under
 `torch.autograd.graph.saved_tensors_hooks`, adds up the distinct storages that autograd keeps for the backward pass and
@@ -88,7 +88,7 @@ def brief(steps: int, save_every: int) -> list[str]:
 
 
 def measure(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """A run and what its workers took."""
+    """Measures a run and the memory of its workers."""
     watches: list[MemoryWatch] = []
 
     def observer_of(command: harness.Command) -> Callable[[], object]:
@@ -117,7 +117,7 @@ def measure(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def activation_bytes(config: RunConfig, vocab_size: int) -> int:
-    """What autograd keeps of one micro-batch until the backward pass, and the loss's buffers."""
+    """Bytes that autograd keeps of one micro-batch until the backward pass, and the loss's buffers."""
     seq_len, batch_size = config.data.seq_len, config.train.micro_batch_size
     model = Transformer(config.model, vocab_size, seq_len, end_of_text=0)
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
@@ -143,7 +143,7 @@ def loss_chunk(model: ModelConfig, tokens: int) -> int:
 
 
 def memory_of_imports() -> float:
-    """Megabytes a process has resident after importing the training loop."""
+    """Resident megabytes of a process after importing the training loop."""
     program = (
         "import orchestrator.train.loop\n"
         "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"

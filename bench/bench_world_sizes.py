@@ -2,7 +2,7 @@
 
 The quickstart recipe's model in fp32, M = 8 micro-batches a step, the same seed, trained by 1, 2, 3 and 4 workers of
 one thread each. Reported: for every world size, the largest relative difference of any step's loss from that of one
-worker, max |loss_W - loss_1| / |loss_1| (asked: 1e-6), and whether the digests of all sample ids, in training order,
+worker, max |loss_W - loss_1| / |loss_1| (required: 1e-6), and whether the digests of all sample ids, in training order,
 are identical. The difference grows with the steps, as training amplifies rounding; it is also given for the first
 half.
 """
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def train_at(folder: Path, recipe: list[str], steps: int, world_size: int) -> FinishedRun:
-    """The recipe at one world size."""
+    """Trains the recipe at one world size."""
     batch = load_recipe(harness.RECIPE).train.global_batch_size
     overrides = [
         *recipe,

@@ -1,11 +1,11 @@
-"""Training on one GPU, checked and measured without Ray: results, speed, snapshots and process groups.
+"""Checks and measures training on one GPU without Ray: results, speed, snapshots and process groups.
 
     python bench/gpu_check.py --out DIR --budget 340
-    python bench/gpu_check.py --out DIR --device cpu --tiny     to see that the check itself works
+    python bench/gpu_check.py --out DIR --device cpu --tiny     to test the check itself
 
-What runs is the project's own training step, snapshot and process group, with stand-ins in the place of Ray.
-Stages come in the order in which they matter. One is left out where less of the budget remains than it needs, and
-DIR/gpu_check.json says so; that file is written anew after every stage. docs/gpu.md says what each stage means.
+It runs the project's own training step, snapshot and process group, with stand-ins in place of Ray. Stages are in order
+of importance. A stage is left out if less of the budget remains than it needs, and DIR/gpu_check.json says so; that
+file is written again after every stage. docs/gpu.md explains each stage.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ STAGES = (
 
 
 def main() -> None:
-    """Run the stages; exits with 1 where one failed."""
+    """Runs the stages; exits with 1 if one failed."""
     options = arguments()
     setting = Setting.of(options.device, tiny=options.tiny)
     if setting.tiny:
-        torch.set_num_threads(1)  # what is tiny is no faster with more, and much slower where cores are shared
+        torch.set_num_threads(1)  # tiny shapes are no faster with more threads, and much slower on shared cores
         torch.compiler.set_stance(force_backend="aot_eager")  # traces only: generating code for a CPU takes a minute
     chosen = [stage for stage in STAGES if not options.only or stage.name in options.only]
     settings = {"device": options.device, "tiny": options.tiny, "budget_s": options.budget}

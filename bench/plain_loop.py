@@ -1,7 +1,7 @@
-"""A plain training loop in one file: torch, numpy and the model, no Ray, no store, no books kept.
+"""A plain training loop in one file: torch, numpy and the model, without Ray, storage or records.
 
-What `bench_training.py` holds manta to. It does what a careful person would write by hand: batches cut at random
-places out of an array of tokens in memory, gradients accumulated over micro-batches, norm clipped, fused AdamW, the
+`bench_training.py` compares manta with it. It does what a careful person would write by hand: batches at random
+positions of an array of tokens in memory, gradients accumulated over micro-batches, norm clipped, fused AdamW, the
 recipe's schedule, one all-reduce a step under DDP. The model, loss included, is the project's own class.
 
     python bench/plain_loop.py SETTINGS.json        as written by bench_training.py
@@ -80,7 +80,7 @@ def train(rank: int, settings: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Start as many processes as the settings say."""
+    """Starts the processes."""
     settings = json.loads(Path(sys.argv[1]).read_text())
     if settings["processes"] == 1:
         train(0, settings)

@@ -1,7 +1,7 @@
-"""The stages of `bench/gpu_check.py`. Importing this package puts stand-ins in the place of Ray and of storage clients.
+"""The stages of `bench/gpu_check.py`. Importing this package replaces Ray and storage clients by stand-ins.
 
-The project's modules import those at their top. So this package has to be imported before any of them, which sorted
-imports see to.
+The project's modules import those at their top, so this package must be imported before any of them, which the sorting
+of imports ensures.
 """
 
 import sys

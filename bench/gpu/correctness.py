@@ -1,4 +1,4 @@
-"""Whether the device computes what a CPU computes: the same small run in several ways, its losses side by side."""
+"""Compares the losses of the same small run on the device, in several ways, with those of a CPU."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _WAYS = {
 
 
 def correctness(setting: Setting) -> Found:
-    """Worst relative difference from the CPU's fp32 losses, way by way, and whether a way gives the same bits twice."""
+    """Largest relative difference from the CPU's fp32 losses, and bitwise reproducibility, for every way."""
     shape, steps = _SMALL, _STEPS
     if setting.tiny:
         shape, steps = replace(_SMALL.with_model(n_layers=1, d_model=64), seq_len=32), 4
@@ -68,11 +68,11 @@ def correctness(setting: Setting) -> Found:
 
 
 def train(shape: Shape, setting: Setting, way: Way, steps: int) -> Training:
-    """The small run, from its beginning."""
+    """Trains the small run from its beginning."""
     torch._dynamo.reset()
     return Training(shape, setting, precision=way.precision, compiled=way.compiled).run(steps)
 
 
 def same_bits(one: Training, other: Training) -> bool:
-    """Whether two runs had the same losses and ended with the same weights, bit by bit."""
+    """Whether two runs have equal losses and equal final weights, bit by bit."""
     return one.losses == other.losses and one.digest() == other.digest()

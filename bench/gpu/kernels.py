@@ -1,4 +1,4 @@
-"""The loss alone and attention alone: what training spends on each, next to what else torch has for it."""
+"""Times the loss alone and attention alone, against alternatives in torch."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ def loss_alone(setting: Setting) -> Found:
 
 
 def plain_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """The same with all logits at once, in torch's words."""
+    """The same loss by torch, with all logits at once."""
     return F.cross_entropy(F.linear(hidden, weight), targets, reduction="sum")
 
 
 def gradient_error(hidden: Tensor, weight: Tensor, targets: Tensor, gradient: Tensor) -> float:
-    """Relative error of the first rows of a bf16 gradient of the mean loss, held against float64."""
+    """Relative error of the first rows of a bf16 gradient of the mean loss, against float64."""
     exact_weight = weight.double()
     probabilities = (hidden[:_CHECKED_ROWS].double() @ exact_weight.t()).softmax(1)
     labels = F.one_hot(targets[:_CHECKED_ROWS], len(weight)).double()

@@ -1,4 +1,4 @@
-"""The machine: what it is, and what its card does at most in the products and copies that training consists of."""
+"""Describes the machine, and measures the maximum rates of its card in products and copies."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PRODUCTS = (
 
 
 def machine(setting: Setting) -> Found:
-    """Versions and devices, and TFLOP/s and TB/s of the card by themselves."""
+    """Versions and devices, and TFLOP/s and TB/s of the card."""
     found: Found = {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -58,7 +58,7 @@ def card(setting: Setting) -> Found:
 
 
 def driver() -> str | None:
-    """The driver's version, as nvidia-smi tells it."""
+    """The driver's version, from nvidia-smi."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)

@@ -1,4 +1,4 @@
-"""Process groups that lose a rank, and groups one after the other; in processes of their own, since some may hang."""
+"""Process groups that lose a rank, and consecutive groups; in separate processes, because some may hang."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _WITHOUT_WATCHDOG = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0", "TORCH_NCCL_DUMP_ON
 
 
 def lost_peers(setting: Setting) -> Found:
-    """How a rank gets out of a collective whose other rank died or never comes, and into its next group.
+    """Measures how a rank leaves a collective whose other rank died or never comes, and joins its next group.
 
     With `leave_group` as the project has it, and on a GPU also by aborting the group. NCCL may refuse two ranks on one
     card: then only the cases of a rank that never comes say something.
@@ -51,7 +51,7 @@ def lost_peers(setting: Setting) -> Found:
 
 
 def regrouping(setting: Setting) -> Found:
-    """What a worker that outlives its groups pays for each: joining, the first step, leaving, and memory that stays."""
+    """The cost of each process group of a worker: joining, the first step, leaving, and memory that is not freed."""
     process = started("gpu.regroup", {"device": setting.device.type, "tiny": setting.tiny}, {})
     try:
         found = outcome(process, _REGROUPING_TIMEOUT_S)
@@ -64,7 +64,7 @@ def regrouping(setting: Setting) -> Found:
 
 
 def started(module: str, arguments: Mapping[str, Any], environment: Mapping[str, str]) -> subprocess.Popen[str]:
-    """A module of this package in a process of its own."""
+    """Starts a module of this package in a separate process."""
     return subprocess.Popen(
         [sys.executable, "-m", module, json.dumps(dict(arguments))],
         cwd=Path(__file__).resolve().parents[1],  # where -m finds this package
@@ -76,7 +76,7 @@ def started(module: str, arguments: Mapping[str, Any], environment: Mapping[str,
 
 
 def outcome(process: subprocess.Popen[str], timeout_s: float) -> Found:
-    """The JSON on the last line that a process printed; else how it ended, and its last words."""
+    """The JSON on the last line of a process's output; else its exit status and the end of its output."""
     try:
         printed, _ = process.communicate(timeout=max(0.1, timeout_s))
         ended: int | str = process.returncode

@@ -1,4 +1,4 @@
-"""One of two ranks, in a process of its own: rank 1 dies or never comes, and rank 0 tells how it got out.
+"""One of two ranks, in a separate process: rank 1 dies or never comes, and rank 0 reports how it left the group.
 
     python -m gpu.rank '{"rank": 0, "how": "dies", "way": "leave_group", "device": "cpu", "port": 1, "next_port": 2}'
 
@@ -40,7 +40,7 @@ class Call(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Call, and keep what came of it."""
+        """Calls, and keeps the result or the error."""
         began = time.perf_counter()
         try:
             outcome: dict[str, Any] = {"returned": self._body()}
@@ -49,13 +49,13 @@ class Call(threading.Thread):
         self._outcome = outcome | {"after_s": round(time.perf_counter() - began, 3)}
 
     def within(self, seconds: float) -> dict[str, Any]:
-        """What came of it, if it came within so many seconds from now."""
+        """The result or the error, if there is one within so many seconds."""
         self.join(seconds)
         return {"hangs": True} if self.is_alive() else self._outcome
 
 
 def main() -> None:
-    """Play the rank that the argument describes."""
+    """Runs the rank that the argument describes."""
     case = json.loads(sys.argv[1])
     backend = "nccl" if case["device"] == "cuda" else "gloo"
     join_group(backend, f"tcp://127.0.0.1:{case['port']}", case["rank"], 2, _GROUP_TIMEOUT_S)
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def get_out(way: str, device: str, backend: str, next_port: int) -> dict[str, Any]:
-    """Wait in a collective for a rank that does not come, leave the group, and join one without it."""
+    """Waits in a collective for a rank that does not come, leaves the group, and joins one without it."""
     time.sleep(0.5)  # by now the other is dead
     collective = Call(lambda: sum_over_ranks(device))
     time.sleep(_WAITS_S)
@@ -93,7 +93,7 @@ def get_out(way: str, device: str, backend: str, next_port: int) -> dict[str, An
 
 
 def sum_over_ranks(device: str) -> float:
-    """One of each rank, added up; as a rank reads it."""
+    """Sums a one from every rank."""
     ones = torch.ones(1 << 20, device=device)
     dist.all_reduce(ones)
     return float(ones[0])

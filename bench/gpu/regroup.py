@@ -1,4 +1,4 @@
-"""A worker that outlives its groups, in a process of its own: it joins, trains and leaves, several times over.
+"""A worker with several consecutive process groups, in a separate process: it joins, trains and leaves each.
 
     python -m gpu.regroup '{"device": "cpu", "tiny": true}'
 
@@ -24,7 +24,7 @@ _GROUPS = 4
 
 
 def main() -> None:
-    """Live through the groups."""
+    """Runs all groups."""
     arguments = json.loads(sys.argv[1])
     setting = Setting.of(arguments["device"], tiny=arguments["tiny"])
     lives = [one_group(setting) for _ in range(_GROUPS)]
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def one_group(setting: Setting) -> Found:
-    """A group's life; what was compiled in an earlier one is kept, as in a worker."""
+    """Runs one group; code compiled in an earlier one is kept, as in a worker."""
     began = time.perf_counter()
     join_group(setting.collectives, f"tcp://127.0.0.1:{free_port()}", 0, 1, 60.0)
     join_s = time.perf_counter() - began

@@ -1,4 +1,4 @@
-"""What all stages are given: the device, how large to measure, and a clock that waits for the device."""
+"""Shared by all stages: the device, the size of the shapes, and a clock that waits for the device."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Setting:
 
     @classmethod
     def of(cls, kind: str, *, tiny: bool) -> Self:
-        """That of the first device of a kind: cuda or cpu."""
+        """The setting for the first device of a kind: cuda or cpu."""
         return cls(torch.device(kind, 0) if kind == "cuda" else torch.device(kind), tiny)
 
     @property
@@ -41,12 +41,12 @@ class Setting:
         return "nccl" if self.on_gpu else "gloo"
 
     def synchronize(self) -> None:
-        """Wait until the device has done all it was given."""
+        """Waits until the device has finished all work."""
         if self.on_gpu:
             torch.cuda.synchronize()
 
     def release(self) -> None:
-        """Give back what no object holds any more, so that the next stage finds the memory of a fresh process."""
+        """Frees unused memory, so that the next stage has the memory of a new process."""
         gc.collect()
         if self.on_gpu:
             torch.cuda.synchronize()
@@ -54,7 +54,7 @@ class Setting:
             torch.cuda.reset_peak_memory_stats()
 
     def seconds(self, body: Callable[[], object]) -> float:
-        """Seconds until the device has done what `body` gives it."""
+        """Seconds until the device has finished the work of `body`."""
         self.synchronize()
         began = time.perf_counter()
         body()
@@ -62,7 +62,7 @@ class Setting:
         return time.perf_counter() - began
 
     def milliseconds(self, body: Callable[[], object]) -> float:
-        """Median time of `body`, by the device's own clock where it has one."""
+        """Median time of `body`, by the device's own clock if it has one."""
         measure = self._event_milliseconds if self.on_gpu else lambda each: 1e3 * self.seconds(each)
         warmup, repeats = (1, 2) if self.tiny else (3, 10)
         taken = [measure(body) for _ in range(warmup + repeats)]
@@ -78,7 +78,7 @@ class Setting:
 
 
 def free_port() -> int:
-    """A port nobody listens on at this moment."""
+    """A port that nothing listens on at the moment."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])

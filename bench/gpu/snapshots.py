@@ -1,4 +1,4 @@
-"""How long training stands still for a snapshot: as it is written today, and by two other ways of copying."""
+"""Measures how long training stops for a snapshot: as it is written, and with two other ways of copying."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast whole steps are, where their time goes, and how often they make the host wait for the device."""
+"""Measures the speed of whole steps, their time by kernel, and how often they make the host wait for the device."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def speed_of(shape: Shape, setting: Setting, steps: int = 6, compiled: bool = Tr
 
 
 def begun(shape: Shape, setting: Setting, *, compiled: bool) -> Training:
-    """A run that knows nothing of what was compiled before. On a CPU nothing is compiled."""
+    """A run without earlier compiled code. On a CPU nothing is compiled."""
     torch._dynamo.reset()
     return Training(shape, setting, compiled=compiled and setting.on_gpu)
 
@@ -78,7 +78,7 @@ def self_us(entry: Any, setting: Setting) -> float:
 
 
 def host_syncs(setting: Setting) -> Found:
-    """Times a step makes the host wait for the GPU, in each part of it, and where from."""
+    """How often each part of a step makes the host wait for the GPU, and the source lines."""
     if not setting.on_gpu:
         return {"note": "only a GPU computes beside the host"}
     training = begun(sized(GPT2_124M.with_model(n_layers=2), setting), setting, compiled=False).run(WARMUP_STEPS)

@@ -1,4 +1,4 @@
-"""Stages within a time budget, the most important first; what each found is in a file as soon as it is known."""
+"""Runs stages within a time budget, the most important first; each result is written to a file at once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TINY_SHARE = 0.2
 
 @dataclass(frozen=True)
 class Stage:
-    """One thing to find out.
+    """One measurement.
 
     Attributes:
         name: its key in the file.
@@ -51,7 +51,7 @@ class Report:
         return [name for name, found in self._found["stages"].items() if "failed" in found]
 
     def add(self, name: str, found: Found) -> None:
-        """Keep what a stage found."""
+        """Adds the result of a stage."""
         self._found["stages"][name] = found
         self._write()
 
@@ -62,7 +62,7 @@ class Report:
 
 
 def run_stages(stages: Sequence[Stage], setting: Setting, budget_s: float, report: Report) -> None:
-    """Run stages in order, each only where what is left of the budget suffices for it."""
+    """Runs stages in order, each only if the rest of the budget suffices for it."""
     began = time.monotonic()
     for stage in stages:
         left_s = budget_s - (time.monotonic() - began)
@@ -76,7 +76,7 @@ def run_stages(stages: Sequence[Stage], setting: Setting, budget_s: float, repor
 
 
 def run_stage(stage: Stage, setting: Setting) -> Found:
-    """What the stage found, or how it failed: the stages after it have their turn either way."""
+    """The result of a stage, or its error; later stages run in either case."""
     began = time.monotonic()
     try:
         found = stage.body(setting)

@@ -1,4 +1,4 @@
-"""Modules that stand in for packages which training on one GPU imports but never calls."""
+"""Replacements for packages that training on one GPU imports but never calls."""
 
 from __future__ import annotations
 

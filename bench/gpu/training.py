@@ -1,4 +1,4 @@
-"""The training loop's own step on one device: shapes, random tokens, and what a step takes."""
+"""The training loop's own step on one device: shapes, random tokens, and time per step."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ MICRO_BATCHES = 4
 """Micro-batches in a step."""
 
 WARMUP_STEPS = 2
-"""First steps that do not count: they compile, and the allocator learns what it is asked for."""
+"""First steps that are not measured: they compile, and the allocator reserves memory."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A model and the micro-batches it is given.
+    """A model and its micro-batches.
 
     Attributes:
         model: fields of its ModelConfig; `vocab_size` is among them.
@@ -90,23 +90,23 @@ def sized(shape: Shape, setting: Setting) -> Shape:
 
 
 class Step(NamedTuple):
-    """What came of one step.
+    """Results of one step.
 
     Attributes:
         loss: mean over its target tokens.
         grad_norm: before clipping.
-        seconds: until the device had done all of it.
-        told_s: seconds a micro-batch took as the ranks tell each other, to find stragglers.
+        seconds: until the device had finished it.
+        reported_s: seconds per micro-batch as the ranks report them to each other, to find stragglers.
     """
 
     loss: float
     grad_norm: float
     seconds: float
-    told_s: float
+    reported_s: float
 
 
 class Training:
-    """A run of one rank as the training loop has it, without data, storage and other processes.
+    """A run of one rank like in the training loop, without data, storage and other processes.
 
     Every step has the same random tokens, so that the loss falls and two of these can be compared.
 
@@ -131,12 +131,12 @@ class Training:
         """One step of the training loop."""
         self.setting.synchronize()
         began = time.perf_counter()
-        sync, told_s = compute(self.ddp, self.share, self.config, len(self.steps), self.setting.device)
-        sync.combine(StepDirective(), 0, told_s)
+        sync, reported_s = compute(self.ddp, self.share, self.config, len(self.steps), self.setting.device)
+        sync.combine(StepDirective(), 0, reported_s)
         loss = sync.loss_sum() / self.share.target_tokens
         grad_norm = apply_update(self.model, self.optimizer, self.shape.lr, self.config.train.grad_clip)
         self.setting.synchronize()
-        self.steps.append(Step(loss, grad_norm, time.perf_counter() - began, told_s))
+        self.steps.append(Step(loss, grad_norm, time.perf_counter() - began, reported_s))
         return self.steps[-1]
 
     def run(self, steps: int) -> Self:
@@ -170,7 +170,7 @@ class Training:
             "tokens_per_s": round(self.share.target_tokens / step_s),
             "mfu_percent": None if used.mfu is None else round(100 * used.mfu, 2),
             "ms_per_micro_batch": round(1e3 * step_s / MICRO_BATCHES, 2),
-            "told_ms_per_micro_batch": round(1e3 * statistics.median(step.told_s for step in counted), 2),
+            "told_ms_per_micro_batch": round(1e3 * statistics.median(step.reported_s for step in counted), 2),
             "micro_batch_size": self.shape.micro_batch_size,
             "first_step_s": round(self.steps[0].seconds, 2),
             "peak_memory_mb": round(torch.cuda.max_memory_allocated() / 1e6) if self.setting.on_gpu else None,
