@@ -1,3 +1,3 @@
-"""Cluster: what Manta starts around a run on one machine. Knows nothing of data or losses."""
+"""Clusters: their spec, nodes and jobs, locally, on Kubernetes and on VMs. Imports no other package of the project."""
 
 __project__ = "manta"

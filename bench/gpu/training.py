@@ -170,7 +170,7 @@ class Training:
             "tokens_per_s": round(self.share.target_tokens / step_s),
             "mfu_percent": None if used.mfu is None else round(100 * used.mfu, 2),
             "ms_per_micro_batch": round(1e3 * step_s / MICRO_BATCHES, 2),
-            "told_ms_per_micro_batch": round(1e3 * statistics.median(step.reported_s for step in counted), 2),
+            "reported_ms_per_micro_batch": round(1e3 * statistics.median(step.reported_s for step in counted), 2),
             "micro_batch_size": self.shape.micro_batch_size,
             "first_step_s": round(self.steps[0].seconds, 2),
             "peak_memory_mb": round(torch.cuda.max_memory_allocated() / 1e6) if self.setting.on_gpu else None,

@@ -1,4 +1,4 @@
-"""The image's recipe, which no test can build: it agrees with what the project pins, and lets nothing secret in."""
+"""The Dockerfile, which no test builds: it agrees with the pinned versions, and includes no secrets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LINES = [
 
 
 def of(instruction: str) -> list[str]:
-    """What follows an instruction, each time that it occurs."""
+    """Arguments of an instruction, for each occurrence."""
     return [line.split(maxsplit=1)[1] for line in LINES if line.split()[0] == instruction]
 
 
@@ -35,7 +35,7 @@ def copied() -> list[str]:
     return [source for each in words for source in each[:-1]]
 
 
-def test_it_is_rays_image_of_the_version_that_is_pinned() -> None:
+def test_it_is_rays_image_of_the_pinned_version() -> None:
     [base] = of("FROM")
     assert base == "rayproject/ray:${RAY_VERSION}-${PYTHON}${PLATFORM}"
     assert arguments()["RAY_VERSION"] == RAY_VERSION
@@ -43,7 +43,7 @@ def test_it_is_rays_image_of_the_version_that_is_pinned() -> None:
     assert re.fullmatch(r"py3(1[1-9])", arguments()["PYTHON"]), PROJECT["project"]["requires-python"]
 
 
-def test_torch_is_the_one_that_is_pinned_and_all_is_installed_with_constraints() -> None:
+def test_torch_is_pinned_and_everything_is_installed_with_constraints() -> None:
     [torch] = [need for need in PROJECT["project"]["dependencies"] if need.startswith("torch==")]
     installs = [line for line in of("RUN") if "pip install" in line]
     assert len(installs) == 2 and all("-c constraints.txt" in line for line in installs)
@@ -60,7 +60,7 @@ def test_it_does_not_run_as_root() -> None:
     assert LINES.index(f"USER {users[0]}") < next(i for i, line in enumerate(LINES) if line.startswith("RUN"))
 
 
-def test_nothing_gets_in_but_what_is_named() -> None:
+def test_only_listed_files_are_copied() -> None:
     assert of("ADD") == [] and "." not in copied()
     ignored = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
     assert ignored[0] == "*"
@@ -68,11 +68,11 @@ def test_nothing_gets_in_but_what_is_named() -> None:
     assert all((ROOT / source).exists() for source in copied())
 
 
-def test_all_packages_are_in_it() -> None:
+def test_it_contains_all_packages() -> None:
     packages = {name for name in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"] if "." not in name}
     assert packages == {source for source in copied() if (ROOT / source).is_dir()}
 
 
 @pytest.mark.parametrize("instruction", ["ARG", "ENV"])
-def test_no_secret_is_a_variable_of_it(instruction: str) -> None:
+def test_no_variable_is_a_secret(instruction: str) -> None:
     assert not any(looks_secret(line.split("=")[0]) for line in of(instruction))

@@ -1,8 +1,8 @@
 """The part of KubeRay that Ray's autoscaler relies on, on one machine: every pod is a real raylet.
 
-`Operator` makes pods of a RayCluster's replicas and deletes those it is told to, as KubeRay's does; `Pod` leads the
-life of one, as a kubelet does; `KubeRayCluster` puts them together with a head and with Ray's own autoscaler, which is
-started by the command KubeRay starts it with. docs/kuberay-autoscaler.md says what of it is real.
+`Operator` creates a RayCluster's pods and deletes those listed for deletion, like KubeRay's; `Pod` runs a pod, like a
+kubelet; `KubeRayCluster` combines them with a head and with Ray's own autoscaler, started by KubeRay's command.
+docs/kuberay-autoscaler.md explains which parts are real.
 """
 
 from __future__ import annotations
@@ -37,18 +37,17 @@ DEFAULT_GRACE_S = 30
 POLL_INTERVAL_S = 0.05
 
 STRAGGLERS_S = 5.0
-"""Seconds after the end of `ray start` until a process of its own that still runs counts as left behind."""
+"""Seconds after the end of `ray start` after which remaining processes of it count as left behind."""
 
 _ONE_MACHINE = ("port", "dashboard-port", "dashboard-agent-listen-port", "metrics-export-port", "node-ip-address")
-"""Parameters of `ray start` that pods of one machine cannot share: here they have no network of their own."""
-
+"""Parameters of `ray start` that pods of one machine cannot share, because they share a network."""
 
 _FRUGAL = {"RAY_prestart_worker_first_driver": "0", "RAY_enable_metrics_collection": "0"}
 """Several nodes share the cores of one machine."""
 
 
 class Pod(threading.Thread):
-    """A pod's life: Pending until there is a machine for it, Running, and Succeeded, Failed or deleted."""
+    """Runs a pod: Pending until it has a machine, then Running, then Succeeded, Failed or deleted."""
 
     def __init__(self, cluster: KubeRayCluster, name: str, group: str, options: list[str], env: dict[str, str]) -> None:
         super().__init__(name=name, daemon=True)
@@ -61,11 +60,11 @@ class Pod(threading.Thread):
 
     @property
     def is_deleted(self) -> bool:
-        """Whether somebody has asked for its end."""
+        """Whether its deletion has been requested."""
         return "deletionTimestamp" in self._cluster.api.get("pods", self.name)["metadata"]
 
     def run(self) -> None:
-        """Live."""
+        """Runs the pod to its end."""
         api = self._cluster.api
         while not self.is_deleted and not self._cluster.find_machine(self):
             api.set_status(self.name, _status("Pending"))
@@ -140,12 +139,12 @@ class Operator(threading.Thread):
         for pod in ended:
             self._cluster.api.delete_pod(pod["metadata"]["name"])
         if ended:
-            return  # others take their place when they are gone
+            return  # replaced after their end
         unwanted = group.get("scaleStrategy", {}).get("workersToDelete") or []
         names = {pod["metadata"]["name"] for pod in pods}
         for name in names & set(unwanted):
             self._cluster.api.delete_pod(name)
-        # One that somebody else has deleted counts until it is gone.
+        # A pod that others have deleted counts until its end.
         there = len(names - set(unwanted))
         wanted = min(max(group["replicas"], group["minReplicas"]), group["maxReplicas"])
         for _ in range(wanted - there):
@@ -156,11 +155,11 @@ class Operator(threading.Thread):
 
 
 class KubeRayCluster:
-    """A RayCluster that lives on this machine. A context manager; inside it the head and the autoscaler run.
+    """A RayCluster on this machine. A context manager, inside which the head and the autoscaler run.
 
     Args:
         ray_cluster: the manifest.
-        folder: where Ray and the pods put their files, a short path.
+        folder: for files of Ray and of the pods, a short path.
     """
 
     def __init__(self, ray_cluster: Object, folder: Path) -> None:
@@ -173,7 +172,7 @@ class KubeRayCluster:
         self.pods: dict[str, Pod] = {}
         self._ray_cluster = ray_cluster
         self._port = free_port()
-        # A token of this cluster's own: nobody else on this machine can join it.
+        # A token of its own, so that other users of this machine cannot join.
         self._token = {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(16),
@@ -220,7 +219,7 @@ class KubeRayCluster:
             return pod.has_machine
 
     def pods_of(self, group: str, phase: str | None = None) -> list[str]:
-        """Names of the group's pods that nobody has deleted, of that phase if one is named."""
+        """Names of the group's pods that are not deleted, optionally of one phase."""
         pods = self.api.list_pods({GROUP: group})["items"]
         pods = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
         return [pod["metadata"]["name"] for pod in pods if phase in (None, pod["status"]["phase"])]

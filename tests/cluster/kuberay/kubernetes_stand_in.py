@@ -1,7 +1,7 @@
-"""A small stand-in for the Kubernetes API: as much of it as Ray's KubeRay provider asks, over HTTPS, kept in memory.
+"""A stand-in for the part of the Kubernetes API that Ray's KubeRay provider uses, over HTTPS, in memory.
 
 Reads, lists with label selectors, JSON patches and deletes of the pods and RayClusters of one namespace, with resource
-versions. Who asks is known by a client certificate, which Ray takes in place of a service account's token.
+versions. Clients are authenticated by a certificate, which Ray accepts in place of a service account's token.
 """
 
 from __future__ import annotations

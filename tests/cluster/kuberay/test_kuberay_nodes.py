@@ -1,4 +1,4 @@
-"""A head and a worker started as KubeRay's operator starts them from a manifest: they are well, and ask for a token."""
+"""A head and a worker with the options of KubeRay's operator for a manifest: they are healthy, and require a token."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ TOKEN = secrets.token_hex(16)
 
 
 def options_of(group: dict[str, Any], probe_port: int) -> list[str]:
-    """What the operator makes of a group's fields for `ray start`, but for addresses."""
+    """Options of `ray start` that the operator derives from a group's fields, without addresses."""
     given = dict(group["rayStartParams"])
     counted = dict(group.get("resources", {}))
     for name, parameter in (("CPU", "num-cpus"), ("GPU", "num-gpus")):
@@ -57,7 +57,7 @@ def options_of(group: dict[str, Any], probe_port: int) -> list[str]:
 
 
 def environment_of(group: dict[str, Any]) -> dict[str, str]:
-    """The pod's variables, and those by which the operator has a token asked for."""
+    """The pod's variables, and those of the operator that require a token."""
     container = group["template"]["spec"]["containers"][0]
     return {each["name"]: each["value"] for each in container["env"]} | {
         "RAY_AUTH_MODE": "token",
@@ -66,7 +66,7 @@ def environment_of(group: dict[str, Any]) -> dict[str, str]:
 
 
 def ask(url: str, token: str | None = None) -> tuple[int, str]:
-    """Status and text of the answer; 0 where there is none yet."""
+    """Status and text of the answer; 0 if there is none yet."""
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:

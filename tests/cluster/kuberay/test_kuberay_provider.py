@@ -17,20 +17,20 @@ from tests.cluster.kuberay.kuberay_stand_in import KubeRayCluster
 from tests.waiting import wait_until
 
 WAIT_S = 120.0
-MOST = 2
+MAX_PODS = 2
 SPEC = ClusterSpec(
     cluster="small",
     image="manta",
     head=HeadSpec(cpus=1, memory="1Gi"),
     groups=(
-        GroupSpec(name="tokenize", cpus=1, memory="1Gi", max=MOST, spot=True, resources={"shelf": 1}),
+        GroupSpec(name="tokenize", cpus=1, memory="1Gi", max=MAX_PODS, spot=True, resources={"shelf": 1}),
         GroupSpec(name="train", cpus=1, memory="1Gi", gpus=1, max=1, labels={"zone": "a"}),
     ),
     idle_timeout_s=4,
     grace_s=5,
 )
 RAY_CLUSTER = ray_cluster(SPEC)
-# It looks every second in place of every five: what it does is the same, and is over sooner.
+# Updates every second instead of every five, which only makes the tests faster.
 RAY_CLUSTER["spec"]["autoscalerOptions"]["env"] += [{"name": "AUTOSCALER_UPDATE_INTERVAL_S", "value": "1"}]
 
 pytestmark = [pytest.mark.sweep]
@@ -38,7 +38,7 @@ pytestmark = [pytest.mark.sweep]
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[KubeRayCluster]:
-    """A cluster that begins with a head and nothing else."""
+    """A cluster that begins with a head only."""
     with tempfile.TemporaryDirectory(prefix="manta-", dir="/tmp") as folder:
         with KubeRayCluster(RAY_CLUSTER, Path(folder)) as running:
             yield running
@@ -47,7 +47,7 @@ def cluster() -> Iterator[KubeRayCluster]:
 
 @pytest.fixture
 def driver(cluster: KubeRayCluster) -> Iterator[Driver]:
-    """Somebody to want things, in a cluster without workers."""
+    """A driver in a cluster without workers."""
     with Driver(cluster.environment) as driver:
         await_pods(cluster, tokenize=0, train=0)
         cluster.api.patches.clear()
@@ -56,7 +56,7 @@ def driver(cluster: KubeRayCluster) -> Iterator[Driver]:
 
 
 def await_pods(cluster: KubeRayCluster, **counts: int) -> None:
-    """Wait until groups have so many pods, and nothing is about to change."""
+    """Waits until groups have so many pods, and no change is pending."""
 
     def settled() -> bool:
         return all(
@@ -69,17 +69,17 @@ def await_pods(cluster: KubeRayCluster, **counts: int) -> None:
 
 
 def patched(cluster: KubeRayCluster, group: str, field: str) -> list[Any]:
-    """What a field of a group has been set to, in order."""
+    """Values that a field of a group has been set to, in order."""
     path = cluster.path_of(group, field)
     return [each["value"] for patch in cluster.api.patches for each in patch if each["path"] == path]
 
 
-def given_back(cluster: KubeRayCluster, group: str) -> list[str]:
-    """The pods of a group that the autoscaler wanted deleted, in order."""
+def removed_pods(cluster: KubeRayCluster, group: str) -> list[str]:
+    """Pods of a group that the autoscaler has deleted, in order."""
     return [name for strategy in patched(cluster, group, "scaleStrategy") for name in strategy["workersToDelete"]]
 
 
-def test_work_that_waits_brings_up_the_group_that_can_do_it_and_idle_nodes_go(
+def test_pending_work_starts_the_suitable_group_and_idle_nodes_are_removed(
     cluster: KubeRayCluster, driver: Driver
 ) -> None:
     before = driver.ended()
@@ -93,8 +93,8 @@ def test_work_that_waits_brings_up_the_group_that_can_do_it_and_idle_nodes_go(
     assert driver.alive() == {"headgroup": 1, "tokenize": 2, "train": 1}
 
     driver.drop(pods[1])
-    wait_until(lambda: cluster.group("tokenize")["replicas"] == 1, "an idle node is given back", WAIT_S)
-    assert given_back(cluster, "tokenize") == [pods[1]]
+    wait_until(lambda: cluster.group("tokenize")["replicas"] == 1, "an idle node is removed", WAIT_S)
+    assert removed_pods(cluster, "tokenize") == [pods[1]]
     wait_until(lambda: not cluster.pods[pods[1]].is_alive(), "its pod's end", WAIT_S)
     assert driver.placed() == [pods[0], pods[2]]
 
@@ -105,22 +105,26 @@ def test_work_that_waits_brings_up_the_group_that_can_do_it_and_idle_nodes_go(
         pod = cluster.pods[name]
         wait_until(lambda pod=pod: not pod.is_alive(), f"{name}: its end", WAIT_S)
         assert not pod.was_killed and pod.left_behind == []
-    drained = {why: count - before.get(why, 0) for why, count in driver.ended().items() if count > before.get(why, 0)}
+    drained = {
+        reason: count - before.get(reason, 0)
+        for reason, count in driver.ended().items()
+        if count > before.get(reason, 0)
+    }
     assert drained == {"AUTOSCALER_DRAIN_IDLE": 3}
 
 
-def test_nodes_that_wait_for_others_of_their_gang_stay(cluster: KubeRayCluster, driver: Driver) -> None:
+def test_nodes_stay_while_the_rest_of_their_group_is_pending(cluster: KubeRayCluster, driver: Driver) -> None:
     cluster.capacity["train"] = 0
     driver.request({"shelf": 1}, {"shelf": 1}, {"GPU": 1})
     wait_until(
         lambda: len(idle := driver.idle_s("tokenize")) == 2 and min(idle) > 2 * SPEC.idle_timeout_s,
-        "two nodes are there for longer than idle ones are kept",
+        "two nodes outlive the idle timeout",
         WAIT_S,
     )
-    assert given_back(cluster, "tokenize") == [] and len(cluster.pods_of("train", "Pending")) == 1
+    assert removed_pods(cluster, "tokenize") == [] and len(cluster.pods_of("train", "Pending")) == 1
 
 
-def test_a_pod_that_is_reclaimed_in_use_is_replaced(cluster: KubeRayCluster, driver: Driver) -> None:
+def test_a_reclaimed_pod_in_use_is_replaced(cluster: KubeRayCluster, driver: Driver) -> None:
     driver.hold(2, CPU=1)
     wait_until(lambda: len(driver.placed()) == 2, "actors placed", WAIT_S)
     lost, kept = driver.placed()
@@ -129,10 +133,10 @@ def test_a_pod_that_is_reclaimed_in_use_is_replaced(cluster: KubeRayCluster, dri
     assert kept in driver.placed()
     wait_until(lambda: not cluster.pods[lost].is_alive(), "the pod's end", WAIT_S)
     assert not cluster.pods[lost].was_killed
-    assert given_back(cluster, "tokenize") == []
+    assert removed_pods(cluster, "tokenize") == []
 
 
-def test_a_pod_that_fails_is_replaced(cluster: KubeRayCluster, driver: Driver) -> None:
+def test_a_failed_pod_is_replaced(cluster: KubeRayCluster, driver: Driver) -> None:
     driver.hold(1, GPU=1)
     wait_until(lambda: len(driver.placed()) == 1, "an actor placed", WAIT_S)
     [failed] = driver.placed()
@@ -143,11 +147,11 @@ def test_a_pod_that_fails_is_replaced(cluster: KubeRayCluster, driver: Driver) -
 
 
 def test_no_more_pods_than_max_replicas(cluster: KubeRayCluster, driver: Driver) -> None:
-    driver.hold(MOST + 1, shelf=1)
-    wait_until(lambda: len(driver.placed()) == MOST, "actors placed", WAIT_S)
+    driver.hold(MAX_PODS + 1, shelf=1)
+    wait_until(lambda: len(driver.placed()) == MAX_PODS, "actors placed", WAIT_S)
     driver.drop(driver.placed()[0])
-    wait_until(lambda: len(driver.placed()) == MOST, "the one that waited is placed", WAIT_S)
-    assert max(patched(cluster, "tokenize", "replicas")) == MOST == len(cluster.pods_of("tokenize"))
+    wait_until(lambda: len(driver.placed()) == MAX_PODS, "the pending actor is placed", WAIT_S)
+    assert max(patched(cluster, "tokenize", "replicas")) == MAX_PODS == len(cluster.pods_of("tokenize"))
 
 
 def test_no_fewer_pods_than_min_replicas(cluster: KubeRayCluster, driver: Driver) -> None:
@@ -155,7 +159,7 @@ def test_no_fewer_pods_than_min_replicas(cluster: KubeRayCluster, driver: Driver
     try:
         wait_until(
             lambda: len(idle := driver.idle_s("tokenize")) == 1 and idle[0] > 2 * SPEC.idle_timeout_s,
-            "a node is there for longer than idle ones are kept",
+            "a node outlives the idle timeout",
             WAIT_S,
         )
     finally:
@@ -172,11 +176,11 @@ def test_a_pod_without_a_machine_waits_for_one(cluster: KubeRayCluster, driver: 
     wait_until(lambda: driver.alive().get("tokenize") == 2, "the other", WAIT_S)
 
 
-def test_a_pod_that_waits_in_vain_is_given_up_when_nobody_wants_it(cluster: KubeRayCluster, driver: Driver) -> None:
+def test_a_pending_pod_is_deleted_when_its_request_is_withdrawn(cluster: KubeRayCluster, driver: Driver) -> None:
     cluster.capacity["tokenize"] = 0
     driver.request({"shelf": 1})
-    wait_until(lambda: cluster.pods_of("tokenize", "Pending"), "a pod that waits", WAIT_S)
+    wait_until(lambda: cluster.pods_of("tokenize", "Pending"), "a pending pod", WAIT_S)
     [waiting] = cluster.pods_of("tokenize")
     driver.request()
     await_pods(cluster, tokenize=0)
-    assert given_back(cluster, "tokenize") == [waiting] and cluster.pods[waiting].node is None
+    assert removed_pods(cluster, "tokenize") == [waiting] and cluster.pods[waiting].node is None

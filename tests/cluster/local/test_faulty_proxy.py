@@ -1,4 +1,4 @@
-"""The proxy passes on what it is given, and fails as it is told; the real server behind it checks every signature."""
+"""The proxy forwards connections, and fails as configured; a real server behind it checks every signature."""
 
 import asyncio
 import time
