@@ -87,33 +87,40 @@ def export(
     export(config, to, step)
 
 
+OptionalRun = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[RECIPE|RUN]",
+        help="A recipe, or the name of a run that was started here or has a recipe in recipes/.",
+    ),
+]
+
+ExportedFolder = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="FOLDER",
+        help="An exported folder (path or URL) instead of a run; its own sampling defaults apply.",
+    ),
+]
+
+Prompts = Annotated[
+    list[str] | None,
+    typer.Option("--prompt", help="Text to continue, instead of the recipe's prompts; repeatable."),
+]
+
+PromptFile = Annotated[
+    Path | None,
+    typer.Option("--prompts", metavar="FILE", help="File with one prompt per line, such as sentences to translate."),
+]
+
+
 @app.command(epilog="Example: [bold]manta generate recipes/quickstart.yaml --prompt 'def main(' --temperature 0.7[/]")
 def generate(
-    run: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[RECIPE|RUN]",
-            help="A recipe, or the name of a run that was started here or has a recipe in recipes/.",
-        ),
-    ] = None,
-    folder: Annotated[
-        str | None,
-        typer.Option(
-            "--from",
-            metavar="FOLDER",
-            help="An exported folder (path or URL) instead of a run; its own sampling defaults apply.",
-        ),
-    ] = None,
-    prompts: Annotated[
-        list[str] | None,
-        typer.Option("--prompt", help="Text to continue, instead of the recipe's prompts; repeatable."),
-    ] = None,
-    prompt_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--prompts", metavar="FILE", help="File with one prompt per line, such as sentences to translate."
-        ),
-    ] = None,
+    run: OptionalRun = None,
+    folder: ExportedFolder = None,
+    prompts: Prompts = None,
+    prompt_file: PromptFile = None,
     max_new_tokens: Annotated[
         str | None, typer.Option(metavar="N", help="Maximum number of tokens for one prompt.")
     ] = None,

@@ -14,6 +14,7 @@ from orchestrator.report.page import write_page
 from orchestrator.report.run import html
 from orchestrator.report.run_data import report_data
 from orchestrator.run.run import open_run, reaching_storage
+from orchestrator.sweep.show import report_sweep
 
 FOLDER = Path(".manta/reports")
 """Default folder of runs' reports."""
@@ -36,8 +37,6 @@ def report(run_or_recipe: str, to: Path | None = None, overrides: Sequence[str] 
     console = Console()
     sweep = sweep_recipe(run_or_recipe)
     if sweep is not None:
-        from orchestrator.sweep.show import report_sweep
-
         console.line(f"report: {report_sweep(sweep, to, overrides)}")
         return
     config = load_recipe(find_recipe(run_or_recipe), overrides)

@@ -12,6 +12,8 @@ from orchestrator.errors import UnknownRunError
 from orchestrator.report.terminal import print_run
 from orchestrator.run.run import open_run, reaching_storage
 from orchestrator.run.summary import summary_of_run
+from orchestrator.sweep.best import find_sweep
+from orchestrator.sweep.show import show_sweep
 
 
 def show(run_or_recipe: str, as_json: bool = False, overrides: tuple[str, ...] = ()) -> None:
@@ -22,8 +24,6 @@ def show(run_or_recipe: str, as_json: bool = False, overrides: tuple[str, ...] =
     """
     sweep = sweep_recipe(run_or_recipe)
     if sweep is not None:
-        from orchestrator.sweep.show import show_sweep
-
         show_sweep(sweep, as_json, overrides)
         return
     config = load_recipe(find_recipe(run_or_recipe), overrides)
@@ -37,8 +37,6 @@ def show(run_or_recipe: str, as_json: bool = False, overrides: tuple[str, ...] =
 
 def sweep_recipe(name: str) -> Path | None:
     """The recipe of the sweep with this name or path; None if it is not a sweep."""
-    from orchestrator.sweep.best import find_sweep
-
     try:
         return find_sweep(name)
     except UnknownRunError:

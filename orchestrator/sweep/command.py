@@ -14,16 +14,19 @@ from cluster.local.ray import joins_cluster, ray_cluster
 from data.errors import MantaError
 from data.prepared import PreparedData
 from data.stores.store import Store
+from orchestrator.config.load import load_recipe
 from orchestrator.config.recipe import RunConfig
 from orchestrator.config.result_fields import differing_fields
 from orchestrator.console import Console
 from orchestrator.driver.prepare import prepared
 from orchestrator.driver.train import train
 from orchestrator.errors import ConfigChangedError, RunInUseError, UnknownRunError
+from orchestrator.nodes.capacity import refuse_small_cluster
 from orchestrator.observe.trackers import refuse_missing_packages
 from orchestrator.run.fence import Fence
 from orchestrator.run.record import load_record
 from orchestrator.run.run import reaching_storage, stores
+from orchestrator.snapshots.agent import free_node_memory
 from orchestrator.sweep.best import remember_sweep, write_best
 from orchestrator.sweep.capacity import WorkerSlots, concurrent_trials
 from orchestrator.sweep.coordinator import TrialCoordinator
@@ -33,6 +36,7 @@ from orchestrator.sweep.report.table import print_sweep
 from orchestrator.sweep.show import Watch, live, write_report
 from orchestrator.sweep.spec import Sweep
 from orchestrator.sweep.summary import SweepSummary, best_of, summary_of
+from orchestrator.sweep.tuning import fit
 
 
 def tune(
@@ -75,8 +79,6 @@ def tune(
         print_sweep(summary, console.rich)
         console.line(f"report: {write_report(summary, store)}")
     if resume_best and summary["best"] is not None:
-        from orchestrator.config.load import load_recipe
-
         console.line(f"training the best trial: {summary['best']['recipe']}")
         train(load_recipe(summary["best"]["recipe"]))
     return summary
@@ -179,10 +181,6 @@ def run_trials(
     watch: Watch | None,
 ) -> None:
     """Runs the remaining trials with Ray Tune, until they have ended or a signal stops the sweep."""
-    from orchestrator.nodes.capacity import refuse_small_cluster
-    from orchestrator.snapshots.agent import free_node_memory
-    from orchestrator.sweep.tuning import fit
-
     refuse_small_cluster(sweep.base.scaling, tokenizes=False)
     # An attempt that was killed has not freed the snapshots in node memory.
     runs = [trial_run.run for record in coordinator.book for trial_run in record.trial_runs]

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -19,9 +20,6 @@ from orchestrator.sweep.milestones import grace_steps
 from orchestrator.sweep.records import TrialRecord
 from orchestrator.sweep.space import perturbed
 from orchestrator.sweep.tune_internals import median_rule, population
-
-if TYPE_CHECKING:
-    from ray.tune.experiment import Trial
 
 _ATTRIBUTES: dict[str, Any] = {"time_attr": "step", "metric": "loss", "mode": "min"}
 

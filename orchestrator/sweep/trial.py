@@ -18,7 +18,9 @@ import ray.tune
 from data.errors import MantaError
 from data.prepared import PreparedData
 from orchestrator.config.result_fields import result_fields
+from orchestrator.driver.attempt import run_attempt
 from orchestrator.driver.prepare import initial_weights_of
+from orchestrator.driver.stop_requests import StopRequests
 from orchestrator.driver.train import close_attempt
 from orchestrator.run.checkpoint import CheckpointName, list_checkpoints
 from orchestrator.run.fence import Fence
@@ -125,8 +127,6 @@ class Trial:
     """Runs an assignment in a thread of its own. It is also the run's console, through which it sees the progress."""
 
     def __init__(self, context: TrialContext, assignment: Assignment) -> None:
-        from orchestrator.driver.stop_requests import StopRequests
-
         self.assignment, self._context = assignment, context
         self._requests = StopRequests()
         self._changed = threading.Condition()
@@ -233,8 +233,6 @@ class Trial:
             self._changed.notify_all()
 
     def _run(self) -> None:
-        from orchestrator.driver.attempt import run_attempt
-
         sweep, data, assignment = self._context.sweep, self._context.data, self.assignment
         config = sweep.config_of(assignment.point, assignment.run)
         if assignment.max_workers:

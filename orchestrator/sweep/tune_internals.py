@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ray.tune.schedulers import MedianStoppingRule, PopulationBasedTraining, TrialScheduler
+from ray.tune.schedulers.pbt import _PBTTrialState
+
 HEAD_NODE = "node:__internal_head__"
 """Resource that only the head node has, with amount 1; equals `HEAD_NODE_RESOURCE_NAME` of Ray's constants."""
 
 
 def median_rule(**arguments: Any) -> Any:
     """Tune's median rule without pauses, since a paused trial would lose its state."""
-    from ray.tune.schedulers import MedianStoppingRule, TrialScheduler
 
     class UnpausedRule(MedianStoppingRule):
         def _on_insufficient_samples(self, *_: Any) -> str:
@@ -32,8 +34,6 @@ def population(new_config: Callable[[Any, Any], dict[str, Any]], **arguments: An
     Returns:
         The scheduler. Its method `restore_trial(trial, step, score)` sets the progress of a continued trial.
     """
-    from ray.tune.schedulers import PopulationBasedTraining
-    from ray.tune.schedulers.pbt import _PBTTrialState
 
     class Population(PopulationBasedTraining):
         def on_trial_add(self, tune_controller: Any, trial: Any) -> None:

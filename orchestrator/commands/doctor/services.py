@@ -28,7 +28,7 @@ print(json.dumps({"version": ray.__version__, "answer": answer, "cpus": resource
 
 def check_recipe_storage(config: RunConfig) -> Check:
     """Checks the recipe's storage; starts its local server if it has one."""
-    from orchestrator.run.run import reaching_storage  # imports Ray, which may be what is broken
+    from orchestrator.run.run import reaching_storage  # imports packages that may be broken
 
     with reaching_storage(config) as config:
         return check_storage(config.storage, config.store)
