@@ -117,23 +117,26 @@ def simulate(world: World, seed: int) -> Week:
             else:
                 week.stopped_s += 1
         else:
-            step_s = math.ceil(world.micro_batches / workers) * world.micro_batch_s
-            left = int((WEEK_S - now) / step_s)
             on_draining = sum(ours for _, ours in draining)
-            seen = Observation(
-                workers=workers,
-                slots=there,
-                on_draining=on_draining,
-                warm_spares=max(0, there - (workers - on_draining)),
-                now=now,
-                step_s=step_s,
-                steps_left=left,
-            )
-            if isinstance(policy.when_running(seen), SaveThenResize):
+            if isinstance(policy.when_running(_observe(world, now, workers, there, on_draining)), SaveThenResize):
                 draining = [(at, False) for at, _ in draining]
                 end(now, planned=True)
     end(float(WEEK_S), planned=True)
     return week
+
+
+def _observe(world: World, now: float, workers: int, there: int, on_draining: int) -> Observation:
+    """What the controller observes while `workers` run, `on_draining` of them on nodes that will be reclaimed."""
+    step_s = math.ceil(world.micro_batches / workers) * world.micro_batch_s
+    return Observation(
+        workers=workers,
+        slots=there,
+        on_draining=on_draining,
+        warm_spares=max(0, there - (workers - on_draining)),
+        now=now,
+        step_s=step_s,
+        steps_left=int((WEEK_S - now) / step_s),
+    )
 
 
 def _times(draw: random.Random, mean: float) -> int:

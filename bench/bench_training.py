@@ -28,6 +28,7 @@ warm-up steps to the end of the run: steady state, without the first step's wait
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import sys
@@ -57,6 +58,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60, help="steps of a run")
     parser.add_argument("--warmup", type=int, default=10, help="first steps that do not count")
     options = parser.parse_args()
+    tokens_per_step, turns = run_in_turn(options)
+    report(options, tokens_per_step, turns)
+
+
+def run_in_turn(options: argparse.Namespace) -> tuple[int, dict[str, list[Any]]]:
+    """Target tokens of a step, and the results of all contestants: `FinishedRun`, or the output of plain_loop."""
     with harness.scratch() as folder:
         recipe = harness.quickstart_overrides(folder)
         with reaching_storage(load_recipe(harness.RECIPE, recipe)):  # one server for all runs
@@ -69,7 +76,7 @@ def main() -> None:
             def run_plain(processes: int, threads: int) -> dict[str, Any]:
                 return train_plainly(folder, base | {"processes": processes, "threads": threads})
 
-            turns = harness.in_turn(
+            turns: dict[str, list[Any]] = harness.in_turn(
                 options.rounds,
                 {
                     "manta 1 x 1": lambda: run_manta(1, 1),
@@ -80,7 +87,11 @@ def main() -> None:
                     "plain 2 x 1": lambda: run_plain(2, 1),
                 },
             )
-    tokens_per_step = base["global_batch_size"] * base["seq_len"]
+    return base["global_batch_size"] * base["seq_len"], turns
+
+
+def report(options: argparse.Namespace, tokens_per_step: int, turns: dict[str, list[Any]]) -> None:
+    """Computes rates and ratios, and reports them."""
     rates = {
         name: [
             manta_rate(result, options.warmup)

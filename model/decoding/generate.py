@@ -34,12 +34,11 @@ def generate(
         model: its mode (training or evaluation) is restored afterwards; dropout is off meanwhile.
         inputs: at least one token each. For a decoder prompts, where an end-of-text token asks for a new document;
             for an encoder-decoder sources, in the form used in training.
-        max_new_tokens: tokens to add to each at most; an encoder-decoder's targets end at its `seq_len` too.
+        max_new_tokens: maximum number of new tokens; an encoder-decoder's targets end at its `seq_len` too.
         temperature: divides the logits; 0 always takes the likeliest token.
         top_k: sample among the k likeliest tokens only (Fan et al. 2018).
         top_p: sample among the fewest tokens whose probabilities reach p (Holtzman et al. 2020), after `top_k`.
-        seed: of every text's own generator, or one seed for each; the same seed gives the same tokens and leaves the
-            global generator alone.
+        seed: of every text's own generator, or one seed for each; the global generator is not used.
         end_of_text: a text ends with this token.
         vocab_limit: produce ids below this only; the tokenizer's size, where the embedding is padded beyond it.
         use_cache: whether to cache keys and values: the same tokens, faster.

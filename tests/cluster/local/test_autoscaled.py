@@ -136,14 +136,15 @@ def test_nodes_start_on_demand_and_end_when_idle_without_leftovers() -> None:
     assert found["at first"] == 0
     assert 0 < found["tasks: up"] < 60
     assert found["tasks: on nodes"] >= 2
-    assert found["tasks: down"] > 0
+    # 0.0: on a busy machine a node may have been removed before the driver counts. -1.0: never.
+    assert found["tasks: down"] >= 0
     assert found["bundles: up"] > 0
     assert found["actors are where they were placed"]
-    assert found["one unused: down to 2"] > 0
+    assert found["one unused: down to 2"] >= 0
     assert found["with an impossible request pending: up to 3"] >= 0
     assert found["new capacity is left to others"]
     assert found["placement groups left"] == 0
-    assert found["all released: down"] > 0
+    assert found["all released: down"] >= 0
     assert of_session(session) == []
     assert not folder.exists()
 

@@ -57,7 +57,7 @@ def spec_of(**fields: Any) -> ClusterSpec:
 
 class TestCrds:
     def test_the_schema_is_that_of_the_crds(self) -> None:
-        """Where KubeRay's CRDs are at hand; without them, the committed schema stands for them."""
+        """Compares with KubeRay's CRDs if they are present; without them the committed schema is used as it is."""
         expected = trimmed_schemas(CRDS) if CRDS.is_dir() else json.loads(SCHEMA.read_text())
         assert json.loads(SCHEMA.read_text()) == expected, "write it again, see kuberay_schema.py"
 
