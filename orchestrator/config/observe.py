@@ -36,7 +36,7 @@ class WandbConfig(Section):
     )
     mode: Literal["online", "offline"] = Field(
         "online",
-        description="online sends metrics while the run goes on; offline writes them to disk for a later `wandb sync`.",
+        description="online sends metrics during training; offline writes them to disk for a later `wandb sync`.",
     )
 
 

@@ -1,7 +1,7 @@
 """A trial: a whole run, driven by an actor of Ray Tune on the head node, which is never a spot node.
 
 The actor is a class of Tune and not a function. Tune calls `stop` and waits for it, so that a stopped trial ends its
-run as Ctrl-C does and releases workers, actors and node memory. With a function, the run's thread would go on.
+run as Ctrl-C does and releases workers, actors and node memory. The thread of a function would not be stopped.
 """
 
 from __future__ import annotations

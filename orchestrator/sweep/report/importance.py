@@ -28,7 +28,7 @@ METHOD = (
     "Every trial that finished or was stopped is ranked by its loss at the last step that all of them reached. For "
     "each field by itself, the share of the variance of these ranks that it explains is the adjusted R² of a linear "
     "model: the groups' means for a choice; a line, and with four or more values a parabola, for a number (in its "
-    "logarithm where it was searched so). p is how often as large a share comes of shuffled losses "
+    "logarithm where it was searched so). p is how often shuffled losses give as large a share "
     f"({PERMUTATIONS:,} shuffles)."
 )
 

@@ -1,4 +1,4 @@
-"""What decides in a sweep: searchers, milestones, shares, and Tune's schedulers told again what they had been told."""
+"""The decisions of a sweep: searchers, milestones, and shares of the worker slots; and its records."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def trial(number: int, point: dict[str, Any], status: str, losses: dict[int, flo
 
 
 @pytest.mark.parametrize("name", ["random", "optuna", "grid"])
-def test_a_searcher_says_the_same_whenever_it_is_asked(tmp_path: Path, name: str) -> None:
+def test_a_searcher_is_a_function_of_the_records(tmp_path: Path, name: str) -> None:
     sweep = sweep_of(tmp_path, searcher={"name": name, "seed": 3})
     known: list[TrialRecord] = []
     for number in range(1, 12):
@@ -53,7 +53,7 @@ def test_a_searcher_says_the_same_whenever_it_is_asked(tmp_path: Path, name: str
         known.append(trial(number, point, "finished", {100: abs(point["train.lr"] - 1e-3)}))
 
 
-def test_warm_start_points_come_first_and_what_they_leave_out_is_drawn(tmp_path: Path) -> None:
+def test_given_points_come_first_and_missing_fields_are_drawn(tmp_path: Path) -> None:
     points = [{"train.optimizer.name": "sgd", "train.lr": 0.01}, {"train.lr": 0.02}]
     sweep = sweep_of(tmp_path, searcher={"name": "optuna", "points": points})
     first, second = suggest(sweep, 1, []), suggest(sweep, 2, [])
@@ -90,7 +90,7 @@ def test_optuna_learns_from_finished_stopped_and_failed_trials(tmp_path: Path) -
     assert len(near) > 0.7 * len(adams)
 
 
-def test_marks_hold_all_rungs_and_the_last_step(tmp_path: Path) -> None:
+def test_milestones_include_all_rungs_and_the_last_step(tmp_path: Path) -> None:
     sweep = sweep_of(tmp_path, scheduler={"name": "asha", "grace_steps": 7, "factor": 3})
     assert rungs(sweep) == [7, 21, 63]
     assert {7, 21, 63, 100} <= set(milestones(sweep))
@@ -100,7 +100,7 @@ def test_marks_hold_all_rungs_and_the_last_step(tmp_path: Path) -> None:
     assert milestones(held_out) == [30, 60, 90, 100]
 
 
-def test_the_mean_is_over_the_window_as_far_as_it_is_known() -> None:
+def test_the_mean_is_over_the_known_losses_of_the_window() -> None:
     losses: dict[int, float | None] = {1: 8.0, 2: 4.0, 3: None, 4: 2.0, 5: 99.0}
     assert mean_loss(losses, 4, 2) == 2.0
     assert mean_loss(losses, 4, 8) == pytest.approx(14 / 3)
@@ -114,7 +114,7 @@ def test_the_mean_is_over_the_window_as_far_as_it_is_known() -> None:
     trials=st.integers(1, 20),
     data=st.data(),
 )
-def test_shares_never_add_up_to_more_than_there_is_and_somebody_always_runs(
+def test_shares_never_exceed_the_slots_and_a_trial_always_runs(
     total: int, min_workers: int, more: int, trials: int, data: st.DataObject
 ) -> None:
     shares: dict[str, int] = {}
@@ -133,7 +133,7 @@ def test_shares_never_add_up_to_more_than_there_is_and_somebody_always_runs(
     assert left == 0 or shares
 
 
-def test_trials_share_what_there_is() -> None:
+def test_trials_share_the_slots() -> None:
     assert share(8, {}, 4, 1, 8) == 2
     assert share(8, {}, 1, 1, 8) == 8
     assert share(3, {"a": 2}, 3, 2, 2) is None
@@ -142,7 +142,7 @@ def test_trials_share_what_there_is() -> None:
     assert concurrent_trials(8, 16, 2, 3) == 3
 
 
-def test_records_come_back_as_they_were(tmp_path: Path) -> None:
+def test_records_are_read_back_unchanged(tmp_path: Path) -> None:
     store = LocalStore(str(tmp_path))
     book = TrialBook(store)
     record = book.add(trial(1, {"train.lr": 0.1}, "running", {}))

@@ -1,4 +1,4 @@
-"""Tune's rules behind the records: what a sweep that goes on decides is what one left alone would have."""
+"""Tune's schedulers on top of the records: a continued sweep decides as an undisturbed one."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def coordinator_of(sweep: Sweep, folder: Path) -> TrialCoordinator:
 
 
 def play(sweep: Sweep, folder: Path, cut: set[int]) -> dict[str, tuple[str, list[int], float | None]]:
-    """Trials that take turns, a mark at a time; where the number of events so far is in `cut`, everything but the
-    records is lost and made anew."""
+    """Runs trials in turns, one milestone at a time. After the numbers of events in `cut`, everything but the records
+    is lost and rebuilt."""
     events = 0
     coordinator = coordinator_of(sweep, folder)
     scheduler = RecordedScheduler(coordinator)
@@ -69,7 +69,7 @@ def play(sweep: Sweep, folder: Path, cut: set[int]) -> dict[str, tuple[str, list
 
 
 @pytest.mark.parametrize("name", ["asha", "hyperband"])
-def test_a_sweep_cut_off_anywhere_decides_as_one_left_alone(tmp_path: Path, name: str, monkeypatch: Any) -> None:
+def test_an_interrupted_sweep_decides_as_an_undisturbed_one(tmp_path: Path, name: str, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     sweep = sweep_of(
         tmp_path, scheduler={"name": name, "grace_steps": 9}, searcher={"name": "random", "trials": 15, "seed": 2}
@@ -84,7 +84,7 @@ def test_a_sweep_cut_off_anywhere_decides_as_one_left_alone(tmp_path: Path, name
         assert disturbed == alone
 
 
-def test_the_median_rule_stops_the_worse_half_and_hears_everything_again(tmp_path: Path, monkeypatch: Any) -> None:
+def test_the_median_rule_stops_worse_trials_and_gets_all_reports_replayed(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     sweep = sweep_of(tmp_path, scheduler={"name": "median", "grace_steps": 10, "min_trials": 2})
     coordinator = coordinator_of(sweep, tmp_path / "records")
@@ -110,7 +110,7 @@ def test_the_median_rule_stops_the_worse_half_and_hears_everything_again(tmp_pat
     assert scheduler.on_trial_result(None, here, {"step": 20, "loss": 2.5, "at_step": 20}) == "STOP"
 
 
-def test_a_decision_that_was_not_acted_on_is_made_up_for(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_decision_that_was_not_carried_out_is_carried_out_later(tmp_path: Path, monkeypatch: Any) -> None:
     """The report was kept, and the process died before the trial was marked as stopped."""
     monkeypatch.chdir(tmp_path)
     sweep = sweep_of(tmp_path, scheduler={"name": "asha", "grace_steps": 9}, searcher={"name": "random", "trials": 2})
@@ -127,7 +127,7 @@ def test_a_decision_that_was_not_acted_on_is_made_up_for(tmp_path: Path, monkeyp
     assert again.remaining == 1
 
 
-def test_a_trial_whose_process_died_is_recorded_and_gives_its_share_back(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_trial_whose_process_died_is_recorded_and_releases_its_share(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     sweep = sweep_of(tmp_path, searcher={"name": "random", "trials": 2})
     coordinator = coordinator_of(sweep, tmp_path / "records")

@@ -1,4 +1,4 @@
-"""Domains, and which fields count in a trial."""
+"""Domains of fields, and which fields a trial uses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SPACE = {
 
 
 @given(st.integers(0, 10_000))
-def test_a_drawn_point_is_in_the_space_and_has_the_fields_that_count(seed: int) -> None:
+def test_a_drawn_point_is_in_the_space_and_has_only_used_fields(seed: int) -> None:
     point = draw(SPACE, random.Random(seed))
     assert all(SPACE[name].holds(value) for name, value in point.items())
     assert ("momentum" in point) == (point["name"] == "sgd")
@@ -38,7 +38,7 @@ def test_a_fixed_field_changes_no_other(seed: int, name: str) -> None:
 
 
 @given(st.integers(0, 10_000))
-def test_a_moved_point_stays_in_the_space_and_keeps_what_must_not_move(seed: int) -> None:
+def test_a_perturbed_point_stays_in_the_space_and_keeps_the_other_fields(seed: int) -> None:
     rng = random.Random(seed)
     point = draw(SPACE, rng)
     moved = perturbed(SPACE, point, ["lr", "momentum", "decay"], rng, resample=0.3)
@@ -54,7 +54,7 @@ def test_a_log_range_is_drawn_evenly_by_magnitude() -> None:
         assert sum(low <= value < 10 * low for value in drawn) / 3000 == pytest.approx(1 / 3, abs=0.04)
 
 
-def test_a_grid_has_every_point_once_and_none_twice_for_fields_that_do_not_count() -> None:
+def test_a_grid_has_every_point_once_whatever_fields_are_unused() -> None:
     space = {"name": Domain(choice=("sgd", "adam")), "momentum": Domain(grid=(0.0, 0.9), when={"name": "sgd"})}
     assert grid(space) == [{"name": "sgd", "momentum": 0.0}, {"name": "sgd", "momentum": 0.9}, {"name": "adam"}]
 
@@ -93,6 +93,6 @@ def test_counts_takes_one_value_or_several() -> None:
         ({"choice": []}, "at least 1 item"),
     ],
 )
-def test_a_domain_that_is_none_is_refused(fields: dict[str, Any], problem: str) -> None:
+def test_an_invalid_domain_is_refused(fields: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValidationError, match=problem):
         Domain.model_validate(fields)

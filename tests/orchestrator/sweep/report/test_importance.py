@@ -1,4 +1,4 @@
-"""Which fields mattered, on made-up sweeps of which that is known."""
+"""The importance of fields, on made-up sweeps for which it is known."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_the_field_that_decides_is_found(field: str, losses: Any, seed: int) -> 
     assert second.share is not None and second.share < first.share - 0.2
 
 
-def test_where_nothing_matters_little_is_found_and_p_says_so() -> None:
+def test_unimportant_fields_get_small_shares_and_large_p() -> None:
     told = [
         effect
         for seed in range(40)
@@ -97,7 +97,7 @@ def test_trials_are_compared_at_the_last_rung_that_all_reached() -> None:
     assert (found.step, found.trials, found.failed) == (35, 15, 1)
 
 
-def test_a_field_of_few_trials_is_not_judged() -> None:
+def test_a_field_of_few_trials_gets_no_share() -> None:
     effects = shares(sweep(lambda config, rng: rng.random(), trials=MIN_TRIALS - 1))
     assert {effect.share for effect in effects.values()} == {None}
     assert "too few" in effects["lr"].note
