@@ -42,8 +42,8 @@ def recipe_in(folder: Path, name: str = "made", **sections: Mapping[str, Any]) -
             "train.steps": STEP,
             "train.micro_batch_size": 4,
             "sample": {"prompts": ["def f(", "我们"], "max_new_tokens": 24},
-        },
-        **changes,
+        }
+        | changes,
     )
     return write_recipe(folder / f"{name}.yaml", fields)
 

@@ -1,4 +1,4 @@
-"""`manta export` and `manta generate --from`: transformers loads the folder, and the text is that of the run."""
+"""`manta export` and `manta generate --from`: transformers loads the folder, and generates the same text as the run."""
 
 from __future__ import annotations
 
@@ -53,9 +53,8 @@ MODELS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model["preset"])
 @pytest.mark.parametrize("kind", ["bpe", "chars"])
-def test_transformers_writes_the_text_that_we_do(model: dict[str, Any], kind: str, tmp_path: Path) -> None:
-    data = {**json.loads(recipe_in(tmp_path).read_text())["data"], "tokenizer": {"kind": kind, "vocab_size": 300}}
-    recipe = recipe_in(tmp_path, model=model, data=data)
+def test_transformers_generates_the_same_text(model: dict[str, Any], kind: str, tmp_path: Path) -> None:
+    recipe = recipe_in(tmp_path, model=model, data={"tokenizer": {"kind": kind, "vocab_size": 300}})
     _, ours = finish(recipe)
     assert isinstance(ours, Transformer)
     manta("export", recipe, "--format", "hf", "--to", "exported")
@@ -114,7 +113,7 @@ def taught(tokenizer: Tokenizer) -> Seq2Seq:
     return model.eval()
 
 
-def test_a_translator_translates_there(tmp_path: Path) -> None:
+def test_transformers_translates_the_same(tmp_path: Path) -> None:
     config, _ = finish(recipe := recipe_in(tmp_path, sample={"temperature": 0.0, "max_new_tokens": 30}))
     data = run_of(recipe).prepare(lambda line: None)
     trained = TrainedModel(taught(data.tokenizer), STEP, data, averaged=False)
@@ -136,7 +135,7 @@ def test_a_translator_translates_there(tmp_path: Path) -> None:
     assert "tokens is longer than the model reads, 32. Shorten it." in said
 
 
-def test_sources_with_a_vocabulary_of_their_own_stay(tmp_path: Path) -> None:
+def test_a_separate_input_vocabulary_cannot_be_exported(tmp_path: Path) -> None:
     config, _ = finish(recipe := recipe_in(tmp_path))
     data = run_of(recipe).prepare(lambda line: None)
     fields = {"architecture": "encoder_decoder", "preset": "original", "n_layers": 1, "d_model": 32, "n_heads": 4}
@@ -147,7 +146,7 @@ def test_sources_with_a_vocabulary_of_their_own_stay(tmp_path: Path) -> None:
     assert not (tmp_path / "exported").exists()
 
 
-def test_what_is_in_the_folder(tmp_path: Path) -> None:
+def test_contents_of_the_folder(tmp_path: Path) -> None:
     config, model = finish(recipe := recipe_in(tmp_path, model={"cross_document_attention": False}))
     said = manta("export", recipe, "--to", "exported")
     assert "step 4: written to" in said and "manta generate --from exported" in said
@@ -171,14 +170,14 @@ def test_what_is_in_the_folder(tmp_path: Path) -> None:
     assert "Held-out loss 3.2500" in card and "4 of 4 steps" in card and "one document at a time" in card
 
 
-def test_greedy_stays_greedy(tmp_path: Path) -> None:
+def test_greedy_sampling_is_exported(tmp_path: Path) -> None:
     config, _ = finish(recipe := recipe_in(tmp_path, sample={"temperature": 0.0}))
     manta("export", recipe, "--to", "exported")
     assert HfFolder.open("exported", config.store).sampling() == {"temperature": 0.0, "max_new_tokens": 24}
     assert AutoModelForCausalLM.from_pretrained("exported").generation_config.do_sample is False
 
 
-def test_any_kept_step(tmp_path: Path) -> None:
+def test_any_kept_checkpoint_can_be_exported(tmp_path: Path) -> None:
     recipe = recipe_in(tmp_path)
     _, older = finish(recipe, step=2)
     finish(recipe, step=4, seed=1)
@@ -200,7 +199,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     assert os.listdir("full") == ["notes.txt"]
     said = manta("export", recipe, "--to", "x", "--set", "model.rope_theta=99", status=2)
     assert "model.rope_theta: 10000.0 in the run, 99.0 now" in said
-    assert "--format onnx: there is one, `hf`" in manta("export", recipe, "--to", "x", "--format", "onnx", status=2)
+    assert "--format onnx: must be hf" in manta("export", recipe, "--to", "x", "--format", "onnx", status=2)
     original = recipe_in(tmp_path, "original", model={"preset": "original"})
     finish(original)
     said = manta("export", original, "--to", "x", status=2)
@@ -209,10 +208,10 @@ def test_what_is_refused(tmp_path: Path) -> None:
     assert not Path("x").exists()
 
 
-def test_generating_from_what_is_no_folder(tmp_path: Path) -> None:
+def test_generating_from_a_missing_or_incomplete_folder_is_refused(tmp_path: Path) -> None:
     assert "has no config.json" in manta("generate", "--from", "nowhere", status=2)
-    assert "one of the two" in manta("generate", status=2)
-    assert "one of the two" in manta("generate", "quickstart", "--from", "nowhere", status=2)
+    assert "Give either a recipe" in manta("generate", status=2)
+    assert "Give either a recipe" in manta("generate", "quickstart", "--from", "nowhere", status=2)
     finish(recipe := recipe_in(tmp_path))
     manta("export", recipe, "--to", "exported")
     said = manta("generate", "--from", "exported", "--top-p", "2", "--set", "model.n_layers=1", status=2)
