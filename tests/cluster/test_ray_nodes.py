@@ -17,11 +17,13 @@ pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
 
 NAMES = [
+    "ray._private.ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER",  # cluster.local.ray
     "ray._private.state.GlobalState.available_resources_per_node",
     "ray._private.state.GlobalState.get_draining_nodes",
     "ray._private.worker.listen_error_messages",
     "ray._private.worker.print_to_stdstream",
     "ray.actor.ActorHandle",
+    "ray.cloudpickle.register_pickle_by_value",  # cluster.local.ray
     "ray.exceptions.RayActorError",
     "ray.exceptions.RayTaskError",
     "ray.train._internal.utils.get_address_and_port",

@@ -96,6 +96,14 @@ def test_our_worker_has_the_signatures_of_ray_trains() -> None:
 
 
 @pytest.mark.usefixtures("ray_cluster_small")
+def test_the_actor_that_adds_up_requests_for_nodes_takes_them_by_name() -> None:
+    from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as module
+
+    assert callable(module.get_or_create_autoscaling_coordinator)
+    parameters = inspect.signature(module._AutoscalingCoordinatorActor.request_resources).parameters
+    assert {"requester_id", "resources", "expire_after_s"} <= parameters.keys()
+
+
 class TestWithACluster:
     def test_a_worker_group_trains_and_fails_with_our_error(self, tmp_path: Path) -> None:
         """The arguments are those of `orchestrator.driver.trainer`; rank 1 fails with an error raised in an actor."""
