@@ -128,6 +128,8 @@ def type_text(annotation: Any) -> str:
         return " | ".join(type_text(argument) for argument in arguments)
     if origin is tuple:
         return f"list of {type_text(arguments[0])}"
+    if origin is dict:
+        return f"map of text to {type_text(arguments[1])}"
     if section_of(annotation):
         return "section"
     names = {str: "text", int: "integer", float: "number", bool: "true | false", type(None): "null"}
