@@ -85,8 +85,8 @@ def status(folder: Path, name: str) -> dict[str, Any]:
     """The state of the cluster from `manta cluster status`."""
     with Command(*harness.manta("cluster", "status", name, "--json"), folder=folder) as command:
         command.wait()
-        told: dict[str, Any] = json.loads("\n".join(line for _, line in command.lines))
-    return told
+        state: dict[str, Any] = json.loads("\n".join(line for _, line in command.lines))
+    return state
 
 
 def write_recipe(folder: Path, run: str, workers: int) -> str:

@@ -9,7 +9,7 @@ to that at which its run starts, as `manta train` would from there on: a process
 claim. `--rounds` trials of two steps follow each other for that, one at a time, with nothing else on the machine, and
 plain runs of the same recipe stand beside them, from prepared data to the first step.
 
-With `--folder` the sweeps are kept there, and a benchmark that was cut off goes on with them.
+With `--folder` the sweeps are kept there, and an interrupted benchmark continues them.
 """
 
 from __future__ import annotations

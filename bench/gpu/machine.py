@@ -61,10 +61,10 @@ def driver() -> str | None:
     """The driver's version, from nvidia-smi."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        queried = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return told.stdout.split("\n")[0].strip()
+    return queried.stdout.split("\n")[0].strip()
 
 
 def product_tflops(setting: Setting, rows: int, inner: int, columns: int) -> float:

@@ -59,7 +59,7 @@ def regrouping(setting: Setting) -> Found:
         process.kill()
         process.wait()
     if "ended" in found:
-        raise RuntimeError(f"The process that regroups told nothing: {found}")
+        raise RuntimeError(f"The process that regroups printed no result: {found}")
     return found
 
 

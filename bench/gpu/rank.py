@@ -80,7 +80,7 @@ def get_out(way: str, device: str, backend: str, next_port: int) -> dict[str, An
     found: dict[str, Any] = {"was_waiting": collective.is_alive()}
     leaving = Call(leave_group if way == "leave_group" else _abort_process_group)
     found["leaving"] = leaving.within(_LEAVES_WITHIN_S)
-    # A value here is one that nobody computed: it must not come without an error.
+    # A value here was computed by no rank: it must not be returned without an error.
     found["collective"] = collective.within(_RETURNS_WITHIN_S)
     if leaving.is_alive():
         return found

@@ -24,7 +24,7 @@ class StandIn(ModuleType):
         return made
 
     def __call__(self, *_args: object, **_named: object) -> NoReturn:
-        """A function was taken for a module: nothing that is measured here may call it.
+        """Refuses the call of a function whose name was replaced by a module.
 
         Raises:
             RuntimeError: always.

@@ -1,4 +1,4 @@
-"""Whole runs of `manta train`, with their metrics, and the attempt's record while they go on."""
+"""Whole runs of `manta train`, with their metrics, and the attempt's record during the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ray for a command: the cluster it was pointed at, or one of its own on this machine."""
+"""Ray for a command: joins the cluster at RAY_ADDRESS, or starts one on this machine."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ import manta_start
 from cluster.errors import ClusterError
 from cluster.local.processes import RAYLET, children, command_line, is_alive
 
-# Read by Ray's processes when they start. None of them changes what a run computes.
+# Read by Ray's processes when they start. None of these variables changes the result of a run.
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_prestart_worker_first_driver": "0",  # a process for every CPU, most of them never used
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # the default of 2 s is waited for in full when a run ends
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor that looks for notices which nothing here acts on
+    "RAY_prestart_worker_first_driver": "0",  # else a process per CPU, most of them never used
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # a run's end waits for the whole interval, by default 2 s
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor that polls for notices that are not used here
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
 
-# Read by the processes of a cluster of our own, whose one node has nobody to report to: what Ray looks after and writes
-# down several times a second takes 1 % of two cores away from training.
+# Read by the processes of a cluster that is started here, whose one node reports to no other. Ray's periodic checks and
+# reports, several per second, would take 1 % of two cores from training.
 _OWN_CLUSTER = {
     "RAY_task_events_report_interval_ms": "0",
     "RAY_enable_metrics_collection": "0",
@@ -41,17 +41,17 @@ _OWN_CLUSTER = {
 }
 
 START_S = 30.0
-"""Seconds to wait at the end for a Ray that is still starting; its processes end with this one anyway."""
+"""Seconds to wait at the end if Ray is still starting; its processes end with this one in any case."""
 
 EXIT_S, POLL_INTERVAL_S = 5.0, 0.05
-"""Seconds that workers have to end when their cluster does, and from one look at them to the next."""
+"""Seconds for workers to end after their cluster, and between two checks."""
 
 OBJECT_STORE_BYTES = 1 << 30
-"""Shared memory of a local cluster; a window of tokenized units takes far less."""
+"""Shared memory of a local cluster; a window of tokenized units is far smaller."""
 
 
 def joins_cluster() -> bool:
-    """Whether commands join a cluster that is there, instead of starting one of their own."""
+    """Whether commands join an existing cluster instead of starting one."""
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
@@ -60,7 +60,8 @@ def ray_cluster(num_cpus: int, num_gpus: int = 0) -> Iterator[None]:
     """Ray inside the block: joined if RAY_ADDRESS names a cluster, else started here and stopped afterwards.
 
     Args:
-        num_cpus: logical CPUs a local cluster offers; more than the machine has only means that they share.
+        num_cpus: logical CPUs of a local cluster; they may exceed those of the machine, and are then shared.
+        num_gpus: GPUs of a local cluster.
 
     Raises:
         ClusterError: the cluster cannot be joined or started.
@@ -71,7 +72,7 @@ def ray_cluster(num_cpus: int, num_gpus: int = 0) -> Iterator[None]:
 
     # Ray's own handler would take SIGTERM from ours, and abort the process 3 s after one. In its workers it stays.
     ray._private.ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
-    # By value: where it would be imported from is what it settles.
+    # By value, because this module decides where modules are imported from.
     ray.cloudpickle.register_pickle_by_value(manta_start)  # type: ignore[no-untyped-call]
     if ray.is_initialized():
         yield
@@ -108,7 +109,7 @@ def ray_cluster(num_cpus: int, num_gpus: int = 0) -> Iterator[None]:
 
 
 class _RayThread(threading.Thread):
-    """Starts Ray in a thread of its own, which lives until Ray has ended.
+    """Starts Ray in a separate thread, which lives until Ray has ended.
 
     In the main thread, `ray.init` would handle SIGTERM itself and end the process with status 15, and Ctrl-C would
     interrupt it half-way. Ray's processes end with the thread that started them.
@@ -125,7 +126,7 @@ class _RayThread(threading.Thread):
         import ray
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Ray announces its own future changes on every start
+            warnings.simplefilter("ignore")  # Ray announces future changes at every start
             try:
                 ray.init(**self._options)
             except BaseException as error:  # raised by `wait`
@@ -134,22 +135,22 @@ class _RayThread(threading.Thread):
         self._may_end.wait()
 
     def wait(self) -> None:
-        """Wait until Ray runs; raises what `ray.init` raised."""
+        """Waits until Ray runs; raises the error of `ray.init`."""
         self._has_started.wait()
         if self._error is not None:
             raise self._error
 
     def end(self) -> None:
-        """End Ray, or leave its cluster; where it is still starting, wait first: half a cluster cannot be ended."""
+        """Ends Ray, or leaves its cluster; waits first if Ray is still starting, because it cannot be ended then."""
         if self._has_started.wait(START_S):
             shut_down()
         self._may_end.set()
 
 
 def shut_down() -> None:
-    """Leave the cluster, and end it if it is this process's own, without a process left behind.
+    """Leaves the cluster, or ends it with all its processes if this process has started it.
 
-    Ray asks its workers to end and does not look whether they do; on a busy machine one in hundreds hangs at its exit.
+    Ray requests the end of its workers and does not check it; on a busy machine one in hundreds hangs at its exit.
     """
     import ray
 
