@@ -36,13 +36,14 @@ docstrings: $(READY) ## the second quickstart: an encoder-decoder that reads fun
 	$(BIN)/manta quickstart docstrings
 
 test: $(READY_DEV) ## run all tests except chaos and sweeps; some start Ray and a local S3 server
-	$(BIN)/pytest -m 'not chaos and not sweep'
+	$(BIN)/pytest
+	$(BIN)/pytest -n 0 -m '(ray or s3 or slow) and not chaos and not sweep'
 
 chaos: $(READY_DEV) ## inject real faults into a run on a local cluster: its result must equal that of an undisturbed run
-	$(BIN)/pytest -m chaos
+	$(BIN)/pytest -n 0 -m chaos
 
 sweeps: $(READY_DEV) ## run the tests of whole sweeps, including killed ones and ones on clusters that are too small
-	$(BIN)/pytest -m sweep
+	$(BIN)/pytest -n 0 -m sweep
 
 test-fast: $(READY_DEV) ## run the tests that need neither cluster nor server
 	$(BIN)/pytest

@@ -7,12 +7,17 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from cluster.local.ray import shut_down
 from cluster.local.s3 import LocalS3
 from data.config import StoreConfig
 
 _numbers = itertools.count(1)
+
+# How long an example takes says nothing on a busy machine.
+settings.register_profile("manta", deadline=None)
+settings.load_profile("manta")
 
 # transformers, against which exported models are held, must never look for anything outside of this machine.
 os.environ["HF_HUB_OFFLINE"] = "1"

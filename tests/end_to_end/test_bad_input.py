@@ -78,7 +78,7 @@ def no_ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         raise AssertionError("Ray was started")
 
     if request.node.get_closest_marker("ray") is None:
-        monkeypatch.setattr("orchestrator.driver.train.ray_cluster", start)
+        monkeypatch.setattr("orchestrator.nodes.ray_session.ray_cluster", start)
 
 
 @pytest.fixture(autouse=True)
