@@ -30,9 +30,10 @@ WORKDIR /home/ray/manta
 COPY --chown=1000:100 constraints.txt ./
 RUN pip install --no-cache-dir -c constraints.txt ${TORCH_INDEX:+--index-url ${TORCH_INDEX}} torch==2.13.0
 
-COPY --chown=1000:100 pyproject.toml README.md LICENSE manta_start.py ./
+COPY --chown=1000:100 pyproject.toml README.md LICENSE ./
 COPY --chown=1000:100 cluster cluster
 COPY --chown=1000:100 data data
+COPY --chown=1000:100 manta_start manta_start
 COPY --chown=1000:100 model model
 COPY --chown=1000:100 orchestrator orchestrator
 RUN pip install --no-cache-dir -c constraints.txt ".[${EXTRAS}]" && manta --version && ray --version

@@ -96,10 +96,8 @@ def test_no_folder_has_more_than_twenty_modules() -> None:
 
 def sources() -> list[Path]:
     """Every Python file outside of tests."""
-    return [
-        ROOT / "manta_start.py",
-        *(path for top in (*PACKAGES, "bench", ".ci") for path in (ROOT / top).rglob("*.py")),
-    ]
+    folders = ("manta_start", *PACKAGES, "bench", ".ci")
+    return [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
 
 
 def test_modules_and_functions_are_short() -> None:

@@ -77,5 +77,6 @@ def test_the_command_starts_in_such_a_folder(tmp_path: Path, arguments: list[str
 def test_a_folder_is_the_project_only_where_all_of_it_is_there(tmp_path: Path) -> None:
     assert has_packages(ROOT)
     shadow_packages(tmp_path)
-    (tmp_path / "manta_start.py").write_text("")
+    (tmp_path / "manta_start").mkdir()
+    (tmp_path / "manta_start/__init__.py").write_text("")
     assert not has_packages(tmp_path)

@@ -151,7 +151,7 @@ def runtime_env(folder: Path | None) -> dict[str, Any]:
     """The runtime environment of a job: ships the project's folder, if any, and Manta if it is not in the folder."""
     is_manta = folder is not None and has_packages(folder)
     project = {} if folder is None else {"working_dir": str(folder.resolve()), "excludes": list(EXCLUDED)}
-    modules = {} if is_manta else {"py_modules": [str(_ROOT / name) for name in ("manta_start.py", *PACKAGES)]}
+    modules = {} if is_manta else {"py_modules": [str(_ROOT / name) for name in ("manta_start", *PACKAGES)]}
     return {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S)}, **project, **modules}
 
 

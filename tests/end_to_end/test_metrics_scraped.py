@@ -1,4 +1,4 @@
-"""The metrics of a run on a real cluster, as a plain HTTP client reads them, background what `manta show --json` says."""
+"""The metrics of a run on a real cluster, as a plain HTTP client reads them, beside what `manta show --json` says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM before the first step: the command says that it stopped, its status is 130, and nothing is lost."""
+"""Ctrl-C and SIGTERM before the first step: the command says that it stopped, with status 130, and nothing is lost."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def test_manta_is_shipped_with_a_project_that_lacks_it(tmp_path: Path) -> None:
     root = Path(__file__).parents[3]
     assert "py_modules" not in runtime_env(root)
     shipped = runtime_env(tmp_path)["py_modules"]
-    assert [Path(each).name for each in shipped] == ["manta_start.py", "cluster", "data", "model", "orchestrator"]
+    assert [Path(each).name for each in shipped] == ["manta_start", "cluster", "data", "model", "orchestrator"]
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:6379", "ray://head:10001", "auto/x"])

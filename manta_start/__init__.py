@@ -58,7 +58,7 @@ def pin_packages() -> None:
 def has_packages(folder: Path) -> bool:
     """Whether the project lies in `folder` itself: this module and all packages."""
     specs = [PathFinder.find_spec(name, [str(folder)]) for name in PACKAGES]
-    return (folder / "manta_start.py").is_file() and all(map(_is_ours, specs))
+    return (folder / "manta_start/__init__.py").is_file() and all(map(_is_ours, specs))
 
 
 def _is_ours(spec: ModuleSpec | None) -> bool:
@@ -83,7 +83,3 @@ def main() -> None:
     except KeyboardInterrupt:
         print("stopped.", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
-
-
-if __name__ == "__main__":
-    main()
