@@ -40,10 +40,10 @@ test: $(READY_DEV) ## run all tests except chaos and sweeps; some start Ray and 
 	$(BIN)/pytest -n 0 -m '(ray or s3 or slow) and not chaos and not sweep'
 
 chaos: $(READY_DEV) ## inject real faults into a run on a local cluster: its result must equal that of an undisturbed run
-	$(BIN)/pytest -n 0 -m chaos
+	$(BIN)/pytest -n 0 -m chaos tests/end_to_end
 
 sweeps: $(READY_DEV) ## run the tests of whole sweeps, including killed ones and ones on clusters that are too small
-	$(BIN)/pytest -n 0 -m sweep
+	$(BIN)/pytest -n 0 -m sweep tests/cluster tests/end_to_end
 
 test-fast: $(READY_DEV) ## run the tests that need neither cluster nor server
 	$(BIN)/pytest

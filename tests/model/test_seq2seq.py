@@ -404,12 +404,18 @@ def test_ddp_gives_the_gradients_of_the_bare_model(build_seq2seq: Callable[..., 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "fields", [{"preset": "original"}, {"n_kv_heads": 2, "activation_checkpointing": True, "input_vocab_size": 40}]
+    ("fields", "backend"),
+    [
+        ({"preset": "original"}, "inductor"),
+        ({"n_kv_heads": 2, "activation_checkpointing": True, "input_vocab_size": 40}, "aot_eager"),
+    ],
 )
-def test_compiled_model_matches_eager(fields: dict[str, object], build_seq2seq: Callable[..., Seq2Seq]) -> None:
-    """Needs a C++ compiler."""
+def test_compiled_model_matches_eager(
+    fields: dict[str, object], backend: str, build_seq2seq: Callable[..., Seq2Seq]
+) -> None:
+    """See test_transformer.py for the backends."""
     eager, model = build_seq2seq(n_layers=1, **fields), build_seq2seq(n_layers=1, **fields)
-    model.compile()
+    model.compile(backend=backend)
     expected, actual = (loss_and_gradients(each, pairs(), label_smoothing=0.1) for each in (eager, model))
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
     assert model.state_dict().keys() == eager.state_dict().keys()
