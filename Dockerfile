@@ -1,7 +1,7 @@
 # Manta on Ray's official image, for KubeRay and for `ray up`:
 #
-#   docker build -t registry.example.com/manta:0.1.0 .
-#   docker push registry.example.com/manta:0.1.0
+#   docker build -t registry.example.com/manta:0.2.0 .
+#   docker push registry.example.com/manta:0.2.0
 #
 # Ray's images are tagged {Ray}-{Python}[-{platform}]. Without a platform they are plain Ubuntu, and work for GPUs too:
 # torch's wheel includes the CUDA libraries, and the driver comes from the node. `--build-arg PLATFORM=-gpu`, or a

@@ -141,6 +141,7 @@ RUN = "import " + ", ".join(
     [
         pytest.param(RUN, ("ray", "torch"), id="run"),
         pytest.param(CONTROLLER, ("torch",), id="controller"),
+        pytest.param("import orchestrator.commands.quickstart, orchestrator.driver.train", ("torch",), id="quickstart"),
         pytest.param("import orchestrator.driver.monitor", ("torch",), id="monitor"),
         pytest.param(HELP, ("ray", "torch"), id="help"),
         pytest.param("import model.transformer, model.optim.optimizer", ("ray",), id="model"),

@@ -19,6 +19,7 @@ from typing import Any
 
 from cluster.local.faulty_proxy import FaultyProxy
 from cluster.local.nodes import LocalNodes
+from cluster.local.processes import calling
 from data.errors import InputError, MantaError
 from orchestrator.chaos.cost import costs, gaps_after, largest_difference
 from orchestrator.chaos.faults import STOCK_WORKER, Injected, Injector
@@ -157,7 +158,7 @@ class _Runs:
         def newest() -> tuple[int, bool]:
             return max((each["step"] for each in steps()), default=0), True
 
-        program = [sys.executable, "-m", "orchestrator.chaos.stock_ray"]
+        program = calling("orchestrator.chaos.stock_ray", "main")
         command = [*program, str(config), str(log), "1", str(self.plan.nodes)]
         with self.cluster("stock", stock=True) as nodes, self.program(command, nodes, "stock Ray") as process:
             store, draw = stores(self.config)[1], random.Random(self.plan.seed)

@@ -1,6 +1,6 @@
 """The baseline of `manta chaos`: the same model on stock Ray Train with the elastic settings of its documentation.
 
-Runs as a program: `python -m orchestrator.chaos.stock_ray CONFIG LOG MIN MAX`. Rank 0 appends a line to LOG for every
+Runs as a program with the arguments CONFIG LOG MIN MAX. Rank 0 appends a line to LOG for every
 step. The data is random, since restarts are compared, not losses.
 """
 
@@ -12,6 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+import manta_start
 
 VOCAB_SIZE = 2048
 
@@ -66,13 +68,15 @@ def loop(settings: dict[str, Any]) -> None:
                 ray.train.report({"step": step}, checkpoint=saved)
 
 
-def main(config_path: str, log: str, min_workers: str, max_workers: str) -> None:
-    """Trains until the process is killed."""
+def main() -> None:
+    """Trains until the process is killed; arguments: config, log, and the bounds of the number of workers."""
+    config_path, log, min_workers, max_workers = sys.argv[1:]
     import ray
     import ray.train
     import ray.train.torch
 
-    ray.init(log_to_driver=False)
+    ray.cloudpickle.register_pickle_by_value(manta_start)  # type: ignore[no-untyped-call]
+    ray.init(log_to_driver=False, runtime_env={"worker_process_setup_hook": manta_start.pin_packages})
     ray.train.torch.TorchTrainer(
         loop,
         train_loop_config={"config": json.loads(Path(config_path).read_text()), "log": log},
@@ -83,7 +87,3 @@ def main(config_path: str, log: str, min_workers: str, max_workers: str) -> None
             failure_config=ray.train.FailureConfig(max_failures=-1),
         ),
     ).fit()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -36,8 +36,8 @@ def bring_up(spec: ClusterSpec) -> None:
     console.line(f"cluster {spec.cluster}: up, {groups}; dashboard: {local.dashboard}")
     if any(group.gpus for group in spec.groups):
         console.line(
-            f"GPUs are stood in for by {GPU_STAND_IN}: manta submit sets scaling.gpu_resource, other commands "
-            f"need --set scaling.gpu_resource={GPU_STAND_IN}"
+            f"The resource {GPU_STAND_IN} takes the place of GPUs: manta submit sets scaling.gpu_resource, other "
+            f"commands need --set scaling.gpu_resource={GPU_STAND_IN}"
         )
     join = f'eval "$(manta cluster env {spec.cluster})"'
     console.line(f"next: manta submit RECIPE; or in a shell: {join}; manta train RECIPE")

@@ -20,8 +20,8 @@ from orchestrator.config.load import load_recipe
 from orchestrator.config.recipe import RunConfig
 from orchestrator.console import Console
 from orchestrator.driver.train import train
+from orchestrator.evaluation.bleu import translation_scores
 from orchestrator.evaluation.retrieval import NearestPair
-from orchestrator.evaluation.scores import translation_scores
 from orchestrator.run.run import Run, open_run, reaching_storage
 
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -119,7 +119,7 @@ def assign(document: dict[str, Any], path: Sequence[str], value: Any) -> None:
         elif isinstance(current, dict):
             key = name
             if not last and current.get(key) is None:
-                current[key] = {}
+                current[key] = [] if path[depth + 1] == "0" else {}
         else:
             raise LookupError(f"{here} is {current!r}, which has no fields to set")
         if last:
@@ -176,7 +176,8 @@ def find_recipe(run_or_recipe: str, folder: Path = Path("recipes")) -> Path:
     runs = {}
     for recipe in (*sorted(folder.glob("*.yaml")), *sorted(REMEMBERED.glob("*.yaml"))):
         try:
-            runs[str(read_recipe(recipe).get("run"))] = recipe
+            if (run := read_recipe(recipe).get("run")) is not None:  # a sweep's recipe names none
+                runs[str(run)] = recipe
         except RecipeError:  # the broken recipe of another run must not hide this one
             continue
     if run_or_recipe in runs:

@@ -72,7 +72,8 @@ def rename_dotted(fields: Mapping[str, Any], where: str) -> tuple[dict[str, Any]
     Returns:
         The renamed fields, and a problem for each field that is given under both names.
     """
-    problems = [f"{where}.{_both_given(name)}" for name in fields if name in RENAMED and RENAMED[name] in fields]
+    given = {".".join(name.split(".")[:2]) for name in fields}  # without the indices of lists
+    problems = [f"{where}.{_both_given(old)}" for old, new in RENAMED.items() if {old, new} <= given]
     return with_new_names(fields), problems
 
 

@@ -6,7 +6,6 @@ from contextlib import suppress
 from typing import Any
 
 import ray
-import ray.train
 
 from data.errors import MantaError
 from orchestrator.console import Console

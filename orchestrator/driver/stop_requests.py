@@ -45,7 +45,7 @@ class StopRequests:
         """Inside the block, the state is saved before a request to stop is followed.
 
         Raises:
-            KeyboardInterrupt: a signal came before; the interrupt it raised was lost in a callback of some library.
+            KeyboardInterrupt: a request came before, as the interrupt of a signal may be lost in a library's callback.
         """
         if self._count:
             raise KeyboardInterrupt

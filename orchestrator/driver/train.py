@@ -142,6 +142,8 @@ def close_attempt(fence: Fence, error: BaseException) -> None:
     """Records how the attempt ended, if the record can still be written."""
     status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
     attempt = fence.record.last
+    if attempt.status == "finished":  # interrupted while it cleaned up: the run has ended all the same
+        return
     # An attempt that ended before its loop reported goodput spent all its time on starting.
     goodput = attempt.goodput or {"startup": time.time() - attempt.started_at}
     message = "" if status == "stopped" else str(error)[:2000]

@@ -12,7 +12,7 @@ from model.decoding.beam_search import beam_search
 from model.seq2seq import Seq2Seq
 from model.transformer import Transformer
 from orchestrator.config.recipe import RunConfig
-from orchestrator.evaluation.scores import translation_scores
+from orchestrator.evaluation.bleu import translation_scores
 
 
 def translate(

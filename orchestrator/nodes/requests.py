@@ -22,7 +22,7 @@ def placement_group_name(run: str, attempt: int | None = None) -> str:
 class NodeRequests:
     """Keeps as many placement groups and tasks pending as the workers lack slots, so that an autoscaler adds nodes.
 
-    Errors of Ray are logged, not raised: the next call repeats the request.
+    Errors of Ray are not raised: the next call repeats the request.
 
     Args:
         name: name of the placement groups.

@@ -202,7 +202,7 @@ def _life(facts: RunFacts) -> str:
         "resize": ("", "planned resize, with its number"),
         "checkpoint": ("g2", "checkpoint"),
         "evaluation": ("g1", "evaluation on the held-out set"),
-        "skipped step": ("g6", "step weights data was skipped"),
+        "skipped step": ("g6", "step whose data was skipped"),
     }
     there = {event.kind for event in facts.events}
     signs += [entry(signs_of[kind], *meant[kind]) for kind in KINDS if kind in there]

@@ -86,7 +86,9 @@ def _scores(summary: StoredSummary) -> Rows:
 
 def _speed(summary: StoredSummary) -> Rows:
     if summary["tokens_per_s"]:
-        yield "speed", f"{summary['tokens_per_s']:,.0f} tokens/s; first step after {summary['first_step_s']:.1f} s"
+        first = summary["first_step_s"]  # None until the newest attempt has done a step
+        after = "" if first is None else f"; first step after {first:.1f} s"
+        yield "speed", f"{summary['tokens_per_s']:,.0f} tokens/s{after}"
     if summary["model_flops_per_s"]:
         device = summary["device"] or "an unknown device"
         mfu = "" if summary["mfu"] is None else f", {summary['mfu']:.1%} of its peak"

@@ -10,10 +10,11 @@ import yaml
 from data.config import SECRET
 from orchestrator.config.load import config_from
 from orchestrator.config.recipe_file import read_recipe
+from orchestrator.config.result_fields import flatten
 from orchestrator.errors import RecipeError, UnknownRunError
 from orchestrator.sweep.load import REMEMBERED
 from orchestrator.sweep.records import TrialRecord
-from orchestrator.sweep.spec import Sweep, by_dotted_name, changed
+from orchestrator.sweep.spec import Sweep, changed
 
 FOLDER = Path("sweeps")
 """Folder of the best trials' recipes, with a folder for each sweep."""
@@ -25,7 +26,7 @@ def best_recipe(sweep: Sweep, best: TrialRecord) -> dict[str, Any]:
     If the trials were shorter than the run of the sweep's recipe, this is a new run of the full length. Otherwise it is
     the trial's own run, which `manta train` continues.
     """
-    shortened = by_dotted_name(sweep.spec.set).get("train.steps") is not None and "steps" in sweep.full.get("train", {})
+    shortened = flatten(sweep.spec.set).get("train.steps") is not None and "steps" in sweep.full.get("train", {})
     document = changed(sweep.document, {**best.point, "run": best.trial_run.run})
     if shortened:
         document["train"]["steps"] = sweep.full["train"]["steps"]

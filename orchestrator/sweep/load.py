@@ -14,9 +14,10 @@ from orchestrator.config.problems import field_problems, listed
 from orchestrator.config.recipe import RunConfig
 from orchestrator.config.recipe_file import apply_overrides, read_recipe
 from orchestrator.config.renamed import notices_of, print_notices, rename_dotted, rename_fields, with_new_names
+from orchestrator.config.result_fields import flatten
 from orchestrator.errors import RecipeError
 from orchestrator.sweep.rules import point_problems, space_problems, sweep_problems, trial_problems
-from orchestrator.sweep.spec import Sweep, SweepSpec, by_dotted_name, changed
+from orchestrator.sweep.spec import Sweep, SweepSpec, changed
 
 REMEMBERED = Path(".manta/sweeps")
 """Folder of the whole recipes of sweeps that were started from the working directory."""
@@ -50,7 +51,7 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> Sweep:
     notices, renaming_problems = rename_fields(full)
     if path.parent != REMEMBERED:  # a remembered recipe was written by Manta, not by the user
         print_notices(str(run_path), notices)
-    base = changed(full, with_new_names(by_dotted_name(spec.set)))
+    base = changed(full, with_new_names(flatten(spec.set)))
     problems += [*renaming_problems, *apply_overrides(base, of_run)]
     problems += [*space_problems(spec.space), *point_problems(spec)]
     if problems:
@@ -80,7 +81,7 @@ def _with_new_names(document: dict[str, Any], path: Path) -> tuple[dict[str, Any
         return present
 
     if isinstance(set_, dict):
-        result["set"] = renamed(by_dotted_name(set_), "set")
+        result["set"] = renamed(flatten(set_), "set")
     if isinstance(space, dict):
         result["space"] = renamed(space, "space")
     if isinstance(searcher, dict) and isinstance(points := searcher.get("points"), list):

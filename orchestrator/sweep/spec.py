@@ -144,14 +144,6 @@ class Sweep:
         return {**flatten(spec), **{f"run.{name}": value for name, value in run.items()}}
 
 
-def by_dotted_name(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested fields by dotted name. A list stays one value, so that setting it replaces the list as a whole."""
-    flat: dict[str, Any] = {}
-    for name, value in fields.items():
-        flat |= by_dotted_name(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
-
-
 def changed(document: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of `document` with the fields of `values`, by dotted name, set."""
     result = copy.deepcopy(dict(document))

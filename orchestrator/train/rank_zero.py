@@ -111,7 +111,7 @@ class RankZero:
         ray.get(self._job.monitor.report.remote(phase="done", result=result, goodput=self._clock.seconds()))
 
     def step_done(self, row: StepRow, seconds: Sequence[float]) -> None:
-        """Records a step and reports it, at most once in `report_every_s`.
+        """Records a step and reports it, at most once in `report_every_s`; a group's first and first new step at once.
 
         Args:
             seconds: what a micro-batch took, by rank.

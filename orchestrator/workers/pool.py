@@ -233,7 +233,7 @@ class WorkerPool:
 
 
 def is_true(answer: ray.ObjectRef[bool]) -> bool:
-    """The value of an actor's answer; False if the actor is dead."""
+    """The value of an actor's answer; False if the call failed."""
     try:
         return ray.get(answer)
     except ray.exceptions.RayError:

@@ -11,7 +11,7 @@ import pytest
 
 from data.stores.local import LocalStore
 from orchestrator.config.recipe import RunConfig
-from orchestrator.driver.train import claim_when_free
+from orchestrator.driver.train import claim_when_free, close_attempt
 from orchestrator.errors import RunInUseError
 from orchestrator.run.fence import PRESUMED_DEAD_S
 from orchestrator.run.record import RECORD, load_record
@@ -69,3 +69,13 @@ def test_takeover_does_not_wait(store: LocalStore, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("orchestrator.driver.train.time.sleep", lambda _: pytest.fail("waited"))
     fence = claim_when_free(store, CONFIG, print, wait_s=60, takeover=True)
     assert fence is not None and fence.record.last.number == 2
+
+
+@pytest.mark.parametrize(("status", "then"), [("running", "stopped"), ("finished", "finished")])
+def test_an_interrupt_at_the_end_leaves_a_finished_run_finished(tmp_path: Path, status: str, then: str) -> None:
+    store = LocalStore(str(tmp_path / "run"))
+    fence = claim_when_free(store, CONFIG, print)
+    assert fence is not None
+    fence.update(attempt={"status": status})
+    close_attempt(fence, KeyboardInterrupt())
+    assert load_record(store).last.status == then

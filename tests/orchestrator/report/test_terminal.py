@@ -36,6 +36,11 @@ def test_a_run_before_its_first_step_has_few_rows() -> None:
     assert rows["status"] == "running, waiting" and rows["workers"] == "none yet"
 
 
+def test_a_run_that_continues_is_shown_before_its_newest_attempt_has_done_a_step() -> None:
+    speed = dict(table_rows(summary(first_step_s=None)))["speed"]
+    assert speed.endswith("tokens/s")
+
+
 def test_an_eventful_run_has_all_rows() -> None:
     cleaning = {"step": "lowercase", "documents": 12, "documents_removed": 0, "characters": 9, "characters_removed": 0}
     speed = {"model_flops_per_s": 2.5e13, "mfu": 0.08, "device": "NVIDIA A100-SXM4-80GB"}

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import InputError
-from orchestrator.evaluation.scores import translation_scores
+from orchestrator.evaluation.bleu import translation_scores
 
 sentences = st.lists(st.sampled_from(["the", "cat", "sat", "on", "a", "mat", "here"]), min_size=4, max_size=9).map(
     " ".join
