@@ -1,7 +1,7 @@
 """Ray Train's controller with our own scaling policy, failure policy and workers.
 
 With `pooled_group` and `worker` beside it, and `cluster.ray_nodes.address_and_port`, this is every use of Ray Train
-that is not public API. `tests/orchestrator/workers/test_ray_train.py` checks Ray for it by name; checked against 2.60.0.
+that is not public API. `tests/orchestrator/workers/test_ray_train.py` checks Ray for it; checked against 2.60.0.
 
 Workers are actors that the controller owns, tied to nodes and kept from group to group (`orchestrator.workers.pool`).
 They are in no placement group, and end with a controller that dies. Placement groups that wait for nodes
