@@ -99,6 +99,7 @@ def python(code: str, *arguments: str) -> Any:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [
@@ -123,5 +124,6 @@ def test_no_optimizer_imports_the_compiler() -> None:
     assert count == 8 and not imported
 
 
+@pytest.mark.slow
 def test_other_names_of_the_compiler_import_it() -> None:
     assert python(THEN_COMPILE) == [3.0, 3.0]

@@ -140,6 +140,7 @@ def test_few_trials_are_enough_for_a_page(trials: int) -> None:
     assert len(trials_of(Page(html(summary)))) == trials
 
 
+@pytest.mark.slow
 def test_a_large_sweep_gives_a_page_of_a_few_megabytes() -> None:
     summary = realistic(trials=200)
     for trial in summary["trials"]:
