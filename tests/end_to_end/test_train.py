@@ -372,7 +372,7 @@ class TestLeftAlone:
         assert alone.get("report.html").decode() == page
         assert "Every sample once and in order." in page
         assert summary["samples"]["digest"] in page and f"{summary['loss']['val']:.4f}" in page
-        assert f"{len(alone.saved_steps())} were saved in all" in page
+        assert f"{len(alone.saved_steps())} were saved; the newest are kept" in page
         assert all(url["url"] in page for url in summary["checkpoints"])
         keys = [value for name, value in alone.site.environment.items() if "SECRET" in name]
         assert keys and not any(key in page for key in keys)
