@@ -63,7 +63,7 @@ def report(s3_server: LocalS3, tmp_path_factory: pytest.TempPathFactory) -> dict
         str(len(FAULTS) + 1),
     ]
     with MantaProcess("chaos", str(recipe), *options, "--json", "out.json", folder=folder, environment={}) as process:
-        assert process.wait(timeout_s=480) == 0, process.output
+        assert process.wait(timeout_s=900) == 0, process.output
         assert "Traceback" not in process.output
     return json.loads((folder / "out.json").read_text())
 
