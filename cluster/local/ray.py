@@ -55,6 +55,15 @@ def joins_cluster() -> bool:
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
+def pinned_packages() -> dict[str, Any]:
+    """A `runtime_env` in whose workers the names of the project's packages mean the project, see `manta_start`."""
+    import ray
+
+    # By value, because this module decides where modules are imported from.
+    ray.cloudpickle.register_pickle_by_value(manta_start)  # type: ignore[no-untyped-call]
+    return {"worker_process_setup_hook": manta_start.pin_packages}
+
+
 @contextmanager
 def ray_cluster(num_cpus: int, num_gpus: int = 0) -> Iterator[None]:
     """Ray inside the block: joined if RAY_ADDRESS names a cluster, else started here and stopped afterwards.
@@ -72,8 +81,6 @@ def ray_cluster(num_cpus: int, num_gpus: int = 0) -> Iterator[None]:
 
     # Ray's own handler would take SIGTERM from ours, and abort the process 3 s after one. In its workers it stays.
     ray._private.ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
-    # By value, because this module decides where modules are imported from.
-    ray.cloudpickle.register_pickle_by_value(manta_start)  # type: ignore[no-untyped-call]
     if ray.is_initialized():
         yield
         return
@@ -93,7 +100,7 @@ def ray_cluster(num_cpus: int, num_gpus: int = 0) -> Iterator[None]:
         namespace="manta",
         log_to_driver=False,
         logging_level=logging.ERROR,
-        runtime_env={"worker_process_setup_hook": manta_start.pin_packages},
+        runtime_env=pinned_packages(),
         **local,
     )
     thread.start()

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import manta_start
+from cluster.local.ray import pinned_packages
 
 VOCAB_SIZE = 2048
 
@@ -75,8 +75,7 @@ def main() -> None:
     import ray.train
     import ray.train.torch
 
-    ray.cloudpickle.register_pickle_by_value(manta_start)  # type: ignore[no-untyped-call]
-    ray.init(log_to_driver=False, runtime_env={"worker_process_setup_hook": manta_start.pin_packages})
+    ray.init(log_to_driver=False, runtime_env=pinned_packages())
     ray.train.torch.TorchTrainer(
         loop,
         train_loop_config={"config": json.loads(Path(config_path).read_text()), "log": log},

@@ -1,4 +1,4 @@
-"""A real run whose loss goes astray: once its data is left out, the second time it ends, and what was good is kept."""
+"""A run whose loss spikes: the first time that step is skipped; the second time the run ends and keeps its state."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.end_to_end.manta_process import MantaProcess
 pytestmark = pytest.mark.chaos
 
 RECIPE = {
-    "run": "astray",
+    "run": "spiking",
     "storage": "kept",
     "data": {
         "sources": [{"path": "text"}],
@@ -36,14 +36,14 @@ RECIPE = {
 def test_its_data_is_left_out_once_and_then_the_run_ends(tmp_path: Path) -> None:
     (tmp_path / "text").mkdir()
     (tmp_path / "text/a.txt").write_text(Path(__file__).read_text() * 4)
-    (tmp_path / "astray.yaml").write_text(json.dumps(RECIPE))
-    with MantaProcess("train", "astray.yaml", folder=tmp_path, environment={}) as process:
+    (tmp_path / "spiking.yaml").write_text(json.dumps(RECIPE))
+    with MantaProcess("train", "spiking.yaml", folder=tmp_path, environment={}) as process:
         assert process.wait() == 1, process.output
         output = process.output
     assert "whose data is skipped" in output and "continuing with 1 workers" in output
     assert "Lower train.lr" in output and "Not retried: the run has already skipped the data of 1 step" in output
     assert "Traceback" not in output
-    with MantaProcess("show", "astray.yaml", "--json", folder=tmp_path, environment={}) as process:
+    with MantaProcess("show", "spiking.yaml", "--json", folder=tmp_path, environment={}) as process:
         assert process.wait() == 0, process.output
         summary = json.loads(process.output)
     assert summary["status"] == "failed" and "Lower train.lr" in summary["message"]
