@@ -4,6 +4,9 @@ BIN := .venv/bin
 READY := .venv/.ready
 READY_DEV := .venv/.ready-dev
 
+# Every process of a run would compile all modules anew: a second of a core for each.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help quickstart docstrings test chaos sweeps test-fast lint type bench clean
 

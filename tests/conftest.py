@@ -16,7 +16,7 @@ from data.config import StoreConfig
 _numbers = itertools.count(1)
 
 # How long an example takes says nothing on a busy machine.
-settings.register_profile("manta", deadline=None)
+settings.register_profile("manta", deadline=None, max_examples=40)
 settings.load_profile("manta")
 
 # transformers, against which exported models are held, must never look for anything outside of this machine.

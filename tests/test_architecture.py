@@ -139,14 +139,35 @@ RUN = "import " + ", ".join(
 @pytest.mark.parametrize(
     ("code", "heavy"),
     [
-        pytest.param(RUN, ("ray", "torch"), id="run"),
+        pytest.param(RUN, ("ray", "torch", "pandas"), id="run"),
         pytest.param(CONTROLLER, ("torch",), id="controller"),
         pytest.param("import orchestrator.commands.quickstart, orchestrator.driver.train", ("torch",), id="quickstart"),
-        pytest.param("import orchestrator.driver.monitor", ("torch",), id="monitor"),
+        pytest.param("import orchestrator.driver.monitor, orchestrator.driver.attempt", ("torch",), id="driver"),
         pytest.param(HELP, ("ray", "torch"), id="help"),
+        pytest.param("import orchestrator.report.run", ("ray", "torch", "numpy"), id="report"),
+        pytest.param(
+            "import orchestrator.sweep.report.page, orchestrator.sweep.report.table",
+            ("ray", "torch", "pandas"),
+            id="report of a sweep",
+        ),
         pytest.param("import model.transformer, model.optim.optimizer", ("ray",), id="model"),
+        pytest.param("import data.config", ("ray", "torch", "boto3", "pyarrow", "numpy"), id="recipe of data"),
+        pytest.param(
+            "import data.stores.open, data.shards.build, data.readers.documents, data.tokens.tokenizer",
+            ("ray", "torch", "boto3", "pyarrow", "tiktoken", "tokenizers"),
+            id="reading shards",
+        ),
+        pytest.param(
+            "import data.prepare, data.feed.spec", ("ray", "torch", "boto3", "tiktoken", "tokenizers"), id="preparing"
+        ),
+        pytest.param(
+            "import data.prepare, data.tokens.pipeline, orchestrator.run.run",
+            ("rensa", "rjieba", "simplemma", "py3langid", "stopwordsiso"),
+            id="cleaning",
+        ),
     ],
 )
+@pytest.mark.slow  # an interpreter each, some with torch
 def test_what_a_process_loads(code: str, heavy: tuple[str, ...]) -> None:
     assert loads(code, *heavy) == "[]"
 

@@ -107,6 +107,7 @@ def test_no_pip(tmp_path: Path) -> None:
     assert done.returncode == 1 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_pip_and_what_it_started(tmp_path: Path, number: signal.Signals) -> None:
     started = tmp_path / ".venv" / "pid"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from cluster.spec import ClusterSpec
+from cluster.spec import ClusterSpec, looks_secret
 
 _names = st.from_regex(r"[a-z]([a-z0-9-]{0,10}[a-z0-9])?", fullmatch=True)
 _group_names = _names.filter(lambda name: name != "head")
 _quantities = st.builds("{}{}".format, st.integers(1, 900), st.sampled_from(["Mi", "Gi", "M", "G"]))
 _values = st.from_regex(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,20}[A-Za-z0-9])?", fullmatch=True)
-_texts = st.text(st.characters(codec="utf-8", exclude_categories=("C",)), max_size=30)
+_variables = st.from_regex(r"[A-Z][A-Z_]{0,5}", fullmatch=True).filter(lambda name: not looks_secret(name))
+_texts = st.text(st.characters(codec="utf-8", exclude_categories=("C",), exclude_characters="@"), max_size=30)
 _tolerations = st.fixed_dictionaries(
     {"key": _values}, optional={"operator": st.just("Exists"), "effect": st.sampled_from(["NoExecute", None])}
 )
@@ -62,7 +63,7 @@ def cluster_specs() -> st.SearchStrategy[ClusterSpec]:
             "grace_s": st.floats(5, 600),
             "store": st.fixed_dictionaries({}, optional={"url": st.just("s3://bucket/manta"), "region": _values}),
             "service_account": _names,
-            "environment": st.dictionaries(st.from_regex(r"[A-Z][A-Z_]{0,5}", fullmatch=True), _texts, max_size=3),
+            "environment": st.dictionaries(_variables, _texts, max_size=3),
             "secrets": _secrets(),
             "kubernetes": st.fixed_dictionaries(
                 {"namespace": _names, "retries": st.integers(0, 5)},

@@ -132,7 +132,7 @@ class TestStorage:
             self._refused_in_time(shards, f"http://127.0.0.1:{silent.getsockname()[1]}")
 
     def _refused_in_time(self, shards: Path, address: str) -> None:
-        store = {"endpoint_url": address, "access_key_id": "key", "secret_access_key": "secret"}
+        store = {"endpoint_url": address, "access_key_id": "key", "secret_access_key": "secret", "timeout_s": 1.5}
         began = time.monotonic()
         output = refused("train", recipe(shards.parent, storage="s3://bucket/runs", store=store))
         assert time.monotonic() - began < 15

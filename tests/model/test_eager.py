@@ -119,6 +119,7 @@ def test_training_without_the_compiler_gives_the_same_losses_and_never_imports_i
     assert losses == python(TRAIN, "keep", json.dumps(fields))[0]
 
 
+@pytest.mark.slow
 def test_no_optimizer_imports_the_compiler() -> None:
     count, imported = python(EVERY_OPTIMIZER)
     assert count == 8 and not imported

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.config.load import load_recipe
 from orchestrator.config.recipe import RunConfig
 from orchestrator.config.result_fields import result_fields
-from orchestrator.evaluation.forward import build_model
 from orchestrator.run.checkpoint import CheckpointName, write_checkpoint
 from orchestrator.run.fence import Fence
 from orchestrator.run.run import Run, open_run, stores
 from orchestrator.run.vocabulary import vocabulary_of
-from orchestrator.snapshots.tensors import save_state
 from tests.recipes import tiny_recipe, write_recipe, write_text
+
+if TYPE_CHECKING:
+    import torch
 
 STEP = 4
 
@@ -50,6 +49,11 @@ def recipe_in(folder: Path, name: str = "made", **sections: Mapping[str, Any]) -
 
 def finish(recipe: Path, step: int = STEP, seed: int = 0) -> tuple[RunConfig, torch.nn.Module]:
     """Writes a checkpoint of `step` with weights far from their initial values, and the record of a finished run."""
+    import torch  # most users of this module only need a recipe
+
+    from orchestrator.evaluation.forward import build_model
+    from orchestrator.snapshots.tensors import save_state
+
     config = load_recipe(recipe)
     root, store = stores(config)
     fence = Fence.claim(store, config.run, result_fields(config), keep_pins=False)

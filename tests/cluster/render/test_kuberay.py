@@ -28,8 +28,8 @@ ROOT = Path(__file__).parents[3]
 CRDS = ROOT.parent / "shared" / "kuberay" / "crds"
 RECIPE = "run: first\nstorage: s3://bucket/manta\n"
 
-some = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-few = settings(some, max_examples=6)
+some = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+few = settings(some, max_examples=3)
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from cluster.render.yaml import dump
 from cluster.spec import GROUP_LABEL, MARKET_LABEL, ClusterSpec, VmSpec
 from tests.cluster.specs import cluster_specs
 
-some = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+some = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 KEYS = {
     "AWS_ACCESS_KEY_ID": {"name": "store", "key": "id"},

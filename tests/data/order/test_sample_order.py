@@ -23,7 +23,7 @@ from tests.data.order.order_reference import (
     split_mix_64,
 )
 
-quick = settings(deadline=None, max_examples=30)
+quick = settings(deadline=None, max_examples=15)
 
 
 @st.composite

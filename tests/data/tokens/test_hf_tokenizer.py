@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
 
 from data.config import TokenizerConfig
 from data.errors import TokenizerError
@@ -47,7 +47,7 @@ def loaded(tokenizer: Tokenizer, folder: Path, model_type: str, **options: bool)
     (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
     (folder / "tokenizer.json").write_bytes(to_tokenizer_json(tokenizer, **options))
     (folder / "tokenizer_config.json").write_text(json.dumps(to_tokenizer_config(64)))
-    return AutoTokenizer.from_pretrained(folder)
+    return transformers.AutoTokenizer.from_pretrained(folder)
 
 
 @pytest.fixture(scope="module")

@@ -92,7 +92,7 @@ def slow_beam_search(model: Model, given_ids: list[int], steps: int, beam_size: 
     return max(results, key=lambda result: result[0])[1] if results else going[0][1]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(
     seed=st.integers(0, 1000),
     pairs=st.booleans(),
@@ -109,7 +109,7 @@ def test_a_beam_as_wide_as_the_world_finds_the_best_text(
         assert found == [best_of_all_texts(model, prompt, steps, alpha, 4) for prompt in prompts]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=20)
 @given(
     seed=st.integers(0, 1000),
     pairs=st.booleans(),
@@ -128,7 +128,7 @@ def test_a_narrow_beam_finds_what_a_slow_search_finds(
         assert found == [slow_beam_search(model, prompt, steps, beam_size, alpha) for prompt in prompts]
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=40)
 @given(
     seed=st.integers(0, 100_000),
     ending=st.floats(-2.0, 4.0),
@@ -202,6 +202,7 @@ def test_a_beam_of_one_is_greedy_and_wider_ones_find_likelier_texts() -> None:
     assert min(gains) > -1e-9 and max(gains) > 1e-3
 
 
+@pytest.mark.slow
 def test_ten_pairs_are_learned_by_heart(build_seq2seq: Callable[..., Seq2Seq]) -> None:
     generator = torch.Generator().manual_seed(4)
     lengths = torch.randint(1, 9, (10,), generator=generator).tolist()

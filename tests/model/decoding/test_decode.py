@@ -52,7 +52,7 @@ def logits_by_hand(model: Model, text: list[int], new: list[int]) -> Tensor:
 inputs = st.lists(st.lists(st.integers(0, 29), min_size=1, max_size=12), min_size=1, max_size=4)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=20)
 @given(form=st.sampled_from(list(FORMS)), inputs=inputs, data=st.data())
 def test_scores_are_those_of_each_text_alone(form: str, inputs: list[list[int]], data: st.DataObject) -> None:
     """Rows are dropped, repeated and swapped at random on the way, in groups that share a source."""
@@ -84,7 +84,7 @@ def test_scores_are_those_of_each_text_alone(form: str, inputs: list[list[int]],
         assert [cached.new_tokens(row) for row in range(len(rows))] == [new for _, new in rows]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=15)
 @given(
     form=st.sampled_from(list(FORMS)),
     inputs=inputs,

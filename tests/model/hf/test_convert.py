@@ -9,18 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MarianConfig,
-    MarianMTModel,
-)
 
 from model.config import ModelConfig
 from model.hf.architecture import ModelShape, NoSuchModelError
@@ -73,9 +64,14 @@ def some_tokens() -> Tensor:
 @pytest.mark.parametrize("fields", SHAPES, ids=str)
 def test_transformers_computes_the_same_logits(fields: dict[str, Any], tmp_path: Path) -> None:
     model = trained(**fields)
-    theirs, loading = AutoModelForCausalLM.from_pretrained(exported(model, tmp_path), output_loading_info=True)
+    theirs, loading = transformers.AutoModelForCausalLM.from_pretrained(
+        exported(model, tmp_path), output_loading_info=True
+    )
     assert not any(loading.values()), loading
-    assert type(theirs) is {"llama": LlamaForCausalLM, "gpt2": GPT2LMHeadModel}[model.config.preset]
+    assert (
+        type(theirs)
+        is {"llama": transformers.LlamaForCausalLM, "gpt2": transformers.GPT2LMHeadModel}[model.config.preset]
+    )
     assert theirs.config.tie_word_embeddings == model.config.tie_embeddings
     with torch.no_grad():
         ours, found = model.logits(some_tokens()), theirs.eval()(some_tokens()).logits
@@ -132,8 +128,10 @@ def their_logits(model: Any, sources: Tensor, counts: Tensor, targets: Tensor) -
 @pytest.mark.parametrize("fields", TRANSLATORS, ids=str)
 def test_marian_computes_the_same_logits(fields: dict[str, Any], tmp_path: Path) -> None:
     model = translator(**fields)
-    theirs, loading = AutoModelForSeq2SeqLM.from_pretrained(exported(model, tmp_path), output_loading_info=True)
-    assert type(theirs) is MarianMTModel
+    theirs, loading = transformers.AutoModelForSeq2SeqLM.from_pretrained(
+        exported(model, tmp_path), output_loading_info=True
+    )
+    assert type(theirs) is transformers.MarianMTModel
     missing = {name for name in loading.pop("missing_keys") if not name.endswith("embed_positions.weight")}
     assert not missing and not any(loading.values()), (missing, loading)
     with torch.no_grad():
@@ -156,12 +154,12 @@ def test_a_translators_weights_come_back_bit_by_bit(fields: dict[str, Any], tmp_
     assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def marian(**fields: Any) -> MarianMTModel:
+def marian(**fields: Any) -> transformers.MarianMTModel:
     made = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 1, "vocab_size": VOCAB, "max_position_embeddings": 30}
     sides = {f"{side}_{n}": v for side in ("encoder", "decoder") for n, v in (("attention_heads", 4), ("ffn_dim", 48))}
     ids = {"pad_token_id": END_OF_TEXT, "eos_token_id": END_OF_TEXT, "decoder_start_token_id": END_OF_TEXT}
     named = {"activation_function": "relu", "scale_embedding": True, "forced_eos_token_id": None} | fields
-    return MarianMTModel(MarianConfig(**made, **sides, **ids, **named))
+    return transformers.MarianMTModel(transformers.MarianConfig(**made, **sides, **ids, **named))
 
 
 @pytest.mark.parametrize("fields", [{}, {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": 90}], ids=str)
@@ -220,16 +218,18 @@ def test_an_export_is_refused_with_the_fields_that_prevent_it(fields: dict[str, 
     assert all(part in str(refused.value) for part in says), refused.value
 
 
-def llama(**fields: Any) -> LlamaForCausalLM:
+def llama(**fields: Any) -> transformers.LlamaForCausalLM:
     made = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return LlamaForCausalLM(
-        LlamaConfig(**made, vocab_size=VOCAB, max_position_embeddings=SEQ_LEN, **{"rms_norm_eps": 1e-5} | fields)
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            **made, vocab_size=VOCAB, max_position_embeddings=SEQ_LEN, **{"rms_norm_eps": 1e-5} | fields
+        )
     )
 
 
-def gpt2(**fields: Any) -> GPT2LMHeadModel:
+def gpt2(**fields: Any) -> transformers.GPT2LMHeadModel:
     made = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": VOCAB, "n_positions": SEQ_LEN}
-    return GPT2LMHeadModel(GPT2Config(**made, bos_token_id=0, eos_token_id=0, **fields))
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**made, bos_token_id=0, eos_token_id=0, **fields))
 
 
 def saved(model: Any, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

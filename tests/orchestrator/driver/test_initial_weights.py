@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load, load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from data.errors import InputError
@@ -57,17 +57,17 @@ def of_bytes(folder: Path, init_from: str = "theirs", **model: Any) -> Run:
     return new_run(folder, init_from, data=data, model={"n_layers": 2, "d_model": 32, "n_heads": 4} | model)
 
 
-def save_llama(**fields: Any) -> LlamaForCausalLM:
+def save_llama(**fields: Any) -> transformers.LlamaForCausalLM:
     made = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     named = {"rms_norm_eps": 1e-5, "tie_word_embeddings": True, "vocab_size": ROWS} | fields
-    model = LlamaForCausalLM(LlamaConfig(**made | named))
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**made | named))
     model.save_pretrained("theirs")
     return model
 
 
-def save_gpt2(**fields: Any) -> GPT2LMHeadModel:
+def save_gpt2(**fields: Any) -> transformers.GPT2LMHeadModel:
     made = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": ROWS, "n_positions": 48}
-    model = GPT2LMHeadModel(GPT2Config(**made | fields, bos_token_id=256, eos_token_id=256))
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**made | fields, bos_token_id=256, eos_token_id=256))
     model.save_pretrained("theirs")
     return model
 

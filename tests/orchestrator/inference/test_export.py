@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+import transformers
 from typer.testing import CliRunner
 
 from data.errors import InputError
@@ -59,9 +59,9 @@ def test_transformers_generates_the_same_text(model: dict[str, Any], kind: str, 
     assert isinstance(ours, Transformer)
     manta("export", recipe, "--format", "hf", "--to", "exported")
 
-    theirs, loading_problems = AutoModelForCausalLM.from_pretrained("exported", output_loading_info=True)
+    theirs, loading_problems = transformers.AutoModelForCausalLM.from_pretrained("exported", output_loading_info=True)
     assert not any(loading_problems.values()), loading_problems
-    tokenizer = AutoTokenizer.from_pretrained("exported")
+    tokenizer = transformers.AutoTokenizer.from_pretrained("exported")
     # As the card says; greedy, for their generator draws other numbers than ours.
     prompt = "def f("
     ids = tokenizer(tokenizer.bos_token + prompt, split_special_tokens=False, return_tensors="pt")
@@ -119,8 +119,8 @@ def test_transformers_translates_the_same(tmp_path: Path) -> None:
     trained = TrainedModel(taught(data.tokenizer), STEP, data, averaged=False)
     write_folder(LocalStore(str(tmp_path / "exported")), trained, config, "")
 
-    theirs = AutoModelForSeq2SeqLM.from_pretrained("exported")
-    tokenizer = AutoTokenizer.from_pretrained("exported")
+    theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained("exported")
+    tokenizer = transformers.AutoTokenizer.from_pretrained("exported")
     found = theirs.generate(**tokenizer(list(PAIRS), padding=True, return_tensors="pt"))
     assert tokenizer.batch_decode(found, skip_special_tokens=True) == list(PAIRS.values())
     prompts = [option for source in PAIRS for option in ("--prompt", source)]
@@ -174,7 +174,7 @@ def test_greedy_sampling_is_exported(tmp_path: Path) -> None:
     config, _ = finish(recipe := recipe_in(tmp_path, sample={"temperature": 0.0}))
     manta("export", recipe, "--to", "exported")
     assert HfFolder.open("exported", config.store).sampling() == {"temperature": 0.0, "max_new_tokens": 24}
-    assert AutoModelForCausalLM.from_pretrained("exported").generation_config.do_sample is False
+    assert transformers.AutoModelForCausalLM.from_pretrained("exported").generation_config.do_sample is False
 
 
 def test_any_kept_checkpoint_can_be_exported(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_any_kept_checkpoint_can_be_exported(tmp_path: Path) -> None:
     _, older = finish(recipe, step=2)
     finish(recipe, step=4, seed=1)
     manta("export", recipe, "--to", "older", "--step", "2")
-    theirs = AutoModelForCausalLM.from_pretrained("older")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained("older")
     assert torch.equal(theirs.get_input_embeddings().weight, older.state_dict()["embedding.weight"])
     assert "Held-out" not in Path("older/README.md").read_text()
     said = manta("export", recipe, "--to", "none", "--step", "3", status=2)

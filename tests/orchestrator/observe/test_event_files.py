@@ -109,6 +109,7 @@ def test_evaluations_after_the_restored_step_are_deleted(store: LocalStore) -> N
     assert [step for step, _ in curves(store, HELD_OUT)["bits_per_byte"]] == [10, 20]
 
 
+@pytest.mark.slow
 def test_torch_is_not_imported() -> None:
     """Agents write these files on every node. Ray Tune, which imports all of tensorboardX, still works afterwards."""
     script = (

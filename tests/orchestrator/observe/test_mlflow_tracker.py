@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
-from mlflow.entities import Run
-from mlflow.tracking import MlflowClient
 
 from orchestrator.config.observe import MlflowConfig
 from orchestrator.observe.mlflow_tracker import MlflowTracker
@@ -32,8 +31,14 @@ def attempt(uri: str, steps: range, status: str, run_id: str = "one", workers: i
     tracker.finish(status)
 
 
-def runs(uri: str) -> list[Run]:
-    client = MlflowClient(uri)
+def client_of(uri: str) -> Any:
+    from mlflow.tracking import MlflowClient  # seconds
+
+    return MlflowClient(uri)
+
+
+def runs(uri: str) -> list[Any]:
+    client = client_of(uri)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     assert experiment is not None
     return list(client.search_runs([experiment.experiment_id]))
@@ -50,7 +55,7 @@ def test_later_attempts_continue_the_same_mlflow_run(uri: str) -> None:
     assert one.data.tags["manta.url"] == "s3://here"
     assert (one.data.params["train.lr"], one.data.params["scaling.num_workers"]) == ("0.1", "1")
 
-    history = MlflowClient(uri).get_metric_history(one.info.run_id, "loss")
+    history = client_of(uri).get_metric_history(one.info.run_id, "loss")
     assert [(metric.step, metric.value) for metric in history] == [(step, 1 / step) for step in range(1, 1504)]
     assert history[0].timestamp == 1_001_000
     assert (one.data.metrics["held_out.loss"], one.data.metrics["held_out.bits_per_byte"]) == (0.5, 2.0)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow.tracking import MlflowClient
 
 from data.stores.local import LocalStore
 from orchestrator.config.load import load_recipe
@@ -79,6 +78,8 @@ def test_all_trackers_get_the_metrics_and_none_gets_a_key(
         "bits_per_byte": [(3, 1.5)],
         "bleu": [(8, 30.0)],
     }
+    from mlflow.tracking import MlflowClient  # slow to import
+
     client = MlflowClient(uri)
     [there] = client.search_runs([client.get_experiment_by_name("manta").experiment_id])
     assert there.info.status == "FINISHED"

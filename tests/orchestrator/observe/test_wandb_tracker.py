@@ -17,9 +17,6 @@ from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
-wandb = pytest.importorskip("wandb", reason="the extra `wandb` is not installed")
-
-
 HEADER_BYTES, BLOCK_BYTES = 7, 32768
 """The file is a LevelDB log behind a header: records in blocks, each with checksum, length and type before it."""
 

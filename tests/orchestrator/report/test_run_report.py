@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,9 +20,7 @@ from tests.html_page import Page, assert_closed, has_nothing_from_elsewhere, pla
 from tests.orchestrator.report.run_summaries import BEGAN, before_first_step, eventful, summaries
 
 no_deadline = settings(deadline=None)
-any_summary = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
-
-ROOT = Path(__file__).parents[3]
+any_summary = settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 
 
 @any_summary
@@ -209,12 +204,6 @@ def test_a_step_after_a_missing_one_has_no_speed() -> None:
 
 def test_the_page_fetches_nothing_and_runs_only_its_own_script() -> None:
     assert_closed(html(eventful()))
-
-
-def test_the_page_is_built_without_ray_torch_and_numpy() -> None:
-    code = "import sys, orchestrator.report.run; print({'ray', 'torch', 'numpy'} & set(sys.modules) or 'none')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.strip() == "none"
 
 
 def test_the_summary_is_json() -> None:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,9 +13,7 @@ from orchestrator.sweep.report.page import html
 from tests.html_page import Page, assert_closed, has_nothing_from_elsewhere, places, shown
 from tests.orchestrator.sweep.summaries import realistic, summaries
 
-any_summary = settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.too_slow])
-
-ROOT = Path(__file__).parents[4]
+any_summary = settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 
 
 def trials_of(page: Page) -> list[str]:
@@ -123,15 +118,6 @@ def test_every_text_of_the_summary_is_escaped(word: str) -> None:
 
 def test_nothing_is_fetched_and_only_the_page_s_own_script_may_run() -> None:
     assert_closed(html(realistic()))
-
-
-def test_a_summary_is_shown_without_ray_and_torch() -> None:
-    code = (
-        "import sys, orchestrator.sweep.report.page, orchestrator.sweep.report.table;"
-        "print({'ray', 'torch', 'pandas'} & set(sys.modules) or 'neither')"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.strip() == "neither"
 
 
 @pytest.mark.parametrize("trials", [0, 1, 2])

@@ -22,7 +22,7 @@ def printed(thing: Any, width: int = 100) -> str:
     return console.file.getvalue()
 
 
-@settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 @given(summaries())
 def test_any_summary_fits_100_columns(summary: dict[str, Any]) -> None:
     for text in (printed(live_table(summary)), printed(summary)):
