@@ -19,7 +19,7 @@ from tests.waiting import wait_until
 
 pytestmark = pytest.mark.chaos
 
-STEPS, GLOBAL_BATCH_SIZE, WORKERS = 1500, 8, 2
+STEPS, GLOBAL_BATCH_SIZE, WORKERS = 800, 8, 2
 RECIPE = {
     "run": "small",
     "data": {"tokenizer": {"kind": "bytes"}, "seq_len": 64, "validation_fraction": 0},

@@ -29,7 +29,6 @@ def test_a_signal_before_the_loop_stops_the_run_at_once_and_the_same_command_goe
     (tmp_path / "recipe.yaml").write_text(json.dumps(RECIPE))
     for moment, number in (
         ("manifest:", signal.SIGTERM),
-        ("ray: starting", signal.SIGTERM),
         ("ray: starting", signal.SIGINT),
         ("starting 1 workers", signal.SIGTERM),
     ):

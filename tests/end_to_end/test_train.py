@@ -34,7 +34,7 @@ from tests.orchestrator.event_reader import Curve, curves_in
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
 
-STEPS = 80
+STEPS = 100
 SAVE_EVERY = 10
 GLOBAL_BATCH_SIZE = 32
 MODULES = (
@@ -115,9 +115,9 @@ class Run:
 
     def summary(self) -> dict[str, Any]:
         """What `manta show --json` says."""
-        with self.command("show", "--json") as process:
-            assert process.wait() == 0, process.output
-            return json.loads(process.output)
+        with pytest.MonkeyPatch.context() as patch:
+            shown: dict[str, Any] = json.loads(self.in_process(patch, "show", "--json"))
+        return shown
 
     def in_process(self, monkeypatch: pytest.MonkeyPatch, *command: str) -> str:
         """What a command prints that needs no Ray, without waiting for another interpreter to start."""
@@ -242,12 +242,16 @@ def summary(alone: Run) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def stopped_once(site: Site) -> Run:
-    """A run stopped by SIGINT to the command alone; to be copied, not continued."""
-    run = site.run("stopped")
-    with run.command("train") as process:
+    """A run stopped by SIGINT to the command alone; to be copied, not continued.
+
+    It tokenizes while it trains, in a store where nothing has been tokenized yet.
+    """
+    run = site.run("stopped", storage="untouched")
+    with run.command("train", "--set", "data.prepare=streaming") as process:
         process.wait_until(run.has_saved(SAVE_EVERY), "a checkpoint")
         process.interrupt()
         assert process.wait() == 130, process.output
+        assert "tokenized as training needs them" in process.output
         assert "saving, then stopping" in process.output
         assert "Traceback" not in process.output
     return run
@@ -283,6 +287,11 @@ def adds_up(goodput: dict[str, float]) -> bool:
 
 
 class TestLeftAlone:
+    def test_show_says_the_same_as_a_command_of_its_own(self, alone: Run, summary: dict[str, Any]) -> None:
+        with alone.command("show", "--json") as process:
+            assert process.wait() == 0, process.output
+            assert json.loads(process.output) == summary
+
     def test_story(self, alone: Run, summary: dict[str, Any]) -> None:
         assert (summary["run"], summary["status"], summary["attempts"], summary["step"]) == (
             "alone",
@@ -389,39 +398,6 @@ class TestLeftAlone:
         assert "'alone' is finished" in alone.train("--set", "scaling.num_workers=4", "--set", "checkpoint.keep=1")
 
 
-def test_streaming_preparation_gives_the_same(site: Site, alone: Run, summary: dict[str, Any]) -> None:
-    run = site.run("streaming", storage="untouched")  # where nothing has been tokenized yet
-    assert "tokenized as training needs them" in run.train("--set", "data.prepare=streaming")
-    assert run.losses() == alone.losses()
-    same_samples(run, summary)
-
-
-def test_killed_twice_and_continued(site: Site, alone: Run, summary: dict[str, Any], tmp_path: Path) -> None:
-    run = site.run("killed")
-    ended_by: list[int] = []
-    for _ in range(2):
-        wanted = max(run.saved_steps(), default=0) + SAVE_EVERY
-        with run.command("train") as process:
-            process.wait_until(run.has_saved(wanted), f"a checkpoint of step {wanted}")
-            process.wait_until(lambda: run.record()["attempts"][-1]["from_step"] is not None, "a sign of life")
-            process.kill_everything()
-        ended_by.append(max(run.saved_steps()))
-        assert ended_by[-1] < STEPS, "killed too late to tell anything"
-    assert run.summary()["status"] == "died"
-    run.train("--set", "scaling.num_workers=3")
-
-    at_two, reference, losses = ended_by[-1], alone.losses(), run.losses()
-    assert losses[:at_two] == reference[:at_two], "the same, bit by bit, at the same world size"
-    assert losses == pytest.approx(reference, rel=1e-6)
-    found = same_samples(run, summary)
-    assert found["attempts"] == 3
-    assert found["world_sizes"] == [[1, 2], [at_two + 1, 3]]
-    assert [attempt["from_step"] for attempt in run.record()["attempts"]] == [0, *ended_by]
-    assert found["goodput"]["idle_s"] > 0
-    assert adds_up(found["goodput"]), found["goodput"]
-    assert shows_every_step(run, tmp_path)
-
-
 def test_a_killed_worker_costs_seconds_and_no_sample(site: Site, alone: Run) -> None:
     """Either of the two, and no checkpoint is written before the end: what they go on from is in memory."""
     run = site.run("killed-worker")
@@ -443,9 +419,8 @@ def test_a_killed_worker_costs_seconds_and_no_sample(site: Site, alone: Run) -> 
         assert process.wait() == 130, process.output
         assert "Traceback" not in process.output
 
-    with run.command("show", "--json", *endless) as shown:
-        assert shown.wait() == 0, shown.output
-        found = json.loads(shown.output)
+    with pytest.MonkeyPatch.context() as patch:
+        found = json.loads(run.in_process(patch, "show", "--json", *endless))
     losses, reference = run.losses(), alone.losses()
     assert len(losses) == found["step"] > 0
     assert losses[:STEPS] == reference[: len(losses)], "the same, bit by bit"
@@ -458,30 +433,41 @@ def test_a_killed_worker_costs_seconds_and_no_sample(site: Site, alone: Run) -> 
     assert len(resumed_at) == 2 and min(resumed_at) > 0, "from memory, not from the beginning"
 
 
-def test_stopped_where_it_was_and_continued(stopped: Run, alone: Run, summary: dict[str, Any]) -> None:
+def test_stopped_killed_and_continued(stopped: Run, alone: Run, summary: dict[str, Any], tmp_path: Path) -> None:
     first = stopped.summary()
     assert (first["status"], first["attempts"]) == ("stopped", 1)
     assert first["step"] == max(stopped.saved_steps()) == len(stopped.metrics()) < STEPS
     assert first["step"] == stopped.record()["attempts"][-1]["step"], "saved at another step than it stopped at"
 
-    with stopped.command("train") as process:  # this time by Ctrl-C in a terminal
+    with stopped.command("train") as process:
+        process.wait_until(stopped.has_saved(first["step"] + SAVE_EVERY), "another checkpoint")
+        process.wait_until(lambda: stopped.record()["attempts"][-1]["from_step"] is not None, "a sign of life")
+        process.kill_everything()
+    killed_at = max(stopped.saved_steps())
+    assert killed_at < STEPS, "killed too late to tell anything"
+    assert stopped.summary()["status"] == "died"
+
+    with stopped.command("train") as process:  # stopped by Ctrl-C in a terminal
         process.wait_until(
-            lambda: len(stopped.record()["attempts"]) == 2 and stopped.step_told() >= first["step"], "going on"
+            lambda: len(stopped.record()["attempts"]) == 3 and stopped.step_told() >= killed_at, "going on"
         )
         process.interrupt_group()
         assert process.wait() == 130, process.output
         assert "Traceback" not in process.output
-    second = stopped.summary()
-    assert (second["status"], second["attempts"]) == ("stopped", 2)
-    assert first["step"] < second["step"] == max(stopped.saved_steps()) < STEPS
-    assert stopped.losses() == alone.losses()[: second["step"]]
+    third = stopped.summary()
+    assert (third["status"], third["attempts"]) == ("stopped", 3)
+    assert killed_at <= third["step"] == max(stopped.saved_steps()) < STEPS
+    assert stopped.losses() == alone.losses()[: third["step"]], "the same, bit by bit, at the same world size"
 
-    stopped.train("--set", "scaling.num_workers=1")
+    stopped.train("--set", "scaling.num_workers=3")
     assert stopped.losses() == pytest.approx(alone.losses(), rel=1e-6)
     found = same_samples(stopped, summary)
-    assert found["world_sizes"] == [[1, 2], [second["step"] + 1, 1]]
-    assert found["goodput"]["replay_s"] == 0, "nothing was lost"
+    assert found["world_sizes"] == [[1, 2], [third["step"] + 1, 3]]
+    beginnings = [attempt["from_step"] for attempt in stopped.record()["attempts"]]
+    assert beginnings[:2] == [0, first["step"]] and beginnings[2] >= killed_at and beginnings[3] == third["step"]
+    assert found["goodput"]["idle_s"] > 0
     assert adds_up(found["goodput"]), found["goodput"]
+    assert shows_every_step(stopped, tmp_path)
 
 
 def test_damaged_checkpoint_is_named_and_the_one_before_used(
@@ -550,9 +536,8 @@ def test_two_attempts_never_write_one_run(endless: tuple[Run, MantaProcess], alo
 
     losses, reference = run.losses(), alone.losses()
     assert losses[:STEPS] == reference[: len(losses)]
-    with run.command("show", "--json", "--set", "train.steps=1000000") as process:
-        assert process.wait() == 0, process.output
-        found = json.loads(process.output)
+    with pytest.MonkeyPatch.context() as patch:
+        found = json.loads(run.in_process(patch, "show", "--json", "--set", "train.steps=1000000"))
     assert (found["status"], found["attempts"], found["step"]) == ("stopped", 2, len(losses))
     assert found["samples"]["seen"] == found["samples"]["expected"] == len(losses) * GLOBAL_BATCH_SIZE
     assert (found["samples"]["duplicated"], found["samples"]["missing"]) == (0, 0)
