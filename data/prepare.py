@@ -30,6 +30,7 @@ from data.shards.build import build_manifest
 from data.shards.listing import check_unchanged
 from data.shards.manifest import Manifest
 from data.shards.unit_rows import Log, json_digest, with_progress
+from data.stores.patience import telling
 from data.stores.store import Store
 from data.tokens.tokenizer import Tokenizer
 from data.tokens.unit import TokenizeJob, excluded_columns
@@ -163,7 +164,7 @@ class _Preparation:
 
         self.log(f"tokens: tokenizing {manifest.num_units:,} units")
         columns = (*UNIT_COLUMNS, *excluded_columns(job))
-        rows = tokenized_units_in_chunks(manifest, job, columns)
+        rows = tokenized_units_in_chunks(manifest, job, columns, tell=telling(self.log, "tokenizing"))
         table = pa.concat_tables(with_progress(rows, manifest.num_units, "tokens", self.log))
         if table["problem"].null_count == len(table):  # a later version of the reader may read bad shards
             sink = pa.BufferOutputStream()

@@ -21,6 +21,7 @@ from data.feed.spec import BlockShare, FeedSpec, HeldOut, ToTranslate, micro_bat
 from data.order.known_units import KnownUnits
 from data.order.packing import MicroBatch
 from data.order.sample_order import UNKNOWN, CountsUnknownError, Samples
+from data.stores.patience import Tell, silently
 from data.tokens.pipeline import ReadAhead
 
 AHEAD_STEPS = 8
@@ -43,14 +44,18 @@ class Feeder:
     """Makes the steps of a run in a background thread; the class of the actor.
 
     Every call that waits for data raises the error that stopped the background thread: BadShardError,
-    ShardChangedError, TransientStoreError and others of `data.errors`.
+    ShardChangedError, TransientStoreError (after `store.patience`) and others of `data.errors`.
+
+    Args:
+        tell: receives the outages of the store, see `data.stores.patience`; called in background threads.
     """
 
-    def __init__(self, spec: FeedSpec) -> None:
+    def __init__(self, spec: FeedSpec, tell: Tell = silently) -> None:
         self._spec, self._order, self._batching = spec, spec.order(), spec.batching()
         self._together: tuple[int, list[list[MicroBatch]]] = -1, []
         self._known = spec.known.copy()
-        self._read_ahead = ReadAhead(spec.manifest, spec.job)
+        self._tell = tell
+        self._read_ahead = ReadAhead(spec.manifest, spec.job, tell=tell)
         self._blocks: dict[int, _Block] = {}
         self._next_block = spec.first_step // spec.steps_per_block
         self._newest_request = spec.first_step
@@ -104,10 +109,10 @@ class Feeder:
 
     async def to_translate(self, count: int) -> ToTranslate:
         """The first `count` held-out pairs."""
-        return await asyncio.to_thread(pairs_to_translate, self._spec, "validation", count)
+        return await asyncio.to_thread(pairs_to_translate, self._spec, "validation", count, tell=self._tell)
 
     def _make_held_out(self) -> HeldOut:
-        batches = fixed_batches(self._spec, "validation")
+        batches = fixed_batches(self._spec, "validation", tell=self._tell)
         token_bytes = self._spec.job.tokenizer.token_bytes
         return HeldOut([ray.put(batch) for batch in batches], *measure_held_out(batches, token_bytes))
 

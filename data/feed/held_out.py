@@ -14,11 +14,14 @@ from data.feed.spec import FeedSpec, ToTranslate
 from data.order.packing import MicroBatch, UnitStream
 from data.order.pairs import input_batches
 from data.order.sample_order import Ints, Samples
+from data.stores.patience import Tell, silently
 from data.tokens.pipeline import tokenized_units_in_chunks
 from data.tokens.unit import stream_columns, unit_stream
 
 
-def fixed_batches(spec: FeedSpec, split: str, start_ray: Callable[[], None] = lambda: None) -> list[MicroBatch]:
+def fixed_batches(
+    spec: FeedSpec, split: str, start_ray: Callable[[], None] = lambda: None, tell: Tell = silently
+) -> list[MicroBatch]:
     """The first samples of a split in the manifest's order, at most `data.validation_sequences`.
 
     Reads only the units that are needed for them. Sample ids are (unit, sequence) as in training.
@@ -26,6 +29,7 @@ def fixed_batches(spec: FeedSpec, split: str, start_ray: Callable[[], None] = la
     Args:
         split: "train", "validation" or "test".
         start_ray: called if a unit must be tokenized; Ray runs when it returns.
+        tell: see `Patience`.
     """
     data, batching = spec.job.data, spec.batching()
     streams: dict[int, UnitStream] = {}
@@ -34,7 +38,7 @@ def fixed_batches(spec: FeedSpec, split: str, start_ray: Callable[[], None] = la
     indices: list[int] = []
     part = "train" if split == "train" else "validation"  # column of a unit's row; sources for test have this one only
     columns = stream_columns(part, spec.job)
-    for table in tokenized_units_in_chunks(spec.manifest, spec.job, columns, start_ray, _units_of(spec, split)):
+    for table in tokenized_units_in_chunks(spec.manifest, spec.job, columns, start_ray, _units_of(spec, split), tell):
         if len(units) >= limit:
             break
         ordinal, stream = table["ordinal"][0].as_py(), unit_stream(table, part, spec.job)
@@ -50,30 +54,38 @@ def fixed_batches(spec: FeedSpec, split: str, start_ray: Callable[[], None] = la
 
 
 def pairs_to_translate(
-    spec: FeedSpec, split: str, count: int, start_ray: Callable[[], None] = lambda: None
+    spec: FeedSpec,
+    split: str,
+    count: int,
+    start_ray: Callable[[], None] = lambda: None,
+    tell: Tell = silently,
 ) -> ToTranslate:
     """The first `count` pairs of a split in the manifest's order, including pairs too long to be trained on.
 
     Args:
         split: "train", "validation" or "test".
         start_ray: called if a unit must be tokenized; Ray runs when it returns.
+        tell: see `Patience`.
     """
     job, data = spec.job, spec.job.data
-    pairs = list(islice(raw_pairs(spec, split, start_ray), count))
+    pairs = list(islice(raw_pairs(spec, split, start_ray, tell), count))
     inputs = [each for each, _ in pairs]
     batches = input_batches(inputs, job.encoder_tokenizer, data.most_input_tokens, spec.micro_batch_size)
     return ToTranslate(batches, [text for _, text in pairs], job.tokenizer)
 
 
-def raw_pairs(spec: FeedSpec, split: str, start_ray: Callable[[], None] = lambda: None) -> Iterator[tuple[str, str]]:
+def raw_pairs(
+    spec: FeedSpec, split: str, start_ray: Callable[[], None] = lambda: None, tell: Tell = silently
+) -> Iterator[tuple[str, str]]:
     """The cleaned inputs and texts of a split in the manifest's order.
 
     Args:
         split: "train", "validation" or "test".
         start_ray: called if a unit must be tokenized; Ray runs when it returns.
+        tell: see `Patience`.
     """
     ordinals = _units_of(spec, split)
-    return _training_pairs(spec, ordinals) if split == "train" else _held_out_pairs(spec, ordinals, start_ray)
+    return _training_pairs(spec, ordinals) if split == "train" else _held_out_pairs(spec, ordinals, start_ray, tell)
 
 
 def _units_of(spec: FeedSpec, split: str) -> list[int]:
@@ -83,10 +95,10 @@ def _units_of(spec: FeedSpec, split: str) -> list[int]:
 
 
 def _held_out_pairs(
-    spec: FeedSpec, ordinals: Sequence[int], start_ray: Callable[[], None]
+    spec: FeedSpec, ordinals: Sequence[int], start_ray: Callable[[], None], tell: Tell
 ) -> Iterator[tuple[str, str]]:
     columns = ["validation_pairs"]
-    for table in tokenized_units_in_chunks(spec.manifest, spec.job, columns, start_ray, ordinals):
+    for table in tokenized_units_in_chunks(spec.manifest, spec.job, columns, start_ray, ordinals, tell):
         yield from json.loads(table["validation_pairs"][0].as_py())
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
+from data.duration import Duration
 from data.section import Section, UrlOrPath
 
 SECRET = ("access_key_id", "secret_access_key")
@@ -30,6 +31,11 @@ class StoreConfig(Section):
     serve: str | None = Field(
         None,
         description="Folder of a local S3 server, started when a command needs it and stopped after the last one.",
+    )
+    patience: Duration = Field(
+        6 * 3600.0,
+        ge=0,
+        description="How long a run waits for a store that fails after it has answered; such as 30m, 6h, or seconds.",
     )
     timeout_s: float = Field(5.0, gt=0, le=60, description="Seconds to wait for a connection before giving up on it.")
 

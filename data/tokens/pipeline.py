@@ -9,10 +9,12 @@ from functools import partial
 
 import pyarrow as pa
 
+from data.errors import TransientStoreError
 from data.order.packing import UnitStream
 from data.ray_data import SEGMENT_BYTES, SEGMENT_UNITS, chunks, rows_in_order
 from data.shards.manifest import Manifest, Unit
 from data.shards.unit_rows import load_cached
+from data.stores.patience import Patience, Tell, silently
 from data.tokens.unit import TokenizeJob, load_or_tokenize, stream_columns, unit_stream
 
 
@@ -42,25 +44,49 @@ def tokenized_units_in_chunks(
     columns: Sequence[str],
     start_ray: Callable[[], None] = lambda: None,
     ordinals: Sequence[int] | None = None,
+    tell: Tell = silently,
 ) -> Iterator[pa.Table]:
     """`tokenized_units` of a manifest, some at a time, so that a caller that stops early wastes little.
 
+    A store that fails is waited for, as long as `store.patience` allows; no unit is yielded twice.
+
     Args:
         ordinals: units to read; None: all.
+        tell: see `Patience`.
     """
+    patience = Patience(job.store_config.patience, tell)
     for chunk in chunks(manifest, ordinals):
-        yield from tokenized_units(chunk, job, columns, start_ray)
+        done = 0
+        while done < len(chunk):
+            try:
+                for table in tokenized_units(chunk[done:], job, columns, start_ray):
+                    patience.succeeded()
+                    done += 1
+                    yield table
+            except TransientStoreError as error:
+                patience.wait(error)
 
 
 class ReadAhead:
     """Training streams of units, read in a background thread in the order of the latest request.
 
     Streams that are no longer requested are kept up to `keep_bytes`, the most recently used ones, so that a data set
-    that fits is read once and not once per epoch.
+    that fits is read once and not once per epoch. A store that fails is waited for, as long as `store.patience` allows.
+
+    Args:
+        tell: see `Patience`; called in the background thread.
     """
 
-    def __init__(self, manifest: Manifest, job: TokenizeJob, *, keep_bytes: int = 256_000_000) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        job: TokenizeJob,
+        *,
+        keep_bytes: int = 256_000_000,
+        tell: Tell = silently,
+    ) -> None:
         self._manifest, self._job, self._keep_bytes = manifest, job, keep_bytes
+        self._patience = Patience(job.store_config.patience, tell, sleep=self._sleep)
         self._streams: OrderedDict[int, UnitStream] = OrderedDict()
         self._requests: list[int] = []
         self._error: BaseException | None = None
@@ -108,12 +134,20 @@ class ReadAhead:
                     if self._closed:
                         return
                     segment = self._next_segment()
-                for table in tokenized_units(segment, self._job, stream_columns("train", self._job)):
-                    self._add(table)
+                try:
+                    for table in tokenized_units(segment, self._job, stream_columns("train", self._job)):
+                        self._add(table)
+                        self._patience.succeeded()
+                except TransientStoreError as error:  # what has not been read is in the next segment
+                    self._patience.wait(error)
         except BaseException as error:  # raised by `stream` in the threads that wait
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
+
+    def _sleep(self, seconds: float) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed, seconds)
 
     def _next_segment(self) -> list[Unit]:
         """The first requested units that have not been read, about SEGMENT_BYTES of shards."""
