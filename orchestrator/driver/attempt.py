@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -31,6 +32,7 @@ from orchestrator.nodes.watch import NodeWatch
 from orchestrator.observe.observer import Observer
 from orchestrator.policy.scaling import scaling_policy
 from orchestrator.run.fence import Fence
+from orchestrator.run.heartbeat import Heartbeat
 from orchestrator.run.job import TrainJob
 from orchestrator.run.progress import Progress
 from orchestrator.run.run import Run, feed_spec
@@ -51,7 +53,7 @@ AGENT_THREADS = 4
 
 def run_attempt(
     run: Run,
-    fence: Fence,
+    heartbeat: Heartbeat,
     data: PreparedData,
     console: Console,
     requests: StopRequests,
@@ -61,6 +63,7 @@ def run_attempt(
     """Trains until the end, a request to stop or an error, and writes the outcome into the run's record.
 
     Args:
+        heartbeat: of the attempt; its fence is held.
         requests: source of requests to stop.
         poll_s: seconds between two polls of the monitor, and between two reports of the loop.
         watch: logs what the run waits for while it has no workers.
@@ -73,10 +76,10 @@ def run_attempt(
     refuse_small_cluster(run.config.scaling, tokenizes=tokenizes)
     quiet_driver()
     feeder, monitor = start_actors(run, data)
-    job = train_job(run, fence, data, feeder, monitor, poll_s)
+    job = train_job(run, heartbeat.fence, data, feeder, monitor, poll_s)
     trainer = TrainerThread(run, job, tokenizes=tokenizes)
     observer = Observer(run, console.line)
-    record = AttemptRecord(fence, console, run, observer, FlopsPerToken(run.config, job.vocabulary, feeder))
+    record = AttemptRecord(heartbeat, console, run, observer, FlopsPerToken(run.config, job.vocabulary, feeder))
     monitor.agent_of.remote(driver_node_id(), job)  # of the usual node of workers; on others, a worker starts it
     try:
         with requests.saving(), closing(console):
@@ -145,12 +148,14 @@ def start_actors(run: Run, data: PreparedData) -> tuple[Any, Any]:
     here = {"num_cpus": 0, **on_node(driver_node_id())}
     # A restarted feeder has the same spec, and makes the same steps.
     restarts = {"max_restarts": FEEDER_RESTARTS, "max_task_retries": FEEDER_RESTARTS}
-    feeder = ray.remote(Feeder).options(**here, **restarts).remote(feed_spec(run, data))
     config = run.config
     scaling = scaling_policy(config)
     start_evaluation = BackgroundEvaluation if can_evaluate_in_background(config) else None
-    monitor = ray.remote(Monitor).options(**here)
-    return feeder, monitor.remote(scaling, config.train.steps, start_agent, start_evaluation)
+    monitor: Any = ray.remote(Monitor)
+    monitor = monitor.options(**here).remote(scaling, config.train.steps, start_agent, start_evaluation)
+    tell = partial(monitor.report_outage.remote, "reading shards and tokens")
+    feeder: Any = ray.remote(Feeder)
+    return feeder.options(**here, **restarts).remote(feed_spec(run, data), tell), monitor
 
 
 def start_agent(node_id: str, job: TrainJob) -> Any:

@@ -6,11 +6,11 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from data.errors import TransientStoreError
+from data.stores.patience import Patience, telling
 from orchestrator.console import Console
 from orchestrator.driver.flops import FlopsPerToken
 from orchestrator.observe.observer import Observer
-from orchestrator.run.fence import HEARTBEAT_S, PRESUMED_DEAD_S, Fence
+from orchestrator.run.heartbeat import Heartbeat
 from orchestrator.run.progress import Progress
 from orchestrator.run.record import Attempt
 from orchestrator.run.run import Run
@@ -29,22 +29,25 @@ _CAUSE_OF_PHASE = {
 class AttemptRecord:
     """Follows the progress of an attempt, and writes it to the run's record and to the terminal."""
 
-    def __init__(self, fence: Fence, console: Console, run: Run, observer: Observer, flops: FlopsPerToken) -> None:
-        self._fence, self._console, self._run = fence, console, run
+    def __init__(
+        self, heartbeat: Heartbeat, console: Console, run: Run, observer: Observer, flops: FlopsPerToken
+    ) -> None:
+        self._heartbeat, self._fence, self._console, self._run = heartbeat, heartbeat.fence, console, run
         self._observer, self._flops = observer, flops
-        self._began = time.monotonic() - (time.time() - fence.record.last.started_at)
-        self._last_report_at = time.monotonic() - HEARTBEAT_S
+        self._began = time.monotonic() - (time.time() - self._fence.record.last.started_at)
         self._first_step_s: float | None = None
         self._startup_s: float | None = None
         self._logged = 0
-        self._had_workers = False
+        self._had_workers = self._had_begun = False
 
     def follow(self, progress: Progress, *, force: bool = False) -> None:
-        """Shows the progress, and writes the record when a heartbeat is due.
+        """Shows the progress, and passes it on to the heartbeat.
+
+        Args:
+            force: write the record now, not with the next heartbeat.
 
         Raises:
-            FencedError: a newer attempt has taken over the run.
-            TransientStoreError: writing the record has failed for PRESUMED_DEAD_S.
+            see `Heartbeat.check`.
         """
         # The goodput clock began with the loop, and includes the loop's own start-up; the time before it is the rest.
         if self._startup_s is None and progress.goodput:
@@ -56,16 +59,11 @@ class AttemptRecord:
         self._logged = len(progress.log_lines)
         self._console.progress(progress, self._run.config.train.steps)
         # Write the restored step at once: from then on, nothing an earlier attempt still writes belongs to the run.
-        restored = progress.restored_step is not None and self._fence.record.last.from_step is None
+        restored = progress.restored_step is not None and not self._had_begun
         # Write at once, too, when the workers are lost or back.
         changed = progress.has_workers != self._had_workers
-        if force or restored or changed or time.monotonic() - self._last_report_at >= HEARTBEAT_S:
-            try:
-                self._fence.update(attempt=self._fields(progress))
-                self._last_report_at, self._had_workers = time.monotonic(), progress.has_workers
-            except TransientStoreError:
-                if time.monotonic() - self._last_report_at > PRESUMED_DEAD_S:
-                    raise
+        self._heartbeat.write(self._fields(progress), at_once=force or restored or changed)
+        self._had_workers, self._had_begun = progress.has_workers, progress.restored_step is not None
         self._observer.follow(self._attempts(progress), progress)
 
     @property
@@ -74,11 +72,19 @@ class AttemptRecord:
         return self._first_step_s is not None
 
     def finish(self, progress: Progress, steps: int) -> None:
-        """Writes how the attempt ended."""
+        """Writes how the attempt ended; waits for a store that fails.
+
+        Raises:
+            see `Heartbeat.check`.
+        """
         result = progress.result or {}
         status = "finished" if result.get("step") == steps else "stopped"
-        self._fence.update(
-            attempt={**self._fields(progress), "status": status}, result=result if status == "finished" else {}
+        self._heartbeat.stop()
+        patience = Patience(self._run.config.store.patience, telling(self._console.line, "writing the run's record"))
+        patience.call(
+            lambda: self._fence.update(
+                attempt={**self._fields(progress), "status": status}, result=result if status == "finished" else {}
+            )
         )
         self._observer.follow(self._fence.record.attempts, progress, now=True)
         self._observer.close(status, result)
@@ -112,6 +118,7 @@ class AttemptRecord:
             "disruptions": [disruption.summary() for disruption in progress.disruptions],
             "decisions": progress.decisions,
             "evaluations": progress.evaluations,
+            "outages": progress.outages,
             "first_step_s": self._first_step_s,
             "goodput": goodput,
         }

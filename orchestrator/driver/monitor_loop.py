@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from data.stores.patience import Outage
 from orchestrator.driver.monitor_state import MonitorInterface
 from orchestrator.run.job import TrainJob
-from orchestrator.run.progress import RECENT_STEPS, LoopRequests
+from orchestrator.run.progress import RECENT_STEPS, GroupStart, LoopRequests
 
 
 class LoopInterface(MonitorInterface):
@@ -27,7 +28,7 @@ class LoopInterface(MonitorInterface):
             state.agents[node_id] = state.start_agent(node_id, job)
         return state.agents[node_id]
 
-    def begin_group(self, step: int, nodes: Sequence[str], clock_s: float, device: str = "") -> int:
+    def begin_group(self, step: int, nodes: Sequence[str], clock_s: float, device: str = "") -> GroupStart:
         """Reports that the group's state is restored to `step`.
 
         Args:
@@ -36,12 +37,14 @@ class LoopInterface(MonitorInterface):
             device: name of the device that rank 0 computes on.
 
         Returns:
-            newest step that any group before completed; the steps between are replayed.
+            what the group has to know of those before it.
         """
         state, progress, now, world_size = self._state, self._state.progress, self._state.now(), len(nodes)
         progress.device = device
         for node_id in state.agents.keys() - set(nodes):  # an autoscaler removes a node only when nothing runs on it
-            state.agents.pop(node_id).free.remote()
+            agent = state.agents.pop(node_id)
+            state.leaving.append((agent.free.remote(), agent))
+        state.forget_agents_that_left()
         state.longest_start_s = max(state.longest_start_s or 0.0, now - state.start_began_at)
         done = max(step, progress.row.get("step", step))  # the newest report may be older than the newest snapshot
         if progress.restored_step is None:
@@ -52,7 +55,7 @@ class LoopInterface(MonitorInterface):
         progress.phase, progress.world_size = "training", world_size
         state.group_began_at, state.has_reported, state.save_reason = now - clock_s, False, ""
         state.request(pause=False)
-        return int(done)
+        return GroupStart(int(done), now - state.checkpoint_at)
 
     def _end_disruption(self, step: int, world_size: int, now: float, loop_at: float) -> None:
         """Accounts for the time from the last group's newest report to this group's loop, which began at `loop_at`."""
@@ -86,11 +89,34 @@ class LoopInterface(MonitorInterface):
             progress.goodput = {cause: past.get(cause, 0.0) + goodput.get(cause, 0.0) for cause in causes}
         return state.requests
 
-    def report_checkpoint(self, step: int, at: float) -> None:
-        """Reports a checkpoint of `step`, saved `at`. Called by snapshot agents, and by rank 0 for the restored one."""
-        saved = self._state.progress.saved
+    def report_checkpoint(self, step: int, at: float, saved_state: dict[str, Any] | None = None) -> None:
+        """Reports a checkpoint of `step`, saved `at`. Called by snapshot agents, and by rank 0 for the restored one.
+
+        Args:
+            saved_state: the checkpoint's state.json, where this attempt wrote it.
+        """
+        state, saved = self._state, self._state.progress.saved
         if saved is None or step >= saved[0]:
-            self._state.progress.saved = step, at
+            state.progress.saved = step, at
+        if saved_state is not None and (state.base is None or step >= state.base["step"]):
+            state.base, state.checkpoint_at = saved_state, state.now()
+
+    def report_restored(self, saved_state: dict[str, Any]) -> None:
+        """Reports the checkpoint that a group continues from, by its state.json. Called by snapshot agents."""
+        self._state.base = saved_state
+
+    def newest_checkpoint(self) -> dict[str, Any] | None:
+        """state.json of the attempt's newest checkpoint, or of the one restored; None before. Called by agents."""
+        return self._state.base
+
+    def report_outage(self, doing: str, outage: Outage | None) -> None:
+        """Reports that a store fails, or answers again (None). Called by the feeder, snapshot agents and rank 0.
+
+        Args:
+            doing: what needs the store.
+        """
+        self._state.outages.report(doing, outage)
+        self._state.request(store_fails=self._state.outages.any)
 
     def report_evaluation(self, step: int, scores: Mapping[str, Any], averaged: bool) -> None:
         """Reports the scores of an evaluation during training; see `Evaluations.add`."""

@@ -6,7 +6,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import ray
+
 from orchestrator.driver.evaluations import Evaluations, StartEvaluation
+from orchestrator.driver.outages import Outages
 from orchestrator.policy.failure import FailurePolicy
 from orchestrator.policy.scaling import ScalingPolicy
 from orchestrator.run.job import TrainJob
@@ -35,6 +38,10 @@ class MonitorState:
         past_goodput: goodput by cause of all groups before the running one.
         has_reported: whether the running group has reported its goodput.
         failure_count: ends of groups that were not planned.
+        base: state.json of the checkpoint that snapshots continue from; None before the first group.
+        checkpoint_at: when this attempt's newest checkpoint was saved; before the first, when the attempt began.
+        leaving: agents of nodes without workers, each with its last call: they end once nothing of theirs is uploaded.
+        outages: of the stores.
         loss_spike: step and description of the newest loss spike.
         wait_reason, save_reason, prepare_reason: the newest logged reason to wait, save or prepare, to log each once.
     """
@@ -52,6 +59,10 @@ class MonitorState:
         self.agents: dict[str, Any] = {}
         self.evaluations = Evaluations(self.progress.evaluations, self.log, start_evaluation)
         self.made_at = self.group_began_at = self.start_began_at = self.last_report_at = self.failed_at = now()
+        self.checkpoint_at = self.made_at
+        self.base: dict[str, Any] | None = None
+        self.leaving: list[tuple[Any, Any]] = []
+        self.outages = Outages(self.progress.outages, self.log)
         self.longest_start_s: float | None = None
         self.past_goodput: dict[str, float] = {}
         self.has_reported = False
@@ -67,6 +78,10 @@ class MonitorState:
     def log(self, line: str) -> None:
         """Adds a line to the driver's console."""
         self.progress.log_lines.append(line)
+
+    def forget_agents_that_left(self) -> None:
+        """Drops the handles of agents whose last call has ended; the last handle ends the process."""
+        self.leaving = [(call, agent) for call, agent in self.leaving if not ray.wait([call], timeout=0)[0]]
 
     def request(self, **changes: Any) -> None:
         """Changes fields of `requests`."""

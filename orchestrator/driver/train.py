@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, nullcontext, suppress
 
 from cluster.local.ray import joins_cluster
+from data.stores.patience import Patience, telling
 from data.stores.store import Store
 from orchestrator.config.recipe import RunConfig
 from orchestrator.config.recipe_file import remember_recipe
@@ -22,6 +23,7 @@ from orchestrator.nodes.watch import watching_nodes
 from orchestrator.observe.trackers import refuse_missing_packages
 from orchestrator.run.checkpoint import list_checkpoints
 from orchestrator.run.fence import HEARTBEAT_S, Fence
+from orchestrator.run.heartbeat import Heartbeat
 from orchestrator.run.record import load_record
 from orchestrator.run.run import Run, open_run, reaching_storage, refuse_changed_config, stores
 
@@ -66,7 +68,10 @@ def _train(
             console.line(f"run {config.run!r} is finished: nothing left to do.")
         else:
             try:
-                begin_attempt(Run(config, root, store, fence.record), fence, ray_session, console, requests)
+                run = Run(config, root, store, fence.record)
+                tell = telling(console.line, "writing the run's record")
+                with Heartbeat(fence, config.store.patience, tell) as heartbeat:
+                    begin_attempt(run, heartbeat, ray_session, console, requests)
             except BaseException as error:
                 close_attempt(fence, error)
                 raise
@@ -111,25 +116,29 @@ def claim_when_free(
         time.sleep(HEARTBEAT_S)
 
 
-def begin_attempt(run: Run, fence: Fence, ray_session: RaySession, console: Console, requests: StopRequests) -> None:
-    """Prepares the run's data, pins the run to it, and trains."""
+def begin_attempt(
+    run: Run, heartbeat: Heartbeat, ray_session: RaySession, console: Console, requests: StopRequests
+) -> None:
+    """Prepares the run's data, pins the run to it, and trains. Waits for a store that fails."""
+    patience = Patience(run.config.store.patience, telling(console.line, "preparing"))
 
     def log(line: str) -> None:
         console.line(line)
-        fence.heartbeat()  # preparing may take hours; without heartbeats the attempt would be presumed dead
+        heartbeat.check()  # preparing may take hours
 
     if joins_cluster():
         ray_session.begin()  # nodes start while shards are listed and the tokenizer is trained
     with watching_nodes(console.line) if joins_cluster() else nullcontext() as watch:
-        data = prepared(run.config, run.root, run.record.pins, log, ray_session)
+        # What has been prepared is in storage, and found there by the next try.
+        data = patience.call(lambda: prepared(run.config, run.root, run.record.pins, log, ray_session))
         console.line(f"data: {data.summary()}")
-        init = initial_weights_of(run, data.tokenizer, log)
-        fence.update(**data.digests, init=init)
+        init = patience.call(lambda: initial_weights_of(run, data.tokenizer, log))
+        patience.call(lambda: heartbeat.fence.update(**data.digests, init=init))
         ray_session()
         ray_session.workers_request_nodes()
         from orchestrator.driver.attempt import run_attempt
 
-        run_attempt(run, fence, data, console, requests, watch=watch)
+        run_attempt(run, heartbeat, data, console, requests, watch=watch)
 
 
 def import_quietly(module: str) -> None:

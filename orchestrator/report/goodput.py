@@ -19,6 +19,7 @@ MEANINGS = {
     "compile": "first step of a compiled model",
     "snapshot": "state copied into the node's memory",
     "checkpoint": "the loop waited for object storage",
+    "store_wait": "training stood still because a store failed",
     "evaluation": "training waited for an evaluation",
     "startup": "from the command to the loop",
     "detection": "from a failure to its detection",

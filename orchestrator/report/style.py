@@ -92,15 +92,16 @@ tr.best td { font-weight: 650; } .none { color: var(--soft); }
 RUN_STYLE = """
 :root { --training: #2f7d5b; --data_wait: #b07c00; --compile: #00798c; --snapshot: #5b8fb9; --checkpoint: #0b62a8;
   --evaluation: #8a4fa3; --startup: #6c7a8d; --detection: #b3261e; --restart: #c4500a; --replay: #b0294d;
-  --shutdown: #8b8f97; --idle: #c3cad3; --rest: #3c434d; --on: #fff; --raw: .34; }
+  --store_wait: #7a5c00; --shutdown: #8b8f97; --idle: #c3cad3; --rest: #3c434d; --on: #fff; --raw: .34; }
 @media (prefers-color-scheme: dark) { :root { --training: #4fc08f; --data_wait: #e3c545; --compile: #5ad1e0;
   --snapshot: #9cc7ea; --checkpoint: #5cb3ff; --evaluation: #d3a0ea; --startup: #9aa7b8; --detection: #ff8a80;
-  --restart: #ff9d57; --replay: #ff86a3; --shutdown: #aeb4bd; --idle: #46515f; --rest: #dfe5ec; --on: #12161c;
-  --raw: .42; } }
+  --store_wait: #c9a227; --restart: #ff9d57; --replay: #ff86a3; --shutdown: #aeb4bd; --idle: #46515f;
+  --rest: #dfe5ec; --on: #12161c; --raw: .42; } }
 .c-training { fill: var(--training); } .c-data-wait { fill: var(--data_wait); } .c-compile { fill: var(--compile); }
 .c-snapshot { fill: var(--snapshot); } .c-checkpoint { fill: var(--checkpoint); } .c-startup { fill: var(--startup); }
 .c-evaluation { fill: var(--evaluation); } .c-detection { fill: var(--detection); } .c-restart { fill: var(--restart); }
 .c-replay { fill: var(--replay); } .c-shutdown { fill: var(--shutdown); } .c-idle { fill: var(--idle); }
+.c-store-wait { fill: var(--store_wait); }
 .c-idle + text.on { fill: var(--ink); } .c-rest { fill: var(--rest); } .cause { stroke: var(--card); stroke-width: .8; }
 svg text.on { fill: var(--on); font-size: 11.5px; font-weight: 600; pointer-events: none; }
 .raw { stroke: var(--c); fill: none; stroke-width: 1; opacity: var(--raw); stroke-linejoin: round; }

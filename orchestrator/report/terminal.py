@@ -9,6 +9,7 @@ from rich.table import Table
 
 from data.cleaning.clean import report_lines
 from orchestrator.console import Console
+from orchestrator.report.format import clock, duration
 from orchestrator.run.run import Run
 from orchestrator.run.summary import StoredSummary, summary_of_run
 
@@ -101,6 +102,8 @@ def _workers(summary: StoredSummary) -> Rows:
     if summary["restarts"]:
         newest = summary["decisions"][-LAST_DECISIONS:]
         yield "decisions", "\n".join(f"step {each['step']}: {each['what']}" for each in newest)
+    if summary["outages"]:
+        yield "store", "\n".join(_outage_line(each) for each in summary["outages"][-LAST_RESTARTS:])
     sizes = (f"{size} from step {step}" for step, size in summary["world_sizes"])
     yield "workers", ", ".join(sizes) or "none yet"
     seconds = {cause.removesuffix("_s"): value for cause, value in summary["goodput"].items() if value >= 0.05}
@@ -108,6 +111,13 @@ def _workers(summary: StoredSummary) -> Rows:
     yield "time", ", ".join(f"{cause} {value:.1f} s" for cause, value in seconds.items()) + f"; wall {wall:.1f} s"
     if summary["checkpoints"]:
         yield "checkpoint", summary["checkpoints"][-1]["url"]
+
+
+def _outage_line(outage: Mapping[str, Any]) -> str:
+    since = f"{outage['doing']}: failed at {clock(outage['since'])}"
+    if outage["until"] is None:
+        return f"{since} and still does: {outage['problem']}"
+    return f"{since} for {duration(outage['until'] - outage['since'])}"
 
 
 def _disruption_line(disruption: Mapping[str, Any]) -> str:

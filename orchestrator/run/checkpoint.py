@@ -110,19 +110,17 @@ def newest_undamaged(
     Raises:
         CheckpointDamagedError: there are checkpoints, and every one is damaged.
     """
-    damage = []
-    for name in reversed(list_checkpoints(store, record)):
+    damage: dict[CheckpointName, str] = {}
+    while names := [name for name in list_checkpoints(store, record) if name not in damage]:
         try:
-            return fetch(name)
+            return fetch(names[-1])
         except CheckpointDamagedError as error:
-            log(f"{error} The one before it is used.")
-            damage.append(str(error))
+            damage[names[-1]] = str(error)
+            if names[-1] in list_checkpoints(store):  # otherwise it was pruned meanwhile: there is a newer one
+                log(f"{error} The one before it is used.")
     if damage:
-        raise CheckpointDamagedError(
-            "\n".join(
-                [*damage, "No checkpoint is left to continue from. Restore one, or start under another `run:` name."]
-            )
-        )
+        remedy = "No checkpoint is left to continue from. Restore one, or start under another `run:` name."
+        raise CheckpointDamagedError("\n".join([*damage.values(), remedy]))
     return None
 
 
@@ -188,8 +186,9 @@ def write_checkpoint(
 def quarantine(store: Store, name: CheckpointName) -> None:
     """Renames the manifest of a damaged checkpoint, so that it is not used again; its files stay for inspection."""
     prefix = f"checkpoints/{name}"
-    store.put(f"{prefix}/{DAMAGED}", store.get(f"{prefix}/{MANIFEST}"))
-    store.delete(f"{prefix}/{MANIFEST}")
+    with suppress(ObjectNotFoundError):  # pruned meanwhile
+        store.put(f"{prefix}/{DAMAGED}", store.get(f"{prefix}/{MANIFEST}"))
+        store.delete(f"{prefix}/{MANIFEST}")
 
 
 def prune(store: Store, record: RunRecord, keep: int) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ class Fence:
 
     def __init__(self, store: Store, record: RunRecord, etag: str, key: str = RECORD) -> None:
         self._store, self._etag, self._key = store, etag, key
+        self._lock = threading.Lock()  # heartbeats are written in a thread of their own
         self.record = record
 
     @classmethod
@@ -94,28 +97,27 @@ class Fence:
             )
         raise RunInUseError(f"Run {run!r} was claimed by another command at this very moment. Wait for it or stop it.")
 
-    def heartbeat(self) -> None:
-        """Writes a heartbeat if the last one is HEARTBEAT_S old.
+    def update(
+        self, *, attempt: dict[str, Any] | None = None, unless: Callable[[], bool] = lambda: False, **run: Any
+    ) -> None:
+        """Changes fields of the run and of this attempt. Counts as a heartbeat. Safe to call from several threads.
+
+        Args:
+            unless: where this is true once it is this call's turn, nothing is written.
 
         Raises:
             FencedError: a newer attempt has taken the run over.
         """
-        if time.time() - self.record.last.heartbeat_at >= HEARTBEAT_S:
-            self.update()
-
-    def update(self, *, attempt: dict[str, Any] | None = None, **run: Any) -> None:
-        """Changes fields of the run and of this attempt. Counts as a heartbeat.
-
-        Raises:
-            FencedError: a newer attempt has taken the run over.
-        """
-        mine = replace(self.record.last, heartbeat_at=time.time(), **(attempt or {}))
-        record = replace(self.record, attempts=(*self.record.attempts[:-1], mine), **run)
-        try:
-            self._etag = _put(self._store, self._key, record, self._etag)
-        except ConflictError:
-            self._etag = self._put_after_lost_answer(record)
-        self.record = record
+        with self._lock:
+            if unless():
+                return
+            mine = replace(self.record.last, heartbeat_at=time.time(), **(attempt or {}))
+            record = replace(self.record, attempts=(*self.record.attempts[:-1], mine), **run)
+            try:
+                self._etag = _put(self._store, self._key, record, self._etag)
+            except ConflictError:
+                self._etag = self._put_after_lost_answer(record)
+            self.record = record
 
     def _put_after_lost_answer(self, record: RunRecord) -> str:
         """Repeats a put whose conflict was an earlier put of this process with a lost answer; returns the new etag.

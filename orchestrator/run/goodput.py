@@ -12,6 +12,7 @@ CAUSES = (
     "compile",  # first step of a compiled model
     "snapshot",  # the loop copies its state into the node's memory
     "checkpoint",  # the loop waits for object storage: the last save, or a save before nodes leave
+    "store_wait",  # training stands still because a store fails: no data is left, or the last save waits
     "evaluation",
     "startup",  # from the command to the loop: preparing data, Ray, workers, restoring
     "detection",  # from a failure to its detection

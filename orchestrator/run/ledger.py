@@ -88,11 +88,13 @@ class StepLedger:
     def __init__(self, store: Store, attempt: int, step: int, segments: Sequence[str]) -> None:
         self._store, self._attempt = store, attempt
         self.step, self.segments = step, list(segments)
-        self._lines = metrics_lines(store, step) if step else []
+        self._lines: list[bytes] | None = None if step else []  # of metrics.jsonl; None: not read yet
 
     def write(self, rows: Sequence[StepRow]) -> None:
         """Writes the rows after `step` to a new segment and to metrics.jsonl. May be called again after an error."""
         new = [row for row in rows if row.step > self.step]
+        if self._lines is None:
+            self._lines = metrics_lines(self._store, self.step)
         lines = [*self._lines, *(json.dumps(row.metrics()).encode() for row in new)]
         if new:
             segment = f"{new[0].step:08d}-{new[-1].step:08d}-a{self._attempt}.parquet"

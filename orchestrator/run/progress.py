@@ -50,6 +50,8 @@ class Progress:
         log_lines: lines for the driver's console, oldest first.
         disruptions: ends of worker groups before the end of the run, and what each cost.
         decisions: decisions about workers, with reason and step; the newest `DECISIONS`.
+        outages: of stores: what needed the store ("doing"), "since" and "until" (seconds since the epoch; None: it goes
+            on), and the newest "problem".
         gave_up: why the run is not restarted; "" if it is.
         result: the loop's result; None until it has ended.
     """
@@ -67,6 +69,7 @@ class Progress:
     log_lines: list[str] = field(default_factory=list)
     disruptions: list[Disruption] = field(default_factory=list)
     decisions: list[dict[str, Any]] = field(default_factory=list)
+    outages: list[dict[str, Any]] = field(default_factory=list)
     gave_up: str = ""
     result: dict[str, Any] | None = None
 
@@ -90,6 +93,7 @@ class LoopRequests(NamedTuple):
         saves: number of checkpoints requested so far.
         mtbf_s: mean seconds between failures, as far as is known.
         background: the cluster has room for an evaluation beside the workers.
+        store_fails: a store that the run needs does not answer.
     """
 
     stop: bool = False
@@ -97,6 +101,19 @@ class LoopRequests(NamedTuple):
     saves: int = 0
     mtbf_s: float = PRIOR_MTBF_S
     background: bool = False
+    store_fails: bool = False
+
+
+class GroupStart(NamedTuple):
+    """What a worker group has to know of those before it.
+
+    Attributes:
+        done: newest step that any of them completed; the steps up to it are replayed.
+        checkpoint_age_s: seconds since the newest checkpoint of this attempt; before the first, since its begin.
+    """
+
+    done: int
+    checkpoint_age_s: float
 
 
 @dataclass

@@ -43,6 +43,7 @@ class Attempt:
         disruptions: ends of worker groups before the end of the attempt, see `Disruption.summary`.
         decisions: decisions about workers, see `Progress.decisions`.
         evaluations: evaluations during training, see `Progress.evaluations`.
+        outages: of stores, see `Progress.outages`.
         versions: versions of Python and packages, by name.
         first_step_s: seconds from the command to the first step; None before it.
         goodput: seconds by cause up to the last heartbeat.
@@ -66,6 +67,7 @@ class Attempt:
     disruptions: list[dict[str, Any]] = field(default_factory=list)
     decisions: list[dict[str, Any]] = field(default_factory=list)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
+    outages: list[dict[str, Any]] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     first_step_s: float | None = None
     goodput: dict[str, float] = field(default_factory=dict)

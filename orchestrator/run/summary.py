@@ -46,6 +46,7 @@ class RunSummary(TypedDict):
     Attributes:
         phase: what the newest attempt's loop is doing, see `Progress.phase`.
         disruptions: ends of worker groups, see `Disruption.summary`, each with the number of its `attempt`.
+        outages: of stores, see `Progress.outages`, each with the number of its `attempt`.
         world_size: workers now; 0 while there are none.
         tokens_per_s: target tokens per second of step time, mean over the run.
         model_flops_per_s, mfu: see `Utilization`.
@@ -56,6 +57,7 @@ class RunSummary(TypedDict):
     phase: str
     attempts: int
     disruptions: list[dict[str, Any]]
+    outages: list[dict[str, Any]]
     steps: int
     loss: Losses
     world_size: int
@@ -257,6 +259,7 @@ def _summary(
         "phase": last.phase,
         "attempts": len(attempts),
         "disruptions": _numbered(attempts, "disruptions"),
+        "outages": _numbered(attempts, "outages"),
         "steps": config.train.steps,
         "loss": losses,
         "world_size": last.world_size,

@@ -13,6 +13,7 @@ import time
 from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from safetensors.numpy import save_file
 from cluster.ray_nodes import on_node
 from data.errors import MantaError, ObjectNotFoundError
 from data.order.known_units import KnownUnits
+from data.stores.patience import Patience
 from orchestrator.errors import CheckpointDamagedError
 from orchestrator.observe.event_files import TrainingEvents
 from orchestrator.run.checkpoint import (
@@ -79,12 +81,23 @@ class SnapshotAgent:
     def choose_resume_point(self, held: Mapping[str, tuple[int, int]]) -> ResumePoint:
         """Chooses the newest state to resume from; called by rank 0. A chosen checkpoint is downloaded to this node.
 
+        The storage is asked only where no node's memory has the newest state: no other attempt may have written
+        there since this one began.
+
         Args:
             held: `NodeMemory.newest` of each of the group's nodes.
 
         Raises:
             CheckpointDamagedError: there are checkpoints, and every one is damaged.
+            TransientStoreError: the storage is needed, and has failed for `store.patience`.
         """
+        base: dict[str, Any] | None = ray.get(self._job.monitor.newest_checkpoint.remote())
+        if base is not None and (holder := self._newest_holder(held, base["step"])) is not None:
+            self._continue_from(base)
+            return ResumePoint(base, None, holder)
+        return self._patience("restoring the state").call(lambda: self._choose_from_storage(held))
+
+    def _choose_from_storage(self, held: Mapping[str, tuple[int, int]]) -> ResumePoint:
         with tempfile.TemporaryDirectory(prefix="manta-state-") as scratch:
             damaged: list[CheckpointName] = []
 
@@ -103,6 +116,7 @@ class SnapshotAgent:
                 quarantine(self._store, name)
             point = point or ResumePoint(START, None, self._newest_holder(held, 0))
             self._continue_from(point.saved)
+            self._job.monitor.report_restored.remote(point.saved)
             return point
 
     def fetch(self, name: CheckpointName) -> None:
@@ -112,8 +126,12 @@ class SnapshotAgent:
             CheckpointDamagedError: the checkpoint is damaged.
         """
         files = tensor_files(averaged=self._job.config.train.ema_decay is not None)
-        with self._memory_here().writing(name.step, ()) as folder:
-            fetch_checkpoint(self._store, name, files, folder)
+
+        def fetch() -> None:
+            with self._memory_here().writing(name.step, ()) as folder:
+                fetch_checkpoint(self._store, name, files, folder)
+
+        self._patience("restoring the state").call(fetch)
 
     def fetch_initial(self) -> None:
         """Downloads the run's initial weights into this node's memory, as a snapshot of step 0 without optimizer state.
@@ -124,7 +142,7 @@ class SnapshotAgent:
         assert self._job.init is not None
         key = initial_weights_key(self._job.init)
         try:
-            content = self._store.get(key)
+            content = self._patience("fetching the initial weights").call(lambda: self._store.get(key))
         except ObjectNotFoundError:
             content = b""
         if hashlib.sha256(content).hexdigest() != self._job.init:
@@ -146,7 +164,7 @@ class SnapshotAgent:
     def weights(self, step: int) -> dict[str, NDArray[Any]]:
         """Returns the file with the weights to evaluate of a snapshot, by its name; see `background_evaluator`."""
         name = weights_file(averaged=self._job.config.train.ema_decay is not None)
-        with self._memory_here().pinned(step) as folder:
+        with self._memory_here().pinned(step) as (folder, _):
             return {name: np.fromfile(folder / name, np.uint8)}
 
     def save(self, step: int) -> int:
@@ -159,11 +177,13 @@ class SnapshotAgent:
         """
         job, store, memory = self._job, self._store, self._memory_here()
         began = time.monotonic()
-        with self._saving, memory.pinned(step) as folder:
+        with self._saving, memory.pinned(step) as (folder, rows):
             check_fence(store, job.attempt)  # before metrics.jsonl, which a newer attempt may have written since
-            base = self._base or self._continue_from(self._newest_state())
+            base = self._base or self._continue_from(
+                ray.get(job.monitor.newest_checkpoint.remote()) or self._newest_state()
+            )
             saved, ledger = base
-            now = RunState(saved, [row for row in memory.rows(step) if row.step > saved["step"]])
+            now = RunState(saved, [row for row in rows if row.step > saved["step"]])
             known: KnownUnits = ray.get(job.feeder.known.remote())
             ledger.write(now.rows)
             save_file({"counts": known.counts}, folder / PROGRESS)
@@ -177,7 +197,7 @@ class SnapshotAgent:
             )
             if self._base is base:  # else a group has started meanwhile, and continues from the checkpoint it found
                 self._base = state, ledger
-            job.monitor.report_checkpoint.remote(step, state["saved_at"])
+            job.monitor.report_checkpoint.remote(step, state["saved_at"], state)
             job.monitor.log.remote(
                 f"step {step}: checkpoint saved ({size / 1e6:.1f} MB in {time.monotonic() - began:.1f} s)"
             )
@@ -213,9 +233,13 @@ class SnapshotAgent:
             self._job.monitor.log.remote(f"step {step}: not yet in TensorBoard's files: {reason}")
 
     def free(self) -> None:
-        """Deletes the node's snapshots."""
-        if self._memory is not None:
-            self._memory.free()
+        """Deletes the node's snapshots, after an upload of one of them."""
+        with self._saving:
+            if self._memory is not None:
+                self._memory.free()
+
+    def _patience(self, doing: str) -> Patience:
+        return Patience(self._job.config.store.patience, partial(self._job.monitor.report_outage.remote, doing))
 
     def _newest_holder(self, held: Mapping[str, tuple[int, int]], saved_step: int) -> tuple[str, int] | None:
         """`newest_holder` among the group's nodes; where none qualifies, among nodes that have no workers any more."""

@@ -134,13 +134,18 @@ class NodeMemory:
         return steps[-1], rows[0].step if rows else steps[-1] + 1
 
     @contextmanager
-    def pinned(self, step: int) -> Iterator[Path]:
-        """Yields a folder with the tensors of a snapshot; they stay in the block even if the snapshot is removed."""
+    def pinned(self, step: int) -> Iterator[tuple[Path, list[StepRow]]]:
+        """Yields a folder with the tensors of a snapshot, and its ledger rows.
+
+        The tensors stay in the block even if newer snapshots replace this one, which takes seconds.
+        """
         folder = Path(tempfile.mkdtemp(prefix="pinned-", dir=self.folder))
         try:
-            for path in self.path(step).glob("*.safetensors"):
-                os.link(path, folder / path.name)
-            yield folder
+            with self.locked():
+                rows = self.rows(step)
+                for path in self.path(step).glob("*.safetensors"):
+                    os.link(path, folder / path.name)
+            yield folder, rows
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -13,6 +13,7 @@ from typing import Any
 from cluster.local.ray import joins_cluster, ray_cluster
 from data.errors import MantaError
 from data.prepared import PreparedData
+from data.stores.patience import Patience, telling
 from data.stores.store import Store
 from orchestrator.config.load import load_recipe
 from orchestrator.config.recipe import RunConfig
@@ -24,6 +25,7 @@ from orchestrator.errors import ConfigChangedError, RunInUseError, UnknownRunErr
 from orchestrator.nodes.capacity import refuse_small_cluster
 from orchestrator.observe.trackers import refuse_missing_packages
 from orchestrator.run.fence import Fence
+from orchestrator.run.heartbeat import Heartbeat
 from orchestrator.run.record import load_record
 from orchestrator.run.run import reaching_storage, stores
 from orchestrator.snapshots.agent import free_node_memory
@@ -69,8 +71,9 @@ def tune(
         refuse_changed(sweep, store, book)
         fence = claim(sweep, store, book, takeover)
         try:
-            with live(console) as screen:
-                summary = run_sweep(sweep, root, fence, book, console, watch or screen)
+            tell = telling(console.line, "writing the sweep's record")
+            with Heartbeat(fence, base.store.patience, tell) as heartbeat, live(console) as screen:
+                summary = run_sweep(sweep, root, heartbeat, book, console, watch or screen)
         except BaseException as error:
             close_sweep(fence, error)
             if isinstance(error, KeyboardInterrupt):
@@ -112,14 +115,15 @@ def claim(sweep: Sweep, store: Store, book: TrialBook, takeover: bool) -> Fence:
 
 
 def run_sweep(
-    sweep: Sweep, root: Store, fence: Fence, book: TrialBook, console: Console, watch: Watch | None
+    sweep: Sweep, root: Store, heartbeat: Heartbeat, book: TrialBook, console: Console, watch: Watch | None
 ) -> SweepSummary:
     """Prepares the data, runs the remaining trials, and writes the best trial's recipe."""
+    fence = heartbeat.fence
     coordinator = TrialCoordinator(sweep, book, _worker_slots(sweep))
     if coordinator.remaining:
         config = sweep.base
         with _ray_for_sweep(config):
-            data = prepare_once(sweep, root, fence, console)
+            data = prepare_once(sweep, root, heartbeat, console)
             fence.update(attempt={"status": "running"})
             ended = len(book) - len(coordinator.to_resume)
             console.line(
@@ -127,7 +131,7 @@ def run_sweep(
                 f"{sweep.spec.scheduler.name}"
                 + (f"; {ended} have ended, {len(coordinator.to_resume)} continue" if ended else "")
             )
-            run_trials(sweep, root, fence, coordinator, data, console, watch)
+            run_trials(sweep, root, heartbeat, coordinator, data, console, watch)
     if coordinator.interrupted:
         raise KeyboardInterrupt
     best = best_of(book)
@@ -147,17 +151,19 @@ def run_sweep(
     return summary
 
 
-def prepare_once(sweep: Sweep, root: Store, fence: Fence, console: Console) -> PreparedData:
-    """Prepares the data of all trials: tokenizes each unit here, once."""
+def prepare_once(sweep: Sweep, root: Store, heartbeat: Heartbeat, console: Console) -> PreparedData:
+    """Prepares the data of all trials: tokenizes each unit here, once. Waits for a store that fails."""
+    fence = heartbeat.fence
+    patience = Patience(sweep.base.store.patience, telling(console.line, "preparing"))
 
     def log(line: str) -> None:
         console.line(line)
-        fence.heartbeat()
+        heartbeat.check()
 
     data_config = sweep.base.data.model_copy(update={"prepare": "ahead"})
     config = sweep.base.model_copy(update={"data": data_config})
     before = sum(1 for _ in root.list("tokens/"))
-    data = prepared(config, root, fence.record.pins, log, lambda: None)
+    data = patience.call(lambda: prepared(config, root, fence.record.pins, log, lambda: None))
     made = sum(1 for _ in root.list("tokens/")) - before
     known = fence.record.result.get("tokenized", {})
     units, tokenized = data.manifest.num_units, known.get("tokenized", 0) + made
@@ -174,7 +180,7 @@ def prepare_once(sweep: Sweep, root: Store, fence: Fence, console: Console) -> P
 def run_trials(
     sweep: Sweep,
     root: Store,
-    fence: Fence,
+    heartbeat: Heartbeat,
     coordinator: TrialCoordinator,
     data: PreparedData,
     console: Console,
@@ -189,7 +195,7 @@ def run_trials(
         coordinator.slots, coordinator.remaining, sweep.base.scaling.effective_min_workers, sweep.spec.max_concurrent
     )
     with stopping(coordinator, console), closing(coordinator):
-        fit(sweep, root, fence, coordinator, data, at_once, console, watch)
+        fit(sweep, root, heartbeat, coordinator, data, at_once, console, watch)
     record_last_steps(coordinator, root)
     failed = [record for record in coordinator.book if record.status == "failed"]
     free_node_memory([root.child(f"runs/{record.trial_run.run}").url_of("") for record in failed])

@@ -17,6 +17,7 @@ import ray.tune
 
 from data.errors import MantaError
 from data.prepared import PreparedData
+from data.stores.patience import telling
 from orchestrator.config.result_fields import result_fields
 from orchestrator.driver.attempt import run_attempt
 from orchestrator.driver.prepare import initial_weights_of
@@ -24,6 +25,7 @@ from orchestrator.driver.stop_requests import StopRequests
 from orchestrator.driver.train import close_attempt
 from orchestrator.run.checkpoint import CheckpointName, list_checkpoints
 from orchestrator.run.fence import Fence
+from orchestrator.run.heartbeat import Heartbeat
 from orchestrator.run.ledger import metrics_lines
 from orchestrator.run.progress import Progress
 from orchestrator.run.record import load_record
@@ -268,7 +270,8 @@ class Trial:
             run = replace(run, record=fence.record)
             self._polled_at = time.monotonic()
             self._setup_s = time.time() - assignment.started_at
-            run_attempt(run, fence, data, self, self._requests, POLL_S)  # type: ignore[arg-type]
+            with Heartbeat(fence, config.store.patience, telling(self.line, "writing the run's record")) as heartbeat:
+                run_attempt(run, heartbeat, data, self, self._requests, POLL_S)  # type: ignore[arg-type]
         except BaseException as error:
             close_attempt(fence, error)
             raise

@@ -14,12 +14,12 @@ from ray import tune
 from ray.tune import Callback, PlacementGroupFactory, RunConfig, Stopper, TuneConfig, Tuner
 
 from cluster.local.ray import joins_cluster
-from data.errors import MantaError, TransientStoreError
+from data.errors import MantaError
 from data.prepared import PreparedData
 from data.stores.shard_file import filesystem_for
 from data.stores.store import Store
 from orchestrator.console import Console
-from orchestrator.run.fence import PRESUMED_DEAD_S, Fence
+from orchestrator.run.heartbeat import Heartbeat
 from orchestrator.sweep.coordinator import TrialCoordinator
 from orchestrator.sweep.schedulers import CoordinatorSearcher, scheduler_of
 from orchestrator.sweep.spec import Sweep
@@ -55,7 +55,7 @@ _PASSED_ON = ("AWS_", "RAY_TRAIN_", "RAY_ADDRESS", "TOKENIZERS_")
 def fit(
     sweep: Sweep,
     root: Store,
-    fence: Fence,
+    heartbeat: Heartbeat,
     coordinator: TrialCoordinator,
     data: PreparedData,
     at_once: int,
@@ -78,7 +78,7 @@ def fit(
         tune.with_parameters(TrialDriver, context=TrialContext(sweep, data, passed_on)),
         PlacementGroupFactory([{"CPU": 0, HEAD_NODE: head_share}]),
     )
-    watcher = _SweepWatch(sweep, fence, coordinator, console, watch)
+    watcher = _SweepWatch(sweep, heartbeat, coordinator, console, watch)
     with tempfile.TemporaryDirectory(prefix="manta-tune-") as scratch:
         storage: dict[str, Any] = {"storage_path": scratch}
         if joins_cluster():  # the head may be on another machine
@@ -121,20 +121,20 @@ class _WhenInterrupted(Stopper):
 
 
 class _SweepWatch(Callback):
-    """Writes the sweep's heartbeat, logs changes of trials, and passes summaries to the live table."""
+    """Ends the sweep where its heartbeat has ended, logs changes of trials, and passes summaries to the live table."""
 
     def __init__(
         self,
         sweep: Sweep,
-        fence: Fence,
+        heartbeat: Heartbeat,
         coordinator: TrialCoordinator,
         console: Console,
         watch: Callable[[SweepSummary], None] | None,
     ) -> None:
-        self._sweep, self._fence, self._coordinator = sweep, fence, coordinator
+        self._sweep, self._heartbeat, self._coordinator = sweep, heartbeat, coordinator
         self._console, self._watch = console, watch
         self._logged: dict[str, tuple[str, int]] = {}
-        self._watched_at = self._heartbeat_at = time.monotonic()
+        self._watched_at = time.monotonic()
         self.error: MantaError | None = None
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
@@ -147,20 +147,13 @@ class _SweepWatch(Callback):
             return
         self._watched_at = now
         try:
-            self._fence.heartbeat()
-            self._heartbeat_at = now
-        except TransientStoreError as error:
-            if now - self._heartbeat_at > PRESUMED_DEAD_S:
-                self._end(error)
+            self._heartbeat.check()
         except MantaError as error:
-            self._end(error)
+            self.error, self._coordinator.interrupted = error, True
         if self._watch is not None:
-            self._watch(summary_of(self._sweep, self._fence.record, list(self._coordinator.book)))
+            self._watch(summary_of(self._sweep, self._heartbeat.fence.record, list(self._coordinator.book)))
         else:
             self.log_changes()
-
-    def _end(self, error: MantaError) -> None:
-        self.error, self._coordinator.interrupted = error, True
 
     def log_changes(self) -> None:
         """Logs a line for every trial that has started, taken another trial's state or ended since the last call."""

@@ -17,7 +17,7 @@ from data.order.packing import MicroBatch
 FETCH_TRIES = 3
 """Tries to fetch a step whose micro-batches were lost with the feeder, between its answer and their arrival."""
 
-WAIT_S = 5.0
+WAIT_S = 2.0
 """Seconds to wait before each call of `while_waiting`."""
 
 DEPTH = 2

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import ray
 
 from cluster.ray_nodes import root_cause
 from data.errors import MantaError, TransientStoreError
+from data.stores.patience import Patience
 from orchestrator.policy.save_interval import FIRST_SAVE_S, save_cost_s, save_interval_s
 from orchestrator.run.job import TrainJob
 from orchestrator.snapshots.resume import Node
 
-SAVE_TRIES = 3
-"""Consecutive saves that may fail because the store does not answer, before the run ends."""
-
 
 class CheckpointSaver:
     """Uploads snapshots as checkpoints while the loop continues.
+
+    A save that fails because the store does not answer is tried again with a newer snapshot, after a growing wait, for
+    as long as `store.patience` allows; meanwhile training continues.
 
     Args:
         saved_step: step of the newest checkpoint; 0 where there is none.
@@ -38,7 +40,14 @@ class CheckpointSaver:
         self._upload_s: float | None = None
         self._requests_served = 0
         self._upload: ray.ObjectRef[int] | None = None
-        self._failures = 0
+        self._patience = Patience(
+            job.config.store.patience, partial(job.monitor.report_outage.remote, "saving checkpoints")
+        )
+        self._retry_at: float | None = None
+
+    def count_from(self, checkpoint_age_s: float) -> None:
+        """Sets when the newest checkpoint was saved: intervals are counted from there, not from the group's begin."""
+        self._began_at = time.monotonic() - checkpoint_age_s
 
     def is_requested(self, saves: int) -> bool:
         """Whether the monitor, which has asked for `saves` checkpoints so far, waits for one that is not begun."""
@@ -50,6 +59,8 @@ class CheckpointSaver:
         Args:
             mtbf_s: mean time between failures, which sets the best interval.
         """
+        if self._retry_at is not None:
+            return time.monotonic() >= self._retry_at
         checkpoint = self._job.config.checkpoint
         if checkpoint.every_steps is not None:
             return step % checkpoint.every_steps == 0
@@ -63,7 +74,8 @@ class CheckpointSaver:
             FencedError, MantaError: see `_finish`.
         """
         if self._upload is not None and ray.wait([self._upload], timeout=0)[0]:
-            self._finish()
+            wait_s = self._finish()
+            self._retry_at = None if wait_s is None else time.monotonic() + wait_s
         return self._upload is not None
 
     def start(self, step: int, saves: int) -> None:
@@ -72,23 +84,28 @@ class CheckpointSaver:
         self._requests_served = saves
         self._upload = self.agent.save.remote(step)
 
-    def save_and_wait(self, step: int, saves: int) -> None:
+    def save_and_wait(self, step: int, saves: int, *, tries: int | None = None) -> None:
         """Returns once the checkpoint of `step`, whose snapshot is in the node's memory, is in the store.
 
+        Args:
+            tries: most tries; None: as many as `store.patience` allows.
+
         Raises:
-            TransientStoreError: the store did not answer, `SAVE_TRIES` times.
+            TransientStoreError: the store did not answer.
             FencedError, MantaError: see `SnapshotAgent.save`.
         """
-        for _ in range(SAVE_TRIES):
-            self._finish()
-            if self.saved_step == step:
-                return
-            self.start(step, saves)
         self._finish()
-        if self.saved_step != step:
-            raise TransientStoreError(
-                f"The checkpoint of step {step} could not be written in {SAVE_TRIES} tries; the store does not answer."
-            )
+        tried = 0
+        while self.saved_step != step:
+            if tried == tries:
+                raise TransientStoreError(
+                    f"The checkpoint of step {step} could not be written in {tries} tries; the store does not answer."
+                )
+            self.start(step, saves)
+            wait_s = self._finish()
+            tried += 1
+            if wait_s is not None and tried != tries:
+                time.sleep(wait_s)
 
     def _interval_s(self, mtbf_s: float) -> float:
         """Seconds between two saves where the recipe does not say."""
@@ -96,31 +113,27 @@ class CheckpointSaver:
             return FIRST_SAVE_S
         return save_interval_s(save_cost_s(self.stall_s, self._upload_s), mtbf_s, self._upload_s)
 
-    def _finish(self) -> None:
-        """Waits for the running upload, if there is one.
+    def _finish(self) -> float | None:
+        """Waits for the running upload, if there is one; returns the seconds to wait before the next try if it failed.
 
         Raises:
-            MantaError: the upload failed in a way that a retry does not mend, or `SAVE_TRIES` times.
+            MantaError: the upload failed in a way that a retry does not mend, or for as long as `store.patience`.
         """
         if self._upload is None:
-            return
+            return None
         upload, self._upload = self._upload, None
         try:
-            self.saved_step, self._failures = ray.get(upload), 0
+            self.saved_step = ray.get(upload)
             self._upload_s = time.monotonic() - self._began_at
-            return
+            self._patience.succeeded()
+            return None
         except ray.exceptions.RayActorError:
             self.agent = ray.get(self._job.monitor.agent_of.remote(self._node_id, self._job, replace=True))
             ray.get(self.agent.open_memory.remote(0))  # finds the snapshots that are there
-            problem: MantaError = TransientStoreError("The process that uploads checkpoints died.")
+            problem = TransientStoreError("The process that uploads checkpoints died.")
         except MantaError as error:
             transient = root_cause(error, TransientStoreError)
-            if not isinstance(transient, MantaError):
+            if not isinstance(transient, TransientStoreError):
                 raise
             problem = transient
-        self._failures += 1
-        if self._failures >= SAVE_TRIES:
-            raise problem
-        self._job.monitor.log.remote(
-            f"checkpoint not saved: {problem} Training continues; try {self._failures} of {SAVE_TRIES}."
-        )
+        return self._patience.failed(problem)

@@ -79,7 +79,7 @@ def train_loop(job: TrainJob) -> None:
             step, stop, step_s = step + 1, sync.directive.stop, time.monotonic() - began
 
             row = StepRow(step, loss, lr, grad_norm, tokens, state.world_size, step_s, time.time(), sync.sample_ids())
-            unsaved = [each for each in [*unsaved, row] if each.step > sync.directive.saved_step]
+            add_row(unsaved, row, sync.directive.saved_step)
             rank_zero.step_done(row, sync.seconds)
             peers.step_done(step, unsaved)
             if sync.directive.snapshot:
@@ -91,6 +91,16 @@ def train_loop(job: TrainJob) -> None:
             if sync.directive.pause and not stop and step < train.steps:
                 end_for_resize(rank_zero, step)
     finish(job, state, step, clock, rank_zero)
+
+
+def add_row(unsaved: list[StepRow], row: StepRow, saved_step: int) -> None:
+    """Adds a row to those that are not in object storage; removes those up to `saved_step`, which are.
+
+    A store that is away for hours leaves a row for every step, so nothing here takes longer for it at each step.
+    """
+    unsaved.append(row)
+    if unsaved[0].step <= saved_step:
+        unsaved[:] = [each for each in unsaved if each.step > saved_step]
 
 
 def take_snapshot(

@@ -17,12 +17,15 @@ from orchestrator.policy.stragglers import StragglerWatch
 from orchestrator.run.goodput import GoodputClock
 from orchestrator.run.job import TrainJob
 from orchestrator.run.ledger import StepRow
-from orchestrator.run.progress import LoopRequests
+from orchestrator.run.progress import GroupStart, LoopRequests
 from orchestrator.run.state import RunState
 from orchestrator.snapshots.clock import SnapshotClock
 from orchestrator.snapshots.resume import Node
 from orchestrator.train.checkpoint_saver import CheckpointSaver
 from orchestrator.train.step_sync import StepDirective
+
+LEAVING_SAVE_TRIES = 3
+"""Tries of a save for which nodes that are about to leave wait."""
 
 EVALUATION_TIMEOUT_S, POLL_INTERVAL_S = 600.0, 0.2
 """Most seconds to wait for a background evaluation at the end of the run, and seconds between two polls."""
@@ -62,7 +65,9 @@ class RankZero:
         clock_s = sum(self._clock.seconds().values())
         if self._checkpoint_at is not None:
             self._job.monitor.report_checkpoint.remote(self._saver.saved_step, self._checkpoint_at)
-        self._done = ray.get(self._job.monitor.begin_group.remote(step, self._node.nodes, clock_s, device))
+        start: GroupStart = ray.get(self._job.monitor.begin_group.remote(step, self._node.nodes, clock_s, device))
+        self._done = start.done
+        self._saver.count_from(start.checkpoint_age_s)
         return max(self._done, self._job.done_before)
 
     def directive(self, step: int) -> StepDirective:
@@ -96,6 +101,8 @@ class RankZero:
 
     def report_waiting(self) -> None:
         """Reports that the next step's data has not come, so that the driver does not take the loop for hung."""
+        self._receive_requests()
+        self._clock.switch("store_wait" if self._requests.store_fails else "data_wait")
         self.report(phase="waiting for data")
 
     def report_scores(self, step: int, scores: dict[str, Any]) -> None:
@@ -159,7 +166,7 @@ class RankZero:
         self.report(phase="saving")
         if self._saver.is_requested(self._requests.saves):
             try:
-                self.save_and_wait(step)
+                self._saver.save_and_wait(step, self._requests.saves, tries=LEAVING_SAVE_TRIES)
             except TransientStoreError as error:
                 self._log(f"step {step}: {error} The run continues from a snapshot in memory, if one survives.")
 

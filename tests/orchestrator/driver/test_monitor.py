@@ -4,11 +4,13 @@ from typing import Any
 
 import pytest
 
+from data.stores.patience import Outage
+from orchestrator.driver import monitor_state
 from orchestrator.driver.monitor import Monitor
 from orchestrator.driver.monitor_controller import SETTLING_S
 from orchestrator.policy.failure import FIRST_START_S, FIRST_STEP_S, HANG_S, START_FACTOR, START_S
 from orchestrator.policy.scaling import SETTLE_S, Observation, ScalingPolicy
-from orchestrator.run.progress import LoopRequests
+from orchestrator.run.progress import GroupStart, LoopRequests
 from orchestrator.workers.pool import PoolAction, StartAction
 
 
@@ -23,13 +25,27 @@ class Clock:
 
 
 class Agent:
-    """Stand-in for the handle of a snapshot agent."""
+    """Stand-in for the handle of a snapshot agent; also for the reference that its `free` returns.
+
+    Attributes:
+        freed: whether `free` was called.
+        is_uploading: whether that call still waits for an upload.
+    """
 
     def __init__(self, node_id: str) -> None:
-        self.node_id, self.free, self.freed = node_id, self, False
+        self.node_id, self.free, self.freed, self.is_uploading = node_id, self, False, False
 
-    def remote(self) -> None:
+    def remote(self) -> "Agent":
         self.freed = True
+        return self
+
+
+@pytest.fixture(autouse=True)
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait(calls: list[Agent], timeout: float) -> tuple[list[Agent], list[Agent]]:
+        return [call for call in calls if not call.is_uploading], []
+
+    monkeypatch.setattr(monitor_state.ray, "wait", wait)
 
 
 @pytest.fixture
@@ -45,14 +61,14 @@ def monitor_of(clock: Clock, min_workers: int = 1, max_workers: int = 4) -> Moni
 def test_seconds_of_two_groups_and_the_time_between_add_up_to_the_wall_clock(clock: Clock) -> None:
     monitor = monitor_of(clock)
     clock.now = 105.0  # the first loop began at 102
-    assert monitor.begin_group(step=0, nodes=["n"] * 2, clock_s=3.0) == 0
+    assert monitor.begin_group(step=0, nodes=["n"] * 2, clock_s=3.0) == GroupStart(0, 5.0)
     clock.now = 120.0
     monitor.report(row={"step": 40}, goodput={"startup": 3.0, "training": 15.0})
     clock.now = 121.5  # died a little before
     assert monitor.restart_after_failure("crash", "killed")
     assert monitor.progress().phase == "restarting"
     clock.now = 126.0  # the second loop began at 125
-    assert monitor.begin_group(step=38, nodes=["n"] * 2, clock_s=1.0) == 40
+    assert monitor.begin_group(step=38, nodes=["n"] * 2, clock_s=1.0) == GroupStart(40, 26.0)
     clock.now = 130.0
     monitor.report(row={"step": 45}, goodput={"startup": 1.5, "replay": 1.0, "training": 2.5})
 
@@ -85,7 +101,7 @@ def test_a_group_that_died_before_its_first_report_is_followed_by_one_that_start
     monitor = monitor_of(clock)
     monitor.begin_group(step=10, nodes=["n"] * 2, clock_s=0.0)
     assert monitor.restart_after_failure("crash", "killed")
-    assert monitor.begin_group(step=10, nodes=["n"] * 1, clock_s=0.0) == 10
+    assert monitor.begin_group(step=10, nodes=["n"] * 1, clock_s=0.0).done == 10
     assert monitor.progress().world_size == 1
 
 
@@ -337,6 +353,54 @@ def test_memory_of_nodes_without_workers_is_freed(clock: Clock) -> None:
     kept, left = monitor.agent_of("kept", None), monitor.agent_of("left", None)
     monitor.begin_group(step=0, nodes=["kept", "kept"], clock_s=0.0)
     assert monitor.agents() == {"kept": kept} and (kept.freed, left.freed) == (False, True)
+
+
+def test_the_agent_of_a_node_without_workers_lives_until_its_upload_has_ended(clock: Clock) -> None:
+    monitor = monitor_of(clock)
+    left = monitor.agent_of("left", None)
+    left.is_uploading = True
+    for _ in range(2):
+        monitor.begin_group(step=0, nodes=["n"], clock_s=0.0)
+        monitor.report_planned_restart()
+        assert monitor._state.leaving == [(left, left)], "the last handle ends the process"
+    left.is_uploading = False
+    monitor.begin_group(step=0, nodes=["n"], clock_s=0.0)
+    assert monitor._state.leaving == []
+
+
+def test_the_age_of_the_newest_checkpoint_goes_on_over_a_change_of_the_group(clock: Clock) -> None:
+    monitor = monitor_of(clock)
+    clock.now += 100
+    assert monitor.begin_group(step=0, nodes=["n"], clock_s=0.0).checkpoint_age_s == 100
+    monitor.report_checkpoint(20, 1020.0, {"step": 20})
+    for _ in range(2):
+        clock.now += 300
+        monitor.report_planned_restart()
+        age_s = monitor.begin_group(step=30, nodes=["n"], clock_s=0.0).checkpoint_age_s
+        monitor.report_checkpoint(20, 1020.0)  # rank 0 reports the one it was restored from; it is not newer for that
+    assert age_s == 600
+
+
+def test_groups_continue_from_the_newest_checkpoint(clock: Clock) -> None:
+    monitor = monitor_of(clock)
+    assert monitor.newest_checkpoint() is None
+    monitor.report_restored({"step": 10})
+    assert monitor.newest_checkpoint() == {"step": 10}
+    monitor.report_checkpoint(30, 1030.0, {"step": 30})
+    monitor.report_checkpoint(20, 1020.0, {"step": 20})
+    assert monitor.newest_checkpoint() == {"step": 30}
+    monitor.report_restored({"step": 20})  # that of step 30 is damaged
+    assert monitor.newest_checkpoint() == {"step": 20}
+
+
+def test_the_loop_knows_that_a_store_fails(clock: Clock) -> None:
+    monitor = monitor_of(clock)
+    monitor.begin_group(step=0, nodes=["n"] * 2, clock_s=0.0)
+    monitor.report_outage("saving checkpoints", Outage(10.0, "busy", 20.0))
+    assert trained(monitor, 2).store_fails
+    assert [each["doing"] for each in monitor.progress().outages] == ["saving checkpoints"]
+    monitor.report_outage("saving checkpoints", None)
+    assert not trained(monitor, 2).store_fails
 
 
 def test_a_second_failure_before_a_new_step_counts_for_both_disruptions(clock: Clock) -> None:

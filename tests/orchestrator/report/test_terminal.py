@@ -24,6 +24,7 @@ EMPTY: dict[str, Any] = {
     "tokens_per_s": None,
     "disruptions": [],
     "decisions": [],
+    "outages": [],
     "restarts": 0,
     "world_sizes": [],
     "checkpoints": [],
@@ -48,7 +49,7 @@ def test_an_eventful_run_has_all_rows() -> None:
     assert list(rows) == [
         *("status", "step", "samples", "skipped steps", "skipped units", "cleaning", "too long"),
         *("training loss", "held out", "translations", "speed", "model FLOPs", "restarts", "decisions"),
-        *("workers", "time", "checkpoint"),
+        *("store", "workers", "time", "checkpoint"),
     ]
     assert rows["skipped steps"] == "the data of step 99, where the loss spiked"
     assert rows["skipped units"] == "1 unreadable units: shard 3 is cut short"
@@ -59,3 +60,6 @@ def test_an_eventful_run_has_all_rows() -> None:
         "after step 150: node, 3 workers -> 1, 0 steps repeated, 2.4 s to the next new step"
     )
     assert rows["restarts"].splitlines()[-1].endswith("node, 3 workers"), "no group after the last one"
+    over, going_on = rows["store"].splitlines()
+    assert over.startswith("saving checkpoints: failed at ") and over.endswith(" for 1:15 min")
+    assert going_on.endswith(" and still does: The store does not answer.")

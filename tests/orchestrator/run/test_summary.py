@@ -46,10 +46,19 @@ def test_names_are_those_that_manta_show_prints(run: Run) -> None:
     """The names are public: scripts read `manta show --json`."""
     summary = summary_of_run(run)
     assert set(summary) == {
-        *("run", "status", "phase", "message", "attempts", "restarts", "disruptions", "decisions", "step", "steps"),
-        *("tokens", "samples", "skipped_steps", "skipped_units", "cleaning_steps", "units_read", "pairs_too_long"),
-        *("loss", "val_weights", "val_perplexity", "val_bits_per_byte", "translations", "world_size", "world_sizes"),
-        *("goodput", "tokens_per_s", "device", "model_flops_per_s", "mfu", "first_step_s", "checkpoints"),
+        *("run", "status", "phase", "message", "attempts", "restarts", "disruptions", "decisions", "outages"),
+        *("step", "steps", "tokens", "samples", "skipped_steps", "skipped_units", "cleaning_steps", "units_read"),
+        *("pairs_too_long", "loss", "val_weights", "val_perplexity", "val_bits_per_byte", "translations", "world_size"),
+        *(
+            "world_sizes",
+            "goodput",
+            "tokens_per_s",
+            "device",
+            "model_flops_per_s",
+            "mfu",
+            "first_step_s",
+            "checkpoints",
+        ),
     }
     assert set(summary) == set(StoredSummary.__annotations__)
     json.dumps(summary)

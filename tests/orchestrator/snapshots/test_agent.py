@@ -64,9 +64,17 @@ def job_of(store: LocalStore, attempt: int = 1, ema_decay: float | None = None) 
             train=SimpleNamespace(global_batch_size=BATCH, ema_decay=ema_decay),
             checkpoint=SimpleNamespace(keep=3),
             observe=SimpleNamespace(tensorboard=True),
+            store=SimpleNamespace(patience=0.0),
         ),
         feeder=SimpleNamespace(known=Remote(KnownUnits(np.arange(3)))),
-        monitor=SimpleNamespace(log=Remote(None), report_checkpoint=Remote(None), agents=Remote({})),
+        monitor=SimpleNamespace(
+            log=Remote(None),
+            report_checkpoint=Remote(None),
+            report_restored=Remote(None),
+            report_outage=Remote(None),
+            newest_checkpoint=Remote(None),
+            agents=Remote({}),
+        ),
     )
 
 
@@ -122,7 +130,8 @@ def test_the_next_attempt_finds_the_saved_state_in_memory(agent: SnapshotAgent, 
     assert (origin.name, origin.holder) == (CheckpointName(6, 1), None)
     assert (origin.saved["tokens"], len(origin.saved["recent_losses"])) == (60, 6)
     assert RunState(origin.saved, rows(7, 8)).step_seconds == pytest.approx(StepSeconds(0.8, 0.8))
-    assert agent._job.monitor.report_checkpoint.calls[-1] == (6, origin.saved["saved_at"])
+    *reported, state = agent._job.monitor.report_checkpoint.calls[-1]
+    assert reported == [6, origin.saved["saved_at"]] and json.loads(json.dumps(state)) == origin.saved
     assert len(origin.saved["ledger"]) == 2
     assert memory.newest() == (6, 7)
     assert (memory.path(6) / MODEL).read_bytes() == b"model.safetensors after 6"

@@ -93,9 +93,10 @@ def test_a_full_disk_raises_and_leaves_no_partial_snapshot(memory: NodeMemory) -
 
 def test_a_snapshot_in_upload_stays_while_newer_ones_are_written(memory: NodeMemory) -> None:
     write(memory, 2, trainee(seed=1), rows(1, 2))
-    with memory.pinned(2) as folder:
+    with memory.pinned(2) as (folder, kept):
         for step in (3, 4, 5):
             write(memory, step, trainee(seed=step), [])
+        assert [row.step for row in kept] == [1, 2]
         model, optimizer = trainee(seed=9)
         load_state(folder, model, optimizer)
         assert same(model, trainee(seed=1)[0])

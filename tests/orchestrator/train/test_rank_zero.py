@@ -12,14 +12,15 @@ import pytest
 import ray
 
 from data.errors import DiskFullError, TransientStoreError
+from data.stores.patience import LONGEST_WAIT_S
 from orchestrator.errors import FencedError
 from orchestrator.run.goodput import GoodputClock
 from orchestrator.run.ledger import StepRow
-from orchestrator.run.progress import LoopRequests
+from orchestrator.run.progress import GroupStart, LoopRequests
 from orchestrator.run.state import START, RunState
 from orchestrator.train import rank_zero as rank_zero_module
-from orchestrator.train.checkpoint_saver import SAVE_TRIES, CheckpointSaver
-from orchestrator.train.rank_zero import OtherRank, RankZero
+from orchestrator.train.checkpoint_saver import CheckpointSaver
+from orchestrator.train.rank_zero import LEAVING_SAVE_TRIES, OtherRank, RankZero
 from orchestrator.train.step_sync import StepDirective
 
 STEPS = 20
@@ -58,18 +59,22 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "get", get)
     monkeypatch.setattr(ray, "wait", wait)
     monkeypatch.setattr(rank_zero_module, "POLL_INTERVAL_S", 0.0)
+    monkeypatch.setattr("orchestrator.train.checkpoint_saver.time.sleep", lambda seconds: None)
 
 
 class Group:
     """A job, a node and their fake actors."""
 
-    def __init__(self, *saves: Any, every_steps: int | None = None, every_s: float | None = 1e9) -> None:
+    def __init__(
+        self, *saves: Any, every_steps: int | None = None, every_s: float | None = 1e9, patience: float = 1e9
+    ) -> None:
         self.agent = SimpleNamespace(save=Method(*saves), weights=Method("weights"), open_memory=Method())
-        names = ["log", "report_checkpoint", "report_evaluation", "report_loss_spike", "evaluate_in_background"]
+        names = ["log", "report_checkpoint", "report_evaluation", "report_loss_spike", "report_outage"]
         self.monitor = SimpleNamespace(
             **{name: Method() for name in names},
+            evaluate_in_background=Method(),
             report=Method(LoopRequests()),
-            begin_group=Method(7),
+            begin_group=Method(GroupStart(7, 0.0)),
             is_evaluating=Method(True, False),
             agent_of=Method(self.agent),
         )
@@ -80,6 +85,7 @@ class Group:
             config=SimpleNamespace(
                 train=SimpleNamespace(steps=STEPS, ema_decay=None),
                 checkpoint=SimpleNamespace(every_steps=every_steps, every_s=every_s),
+                store=SimpleNamespace(patience=patience),
                 evaluates_after=lambda step: step % 2 == 0,
             ),
         )
@@ -158,13 +164,38 @@ class TestCheckpointSaver:
         saver = group.saver()
         saver.save_and_wait(4, saves=0)
         assert saver.saved_step == 4 and len(group.agent.save.calls) == 2
-        assert "The store is busy. Training continues; try 1 of 3." in group.log_lines()
+        [(doing, outage), over] = group.monitor.report_outage.calls
+        assert (doing, outage.problem) == ("saving checkpoints", "The store is busy.") and over == (doing, None)
 
     def test_a_store_that_stays_busy_ends_the_run(self) -> None:
-        group = Group(BUSY)
+        group = Group(BUSY, patience=0.0)
         with pytest.raises(TransientStoreError, match="busy"):
             group.saver().save_and_wait(4, saves=0)
-        assert len(group.agent.save.calls) == SAVE_TRIES
+        assert len(group.agent.save.calls) == 1
+
+    def test_training_continues_while_a_store_is_busy(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        group = Group(BUSY, BUSY, 9, every_steps=1)
+        now = 1000.0
+        monkeypatch.setattr("orchestrator.train.checkpoint_saver.time.monotonic", lambda: now)
+        saver = group.saver()
+        for step in (4, 5):
+            assert saver.is_due(step, mtbf_s=1e9)
+            saver.start(step, saves=0)
+            assert not saver.is_saving() and saver.saved_step == 0
+            assert not saver.is_due(step + 1, mtbf_s=1e9), "the next try waits, though a save after every step is asked"
+            now += LONGEST_WAIT_S
+        saver.start(9, saves=0)
+        assert not saver.is_saving() and saver.saved_step == 9
+        assert saver.is_due(10, mtbf_s=1e9)
+
+    @pytest.mark.parametrize(("age_s", "is_due"), [(599.0, False), (600.0, True)])
+    def test_the_interval_counts_from_the_newest_checkpoint(
+        self, age_s: float, is_due: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("orchestrator.train.checkpoint_saver.time.monotonic", lambda: 1e6)
+        saver = Group(every_s=600.0).saver()
+        saver.count_from(age_s)
+        assert saver.is_due(1, mtbf_s=1e9) == is_due
 
     def test_other_errors_end_the_run_at_once(self) -> None:
         group = Group(FencedError("taken over"))
@@ -272,6 +303,7 @@ class TestReports:
         rank_zero = group.rank_zero(LoopRequests(pause=True, saves=1))
         rank_zero.directive(2)
         rank_zero.before_pause(2)
+        assert len(group.agent.save.calls) == LEAVING_SAVE_TRIES
         assert "continues from a snapshot in memory" in group.log_lines()
 
     def test_loss_spikes_scores_and_results_reach_the_monitor(self) -> None:
