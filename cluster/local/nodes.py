@@ -203,6 +203,12 @@ class LocalNodes:
         self.environment["RAY_ADDRESS"] = self.address
         return self
 
+    @property
+    def head(self) -> LocalNode:
+        """The head node."""
+        assert self._head is not None, "inside the block"
+        return self._head
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:

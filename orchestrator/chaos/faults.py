@@ -23,8 +23,14 @@ WORKER, STOCK_WORKER = "ray::TrainingWorker", "ray::RayTrainWorker"
 GRACE_S = 10
 """Seconds from the drain notice to the end of the node."""
 
-STORE_TROUBLE_S, STORE_FAILING, STORE_DELAY_S = 8.0, 0.3, 0.5
-"""Duration of store faults in seconds, share of requests that fail, and delay of answers in seconds."""
+STORE_TROUBLE_S, STORE_FAILING = 8.0, 0.3
+"""Duration of store faults in seconds, and share of requests that fail."""
+
+STORE_DELAYS_S, STORE_AWAY_S = (0.5, 3.0, 10.0), (5.0, 60.0)
+"""Delays of answers of a slow store in seconds, one of which is drawn, and limits of the time that a store is away."""
+
+SLOW_S, SLOW_SLICE_S = 10.0, 0.05
+"""Seconds that a node is slow, and length of the slices in which its workers run and stop in turn."""
 
 
 @dataclass
@@ -52,7 +58,7 @@ class Injector:
     store: Store
     draw: random.Random
     title: str = WORKER
-    _later: list[threading.Timer] = field(default_factory=list)
+    _later: list[threading.Thread] = field(default_factory=list)
 
     def inject(self, kind: str) -> Injected:
         """Injects a fault of this kind."""
@@ -118,9 +124,52 @@ class Injector:
 
     def _store_slow(self) -> tuple[float, str]:
         assert self.proxy is not None
-        self.proxy.delay_s = STORE_DELAY_S
+        self.proxy.delay_s = delay_s = self.draw.choice(STORE_DELAYS_S)
         self._after(STORE_TROUBLE_S, lambda: setattr(self.proxy, "delay_s", 0.0))
-        return time.time(), f"{STORE_DELAY_S:g} s late for {STORE_TROUBLE_S:g} s"
+        return time.time(), f"{delay_s:g} s late for {STORE_TROUBLE_S:g} s"
+
+    def _store_away(self) -> tuple[float, str]:
+        assert self.proxy is not None
+        away_s = self.draw.uniform(*STORE_AWAY_S)
+        at = time.time()
+        self.proxy.cut()
+        self._after(away_s, self.proxy.mend)
+        return at, f"for {away_s:.0f} s"
+
+    def _kill_monitor(self) -> tuple[float, str]:
+        return self._kill_actor("ray::Monitor", [self.nodes.head])
+
+    def _kill_feeder(self) -> tuple[float, str]:
+        return self._kill_actor("ray::Feeder", [self.nodes.head])
+
+    def _kill_agent(self) -> tuple[float, str]:
+        return self._kill_actor("ray::SnapshotAgent", self._with_workers())
+
+    def _kill_actor(self, title: str, nodes: list[LocalNode]) -> tuple[float, str]:
+        found = [(node, pid) for node in nodes for pid in node.workers(title)]
+        if not found:  # it is being started again after the fault before
+            return time.time(), "none was running"
+        node, pid = self.draw.choice(found)
+        at = time.time()
+        os.kill(pid, signal.SIGKILL)
+        return at, f"process {pid} on {node.name}"
+
+    def _slow_node(self) -> tuple[float, str]:
+        node = self.draw.choice(self._with_workers())
+        at = time.time()
+        slowing = threading.Thread(target=self._slow, args=(node,), daemon=True)
+        self._later.append(slowing)
+        slowing.start()
+        return at, f"{node.name} for {SLOW_S:g} s"
+
+    def _slow(self, node: LocalNode) -> None:
+        until = time.monotonic() + SLOW_S
+        while time.monotonic() < until:
+            for number in (signal.SIGSTOP, signal.SIGCONT):
+                for pid in node.workers(self.title):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, number)
+                time.sleep(SLOW_SLICE_S)
 
     def _corrupt_checkpoint(self) -> tuple[float, str]:
         newest = list_checkpoints(self.store)[-1]

@@ -38,6 +38,13 @@ KINDS = {
         "requests to the object store fail or are cut off for some seconds", needs_store=True, in_baseline=False
     ),
     "store-slow": Kind("the object store answers late for some seconds", needs_store=True, in_baseline=False),
+    "store-away": Kind("the object store cannot be reached for some seconds", needs_store=True, in_baseline=False),
+    "kill-monitor": Kind("SIGKILL to the actor through which driver and workers talk", in_baseline=False),
+    "kill-feeder": Kind("SIGKILL to the actor that makes the batches", in_baseline=False),
+    "kill-agent": Kind("SIGKILL to the actor that uploads a node's checkpoints", needs_workers=True, in_baseline=False),
+    "slow-node": Kind(
+        "a node's workers get half of their time for some seconds", needs_workers=True, in_baseline=False
+    ),
     "corrupt-checkpoint": Kind(
         "a bit of the newest checkpoint is flipped, and all nodes with workers are killed",
         needs_workers=True,

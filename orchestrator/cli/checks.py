@@ -76,9 +76,9 @@ def chaos(
 ) -> None:
     """Train a run twice on a local cluster of real nodes, once with faults, and report the cost of every fault.
 
-    Faults: kill-worker, kill-node, drain-node, remove-node, add-node, hang-worker, store-errors, store-slow,
-    corrupt-checkpoint. The exit status is 1 if the samples of the two runs differ, or their losses by more than
-    rounding.
+    Faults: kill-worker, kill-node, drain-node, remove-node, add-node, hang-worker, slow-node, store-errors, store-slow,
+    store-away, corrupt-checkpoint, kill-monitor, kill-feeder, kill-agent. The exit status is 1 if the samples of the
+    two runs differ, or their losses by more than rounding.
     """
     from data.errors import InputError
     from orchestrator.chaos.command import Plan, chaos, is_same_run
