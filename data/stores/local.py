@@ -9,9 +9,10 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 
-from data.errors import ConflictError, ObjectNotFoundError
+from data.errors import ConflictError, DiskFullError, ObjectNotFoundError, StoreAccessError
 from data.stores.store import ATTEMPTS, ObjectInfo, Store, checked_key, raise_local_error, source_size
 
 CONTENT_ETAG_BYTES = 65536
@@ -80,10 +81,35 @@ class LocalStore(Store):
             _sync(temp)
             _publish(temp, target)
 
+    def get_file(self, key: str, path: str | os.PathLike[str]) -> None:
+        source = self._path(key)
+        with _errors("read", source):
+            try:
+                content = open(source, "rb")  # noqa: SIM115 (closed below)
+            except _NO_OBJECT:
+                raise ObjectNotFoundError(f"There is no {source}.") from None
+        with content, _errors("write", os.fspath(path)), open(path, "wb") as file:
+            shutil.copyfileobj(content, file, 1 << 20)
+
     def head(self, key: str) -> ObjectInfo | None:
         path = self._path(key)
         with _errors("read", path):
             return _local_info(key, path)
+
+    def age_s(self, key: str) -> float | None:
+        path = self._path(key)
+        with _errors("read", path):
+            try:
+                with open(path, "rb") as file:  # opened, because the attributes of files on a share are cached
+                    written_at = os.fstat(file.fileno()).st_mtime
+            except _NO_OBJECT:
+                return None
+        try:
+            with _temporary(path, None) as temp:  # a file system has no other clock
+                now = os.stat(temp).st_mtime
+        except (DiskFullError, StoreAccessError):
+            now = time.time()
+        return max(0.0, now - written_at)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         with _errors("list", self.root):

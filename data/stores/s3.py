@@ -6,7 +6,9 @@ import base64
 import contextlib
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 from data.errors import (
@@ -19,7 +21,15 @@ from data.errors import (
 )
 from data.stores.config import StoreConfig
 from data.stores.s3_access import READ_TIMEOUT_S, S3Access, s3_client
-from data.stores.store import ATTEMPTS, ObjectInfo, Store, checked_key, first_line, source_size
+from data.stores.store import (
+    ATTEMPTS,
+    ObjectInfo,
+    Store,
+    checked_key,
+    first_line,
+    raise_local_error,
+    source_size,
+)
 
 _DELETE_BATCH = 1000  # most keys of one DeleteObjects request
 
@@ -44,6 +54,10 @@ _CONFLICT = frozenset({"PreconditionFailed", "ConditionalRequestConflict"})
 _TRANSIENT = frozenset({"RequestTimeout", "SlowDown", "Throttling"})  # in addition to every status of 500 and above
 
 _T = TypeVar("_T")
+
+
+PARTS_AT_ONCE = 4
+"""Parts of a large file that are sent or fetched at the same time."""
 
 
 class S3Store(Store):
@@ -107,16 +121,43 @@ class S3Store(Store):
 
         size = source_size(path)
         # 10,000 parts is S3's limit, and the default parts of 8 MiB end at 80 GB.
-        transfer = TransferConfig(max_concurrency=4, multipart_chunksize=max(8 << 20, -(-size // 9_000)))
+        transfer = TransferConfig(max_concurrency=PARTS_AT_ONCE, multipart_chunksize=max(8 << 20, -(-size // 9_000)))
         self._call(
             f"write {self.url_of(key)}",
             lambda: self._s3.upload_file(os.fspath(path), self.bucket, self._name(key), Config=transfer),
         )
 
+    def get_file(self, key: str, path: str | os.PathLike[str]) -> None:
+        from boto3.s3.transfer import TransferConfig
+
+        transfer = TransferConfig(max_concurrency=PARTS_AT_ONCE, num_download_attempts=ATTEMPTS)
+
+        def fetch() -> None:
+            try:
+                self._s3.download_file(self.bucket, self._name(key), os.fspath(path), Config=transfer)
+            except OSError as error:
+                if not isinstance(error, ConnectionError | TimeoutError):
+                    raise_local_error(error, "write", os.fspath(path))
+                raise
+
+        self._call(f"read {self.url_of(key)}", fetch)
+
     def head(self, key: str) -> ObjectInfo | None:
         def ask() -> ObjectInfo:
             answer = self._s3.head_object(Bucket=self.bucket, Key=self._name(key))
             return ObjectInfo(key, answer["ContentLength"], _bare(answer["ETag"]))
+
+        try:
+            return self._call(f"read {self.url_of(key)}", ask)
+        except ObjectNotFoundError:
+            return None
+
+    def age_s(self, key: str) -> float | None:
+        def ask() -> float:
+            answer = self._s3.head_object(Bucket=self.bucket, Key=self._name(key))
+            date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")  # of the clock that LastModified is from
+            now = parsedate_to_datetime(date).timestamp() if date else time.time()
+            return max(0.0, now - float(answer["LastModified"].timestamp()))
 
         try:
             return self._call(f"read {self.url_of(key)}", ask)

@@ -99,8 +99,24 @@ class Store(ABC):
         """Writes a local file as an object, in parts where it is large."""
 
     @abstractmethod
+    def get_file(self, key: str, path: str | os.PathLike[str]) -> None:
+        """Writes an object into a local file, without holding it in memory; in parts at once where it is large.
+
+        Raises:
+            ObjectNotFoundError: there is none.
+            DiskFullError: there is no room for the file.
+        """
+
+    @abstractmethod
     def head(self, key: str) -> ObjectInfo | None:
         """Size and etag of an object; None where there is none."""
+
+    @abstractmethod
+    def age_s(self, key: str) -> float | None:
+        """Seconds since an object was written, both times by the store's clock; None where there is none.
+
+        The clocks of machines that share a store may differ by minutes.
+        """
 
     @abstractmethod
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:

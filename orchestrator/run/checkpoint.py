@@ -137,11 +137,11 @@ def fetch_checkpoint(store: Store, name: CheckpointName, files: Sequence[str] | 
     try:
         listed = json.loads(store.get(f"{prefix}/{MANIFEST}"))["files"]
         for file in dict.fromkeys((STATE, *(listed if files is None else files))):
-            content = store.get(f"{prefix}/{file}")
-            found, expected = hashlib.sha256(content).hexdigest(), listed[file]["sha256"]
+            store.get_file(f"{prefix}/{file}", folder / file)
+            with (folder / file).open("rb") as content:
+                found, expected = hashlib.file_digest(content, "sha256").hexdigest(), listed[file]["sha256"]
             if found != expected:
                 raise ValueError(f"{file} has sha256 {found[:12]}…, its manifest says {expected[:12]}…")
-            (folder / file).write_bytes(content)
         state: dict[str, Any] = json.loads((folder / STATE).read_bytes())
         return {_RENAMED.get(field, field): value for field, value in state.items()}
     except (ObjectNotFoundError, ValueError, KeyError, TypeError) as error:

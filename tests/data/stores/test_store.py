@@ -3,6 +3,7 @@
 import os
 import pickle
 import threading
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -52,6 +53,17 @@ class TestEveryStore:
             assert store.head(key) is None
             with pytest.raises(ObjectNotFoundError, match=rf"no .*{key}|{key}.*no such"):
                 store.get(key)
+
+    def test_the_age_of_an_object_is_by_the_clock_of_the_store(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        now = time.time
+        monkeypatch.setattr(time, "time", lambda: now() + 3600)  # the clock of this machine
+        assert store.age_s("fence") is None
+        store.put("fence", b"first")
+        while not (age_s := store.age_s("fence")):
+            continue
+        assert 0 < age_s < 3600
 
     def test_put_if_absent_keeps_the_first(self, store: Store) -> None:
         etag = store.put_if_absent("fence", b"first")
@@ -123,6 +135,12 @@ class TestEveryStore:
         assert store.get("deep/file") == content
         with pytest.raises((InputError, ObjectNotFoundError), match="missing"):
             store.put_file("deep/file", tmp_path / "missing")
+        store.get_file("deep/file", tmp_path / "back")
+        assert (tmp_path / "back").read_bytes() == content
+        with pytest.raises(ObjectNotFoundError):
+            store.get_file("deep/missing", tmp_path / "back")
+        with pytest.raises((InputError, ObjectNotFoundError), match="no-such-folder"):
+            store.get_file("deep/file", tmp_path / "no-such-folder/file")
 
     def test_child_and_url_name_the_same_objects(self, store: Store, request: pytest.FixtureRequest) -> None:
         store.child("run").child("ckpt/7").put("model", b"weights")
