@@ -52,7 +52,7 @@ def report_data(run: Run) -> ReportData:
         **summary,
         "made_at": time.time(),
         "url": run.store.url_of(""),
-        "lives": [_life(attempt) for attempt in run.record.attempts],
+        "lives": [_life(run, attempt) for attempt in run.record.attempts],
         "evaluations": evaluations_of(run.record),
         "saves": saves_of(run, summary["step"]),
         "cleaning": report_lines(summary["cleaning_steps"]) if summary["cleaning_steps"] else [],
@@ -118,12 +118,12 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _life(attempt: Attempt) -> dict[str, Any]:
+def _life(run: Run, attempt: Attempt) -> dict[str, Any]:
     """An attempt as the report shows it."""
     return {
         "number": attempt.number,
         "host": attempt.host,
-        "status": status_of(attempt),
+        "status": status_of(run, attempt),
         "message": attempt.message,
         "started_at": attempt.started_at,
         "ended_at": attempt.heartbeat_at,

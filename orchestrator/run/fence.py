@@ -70,7 +70,7 @@ class Fence:
         """
         info = store.head(key)
         record = RunRecord.from_json(store.get(key)) if info else RunRecord(run, time.time(), result_fields)
-        if info and not takeover and (sign := liveness(record.last)):
+        if info and not takeover and (sign := liveness(record.last, store, key)):
             other = record.last
             raise RunInUseError(
                 f"Run {run!r} is in use: attempt {other.number} on {other.host} (pid {other.pid}) {sign}. Wait for it, "
@@ -185,19 +185,24 @@ def fenced(record: RunRecord, attempt: int) -> FencedError:
     )
 
 
-def liveness(attempt: Attempt, *, mine: bool = False) -> str | None:
-    """Says why `attempt` is presumed alive, or None: on this machine by its process, elsewhere by its last heartbeat.
+def liveness(last: Attempt, store: Store, key: str = RECORD, *, mine: bool = False) -> str | None:
+    """Says why a run's last attempt is presumed alive, or None.
+
+    On this machine its process counts, elsewhere the age of its last heartbeat: of the record, by the store's clock.
 
     Args:
+        key: key of the record.
         mine: whether an attempt of this very process counts as alive.
     """
-    if attempt.status not in LIVE:
+    if last.status not in LIVE:
         return None
-    if attempt.boot_id == _boot_id():
-        alive = start_time(attempt.pid) == attempt.pid_started
-        return "is running on this machine" if alive and (mine or attempt.pid != os.getpid()) else None
-    silence_s = time.time() - attempt.heartbeat_at
-    return f"sent a heartbeat {silence_s:.0f} s ago" if silence_s < PRESUMED_DEAD_S else None
+    if last.boot_id == _boot_id():
+        alive = start_time(last.pid) == last.pid_started
+        return "is running on this machine" if alive and (mine or last.pid != os.getpid()) else None
+    silence_s = store.age_s(key)
+    if silence_s is None or silence_s >= PRESUMED_DEAD_S:
+        return None
+    return f"sent a heartbeat {silence_s:.0f} s ago"
 
 
 def _this_attempt(number: int, started_at: float | None) -> Attempt:

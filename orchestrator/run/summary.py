@@ -181,7 +181,7 @@ def summary_of_run(run: Run, rows: list[dict[str, Any]] | None = None) -> Stored
         common["tokens_per_s"] = round(common["tokens_per_s"], 1)
     return {
         **common,
-        "status": status_of(record.last),
+        "status": status_of(run, record.last),
         "message": record.last.message,
         "step": state["step"],
         "tokens": state["tokens"],
@@ -283,9 +283,10 @@ def _peak_flops(config: RunConfig, attempts: Sequence[Attempt]) -> float | None:
     return peak_of((each.device for each in attempts), config.train.precision, config.observe.peak_flops)
 
 
-def status_of(attempt: Attempt) -> str:
+def status_of(run: Run, attempt: Attempt) -> str:
     """Status of the attempt; "died" if its record says that it is live and its process or heartbeat is gone."""
-    return "died" if attempt.status in LIVE and liveness(attempt) is None else attempt.status
+    lives = attempt == run.record.last and liveness(attempt, run.store) is not None
+    return "died" if attempt.status in LIVE and not lives else attempt.status
 
 
 def goodput_of(attempts: Sequence[Attempt]) -> dict[str, float]:

@@ -70,6 +70,8 @@ def tune(
         book = TrialBook(store)
         refuse_changed(sweep, store, book)
         fence = claim(sweep, store, book, takeover)
+        saving = Patience(base.store.patience, telling(console.line, "writing the records of trials"))
+        book = TrialBook(store, fence.record.last.number, saving)  # again: an older attempt may just have reported
         try:
             tell = telling(console.line, "writing the sweep's record")
             with Heartbeat(fence, base.store.patience, tell) as heartbeat, live(console) as screen:
@@ -137,9 +139,8 @@ def run_sweep(
     best = best_of(book)
     if best is not None:
         path = write_best(sweep, best)
-        store = root.child(f"sweeps/{sweep.name}")
-        store.put("best.yaml", path.read_bytes())
         fence.update(result={**fence.record.result, "recipe": str(path)})
+        root.child(f"sweeps/{sweep.name}").put("best.yaml", path.read_bytes())
         console.line(f"best: trial {best.id}, loss {best.loss:.4f}; `manta train {path}` trains it")
     fence.update(attempt={"status": "finished"})
     summary = summary_of(sweep, fence.record, list(book))

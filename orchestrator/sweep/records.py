@@ -3,8 +3,9 @@
     sweeps/NAME/sweep.json          the sweep's record and fence: attempts, fields that decide its result, how it ended
     sweeps/NAME/trials/t001.json    a trial: its point, its reports, how it ended
 
-Only the process that holds the sweep's fence writes. A report is written before the scheduler sees it, so the state of
-searcher and scheduler can be rebuilt from the records.
+Only the process that holds the sweep's fence writes: a trial's record names the attempt at the sweep that wrote it, and
+an older attempt never replaces what a newer one wrote. A report is written before the scheduler sees it, so the state
+of searcher and scheduler can be rebuilt from the records.
 """
 
 from __future__ import annotations
@@ -15,14 +16,21 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from data.errors import ConflictError, ObjectNotFoundError
+from data.stores.patience import Patience
 from data.stores.store import Store
 from orchestrator.config.renamed import with_new_names
+from orchestrator.run.fence import fenced
+from orchestrator.run.record import load_record
 
 RECORD = "sweep.json"
 """Key of the sweep's own record."""
 
 ENDED = ("finished", "stopped", "failed")
 """Statuses of a trial that never runs again."""
+
+SAVE_TRIES = 5
+"""Tries to save a trial, each of which may collide with a write of an older attempt."""
 
 
 @dataclass
@@ -90,6 +98,7 @@ class TrialRecord:
         workers: workers that train now.
         setup_s: seconds from the trial's start to the run's start, which a run outside of a sweep does not take.
         first_step_s: seconds from the trial's start to the end of its first step.
+        attempt: attempt at the sweep that wrote the record.
     """
 
     number: int
@@ -104,6 +113,7 @@ class TrialRecord:
     ended_at: float | None = None
     setup_s: float | None = None
     first_step_s: float | None = None
+    attempt: int = 0
 
     @property
     def id(self) -> str:
@@ -176,14 +186,17 @@ class TrialBook:
 
     Args:
         store: the sweep's own folder.
+        attempt: number of the attempt at the sweep that this process is; 0 where it only reads.
+        patience: for a store that fails when a trial is saved.
     """
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, attempt: int = 0, patience: Patience | None = None) -> None:
+        self._store, self._attempt, self._patience = store, attempt, patience or Patience(0.0)
         self._trials: dict[str, TrialRecord] = {}
+        self._etags: dict[str, str] = {}
         for info in store.list("trials/"):
             record = TrialRecord.from_json(store.get(info.key))
-            self._trials[record.id] = record
+            self._trials[record.id], self._etags[record.id] = record, info.etag
         self._reports = max((report.number for record in self for report in record.reports), default=0)
 
     def __iter__(self) -> Iterator[TrialRecord]:
@@ -205,8 +218,49 @@ class TrialBook:
         return record
 
     def save(self, record: TrialRecord) -> None:
-        """Stores a changed trial."""
-        self._store.put(f"trials/{record.id}.json", record.to_json())
+        """Stores a changed trial.
+
+        Raises:
+            FencedError: a newer attempt has taken the sweep over.
+            TransientStoreError: the store has failed for as long as `patience` allows.
+        """
+        record.attempt = self._attempt
+        self._patience.call(lambda: self._put(record.id, record.to_json()))
+
+    def _put(self, name: str, content: bytes) -> None:
+        key = f"trials/{name}.json"
+        for tries_left in reversed(range(SAVE_TRIES)):
+            etag = self._etags.get(name)
+            try:
+                put = self._store.put_if_match(key, content, etag) if etag else self._store.put_if_absent(key, content)
+            except ConflictError:
+                if self._is_written_after_conflict(name, key, content):
+                    return
+                if not tries_left:
+                    raise
+            else:
+                self._etags[name] = put
+                return
+
+    def _is_written_after_conflict(self, name: str, key: str, content: bytes) -> bool:
+        """Whether the conflict was a put of this process with a lost answer; otherwise it may be tried again.
+
+        Raises:
+            FencedError: the conflict was a put of a newer attempt.
+        """
+        # Read the etag before the record: read after it, it could be that of a newer attempt's put in between.
+        info = self._store.head(key)
+        try:
+            found = self._store.get(key) if info else None
+        except ObjectNotFoundError:
+            found = None
+        if info is None or found is None:
+            self._etags.pop(name, None)
+            return False
+        if TrialRecord.from_json(found).attempt > self._attempt:
+            raise fenced(load_record(self._store, RECORD), self._attempt)
+        self._etags[name] = info.etag
+        return found == content
 
     def report(self, record: TrialRecord, step: int, loss: float | None, worker_s: float, attempt: int) -> Report:
         """Adds a report to a trial; it is in the store when this returns."""

@@ -187,14 +187,20 @@ def describe_sweep(sweep: Sweep, root: Store) -> SweepSummary:
         UnknownRunError: the sweep was never started.
     """
     store = root.child(f"sweeps/{sweep.name}")
-    return summary_of(sweep, load_record(store, RECORD), list(TrialBook(store)))
+    record = load_record(store, RECORD)
+    lives = liveness(record.last, store, RECORD, mine=True) is not None
+    return summary_of(sweep, record, list(TrialBook(store)), lives=lives)
 
 
-def summary_of(sweep: Sweep, record: RunRecord, book: Sequence[TrialRecord]) -> SweepSummary:
-    """Builds the summary of a sweep from these records."""
+def summary_of(sweep: Sweep, record: RunRecord, book: Sequence[TrialRecord], *, lives: bool = True) -> SweepSummary:
+    """Builds the summary of a sweep from these records.
+
+    Args:
+        lives: whether the last attempt, if its record does not say how it ended, is alive.
+    """
     trials = [trial_summary(trial, sweep.steps) for trial in book]
     best, last = best_of(book), record.last
-    status = "died" if last.status in LIVE and liveness(last, mine=True) is None else last.status
+    status = "died" if last.status in LIVE and not lives else last.status
     cost = cost_summary(trials)
     cost["steps"] = sum(trial.step for trial in book)
     cost["share"] = round(cost["steps"] / cost["steps_of_all"], 4) if trials else 0.0

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import os
 import subprocess
 import sys
 import time
@@ -126,13 +127,17 @@ def test_a_dead_process_on_this_machine_is_taken_over_at_once(
 def test_an_attempt_on_another_machine_is_alive_while_it_sends_heartbeats(
     store: LocalStore, silence_s: float, alive: bool
 ) -> None:
-    claim(store)
-    rewrite_last(store, host="elsewhere", boot_id="other", heartbeat_at=time.time() - silence_s)
-    if alive:
-        with pytest.raises(RunInUseError, match=r"attempt 1 on elsewhere .*sent a heartbeat \d+ s ago"):
-            claim(store)
-    else:
-        assert claim(store).record.last.number == 2
+    """The other machine's clock, by which it wrote `heartbeat_at`, is an hour off either way."""
+    for skew_s in (-3600.0, 3600.0):
+        claim(store, takeover=True)
+        rewrite_last(store, host="elsewhere", boot_id="other", heartbeat_at=time.time() - silence_s + skew_s)
+        os.utime(store.url_of(RECORD), times=(0.0, time.time() - silence_s))
+        before = len(load_record(store).attempts)
+        if alive:
+            with pytest.raises(RunInUseError, match=r"attempt \d+ on elsewhere .*sent a heartbeat \d+ s ago"):
+                claim(store)
+        else:
+            assert claim(store).record.last.number == before + 1
 
 
 @pytest.mark.parametrize("status", ["finished", "stopped", "failed"])

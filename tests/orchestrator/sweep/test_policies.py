@@ -1,4 +1,4 @@
-"""The decisions of a sweep: searchers, milestones, and shares of the worker slots; and its records."""
+"""The decisions of a sweep: searchers, milestones, and shares of the worker slots."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.stores.local import LocalStore
 from orchestrator.sweep.capacity import concurrent_trials, share
 from orchestrator.sweep.load import load_sweep
 from orchestrator.sweep.milestones import mean_loss, milestones, rungs
-from orchestrator.sweep.records import Donor, Report, TrialBook, TrialRecord, TrialRun
+from orchestrator.sweep.records import Report, TrialRecord, TrialRun
 from orchestrator.sweep.spec import Sweep
 from orchestrator.sweep.suggest import suggest
 from tests.orchestrator.sweep.test_spec import SWEEP
@@ -140,19 +139,3 @@ def test_trials_share_the_slots() -> None:
     assert concurrent_trials(8, 16, 2, None) == 4
     assert concurrent_trials(0, 16, 2, None) == 1
     assert concurrent_trials(8, 16, 2, 3) == 3
-
-
-def test_records_are_read_back_unchanged(tmp_path: Path) -> None:
-    store = LocalStore(str(tmp_path))
-    book = TrialBook(store)
-    record = book.add(trial(1, {"train.lr": 0.1}, "running", {}))
-    book.report(record, 10, 3.5, 1.0, 0)
-    record.trial_runs.append(TrialRun("s-t001-m1", {"train.lr": 0.2}, Donor("t002", "s-t002", 10, 1), 14))
-    book.save(record)
-    book.report(record, 20, None, 2.0, 1)
-    again = TrialBook(store)
-    assert list(again) == [record]
-    assert again["t001"].step == 4
-    assert again.report(again["t001"], 30, 1.0, 3.0, 1).number == 3
-    assert again["t001"].has_reported(20)
-    assert not again["t001"].has_reported(31)

@@ -1,0 +1,89 @@
+"""The records of trials: kept as they were, and never replaced by an older attempt at the sweep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data.errors import TransientStoreError
+from data.stores.local import LocalStore
+from data.stores.patience import Patience
+from orchestrator.errors import FencedError
+from orchestrator.run.fence import Fence
+from orchestrator.sweep.records import RECORD, Donor, TrialBook, TrialRun
+from tests.orchestrator.sweep.test_policies import trial
+
+
+def test_records_are_read_back_unchanged(tmp_path: Path) -> None:
+    store = LocalStore(str(tmp_path))
+    book = TrialBook(store)
+    record = book.add(trial(1, {"train.lr": 0.1}, "running", {}))
+    book.report(record, 10, 3.5, 1.0, 0)
+    record.trial_runs.append(TrialRun("s-t001-m1", {"train.lr": 0.2}, Donor("t002", "s-t002", 10, 1), 14))
+    book.save(record)
+    book.report(record, 20, None, 2.0, 1)
+    again = TrialBook(store)
+    assert list(again) == [record]
+    assert again["t001"].step == 4
+    assert again.report(again["t001"], 30, 1.0, 3.0, 1).number == 3
+    assert again["t001"].has_reported(20)
+    assert not again["t001"].has_reported(31)
+
+
+def claimed(store: LocalStore) -> Fence:
+    return Fence.claim(store, "s", {}, keep_pins=True, takeover=True, key=RECORD)
+
+
+def book_of(store: LocalStore, fence: Fence) -> TrialBook:
+    return TrialBook(store, fence.record.last.number)
+
+
+def test_an_older_attempt_does_not_replace_what_a_newer_one_wrote(tmp_path: Path) -> None:
+    store = LocalStore(str(tmp_path))
+    older = book_of(store, claimed(store))
+    older.add(trial(1, {"train.lr": 0.1}, "pending", {}))
+    newer = book_of(store, claimed(store))
+    newer["t001"].end("finished")
+    newer.save(newer["t001"])
+    newer.add(trial(2, {"train.lr": 0.2}, "running", {}))
+    for record in (older["t001"], trial(2, {"train.lr": 0.9}, "pending", {})):
+        with pytest.raises(FencedError, match="Attempt 1 of run 's' stops: attempt 2"):
+            older.save(record)
+    assert [(each.status, each.point["train.lr"]) for each in TrialBook(store)] == [("finished", 0.1), ("running", 0.2)]
+
+
+def test_a_newer_attempt_replaces_what_an_older_one_wrote_meanwhile(tmp_path: Path) -> None:
+    store = LocalStore(str(tmp_path))
+    older = book_of(store, claimed(store))
+    older.add(trial(1, {"train.lr": 0.1}, "running", {}))
+    newer = book_of(store, claimed(store))
+    older.report(older["t001"], 10, 3.5, 1.0, 0)
+    older.add(trial(2, {"train.lr": 0.9}, "running", {}))
+    newer["t001"].end("stopped")
+    newer.save(newer["t001"])
+    newer.add(trial(2, {"train.lr": 0.2}, "pending", {}))
+    assert [(each.status, each.point["train.lr"]) for each in TrialBook(store)] == [("stopped", 0.1), ("pending", 0.2)]
+
+
+class LostAnswers(LocalStore):
+    """Its next conditional put is written, and its answer lost."""
+
+    lost = False
+
+    def put_if_match(self, key: str, data: bytes, etag: str) -> str:
+        answer = super().put_if_match(key, data, etag)
+        if self.lost:
+            self.lost = False
+            raise TransientStoreError("no answer")
+        return answer
+
+
+def test_a_trial_is_saved_again_when_the_store_has_failed(tmp_path: Path) -> None:
+    store = LostAnswers(str(tmp_path))
+    book = TrialBook(store, 1, Patience(60.0, sleep=lambda _: None))
+    record = book.add(trial(1, {"train.lr": 0.1}, "running", {}))
+    store.lost = True
+    book.report(record, 10, 3.5, 1.0, 0)
+    book.report(record, 20, 3.0, 2.0, 0)
+    assert [report.step for report in TrialBook(store)["t001"].reports] == [10, 20]
