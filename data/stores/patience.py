@@ -44,7 +44,10 @@ class Outage:
 
 
 Tell = Callable[["Outage | None"], object]
-"""Receives the outage at every failure, and None once an operation has succeeded after one."""
+"""Receives the outage at every failure, and None once an operation has succeeded after one.
+
+Also None at the first success of all: a process that told of an outage may have died, and its successor tells its end.
+"""
 
 
 def silently(outage: Outage | None) -> None:
@@ -62,9 +65,10 @@ def telling(log: Callable[[str], object], doing: str) -> Tell:
     def tell(outage: Outage | None) -> None:
         now = time.time()
         if outage is None:
-            log(f"{doing}: the store answers again, after {now - told[0][0]:,.0f} s")
+            if told:
+                log(f"{doing}: the store answers again, after {now - told[0][0]:,.0f} s")
             told.clear()
-        elif not told or now - told[-1][1] >= TOLD_EVERY_S:
+        elif not told or now - told[0][1] >= TOLD_EVERY_S:
             log(f"{doing}: {outage.line(now)}")
             told[:] = [(outage.since, now)]
 
@@ -80,9 +84,6 @@ class Patience:
         limit_s: seconds from the first failure to giving up.
         tell: told of outages.
         sleep: waits; another one may return early.
-
-    Attributes:
-        waited_s: seconds spent in outages so far, that of the tries included.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class Patience:
         self._limit_s, self._tell, self._sleep = limit_s, tell, sleep
         self._failures = 0
         self._since: tuple[float, float] | None = None  # of the monotonic clock, and of the epoch
-        self.waited_s = 0.0
+        self._has_succeeded = False
 
     def call(self, operation: Callable[[], _T]) -> _T:
         """What `operation` returns.
@@ -140,7 +141,7 @@ class Patience:
 
     def succeeded(self) -> None:
         """Records a success: an outage is over, and the next one has the whole patience again."""
-        if self._since is not None:
-            self.waited_s += time.monotonic() - self._since[0]
-            self._since, self._failures = None, 0
-            self._tell(None)
+        if self._since is None and self._has_succeeded:
+            return
+        self._since, self._failures, self._has_succeeded = None, 0, True
+        self._tell(None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ from data.errors import MantaError
 from data.feed.feeder import Feeder
 from data.order.sample_order import UNKNOWN
 from data.prepared import PreparedData
+from data.stores.patience import Outage
 from orchestrator.config.result_fields import resolved
 from orchestrator.console import Console
 from orchestrator.driver.attempt_record import AttemptRecord
@@ -151,11 +153,18 @@ def start_actors(run: Run, data: PreparedData) -> tuple[Any, Any]:
     config = run.config
     scaling = scaling_policy(config)
     start_evaluation = BackgroundEvaluation if can_evaluate_in_background(config) else None
-    monitor: Any = ray.remote(Monitor)
-    monitor = monitor.options(**here).remote(scaling, config.train.steps, start_agent, start_evaluation)
-    tell = partial(monitor.report_outage.remote, "reading shards and tokens")
+    name, actor = f"monitor-{uuid.uuid4()}", ray.remote(Monitor).options(**here)
+    monitor = actor.options(name=name).remote(scaling, config.train.steps, start_agent, start_evaluation)
+    # By name: Ray warns, on the terminal, of actors that may restart and received the handle of another one.
+    tell = partial(report_outage, name, "reading shards and tokens")
     feeder: Any = ray.remote(Feeder)
     return feeder.options(**here, **restarts).remote(feed_spec(run, data), tell), monitor
+
+
+def report_outage(monitor: str, doing: str, outage: Outage | None) -> None:
+    """Reports to the monitor of that name that a store fails, or answers again (None); see `LoopInterface`."""
+    with suppress(ValueError):  # the monitor is gone, and with it the attempt
+        ray.get_actor(monitor).report_outage.remote(doing, outage)
 
 
 def start_agent(node_id: str, job: TrainJob) -> Any:

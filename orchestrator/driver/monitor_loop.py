@@ -8,7 +8,7 @@ from typing import Any
 from data.stores.patience import Outage
 from orchestrator.driver.monitor_state import MonitorInterface
 from orchestrator.run.job import TrainJob
-from orchestrator.run.progress import RECENT_STEPS, GroupStart, LoopRequests
+from orchestrator.run.progress import RECENT_STEPS, RESTORING, GroupStart, LoopRequests
 
 
 class LoopInterface(MonitorInterface):
@@ -52,6 +52,7 @@ class LoopInterface(MonitorInterface):
         else:
             self._end_disruption(step, world_size, now, now - clock_s)
             state.log(f"step {step}: continuing with {world_size} workers; {done - step} steps are replayed")
+        self.report_outage(RESTORING, None)  # those who waited for the store may have died, and others had the state
         progress.phase, progress.world_size = "training", world_size
         state.group_began_at, state.has_reported, state.save_reason = now - clock_s, False, ""
         state.request(pause=False)

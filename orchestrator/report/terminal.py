@@ -10,6 +10,7 @@ from rich.table import Table
 from data.cleaning.clean import report_lines
 from orchestrator.console import Console
 from orchestrator.report.format import clock, duration
+from orchestrator.run.record import LIVE
 from orchestrator.run.run import Run
 from orchestrator.run.summary import StoredSummary, summary_of_run
 
@@ -103,7 +104,7 @@ def _workers(summary: StoredSummary) -> Rows:
         newest = summary["decisions"][-LAST_DECISIONS:]
         yield "decisions", "\n".join(f"step {each['step']}: {each['what']}" for each in newest)
     if summary["outages"]:
-        yield "store", "\n".join(_outage_line(each) for each in summary["outages"][-LAST_RESTARTS:])
+        yield "store", "\n".join(_outage_line(each, summary) for each in summary["outages"][-LAST_RESTARTS:])
     sizes = (f"{size} from step {step}" for step, size in summary["world_sizes"])
     yield "workers", ", ".join(sizes) or "none yet"
     seconds = {cause.removesuffix("_s"): value for cause, value in summary["goodput"].items() if value >= 0.05}
@@ -113,11 +114,12 @@ def _workers(summary: StoredSummary) -> Rows:
         yield "checkpoint", summary["checkpoints"][-1]["url"]
 
 
-def _outage_line(outage: Mapping[str, Any]) -> str:
+def _outage_line(outage: Mapping[str, Any], summary: StoredSummary) -> str:
     since = f"{outage['doing']}: failed at {clock(outage['since'])}"
-    if outage["until"] is None:
-        return f"{since} and still does: {outage['problem']}"
-    return f"{since} for {duration(outage['until'] - outage['since'])}"
+    if outage["until"] is not None:
+        return f"{since} for {duration(outage['until'] - outage['since'])}"
+    goes_on = outage["attempt"] == summary["attempts"] and summary["status"] in LIVE
+    return f"{since} {'and still does' if goes_on else 'until the attempt ended'}: {outage['problem']}"
 
 
 def _disruption_line(disruption: Mapping[str, Any]) -> str:

@@ -104,6 +104,10 @@ class LoopRequests(NamedTuple):
     store_fails: bool = False
 
 
+RESTORING = "restoring the state"
+"""What a worker group that starts needs the store for, as it is told in outages."""
+
+
 class GroupStart(NamedTuple):
     """What a worker group has to know of those before it.
 

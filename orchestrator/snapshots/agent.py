@@ -44,6 +44,7 @@ from orchestrator.run.checkpoint import (
 from orchestrator.run.fence import check_fence
 from orchestrator.run.job import TrainJob, initial_weights_key
 from orchestrator.run.ledger import StepLedger
+from orchestrator.run.progress import RESTORING
 from orchestrator.run.record import load_record
 from orchestrator.run.state import START, RunState
 from orchestrator.snapshots.resume_point import ResumePoint, newest_holder
@@ -95,7 +96,7 @@ class SnapshotAgent:
         if base is not None and (holder := self._newest_holder(held, base["step"])) is not None:
             self._continue_from(base)
             return ResumePoint(base, None, holder)
-        return self._patience("restoring the state").call(lambda: self._choose_from_storage(held))
+        return self._patience(RESTORING).call(lambda: self._choose_from_storage(held))
 
     def _choose_from_storage(self, held: Mapping[str, tuple[int, int]]) -> ResumePoint:
         with tempfile.TemporaryDirectory(prefix="manta-state-") as scratch:
@@ -106,7 +107,7 @@ class SnapshotAgent:
                 saved = fetch_checkpoint(self._store, name, (), Path(scratch))
                 holder = self._newest_holder(held, saved["step"])
                 if holder is None:
-                    self.fetch(name)
+                    self._fetch(name)
                 damaged.remove(name)
                 return ResumePoint(saved, name, holder)
 
@@ -124,14 +125,14 @@ class SnapshotAgent:
 
         Raises:
             CheckpointDamagedError: the checkpoint is damaged.
+            TransientStoreError: the storage has failed for `store.patience`.
         """
+        self._patience(RESTORING).call(lambda: self._fetch(name))
+
+    def _fetch(self, name: CheckpointName) -> None:
         files = tensor_files(averaged=self._job.config.train.ema_decay is not None)
-
-        def fetch() -> None:
-            with self._memory_here().writing(name.step, ()) as folder:
-                fetch_checkpoint(self._store, name, files, folder)
-
-        self._patience("restoring the state").call(fetch)
+        with self._memory_here().writing(name.step, ()) as folder:
+            fetch_checkpoint(self._store, name, files, folder)
 
     def fetch_initial(self) -> None:
         """Downloads the run's initial weights into this node's memory, as a snapshot of step 0 without optimizer state.

@@ -60,6 +60,7 @@ def test_an_eventful_run_has_all_rows() -> None:
         "after step 150: node, 3 workers -> 1, 0 steps repeated, 2.4 s to the next new step"
     )
     assert rows["restarts"].splitlines()[-1].endswith("node, 3 workers"), "no group after the last one"
-    over, going_on = rows["store"].splitlines()
+    over, to_the_end = rows["store"].splitlines()
     assert over.startswith("saving checkpoints: failed at ") and over.endswith(" for 1:15 min")
-    assert going_on.endswith(" and still does: The store does not answer.")
+    assert to_the_end.endswith(" until the attempt ended: The store does not answer.")
+    assert dict(table_rows(summary(status="running")))["store"].endswith(" and still does: The store does not answer.")
