@@ -11,12 +11,13 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray
 
-from data.errors import MantaError
+from data.errors import MantaError, TransientStoreError
 from data.shards.manifest import Manifest, Unit
 
 if TYPE_CHECKING:
@@ -40,19 +41,32 @@ def rows_in_order(
 ) -> Iterator[pa.Table]:
     """One-row tables of the units, in order: found by `load` in this process, or else made by `make` in a task.
 
+    Where the store fails for a unit, the rows before it are yielded first, so that a caller that tries again gets on.
+
     Args:
         load: reads a unit's row from the cache; None where it is missing.
         make: makes a unit's row and caches it; picklable.
         start_ray: called if a row is missing; Ray runs when it returns.
     """
     with ThreadPoolExecutor(READERS, thread_name_prefix="read-cached") as readers:
-        cached = list(readers.map(load, units))
-    missing = [unit for unit, table in zip(units, cached, strict=True) if table is None]
+        cached = list(readers.map(partial(_loaded_or_failed, load), units))
+    failure = next((found for found in cached if isinstance(found, TransientStoreError)), None)
+    readable = cached if failure is None else cached[: cached.index(failure)]
+    missing = [unit for unit, table in zip(units, readable, strict=False) if table is None]
     if missing:
         start_ray()
     made = _made_in_ray_data(missing, make)
-    for table in cached:
+    for table in readable:
         yield next(made) if table is None else table
+    if failure is not None:
+        raise failure
+
+
+def _loaded_or_failed(load: Callable[[Unit], pa.Table | None], unit: Unit) -> pa.Table | TransientStoreError | None:
+    try:
+        return load(unit)
+    except TransientStoreError as error:
+        return error
 
 
 def _made_in_ray_data(units: Sequence[Unit], make: Callable[[Unit], pa.Table]) -> Iterator[pa.Table]:

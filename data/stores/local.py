@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from data.errors import ConflictError, DiskFullError, ObjectNotFoundError, StoreAccessError
 from data.stores.store import ATTEMPTS, ObjectInfo, Store, checked_key, raise_local_error, source_size
@@ -119,12 +119,16 @@ class LocalStore(Store):
             if info is not None:  # else removed since the walk
                 yield info
 
-    def _keys(self, prefix: str) -> Iterator[str]:
+    def unfinished(self, prefix: str = "") -> Sequence[str]:
+        with _errors("list", self.root):
+            return sorted(self._keys(prefix, temporary=True))
+
+    def _keys(self, prefix: str, *, temporary: bool = False) -> Iterator[str]:
         start = os.path.join(self.root, os.path.dirname(prefix))
         for folder, _, names in os.walk(start):
             for name in names:
                 key = os.path.relpath(os.path.join(folder, name), self.root).replace(os.sep, "/")
-                if key.startswith(prefix) and not name.startswith((_TEMP, _LOCK)):
+                if key.startswith(prefix) and name.startswith(_TEMP) == temporary and not name.startswith(_LOCK):
                     yield key
 
     def delete(self, key: str) -> None:
@@ -135,10 +139,12 @@ class LocalStore(Store):
     def delete_prefix(self, prefix: str) -> int:
         with _errors("delete", self.root):
             keys = list(self._keys(prefix))
-        for key in keys:
+        unfinished = self.unfinished(prefix)
+        for key in [*keys, *unfinished]:
             self.delete(key)
         # Object stores have no empty folders; here one would remain for every deleted checkpoint.
-        for folder in sorted({os.path.dirname(self._path(key)) for key in keys}, key=len, reverse=True):
+        folders = {os.path.dirname(self._path(key)) for key in [*keys, *unfinished]}
+        for folder in sorted(folders, key=len, reverse=True):
             self._prune(folder)
         return len(keys)
 

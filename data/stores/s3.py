@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 from data.errors import (
     ConflictError,
-    DiskFullError,
     MantaError,
     ObjectNotFoundError,
     StoreAccessError,
@@ -21,6 +20,7 @@ from data.errors import (
 )
 from data.stores.config import StoreConfig
 from data.stores.s3_access import READ_TIMEOUT_S, S3Access, s3_client
+from data.stores.s3_errors import answer_error
 from data.stores.store import (
     ATTEMPTS,
     ObjectInfo,
@@ -33,28 +33,7 @@ from data.stores.store import (
 
 _DELETE_BATCH = 1000  # most keys of one DeleteObjects request
 
-_FULL = ("insufficientstorage", "xminiostoragefull", "quotaexceeded", "nospaceleft", "entitytoolargeforquota")
-
-_FULL_WORDS = ("no space left", "insufficient storage", "storage full", "disk full", "no writable volumes")
-
-_DENIED = frozenset(
-    {
-        "AccessDenied",
-        "AllAccessDisabled",
-        "AuthorizationHeaderMalformed",
-        "ExpiredToken",
-        "InvalidAccessKeyId",
-        "InvalidToken",
-        "SignatureDoesNotMatch",
-    }
-)
-
-_CONFLICT = frozenset({"PreconditionFailed", "ConditionalRequestConflict"})
-
-_TRANSIENT = frozenset({"RequestTimeout", "SlowDown", "Throttling"})  # in addition to every status of 500 and above
-
 _T = TypeVar("_T")
-
 
 PARTS_AT_ONCE = 4
 """Parts of a large file that are sent or fetched at the same time."""
@@ -187,7 +166,37 @@ class S3Store(Store):
         keys = [info.key for info in self.list(prefix)]
         for first in range(0, len(keys), _DELETE_BATCH):
             self._delete_batch(prefix, [self._name(key) for key in keys[first : first + _DELETE_BATCH]])
+        for key, upload in self._uploads(prefix):
+            self._abort(key, upload)
         return len(keys)
+
+    def unfinished(self, prefix: str = "") -> Sequence[str]:
+        return sorted({key for key, _ in self._uploads(prefix)})
+
+    def _uploads(self, prefix: str) -> Sequence[tuple[str, str]]:
+        """Key and id of every upload in parts that has begun and not ended. Its parts are stored, and paid for."""
+        start = f"{self.prefix}/" if self.prefix else ""
+
+        def walk() -> Sequence[tuple[str, str]]:
+            pages = self._s3.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=start + prefix)
+            return [
+                (found["Key"].removeprefix(start), found["UploadId"])
+                for page in pages
+                for found in page.get("Uploads", ())
+            ]
+
+        try:
+            return self._call(f"list uploads to {self.url_of(prefix)}", walk)
+        except (StoreAccessError, ObjectNotFoundError):
+            return []  # it takes rights of its own, and some services do not have the request
+
+    def _abort(self, key: str, upload: str) -> None:
+        name = self._name(key)
+        with contextlib.suppress(ObjectNotFoundError, StoreAccessError):  # ended meanwhile; or no right to
+            self._call(
+                f"delete an upload to {self.url_of(key)}",
+                lambda: self._s3.abort_multipart_upload(Bucket=self.bucket, Key=name, UploadId=upload),
+            )
 
     def _delete_batch(self, prefix: str, names: Sequence[str]) -> None:
         doing = f"delete {self.url_of(prefix)}"
@@ -249,7 +258,7 @@ class S3Store(Store):
         if isinstance(error, S3UploadFailedError) and isinstance(error.__context__, Exception):
             return self._translated(error.__context__, doing)
         if isinstance(error, boto.ClientError):
-            return _answer_error(error.response, doing, self.bucket, where)
+            return answer_error(error.response, doing, self.bucket, where)
         if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.CredentialRetrievalError):
             return StoreAccessError(
                 f"Could not {doing}: no usable credentials were found ({error}). Set AWS_ACCESS_KEY_ID and "
@@ -267,30 +276,6 @@ class S3Store(Store):
         if isinstance(error, boto.ParamValidationError | ValueError):
             return StoreAccessError(f"Could not {doing} at {where}: {first_line(error)}. Check URL and endpoint.")
         return TransientStoreError(f"Could not {doing}: {where} did not answer in full ({first_line(error)}).")
-
-
-def _answer_error(answer: dict[str, Any], doing: str, bucket: str, where: str) -> MantaError:
-    """The MantaError for an error answer of an S3 server."""
-    code = str(answer.get("Error", {}).get("Code", ""))
-    text = str(answer.get("Error", {}).get("Message", ""))
-    status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    said = f"{status} {code}: {text}".rstrip(": ")
-    if status == 507 or code.lower() in _FULL or any(words in text.lower() for words in _FULL_WORDS):
-        return DiskFullError(f"Could not {doing}: {where} has no space left ({said}). Free some or raise its quota.")
-    if code in _CONFLICT or status == 412:
-        return ConflictError(f"Could not {doing}: the object exists already or is another version ({said}).")
-    if code == "NoSuchBucket":
-        return StoreAccessError(f"Could not {doing}: no bucket '{bucket}' at {where}. Create it, or correct the name.")
-    if code in _DENIED or status in (401, 403):
-        return StoreAccessError(
-            f"Could not {doing}: {where} refused the credentials ({said}). Check the access key, the secret key, the "
-            f"region and what they may do in bucket '{bucket}'."
-        )
-    if code in ("NoSuchKey", "404") or status == 404:
-        return ObjectNotFoundError(f"Could not {doing}: there is no such object.")
-    if status >= 500 or status == 429 or code in _TRANSIENT:
-        return TransientStoreError(f"Could not {doing}: {where} kept failing through {ATTEMPTS} attempts ({said}).")
-    return StoreAccessError(f"Could not {doing}: {where} refused ({said}). Check the URL, the endpoint and the region.")
 
 
 def _bare(etag: str) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 from urllib.parse import unquote
@@ -127,8 +127,15 @@ class Store(ABC):
         """Removes an object. A missing object is no error."""
 
     @abstractmethod
+    def unfinished(self, prefix: str = "") -> Sequence[str]:
+        """Keys below `prefix` of writes that have begun and not ended, sorted: running ones, and those interrupted.
+
+        Where a store does not tell, there are none.
+        """
+
+    @abstractmethod
     def delete_prefix(self, prefix: str) -> int:
-        """Removes all objects whose key starts with `prefix`; returns how many."""
+        """Removes all objects whose key starts with `prefix`, and what `unfinished` lists; returns how many objects."""
 
     @abstractmethod
     def url_of(self, key: str = "") -> str:

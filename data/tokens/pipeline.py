@@ -136,8 +136,8 @@ class ReadAhead:
                     segment = self._next_segment()
                 try:
                     for table in tokenized_units(segment, self._job, stream_columns("train", self._job)):
-                        self._add(table)
                         self._patience.succeeded()
+                        self._add(table)
                 except TransientStoreError as error:  # what has not been read is in the next segment
                     self._patience.wait(error)
         except BaseException as error:  # raised by `stream` in the threads that wait

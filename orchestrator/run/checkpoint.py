@@ -19,7 +19,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +43,7 @@ _RENAMED = {"bad_steps": "skipped_steps", "left_out": "excluded"}
 
 _T = TypeVar("_T")
 
-_NAME = re.compile(r"step-(?P<step>\d{8,})-a(?P<attempt>\d+)/manifest\.json$")
+_FILE = re.compile(r"checkpoints/step-(?P<step>\d{8,})-a(?P<attempt>\d+)/(?P<name>[^/]+)$")
 
 
 @dataclass(frozen=True, order=True)
@@ -69,13 +69,17 @@ def weights_file(*, averaged: bool) -> str:
 
 def list_checkpoints(store: Store, record: RunRecord | None = None) -> list[CheckpointName]:
     """Complete checkpoints of the run under `store`, oldest first; with `record`, without those of fenced attempts."""
-    names = []
-    for info in store.list("checkpoints/"):
-        if match := _NAME.search(info.key):
-            name = CheckpointName(int(match["step"]), int(match["attempt"]))
-            if record is None or record.continues(name.attempt, name.step):
-                names.append(name)
-    return sorted(names)
+    found = _files(info.key for info in store.list("checkpoints/"))
+    complete = sorted(name for name, files in found.items() if MANIFEST in files)
+    return [name for name in complete if record is None or record.continues(name.attempt, name.step)]
+
+
+def _files(keys: Iterable[str]) -> dict[CheckpointName, set[str]]:
+    """Names of files by checkpoint."""
+    found: dict[CheckpointName, set[str]] = {}
+    for match in filter(None, map(_FILE.match, keys)):
+        found.setdefault(CheckpointName(int(match["step"]), int(match["attempt"])), set()).add(match["name"])
+    return found
 
 
 def fetch_newest(
@@ -192,13 +196,18 @@ def quarantine(store: Store, name: CheckpointName) -> None:
 
 
 def prune(store: Store, record: RunRecord, keep: int) -> None:
-    """Deletes all but the run's newest `keep` checkpoints, also those of fenced attempts.
+    """Deletes all but the run's newest `keep` checkpoints, also those of fenced attempts, and partial ones.
 
-    The manifest is deleted first, so a half-deleted checkpoint does not count as one.
+    The manifest is deleted first, so a half-deleted checkpoint does not count as one. A partial one is deleted once
+    nobody needs it: where its upload is not of the newest attempt, or is of an older step than what is kept.
     """
-    kept = list_checkpoints(store, record)[-keep:]
-    for name in list_checkpoints(store):
-        if name in kept:
-            continue
-        store.delete(f"checkpoints/{name}/{MANIFEST}")
-        store.delete_prefix(f"checkpoints/{name}/")
+    found = _files([*(info.key for info in store.list("checkpoints/")), *store.unfinished("checkpoints/")])
+    complete = sorted(name for name, files in found.items() if MANIFEST in files)
+    kept = [name for name in complete if record.continues(name.attempt, name.step)][-keep:]
+    for name, files in found.items():
+        if MANIFEST in files:
+            if name not in kept:
+                store.delete(f"checkpoints/{name}/{MANIFEST}")
+                store.delete_prefix(f"checkpoints/{name}/")
+        elif DAMAGED not in files and (name.attempt != record.last.number or (kept and name.step < kept[0].step)):
+            store.delete_prefix(f"checkpoints/{name}/")

@@ -121,13 +121,22 @@ class SnapshotAgent:
             return point
 
     def fetch(self, name: CheckpointName) -> None:
-        """Downloads a checkpoint into this node's memory.
+        """Downloads a checkpoint, which rank 0's node has fetched already, into this node's memory.
 
         Raises:
             CheckpointDamagedError: the checkpoint is damaged.
             TransientStoreError: the storage has failed for `store.patience`.
         """
-        self._patience(RESTORING).call(lambda: self._fetch(name))
+        try:
+            self._patience(RESTORING).call(lambda: self._fetch(name))
+        except CheckpointDamagedError:
+            # An upload that ended meanwhile may have pruned it. The other node has it whole.
+            steps = {node_id: newest for node_id, (newest, _) in self._held_elsewhere({self._node_id}).items()}
+            holder = next((node_id for node_id, newest in steps.items() if newest == name.step), None)
+            if holder is None:
+                raise
+            agent = ray.get(self._job.monitor.agents.remote())[holder]
+            self._memory_here().receive(name.step, ray.get(agent.files.remote(name.step)))
 
     def _fetch(self, name: CheckpointName) -> None:
         files = tensor_files(averaged=self._job.config.train.ema_decay is not None)

@@ -114,6 +114,15 @@ class TestFailuresOfS3:
         longest_back_off_s = sum(2**attempt for attempt in range(ATTEMPTS - 1))
         assert StoreConfig().timeout_s + longest_back_off_s <= 10
 
+    @pytest.mark.parametrize("refusal", [xml_error(403, "AccessDenied"), xml_error(501, "NotImplemented")])
+    def test_what_tells_nothing_of_interrupted_writes_has_none(self, refusal: Answer) -> None:
+        """It takes rights of its own, and a service may lack the request: checkpoints must be pruned all the same."""
+        nothing = (200, {}, b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>")
+        with fake_s3(lambda number, path: refusal if "uploads" in path else nothing) as config:
+            store = S3Store("bucket", "runs", config)
+            assert store.unfinished("checkpoints/") == []
+            assert store.delete_prefix("checkpoints/") == 0
+
     def test_an_endpoint_that_answered_before_is_a_transient_failure(self) -> None:
         with fake_s3(lambda number, path: (200, {}, b"data")) as config:
             store = S3Store("bucket", "runs", config)

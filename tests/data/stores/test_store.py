@@ -16,6 +16,7 @@ from data.errors import (
     InputError,
     ObjectNotFoundError,
 )
+from data.stores import local as local_store
 from data.stores import s3 as s3_store
 from data.stores.open import open_store
 from data.stores.s3 import S3Store
@@ -29,6 +30,18 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
         return open_store(str(tmp_path / "store"), StoreConfig())
     config = request.getfixturevalue("s3_store_config")
     return open_store(f"s3://{request.getfixturevalue('s3_bucket')}/{uuid.uuid4().hex}", config)
+
+
+def begin_write(store: Store, key: str) -> None:
+    """Leaves of a write what a killed process does."""
+    if isinstance(store, S3Store):
+        name = {"Bucket": store.bucket, "Key": f"{store.prefix}/{key}"}
+        upload = store._s3.create_multipart_upload(**name)["UploadId"]
+        store._s3.upload_part(**name, UploadId=upload, PartNumber=1, Body=b"half")
+    else:
+        with pytest.raises(KeyboardInterrupt), local_store._temporary(store.url_of(key), b"half") as path:
+            os.link(path, f"{path}-of-the-dead")
+            raise KeyboardInterrupt
 
 
 class TestEveryStore:
@@ -127,6 +140,17 @@ class TestEveryStore:
         assert store.delete_prefix("run/") == 9
         assert [info.key for info in store.list()] == ["run-2/kept"]
         assert store.delete_prefix("run/") == 0
+
+    def test_writes_that_were_interrupted_are_listed_and_removed(self, store: Store) -> None:
+        store.put("run/a/whole", b"x")
+        for key in ("run/a/half", "run/b/half", "run-2/half"):
+            begin_write(store, key)
+        listed = {key.rpartition("/")[0] for key in store.unfinished()}
+        assert listed == {"run/a", "run/b", "run-2"} and len(store.unfinished("run/a/")) == 1
+        assert [info.key for info in store.list()] == ["run/a/whole"]
+        assert store.delete_prefix("run/") == 1
+        assert [key.rpartition("/")[0] for key in store.unfinished()] == ["run-2"]
+        assert list(store.list()) == []
 
     def test_put_file(self, store: Store, tmp_path: Path) -> None:
         content = os.urandom(1 << 20) * 20  # on S3, more than one part

@@ -256,7 +256,10 @@ class TestOnANode:
         return LocalStore(str(tmp_path / "run"))
 
     def agent(self, store: LocalStore, digest: str) -> SnapshotAgent:
-        agent = SnapshotAgent(SimpleNamespace(store=store, attempt=1, init=digest), "node")  # type: ignore[arg-type]
+        config = SimpleNamespace(store=SimpleNamespace(patience=0.0))
+        monitor = SimpleNamespace(report_outage=SimpleNamespace(remote=lambda *_: None))
+        job = SimpleNamespace(store=store, attempt=1, init=digest, config=config, monitor=monitor)
+        agent = SnapshotAgent(job, "node")  # type: ignore[arg-type]
         agent.open_memory(0)
         return agent
 

@@ -14,7 +14,9 @@ from orchestrator.run.checkpoint import (
     fetch_checkpoint,
     fetch_newest,
     list_checkpoints,
+    newest_undamaged,
     prune,
+    quarantine,
     write_checkpoint,
 )
 from orchestrator.run.record import RunRecord
@@ -208,6 +210,64 @@ def test_pruning_keeps_the_newest(saver: Saver) -> None:
     }
     prune(saver.store, ALONE, keep=5)
     assert [name.step for name in list_checkpoints(saver.store)] == [3, 10]
+
+
+def test_pruning_sweeps_partial_checkpoints_that_nobody_completes(saver: Saver) -> None:
+    """Not those that an upload may still complete, and not the files of a damaged one."""
+
+    def killed() -> None:
+        raise ConnectionError("killed here")
+
+    for step, attempt in ((5, 1), (9, 1), (6, 2), (7, 2), (12, 2)):
+        with pytest.raises(ConnectionError):
+            saver.save(step, attempt, before_commit=killed)
+    for step in (7, 10):
+        saver.save(step, attempt=3)
+    saver.save(8, attempt=3)
+    quarantine(saver.store, CheckpointName(8, 3))
+    for step in (6, 9):  # of the newest attempt
+        with pytest.raises(ConnectionError):
+            saver.save(step, attempt=3, before_commit=killed)
+    for path in ("step-00000004-a3", "step-00000011-a3"):
+        folder = Path(saver.store.root) / "checkpoints" / path
+        folder.mkdir()
+        (folder / ".tmp~killed").write_bytes(b"in a write")
+    prune(saver.store, record_of(0, 0, 0), keep=2)
+    assert {key.split("/")[1] for key in [each.key for each in saver.store.list()] + saver.store.unfinished()} == {
+        "step-00000007-a3",
+        "step-00000008-a3",
+        "step-00000009-a3",
+        "step-00000010-a3",
+        "step-00000011-a3",
+    }
+    assert [name.step for name in list_checkpoints(saver.store)] == [7, 10]
+
+
+def test_a_checkpoint_pruned_while_it_is_fetched_is_replaced_by_the_newer_one(
+    saver: Saver, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With `keep: 1`, an upload that ends during a restore prunes what the restore has chosen."""
+    saver.save(100)
+
+    def fetch(name: CheckpointName) -> int:
+        if name.step == 100:
+            saver.save(200)
+            prune(saver.store, ALONE, keep=1)
+        return int(fetch_checkpoint(saver.store, name, (), saver.scratch)["step"])
+
+    assert newest_undamaged(saver.store, ALONE, fetch) == 200
+    assert caplog.records == [], "nothing is damaged"
+
+
+def test_a_pruned_checkpoint_is_not_quarantined(saver: Saver) -> None:
+    saver.save(100)
+    saver.save(200)
+    quarantine(saver.store, CheckpointName(50, 1))
+    quarantine(saver.store, CheckpointName(200, 1))
+    assert [name.step for name in list_checkpoints(saver.store)] == [100]
+    kept = {each.key for each in saver.store.list("checkpoints/")}
+    assert "checkpoints/step-00000200-a1/manifest.damaged.json" in kept
+    assert "checkpoints/step-00000200-a1/model.safetensors" in kept and not any("00000050" in key for key in kept)
 
 
 def test_pruning_deletes_the_manifest_first(saver: Saver, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from data.stores.local import LocalStore
 from orchestrator.errors import CheckpointDamagedError, FencedError
 from orchestrator.observe.event_files import TRAIN
 from orchestrator.run.checkpoint import MODEL, OPTIMIZER, CheckpointName, list_checkpoints, tensor_files
-from orchestrator.run.fence import Fence
+from orchestrator.run.fence import Fence, check_fence
 from orchestrator.run.ledger import StepRow, metrics_lines
 from orchestrator.run.state import START, RunState, StepSeconds
 from orchestrator.snapshots import agent as agent_module
@@ -228,6 +228,66 @@ def test_a_failed_save_can_be_repeated(
     keep(agent, 5, rows(1, 5))
     agent.save(5)
     assert [row["step"] for row in map(json.loads, metrics_lines(store))] == [1, 2, 3, 4, 5]
+
+
+def test_a_snapshot_is_saved_though_newer_ones_replace_it_in_a_slow_save(
+    agent: SnapshotAgent, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a store that answers after seconds; the rows of the snapshot are saved, too."""
+    keep(agent, 4, rows(1, 4))
+
+    def slow(store: LocalStore, attempt: int) -> Any:
+        for step in (5, 6, 7):
+            keep(agent, step, rows(1, step))
+        return check_fence(store, attempt)
+
+    monkeypatch.setattr(agent_module, "check_fence", slow)
+    assert agent.save(4) == 4
+    [name] = list_checkpoints(store)
+    assert store.get(f"checkpoints/{name}/{MODEL}") == f"{MODEL} after 4".encode()
+    assert [row["step"] for row in map(json.loads, metrics_lines(store))] == [1, 2, 3, 4]
+
+
+def test_a_group_starts_from_memory_alone_while_the_store_is_away(
+    agent: SnapshotAgent, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(agent, 4, rows(1, 4))
+    agent.save(4)
+    _, _, state = agent._job.monitor.report_checkpoint.calls[-1]
+    keep(agent, 6, rows(5, 6))
+    away = SnapshotAgent(job_of(Away(store.root)), "node")
+    away.open_memory(0)
+    away._job.monitor.newest_checkpoint = Remote(state)
+    assert away.choose_resume_point({"node": (6, 5)}) == (state, None, ("node", 6))
+    assert away._job.monitor.report_outage.calls == []
+    with pytest.raises(TransientStoreError):  # no node has the newest state
+        away.choose_resume_point({"other": (-1, -1)})
+    [(doing, outage)] = away._job.monitor.report_outage.calls
+    assert (doing, outage.problem) == ("restoring the state", "The store is away.")
+
+
+class Away(LocalStore):
+    """A store that does not answer."""
+
+    def get(self, key: str) -> bytes:
+        raise TransientStoreError("The store is away.")
+
+
+def test_a_checkpoint_pruned_before_all_nodes_have_fetched_it_comes_from_the_first_node(agent: SnapshotAgent) -> None:
+    keep(agent, 4, rows(1, 4))
+    agent.save(4)
+    other = SnapshotAgent(job_of(agent._store), "other")
+    memory = other.open_memory(0)
+    agent._store.delete_prefix("checkpoints/")
+    with pytest.raises(CheckpointDamagedError):
+        other.fetch(CheckpointName(4, 1))
+    first = SimpleNamespace(newest=Remote((4, 5)), files=Remote(agent.files(4)))
+    other._job.monitor.agents = Remote({"node": first})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(agent_module.ray, "wait", lambda asked, **_: (asked, []))
+        other.fetch(CheckpointName(4, 1))
+    assert first.files.calls == [(4,)]
+    assert memory.newest()[0] == 4 and (memory.path(4) / MODEL).read_bytes() == f"{MODEL} after 4".encode()
 
 
 def test_a_fenced_agent_saves_nothing(agent: SnapshotAgent, store: LocalStore) -> None:
