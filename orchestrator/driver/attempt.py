@@ -153,8 +153,9 @@ def start_actors(run: Run, data: PreparedData) -> tuple[Any, Any]:
     config = run.config
     scaling = scaling_policy(config)
     start_evaluation = BackgroundEvaluation if can_evaluate_in_background(config) else None
-    name, actor = f"monitor-{uuid.uuid4()}", ray.remote(Monitor).options(**here)
-    monitor = actor.options(name=name).remote(scaling, config.train.steps, start_agent, start_evaluation)
+    name = f"monitor-{uuid.uuid4()}"
+    monitor: Any = ray.remote(Monitor).options(**here, name=name)
+    monitor = monitor.remote(scaling, config.train.steps, start_agent, start_evaluation)
     # By name: Ray warns, on the terminal, of actors that may restart and received the handle of another one.
     tell = partial(report_outage, name, "reading shards and tokens")
     feeder: Any = ray.remote(Feeder)
