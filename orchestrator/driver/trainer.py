@@ -16,7 +16,7 @@ from orchestrator.run.job import TrainJob
 from orchestrator.run.run import Run
 from orchestrator.train.entry import prepare_worker, train_worker
 from orchestrator.workers.hooks import RetryHook, SizeHook, TokenizingHook
-from orchestrator.workers.process_group import ProcessGroupConfig
+from orchestrator.workers.process_group import TIMEOUT_S, ProcessGroupConfig
 from orchestrator.workers.ray_train import WorkerGroupTrainer
 
 RAY_TRAIN_FOLDER = "ray-train/"
@@ -69,7 +69,8 @@ def worker_group_trainer(run: Run, job: TrainJob, *, tokenizes: bool) -> WorkerG
         size=SizeHook(job.monitor),
         prepare=partial(prepare_worker, run.config),
         train_loop_config={"job": job},
-        backend_config=ProcessGroupConfig(use_gpu=scaling.on_gpu),
+        # Ranks may wait for one of them that waits for the store.
+        backend_config=ProcessGroupConfig(scaling.on_gpu, TIMEOUT_S + run.config.store.patience),
         scaling_config=ray.train.ScalingConfig(
             num_workers=scaling.effective_max_workers,
             use_gpu=scaling.on_gpu,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -84,11 +85,14 @@ class CheckpointSaver:
         self._requests_served = saves
         self._upload = self.agent.save.remote(step)
 
-    def save_and_wait(self, step: int, saves: int, *, tries: int | None = None) -> None:
+    def save_and_wait(
+        self, step: int, saves: int, *, tries: int | None = None, failed: Callable[[], object] = lambda: None
+    ) -> None:
         """Returns once the checkpoint of `step`, whose snapshot is in the node's memory, is in the store.
 
         Args:
             tries: most tries; None: as many as `store.patience` allows.
+            failed: called after each try that failed.
 
         Raises:
             TransientStoreError: the store did not answer.
@@ -104,8 +108,10 @@ class CheckpointSaver:
             self.start(step, saves)
             wait_s = self._finish()
             tried += 1
-            if wait_s is not None and tried != tries:
-                time.sleep(wait_s)
+            if wait_s is not None:
+                failed()
+                if tried != tries:
+                    time.sleep(wait_s)
 
     def _interval_s(self, mtbf_s: float) -> float:
         """Seconds between two saves where the recipe does not say."""

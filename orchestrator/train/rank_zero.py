@@ -171,8 +171,16 @@ class RankZero:
                 self._log(f"step {step}: {error} The run continues from a snapshot in memory, if one survives.")
 
     def save_and_wait(self, step: int) -> None:
-        """Returns once the checkpoint of `step` is in the store; see `CheckpointSaver.save_and_wait`."""
-        self._saver.save_and_wait(step, self._requests.saves)
+        """Returns once the checkpoint of `step` is in the store; see `CheckpointSaver.save_and_wait`.
+
+        From a try that failed on, the time counts as that of an outage, and is reported, in case that it takes hours.
+        """
+
+        def failed() -> None:
+            self._clock.switch("store_wait")
+            self.report(phase="saving")
+
+        self._saver.save_and_wait(step, self._requests.saves, failed=failed)
 
     def wait_for_evaluation(self) -> None:
         """Waits until no background evaluation is running, at most EVALUATION_TIMEOUT_S."""

@@ -18,6 +18,9 @@ from ray.train.backend import Backend, BackendConfig
 
 from cluster.ray_nodes import address_and_port
 
+TIMEOUT_S = 1800.0
+"""Seconds after which a collective fails; workers that hang are found earlier, see `orchestrator/policy`."""
+
 
 @dataclass
 class ProcessGroupConfig(BackendConfig):
@@ -28,7 +31,7 @@ class ProcessGroupConfig(BackendConfig):
     """
 
     use_gpu: bool = False
-    timeout_s: float = 1800.0
+    timeout_s: float = TIMEOUT_S
 
     @property
     def backend_cls(self) -> type[Backend]:

@@ -26,6 +26,9 @@ ACTIONS = {
     "delete_object": {"s3:DeleteObject"},
     "delete_objects": {"s3:DeleteObject"},
     "list_objects_v2": {"s3:ListBucket"},
+    "list_multipart_uploads": {"s3:ListBucketMultipartUploads"},
+    "abort_multipart_upload": {"s3:AbortMultipartUpload"},
+    "download_file": {"s3:GetObject"},
 }
 """What AWS wants to have allowed for a call of boto3's."""
 

@@ -75,6 +75,12 @@ def test_a_record_survives_json(store: LocalStore) -> None:
     assert record.last.goodput == {"training": 1.5} and isinstance(record.attempts, tuple)
 
 
+def test_a_record_of_an_earlier_version_has_no_outages(store: LocalStore) -> None:
+    stored = json.loads(claim(store).record.to_json())
+    del stored["attempts"][0]["outages"]
+    assert RunRecord.from_json(json.dumps(stored).encode()).last.outages == []
+
+
 def test_updates_keep_what_they_do_not_name(store: LocalStore) -> None:
     fence = claim(store)
     began = fence.record.last.heartbeat_at

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from orchestrator.config.load import load_recipe
 from orchestrator.config.result_fields import result_fields
 from orchestrator.run.fence import Fence
 from orchestrator.run.progress import Progress
+from orchestrator.run.record import RECORD
 from orchestrator.run.run import Run, stores
 from orchestrator.run.state import StepSeconds
 from orchestrator.run.summary import (
@@ -36,9 +38,9 @@ def run(tmp_path: Path) -> Run:
     fence.update(attempt={"boot_id": "another machine", "status": "failed", "message": "the disk is full"})
     fence = Fence.claim(store, config.run, result_fields(config), keep_pins=False)
     disruption = {"cause": "node", "step": 1}
-    fence.update(
-        attempt={"status": "finished", "disruptions": [disruption], "decisions": [{"step": 0, "what": "start"}]}
-    )
+    outage = {"doing": "saving checkpoints", "since": 1.0, "until": 2.0, "problem": "busy"}
+    happened = {"disruptions": [disruption], "outages": [outage], "decisions": [{"step": 0, "what": "start"}]}
+    fence.update(attempt={"status": "finished", **happened})
     return Run(config, root, store, fence.record)
 
 
@@ -70,6 +72,7 @@ def test_a_run_without_a_checkpoint(run: Run) -> None:
     assert summary["samples"] == {} and summary["checkpoints"] == [] and summary["tokens_per_s"] is None
     assert summary["disruptions"] == [{"attempt": 2, "cause": "node", "step": 1}] and summary["restarts"] == 1
     assert summary["decisions"] == [{"attempt": 2, "step": 0, "what": "start"}]
+    assert [(each["attempt"], each["doing"]) for each in summary["outages"]] == [(2, "saving checkpoints")]
 
 
 def test_the_summary_of_a_live_run_has_the_same_fields_and_its_newest_step(run: Run) -> None:
@@ -85,10 +88,12 @@ def test_the_summary_of_a_live_run_has_the_same_fields_and_its_newest_step(run: 
     assert summary["disruptions"] == summary_of_run(run)["disruptions"]
 
 
-def test_an_attempt_without_a_heartbeat_has_died() -> None:
+def test_an_attempt_without_a_heartbeat_has_died(run: Run) -> None:
     running = attempt(status="running")
-    assert status_of(running) == "died"
-    assert status_of(replace(running, status="stopped")) == "stopped"
+    run = replace(run, record=replace(run.record, attempts=(running,)))
+    os.utime(run.store.url_of(RECORD), times=(0.0, 0.0))
+    assert status_of(run, running) == "died"
+    assert status_of(run, replace(running, status="stopped")) == "stopped"
 
 
 def test_world_sizes_are_listed_where_they_change() -> None:

@@ -306,6 +306,15 @@ class TestReports:
         assert len(group.agent.save.calls) == LEAVING_SAVE_TRIES
         assert "continues from a snapshot in memory" in group.log_lines()
 
+    def test_a_last_save_that_waits_for_the_store_counts_as_such(self) -> None:
+        group, clock = Group(BUSY, BUSY, 9), GoodputClock("startup")
+        rank_zero = RankZero(group.job, group.node, RunState(START), clock)
+        rank_zero.begin(0, "cpu")
+        with clock.during("checkpoint"):
+            rank_zero.save_and_wait(9)
+        assert clock.seconds().keys() == {"startup", "checkpoint", "store_wait"}
+        assert group.monitor.report.calls[-1][0] == "saving"
+
     def test_loss_spikes_scores_and_results_reach_the_monitor(self) -> None:
         group = Group()
         rank_zero = group.rank_zero()
