@@ -18,6 +18,7 @@
     ├── ObjectNotFoundError             (data) no object under this key; callers handle it
     ├── ConflictError                   (data) a conditional write came second; callers handle it
     ├── CheckpointDamagedError          a checkpoint's files do not match its manifest; the one before is used
+    ├── SnapshotGoneError               newer snapshots have replaced one that was to be saved; callers handle it
     ├── WorkerDiedError                 a training worker ended unexpectedly; worth a retry
     ├── BadLossError                    the loss diverged or spiked a second time; a retry would reach the same step
     ├── FencedError                     a newer attempt has taken the run over; this one must not write
@@ -61,6 +62,7 @@ __all__ = [
     "RecipeError",
     "RunInUseError",
     "ShardChangedError",
+    "SnapshotGoneError",
     "StoreAccessError",
     "TokenizerError",
     "TransientStoreError",
@@ -95,6 +97,10 @@ class ClusterTooSmallError(InputError):
 
 class CheckpointDamagedError(MantaError):
     """A checkpoint is incomplete, or its files have changed since it was saved."""
+
+
+class SnapshotGoneError(MantaError):
+    """Newer snapshots have replaced the one that was to be saved."""
 
 
 class WorkerDiedError(MantaError):

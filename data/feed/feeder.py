@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 
@@ -48,9 +48,11 @@ class Feeder:
 
     Args:
         tell: receives the outages of the store, see `data.stores.patience`; called in background threads.
+        begin: called first, in the actor's process.
     """
 
-    def __init__(self, spec: FeedSpec, tell: Tell = silently) -> None:
+    def __init__(self, spec: FeedSpec, tell: Tell = silently, begin: Callable[[], object] = lambda: None) -> None:
+        begin()
         self._spec, self._order, self._batching = spec, spec.order(), spec.batching()
         self._together: tuple[int, list[list[MicroBatch]]] = -1, []
         self._known = spec.known.copy()

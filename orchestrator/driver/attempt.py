@@ -2,55 +2,42 @@
 
 from __future__ import annotations
 
-import uuid
 from contextlib import closing, suppress
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 
 from cluster.demand import remove_placement_groups
 from cluster.local.ray import joins_cluster
-from cluster.ray_nodes import driver_node_id, on_node, quiet_driver, root_cause
+from cluster.ray_nodes import driver_node_id, quiet_driver, root_cause
 from data.errors import MantaError
-from data.feed.feeder import Feeder
 from data.order.sample_order import UNKNOWN
 from data.prepared import PreparedData
-from data.stores.patience import Outage
 from orchestrator.config.result_fields import resolved
 from orchestrator.console import Console
+from orchestrator.driver.actors import start_actors
 from orchestrator.driver.attempt_record import AttemptRecord
-from orchestrator.driver.background_evaluation import BackgroundEvaluation, can_evaluate_in_background
 from orchestrator.driver.flops import FlopsPerToken
-from orchestrator.driver.last_save import ACTOR_TIMEOUT_S, free_memory, save_last_state
-from orchestrator.driver.monitor import Monitor
+from orchestrator.driver.last_save import ACTOR_TIMEOUT_S, free_memory, is_needed_later, save_last_state
 from orchestrator.driver.stop_requests import StopRequests
 from orchestrator.driver.trainer import RAY_TRAIN_FOLDER, TrainerThread
-from orchestrator.errors import FencedError
+from orchestrator.errors import FencedError, WorkerDiedError
 from orchestrator.nodes.capacity import refuse_small_cluster
 from orchestrator.nodes.requests import placement_group_name
 from orchestrator.nodes.watch import NodeWatch
 from orchestrator.observe.observer import Observer
-from orchestrator.policy.scaling import scaling_policy
 from orchestrator.run.fence import Fence
 from orchestrator.run.heartbeat import Heartbeat
-from orchestrator.run.job import TrainJob
+from orchestrator.run.job import Owner, TrainJob
 from orchestrator.run.progress import Progress
-from orchestrator.run.run import Run, feed_spec
+from orchestrator.run.run import Run
 from orchestrator.run.vocabulary import vocabulary_of
-from orchestrator.snapshots.agent import SnapshotAgent
 from orchestrator.snapshots.store import remove_attempt
-from orchestrator.workers.failure_causes import to_manta_error
+from orchestrator.workers.failure_causes import single_line, to_manta_error
 
 POLL_S, STARTING_POLL_S = 1.0, 0.25
 """Seconds between two polls of the monitor, after the first step and before: on two cores, polling slows the loop."""
-
-FEEDER_RESTARTS = 3
-"""Deaths of the feeder that a run survives; more than that is no accident."""
-
-AGENT_THREADS = 4
-"""Concurrent calls of a snapshot agent: an upload, and the calls of a group that starts at the same time."""
 
 
 def run_attempt(
@@ -77,36 +64,50 @@ def run_attempt(
     tokenizes = bool((data.counts() == UNKNOWN).any())
     refuse_small_cluster(run.config.scaling, tokenizes=tokenizes)
     quiet_driver()
-    feeder, monitor = start_actors(run, data)
+    feeder, monitor = start_actors(run, data, Owner.of(run.store.url_of(""), heartbeat.fence.record))
     job = train_job(run, heartbeat.fence, data, feeder, monitor, poll_s)
     trainer = TrainerThread(run, job, tokenizes=tokenizes)
     observer = Observer(run, console.line)
     record = AttemptRecord(heartbeat, console, run, observer, FlopsPerToken(run.config, job.vocabulary, feeder))
     monitor.agent_of.remote(driver_node_id(), job)  # of the usual node of workers; on others, a worker starts it
+    attempt, keeps_memory = _Attempt(run, console, monitor, trainer, record), False
     try:
         with requests.saving(), closing(console):
-            progress = _Attempt(run, console, monitor, trainer, record).follow(requests, watch, poll_s)
+            progress = attempt.follow(requests, watch, poll_s)
         if progress.result is not None and progress.result["step"] < run.config.train.steps:
             raise KeyboardInterrupt
+    except BaseException as error:
+        keeps_memory = is_needed_later(error, attempt.progress, is_saved=attempt.is_saved)
+        raise
     finally:
         observer.close("failed")
-        free_memory(monitor)
+        if keeps_memory:
+            console.line("the newest state stays in the nodes' memory: while they last, the same command continues it.")
+        else:
+            free_memory(monitor)
+            remove_attempt(run.store.url_of(""), job.attempt)
         if joins_cluster():
             remove_placement_groups(placement_group_name(run.config.run))
-        remove_attempt(run.store.url_of(""), job.attempt)
         with suppress(MantaError):
             run.store.delete_prefix(RAY_TRAIN_FOLDER)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Attempt:
-    """An attempt whose actors run."""
+    """An attempt whose actors run.
+
+    Attributes:
+        progress: the newest that the monitor has told.
+        is_saved: whether the last save, if there was one, succeeded.
+    """
 
     run: Run
     console: Console
     monitor: Any
     trainer: TrainerThread
     record: AttemptRecord
+    progress: Progress = field(default_factory=Progress)
+    is_saved: bool = True
 
     def follow(self, requests: StopRequests, watch: NodeWatch | None, poll_s: float) -> Progress:
         """Trains, shows and records the progress, and passes on requests to stop; returns the progress at the end.
@@ -120,7 +121,7 @@ class _Attempt:
         trainer.start()
         while not trainer.has_ended:
             requests.wait(poll_s if self.record.has_begun else STARTING_POLL_S)
-            progress = self._progress()
+            progress = self._newest_progress()
             self.record.follow(progress)
             if watch is not None:
                 watch.need = self.run.config.scaling.per_worker if progress.waits_for_nodes else None
@@ -128,50 +129,33 @@ class _Attempt:
                 self.monitor.request_stop.remote()
                 self.console.line("saving, then stopping; Ctrl-C again leaves at once, without saving.")
             if requests.any and not progress.has_workers:
-                save_last_state(self.monitor, progress, self.console)
+                self.is_saved = save_last_state(self.monitor, progress, self.console)
                 self.record.finish(progress, steps)
                 raise KeyboardInterrupt
-        progress = self._progress()
+        progress = self._newest_progress()
         self.record.follow(progress, force=trainer.error is not None)
         if trainer.error is not None:
             if root_cause(trainer.error, FencedError) is None:
-                save_last_state(self.monitor, progress, self.console)
+                self.is_saved = save_last_state(self.monitor, progress, self.console)
             raise to_manta_error(trainer.error, progress)
         self.record.finish(progress, steps)
         return progress
 
-    def _progress(self) -> Progress:
-        progress: Progress = ray.get(self.monitor.progress.remote(), timeout=ACTOR_TIMEOUT_S)
-        return progress
+    def _newest_progress(self) -> Progress:
+        """The monitor's progress; that of the last call if it does not answer, as it may be starting again.
 
-
-def start_actors(run: Run, data: PreparedData) -> tuple[Any, Any]:
-    """Starts feeder and monitor, on the driver's own node, which is the last to be reclaimed."""
-    here = {"num_cpus": 0, **on_node(driver_node_id())}
-    # A restarted feeder has the same spec, and makes the same steps.
-    restarts = {"max_restarts": FEEDER_RESTARTS, "max_task_retries": FEEDER_RESTARTS}
-    config = run.config
-    scaling = scaling_policy(config)
-    start_evaluation = BackgroundEvaluation if can_evaluate_in_background(config) else None
-    name = f"monitor-{uuid.uuid4()}"
-    monitor: Any = ray.remote(Monitor).options(**here, name=name)
-    monitor = monitor.remote(scaling, config.train.steps, start_agent, start_evaluation)
-    # By name: Ray warns, on the terminal, of actors that may restart and received the handle of another one.
-    tell = partial(report_outage, name, "reading shards and tokens")
-    feeder: Any = ray.remote(Feeder)
-    return feeder.options(**here, **restarts).remote(feed_spec(run, data), tell), monitor
-
-
-def report_outage(monitor: str, doing: str, outage: Outage | None) -> None:
-    """Reports to the monitor of that name that a store fails, or answers again (None); see `LoopInterface`."""
-    with suppress(ValueError):  # the monitor is gone, and with it the attempt
-        ray.get_actor(monitor).report_outage.remote(doing, outage)
-
-
-def start_agent(node_id: str, job: TrainJob) -> Any:
-    """Starts the snapshot agent of a node; called by the monitor, with which the agent ends."""
-    here = {"num_cpus": 0, **on_node(node_id), "max_concurrency": AGENT_THREADS}
-    return ray.remote(SnapshotAgent).options(**here).remote(job, node_id)
+        Raises:
+            WorkerDiedError: the monitor is gone for good.
+        """
+        try:
+            self.progress = ray.get(self.monitor.progress.remote(), timeout=ACTOR_TIMEOUT_S)
+        except ray.exceptions.GetTimeoutError:
+            self.console.line(f"the monitor has not answered for {ACTOR_TIMEOUT_S:.0f} s")
+        except ray.exceptions.RayActorError as error:
+            raise WorkerDiedError(
+                f"The monitor, an actor on this node, is gone: {single_line(error)[-300:]} The same command continues."
+            ) from error
+        return self.progress
 
 
 def train_job(run: Run, fence: Fence, data: PreparedData, feeder: Any, monitor: Any, report_every_s: float) -> TrainJob:
@@ -184,6 +168,7 @@ def train_job(run: Run, fence: Fence, data: PreparedData, feeder: Any, monitor: 
         config=run.config,
         store=run.store,
         attempt=fence.record.last.number,
+        owner=Owner.of(run.store.url_of(""), fence.record),
         vocabulary=vocabulary_of(run.config, data.tokenizer, data.job.input_tokenizer),
         done_before=done_before,
         facts=facts,

@@ -12,6 +12,9 @@ from cluster.local.ray import joins_cluster
 from orchestrator.config.recipe import RunConfig
 from orchestrator.run.job import TrainJob
 
+RESTARTS = {"max_restarts": 1, "max_task_retries": 1}
+"""Ray's options of the actor: an evaluation whose process is killed begins anew, once."""
+
 
 def can_evaluate_in_background(config: RunConfig) -> bool:
     """Whether evaluations may run in the background.
@@ -29,7 +32,7 @@ class BackgroundEvaluation:
     def __init__(self, job: TrainJob, weights: Any) -> None:
         scaling = job.config.scaling
         actor: Any = ray.remote(_Evaluator)
-        self._evaluator = actor.options(**resource_options(scaling.per_worker)).remote(job)
+        self._evaluator = actor.options(**resource_options(scaling.per_worker), **RESTARTS).remote(job)
         self._scores = self._evaluator.evaluate.remote(weights)
 
     def scores(self) -> dict[str, Any] | None:

@@ -39,6 +39,11 @@ class Evaluations:
         """Whether background evaluation is possible in this run, and none is running, as of the last poll."""
         return self._start is not None and self._running is None
 
+    @property
+    def running_step(self) -> int | None:
+        """Step of the evaluation that runs in the background; None if none does."""
+        return None if self._running is None else self._running[0]
+
     def add(self, step: int, scores: Mapping[str, Any], *, averaged: bool) -> None:
         """Adds the scores of `step` and logs them; does nothing where no data is held out.
 

@@ -1,6 +1,7 @@
 """The monitor: one actor per attempt, through which driver, controller and training loop learn of each other.
 
-It outlives worker groups. Its methods are grouped by caller, each group in a file of its own over one shared state:
+It outlives worker groups, and its state outlives its process, see `kept_state`. Its methods are grouped by caller, each
+group in a file of its own over one shared state:
 
     monitor_loop.py          training workers and snapshot agents: reports in, requests out
     monitor_controller.py    Ray Train's controller: restarts, and the number of workers
@@ -12,8 +13,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from orchestrator.driver.evaluations import StartEvaluation
+from orchestrator.driver.kept_state import KeptState, count_start, keeping_state
 from orchestrator.driver.monitor_controller import ControllerInterface
 from orchestrator.driver.monitor_driver import DriverInterface
 from orchestrator.driver.monitor_loop import LoopInterface
@@ -21,6 +24,7 @@ from orchestrator.driver.monitor_state import MonitorState, StartAgent
 from orchestrator.policy.scaling import ScalingPolicy
 
 
+@keeping_state
 class Monitor(LoopInterface, ControllerInterface, DriverInterface):
     """Body of the actor. No method waits.
 
@@ -29,7 +33,8 @@ class Monitor(LoopInterface, ControllerInterface, DriverInterface):
         steps: length of the run.
         start_agent: starts the snapshot agent of a node.
         start_evaluation: starts a background evaluation; None: the workers always evaluate themselves.
-        now: monotonic clock, seconds.
+        now: monotonic clock, seconds, which goes on when the process is started again.
+        folder: where the state is kept for the case that the process dies; None: it is not.
     """
 
     def __init__(
@@ -39,5 +44,15 @@ class Monitor(LoopInterface, ControllerInterface, DriverInterface):
         start_agent: StartAgent,
         start_evaluation: StartEvaluation | None = None,
         now: Callable[[], float] = time.monotonic,
+        folder: Path | None = None,
     ) -> None:
-        super().__init__(MonitorState(scaling, steps, start_agent, start_evaluation, now))
+        state = MonitorState(scaling, steps, start_agent, start_evaluation, now)
+        super().__init__(state)
+        self._kept: KeptState | None = None
+        if folder is not None:
+            count_start(folder / "monitor.starts")
+            self._kept = KeptState(folder / "monitor.state", state.kept, state.log)
+            state.keep = self._kept.save
+            if (kept := self._kept.load()) is not None:
+                state.restore(kept)
+            state.keep()

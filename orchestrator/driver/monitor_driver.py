@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from orchestrator.driver.kept_state import not_kept
 from orchestrator.driver.monitor_state import MonitorInterface
 from orchestrator.run.progress import Progress
 
@@ -11,6 +12,7 @@ from orchestrator.run.progress import Progress
 class DriverInterface(MonitorInterface):
     """Methods that the driver calls."""
 
+    @not_kept
     def progress(self) -> Progress:
         """The run's state, as reported so far."""
         return self._state.progress
@@ -19,6 +21,7 @@ class DriverInterface(MonitorInterface):
         """Requests that the loop saves and stops after the current step."""
         self._state.request(stop=True)
 
+    @not_kept
     def agents(self) -> dict[str, Any]:
         """Handles of all snapshot agents by node, lost nodes included. Snapshot agents call it, too."""
         return dict(self._state.agents)

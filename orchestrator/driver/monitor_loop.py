@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ray import cloudpickle
+
 from data.stores.patience import Outage
+from orchestrator.driver.kept_state import not_kept
 from orchestrator.driver.monitor_state import MonitorInterface
 from orchestrator.run.job import TrainJob
 from orchestrator.run.progress import RECENT_STEPS, RESTORING, GroupStart, LoopRequests
@@ -17,15 +20,18 @@ class LoopInterface(MonitorInterface):
     Each worker group has a goodput clock of its own; this adds them up, with the time between two groups.
     """
 
-    def agent_of(self, node_id: str, job: TrainJob, *, replace: bool = False) -> Any:
+    @not_kept  # an agent ends with this process, so the call has to be repeated
+    def agent_of(self, node_id: str, job: TrainJob, *, dead: Any = None) -> Any:
         """The snapshot agent of a node, started if there is none. Called by every rank, and by the driver.
 
         Args:
-            replace: start another one, because the one before has died.
+            dead: an agent that has died for good, as all do with the monitor's process.
         """
         state = self._state
-        if replace or node_id not in state.agents:
+        state.job = state.job or cloudpickle.dumps(job)  # type: ignore[no-untyped-call]
+        if state.agents.get(node_id) in (None, dead):
             state.agents[node_id] = state.start_agent(node_id, job)
+            state.keep()
         return state.agents[node_id]
 
     def begin_group(self, step: int, nodes: Sequence[str], clock_s: float, device: str = "") -> GroupStart:
@@ -43,7 +49,7 @@ class LoopInterface(MonitorInterface):
         progress.device = device
         for node_id in state.agents.keys() - set(nodes):  # an autoscaler removes a node only when nothing runs on it
             agent = state.agents.pop(node_id)
-            state.leaving.append((agent.free.remote(), agent))
+            state.leaving[node_id] = agent.free.remote(), agent
         state.forget_agents_that_left()
         state.longest_start_s = max(state.longest_start_s or 0.0, now - state.start_began_at)
         done = max(step, progress.row.get("step", step))  # the newest report may be older than the newest snapshot
@@ -106,6 +112,7 @@ class LoopInterface(MonitorInterface):
         """Reports the checkpoint that a group continues from, by its state.json. Called by snapshot agents."""
         self._state.base = saved_state
 
+    @not_kept
     def newest_checkpoint(self) -> dict[str, Any] | None:
         """state.json of the attempt's newest checkpoint, or of the one restored; None before. Called by agents."""
         return self._state.base
@@ -145,6 +152,7 @@ class LoopInterface(MonitorInterface):
         self._state.loss_spike = step, reason
         self._state.failures.skipped_steps |= skipped_steps
 
+    @not_kept
     def skipped_steps(self) -> set[int]:
         """Steps whose data is skipped. Called by every rank."""
         return self._state.failures.skipped_steps

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
+from ray import cloudpickle
 
 from orchestrator.driver.evaluations import Evaluations, StartEvaluation
 from orchestrator.driver.outages import Outages
@@ -19,6 +20,10 @@ StartAgent = Callable[[str, TrainJob], Any]
 """Starts the `SnapshotAgent` of a node, given the node's id and the job; returns its handle."""
 
 
+_NOT_KEPT = ("now", "start_agent", "start_evaluation", "keep", "agents", "leaving", "evaluations", "outages")
+"""Attributes that a restarted monitor makes anew; the actors among them end with the process that started them."""
+
+
 class MonitorState:
     """What the monitor knows of the run. Times are seconds of the monotonic clock `now`.
 
@@ -27,7 +32,9 @@ class MonitorState:
         requests: requests to the loop, which reads them with every report.
         scaling, failures: the policies.
         steps: length of the run.
+        keep: keeps the state now, see `kept_state`; calls that are marked as `not_kept` need it.
         agents: handles of the snapshot agents by node.
+        job: what agents are started with, pickled; None before the first.
         evaluations: scores so far, and the evaluation that runs in the background.
         made_at: when the monitor started.
         group_began_at: when the running group's goodput clock started.
@@ -40,7 +47,8 @@ class MonitorState:
         failure_count: ends of groups that were not planned.
         base: state.json of the checkpoint that snapshots continue from; None before the first group.
         checkpoint_at: when this attempt's newest checkpoint was saved; before the first, when the attempt began.
-        leaving: agents of nodes without workers, each with its last call: they end once nothing of theirs is uploaded.
+        leaving: agents of nodes without workers, each with its last call, by node: they end once nothing of theirs is
+            uploaded.
         outages: of the stores.
         loss_spike: step and description of the newest loss spike.
         wait_reason, save_reason, prepare_reason: the newest logged reason to wait, save or prepare, to log each once.
@@ -54,14 +62,17 @@ class MonitorState:
         start_evaluation: StartEvaluation | None,
         now: Callable[[], float],
     ) -> None:
-        self.now, self.scaling, self.steps, self.start_agent = now, scaling, steps, start_agent
+        self.now, self.scaling, self.steps = now, scaling, steps
+        self.start_agent, self.start_evaluation = start_agent, start_evaluation
+        self.keep: Callable[[], object] = lambda: None
         self.progress, self.requests, self.failures = Progress(), LoopRequests(), FailurePolicy()
         self.agents: dict[str, Any] = {}
         self.evaluations = Evaluations(self.progress.evaluations, self.log, start_evaluation)
         self.made_at = self.group_began_at = self.start_began_at = self.last_report_at = self.failed_at = now()
         self.checkpoint_at = self.made_at
         self.base: dict[str, Any] | None = None
-        self.leaving: list[tuple[Any, Any]] = []
+        self.job: bytes | None = None
+        self.leaving: dict[str, tuple[Any, Any]] = {}
         self.outages = Outages(self.progress.outages, self.log)
         self.longest_start_s: float | None = None
         self.past_goodput: dict[str, float] = {}
@@ -79,9 +90,29 @@ class MonitorState:
         """Adds a line to the driver's console."""
         self.progress.log_lines.append(line)
 
+    def kept(self) -> dict[str, Any]:
+        """What outlives the monitor's process; see `restore`."""
+        fields = {name: value for name, value in vars(self).items() if name not in _NOT_KEPT}
+        return fields | {"nodes": (*self.agents, *self.leaving), "evaluating": self.evaluations.running_step}
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        """Takes over what the process before kept, and starts the agents again, which ended with it."""
+        nodes, evaluating = kept.pop("nodes"), kept.pop("evaluating")
+        vars(self).update(kept)
+        self.evaluations = Evaluations(self.progress.evaluations, self.log, self.start_evaluation)
+        self.outages = Outages(self.progress.outages, self.log)
+        self.log("the monitor died, and has been started again where it was")
+        if evaluating is not None:
+            self.log(f"step {evaluating}: the background evaluation was lost with it")
+        if self.job is not None:
+            job = cloudpickle.loads(self.job)
+            self.agents = {node: self.start_agent(node, job) for node in nodes}
+
     def forget_agents_that_left(self) -> None:
         """Drops the handles of agents whose last call has ended; the last handle ends the process."""
-        self.leaving = [(call, agent) for call, agent in self.leaving if not ray.wait([call], timeout=0)[0]]
+        self.leaving = {
+            node: (call, agent) for node, (call, agent) in self.leaving.items() if not ray.wait([call], timeout=0)[0]
+        }
 
     def request(self, **changes: Any) -> None:
         """Changes fields of `requests`."""

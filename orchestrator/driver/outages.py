@@ -22,7 +22,9 @@ class Outages:
 
     def __init__(self, kept: list[dict[str, Any]], log: Callable[[str], None]) -> None:
         self._kept, self._log = kept, log
-        self._going_on: dict[str, tuple[dict[str, Any], Tell]] = {}
+        self._going_on: dict[str, tuple[dict[str, Any], Tell]] = {
+            entry["doing"]: (entry, telling(log, entry["doing"])) for entry in kept if entry["until"] is None
+        }
 
     @property
     def any(self) -> bool:

@@ -8,13 +8,16 @@ from functools import partial
 
 import ray.train
 
+from cluster.demand import remove_placement_groups
 from cluster.local.ray import joins_cluster
 from data.stores.shard_file import filesystem_for
+from orchestrator.errors import WorkerDiedError
 from orchestrator.nodes.requests import NodeRequests, placement_group_name
 from orchestrator.policy.scaling import scaling_policy
 from orchestrator.run.job import TrainJob
 from orchestrator.run.run import Run
 from orchestrator.train.entry import prepare_worker, train_worker
+from orchestrator.workers.failure_causes import describe_death
 from orchestrator.workers.hooks import RetryHook, SizeHook, TokenizingHook
 from orchestrator.workers.process_group import TIMEOUT_S, ProcessGroupConfig
 from orchestrator.workers.ray_train import WorkerGroupTrainer
@@ -26,6 +29,8 @@ RAY_TRAIN_FOLDER = "ray-train/"
 class TrainerThread(threading.Thread):
     """Ray Train's `fit()`, in a thread because it handles Ctrl-C itself when it runs in the main one.
 
+    Where Ray Train's controller dies, and the workers with it, another one starts them again.
+
     Args:
         tokenizes: the run tokenizes during training.
 
@@ -36,6 +41,8 @@ class TrainerThread(threading.Thread):
 
     def __init__(self, run: Run, job: TrainJob, *, tokenizes: bool) -> None:
         super().__init__(name="trainer", daemon=True)
+        self._run, self._job, self._tokenizes = run, job, tokenizes
+        self._lives = 1
         self._trainer = worker_group_trainer(run, job, tokenizes=tokenizes)
         self.error: BaseException | None = None
         self.has_ended = False
@@ -44,15 +51,35 @@ class TrainerThread(threading.Thread):
     def run(self) -> None:
         """The thread's body."""
         try:
-            self._trainer.fit()
+            while not self._fit():
+                continue
         except BaseException as error:  # raised in the driver's main thread
             self.error = error
         self.has_ended = True
         self.at_end()
 
+    def _fit(self) -> bool:
+        """Runs `fit()`; returns False if the controller died and has a successor."""
+        try:
+            self._trainer.fit()
+        except ray.exceptions.RayActorError as death:
+            reason = f"Ray Train's controller died: {describe_death(death)}"
+            if not ray.get(self._job.monitor.restart_after_failure.remote("crash", reason)):
+                raise WorkerDiedError(reason) from death
+            if joins_cluster():  # else those of its requests for nodes stay
+                remove_placement_groups(placement_group_name(self._run.config.run))
+            self._lives += 1
+            self._trainer = worker_group_trainer(self._run, self._job, tokenizes=self._tokenizes, life=self._lives)
+            return False
+        return True
 
-def worker_group_trainer(run: Run, job: TrainJob, *, tokenizes: bool) -> WorkerGroupTrainer:
-    """Builds the trainer of an attempt; its hooks call the monitor and the feeder."""
+
+def worker_group_trainer(run: Run, job: TrainJob, *, tokenizes: bool, life: int = 1) -> WorkerGroupTrainer:
+    """Builds the trainer of an attempt; its hooks call the monitor and the feeder.
+
+    Args:
+        life: 1 for the first of the attempt, 2 for its successor, and so on.
+    """
     scaling = run.config.scaling
     filesystem, path = filesystem_for(run.store.url_of(RAY_TRAIN_FOLDER.rstrip("/")), run.config.store)
     return WorkerGroupTrainer(
@@ -76,6 +103,8 @@ def worker_group_trainer(run: Run, job: TrainJob, *, tokenizes: bool) -> WorkerG
             use_gpu=scaling.on_gpu,
             resources_per_worker=scaling.per_worker,
         ),
-        # A name per attempt keeps Ray Train from resuming anything by itself.
-        run_config=ray.train.RunConfig(name=f"attempt-{job.attempt}", storage_path=path, storage_filesystem=filesystem),
+        # A name of its own keeps Ray Train from resuming anything by itself.
+        run_config=ray.train.RunConfig(
+            name=f"attempt-{job.attempt}-{life}", storage_path=path, storage_filesystem=filesystem
+        ),
     )

@@ -12,6 +12,7 @@ import ray
 import torch
 from numpy.typing import NDArray
 
+from data.feed.fetch import held_out_batches
 from data.feed.spec import HeldOut, ToTranslate
 from orchestrator.evaluation.forward import build_model
 from orchestrator.evaluation.scores import held_out_scores, loss_sums
@@ -41,7 +42,7 @@ class Evaluator:
         held_out: HeldOut = ray.get(self._job.feeder.held_out.remote())
         if not held_out.refs:
             return {}
-        batches = (ray.get(ref) for ref in held_out.refs)
+        batches = held_out_batches(self._job.feeder, held_out, range(len(held_out.refs)))
         total = math.fsum(float(loss) for loss in loss_sums(self._model, batches, self._job.config, self._device))
         return held_out_scores(total, held_out.target_tokens, held_out.text_bytes) | self._translations()
 

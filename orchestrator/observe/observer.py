@@ -38,7 +38,7 @@ class Observer:
         self._metrics: RayMetrics | None = RayMetrics()
         self._tracking: list[Tracking] = []
         self._step, self._evaluated_at = 0, float("-inf")
-        self._has_begun = self._is_closed = False
+        self._has_begun = self._is_closed = self._has_failed = False
 
     def follow(self, attempts: tuple[Attempt, ...], progress: Progress, *, now: bool = False) -> None:
         """Reports the attempts of the run, the last of which is live, and the progress of its loop.
@@ -49,6 +49,14 @@ class Observer:
         if self._now() - self._last_report_at < REPORT_INTERVAL_S and not now:
             return
         self._last_report_at = self._now()
+        try:
+            self._report(attempts, progress)
+        except Exception as error:  # such as a thread that cannot start; a run does not end because of it
+            if not self._has_failed:
+                self._log(f"metrics and trackers do not get everything: {type(error).__name__}: {error}")
+            self._has_failed = True
+
+    def _report(self, attempts: tuple[Attempt, ...], progress: Progress) -> None:
         self._set_metrics(attempts, progress)
         if not self._has_begun and progress.restored_step is not None:
             self._has_begun, self._step = True, progress.restored_step

@@ -6,6 +6,7 @@ the step it continued from, and nothing that an earlier attempt wrote beyond tha
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 from dataclasses import asdict, dataclass, field
@@ -122,11 +123,21 @@ class RunRecord:
         """Whether the run keeps a moving average of its weights; if so, evaluations use it."""
         return self.result_fields.get("train.ema_decay") is not None
 
+    @property
+    def identity(self) -> str:
+        """Differs between runs of the same name, and once the fields that decide the result, or the data, change."""
+        pinned = (self.created_at, self.result_fields, asdict(self.pins), self.init)
+        return hashlib.blake2b(json.dumps(pinned, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+
+    def newest_step_of(self, attempt: int) -> int | None:
+        """The newest step that belongs to the run of what `attempt` wrote or may still write; None: any step."""
+        begun = [later.from_step for later in self.attempts if later.number > attempt and later.from_step is not None]
+        return min(begun, default=None)
+
     def continues(self, attempt: int, step: int) -> bool:
         """Whether a write of `attempt` at `step` belongs to the run: no later attempt continued from before it."""
-        return all(
-            later.from_step is None or step <= later.from_step for later in self.attempts if later.number > attempt
-        )
+        newest = self.newest_step_of(attempt)
+        return newest is None or step <= newest
 
     def to_json(self) -> bytes:
         """Encodes the record."""

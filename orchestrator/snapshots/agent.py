@@ -62,7 +62,9 @@ class SnapshotAgent:
 
     def __init__(self, job: TrainJob, node_id: str) -> None:
         self._job, self._store, self._node_id = job, job.store, node_id
-        self._memory: NodeMemory | None = None
+        self._memory = NodeMemory.found_on_this_node(job.owner, node_id)
+        if self._memory is not None:  # another agent was here before, and died
+            self._memory.unpin()
         self._saving = threading.Lock()
         self._events = TrainingEvents(job.store)
         self._base: tuple[dict[str, Any], StepLedger] | None = None  # newest checkpoint's state.json, and the ledger
@@ -74,9 +76,7 @@ class SnapshotAgent:
             state_bytes: size of one snapshot.
         """
         if self._memory is None:
-            self._memory = NodeMemory.on_this_node(
-                self._store.url_of(""), self._job.attempt, self._node_id, state_bytes
-            )
+            self._memory = NodeMemory.on_this_node(self._job.owner, self._node_id, state_bytes)
         return self._memory
 
     def choose_resume_point(self, held: Mapping[str, tuple[int, int]]) -> ResumePoint:
@@ -182,6 +182,7 @@ class SnapshotAgent:
 
         Raises:
             FencedError: a newer attempt has taken over the run.
+            SnapshotGoneError: newer snapshots have replaced it.
             TransientStoreError: the store does not answer; a retry may succeed.
             MantaError: see `data.stores.store`.
         """
@@ -193,6 +194,8 @@ class SnapshotAgent:
                 ray.get(job.monitor.newest_checkpoint.remote()) or self._newest_state()
             )
             saved, ledger = base
+            if saved["step"] == step:  # by an agent that died before it could say so
+                return step
             now = RunState(saved, [row for row in rows if row.step > saved["step"]])
             known: KnownUnits = ray.get(job.feeder.known.remote())
             ledger.write(now.rows)
@@ -207,7 +210,8 @@ class SnapshotAgent:
             )
             if self._base is base:  # else a group has started meanwhile, and continues from the checkpoint it found
                 self._base = state, ledger
-            job.monitor.report_checkpoint.remote(step, state["saved_at"], state)
+            # Whoever saves next must know it: rows up to this step are dropped once this method returns.
+            ray.get(job.monitor.report_checkpoint.remote(step, state["saved_at"], state))
             job.monitor.log.remote(
                 f"step {step}: checkpoint saved ({size / 1e6:.1f} MB in {time.monotonic() - began:.1f} s)"
             )

@@ -17,6 +17,36 @@ from orchestrator.snapshots.resume_point import ResumePoint
 from orchestrator.snapshots.store import NodeMemory
 from orchestrator.snapshots.tensors import load_state, load_weights, state_bytes
 
+AGENT_TRIES = 2
+"""Agents of a node that a call may fail with, one after the other, because they died."""
+
+
+class NodeAgent:
+    """The snapshot agent of a node, which is started if there is none, and again if it has died with the monitor.
+
+    Attributes:
+        handle: of the actor `SnapshotAgent`.
+    """
+
+    def __init__(self, job: TrainJob, node_id: str) -> None:
+        self._job, self._node_id = job, node_id
+        self.handle: Any = ray.get(job.monitor.agent_of.remote(node_id, job))
+
+    def call(self, method: str, *args: Any) -> Any:
+        """Calls a method of the agent, any number of times, and waits for its answer."""
+        for tries_left in reversed(range(AGENT_TRIES)):
+            try:
+                return ray.get(getattr(self.handle, method).remote(*args))
+            except ray.exceptions.RayActorError:
+                if not tries_left:
+                    raise
+                self.replace()
+        raise AssertionError("the last try returns or raises")
+
+    def replace(self) -> None:
+        """Takes the successor of an agent that has died."""
+        self.handle = ray.get(self._job.monitor.agent_of.remote(self._node_id, self._job, dead=self.handle))
+
 
 @dataclass(frozen=True)
 class Node:
@@ -24,24 +54,24 @@ class Node:
 
     Attributes:
         memory: the node's snapshots.
-        agent: handle of the node's `SnapshotAgent`.
+        agent: the node's snapshot agent.
         is_first: whether this rank is the lowest of the node: the one that writes and receives snapshots.
         nodes: node id of every rank.
     """
 
     node_id: str
     memory: NodeMemory
-    agent: Any
+    agent: NodeAgent
     is_first: bool
     nodes: list[str]
 
 
 def join_node(job: TrainJob, node_id: str, model: nn.Module) -> Node:
     """Connects a rank to its node's agent, which is started if there is none; called by every rank."""
-    agent = ray.get(job.monitor.agent_of.remote(node_id, job))
+    agent = NodeAgent(job, node_id)
     # Ray Train derives the local rank from the address, and a machine may hold several nodes.
     nodes = _gathered(node_id)
-    memory = ray.get(agent.open_memory.remote(state_bytes(model, averaged=job.config.train.ema_decay is not None)))
+    memory = agent.call("open_memory", state_bytes(model, averaged=job.config.train.ema_decay is not None))
     return Node(node_id, memory, agent, nodes.index(node_id) == dist.get_rank(), nodes)
 
 
@@ -59,17 +89,16 @@ def restore(
     """
     held = dict(zip(node.nodes, _gathered(node.memory.newest()), strict=True))
     # Choosing a checkpoint downloads it to rank 0's node: where that one is damaged, all ranks get the one before.
-    chosen = ray.get(node.agent.choose_resume_point.remote(held)) if dist.get_rank() == 0 else None
+    chosen = node.agent.call("choose_resume_point", held) if dist.get_rank() == 0 else None
     point: ResumePoint = _gathered(chosen)[0]
     if point.holder is not None:
         node_id, step = point.holder
         if node.is_first and node.memory.newest()[0] != step:
-            holder = ray.get(job.monitor.agent_of.remote(node_id, job))
-            node.memory.receive(step, ray.get(holder.files.remote(step)))
+            node.memory.receive(step, NodeAgent(job, node_id).call("files", step))
     elif point.name is not None:
         step = point.name.step
         if node.is_first and dist.get_rank() != 0:
-            ray.get(node.agent.fetch.remote(point.name))
+            node.agent.call("fetch", point.name)
     else:
         if job.init is not None:
             load_initial_weights(node, model, average)
@@ -86,7 +115,7 @@ def load_initial_weights(node: Node, model: nn.Module, average: WeightAverage | 
         CheckpointDamagedError: the stored weights are missing or changed.
     """
     if node.is_first:
-        ray.get(node.agent.fetch_initial.remote())
+        node.agent.call("fetch_initial")
     dist.barrier()  # a snapshot replaces them only after a step of all ranks
     load_weights(node.memory.path(0), model)
     if average is not None:

@@ -1,14 +1,18 @@
 """NodeMemory: snapshots of a run's state in the memory of its nodes, outside of any worker process.
 
-    /dev/shm/manta-state-<run>/a<attempt>/<node>/step-00000140/model.safetensors       weights by name
-                                                               optimizer.safetensors   optimizer state by weight name
-                                                               average.safetensors     moving average of the weights
-                                                               rows.npy                ledger rows after the checkpoint
+    /dev/shm/manta-state-<run>/a<attempt>-<identity>/<node>/step-00000140/model.safetensors
+                                                                          optimizer.safetensors
+                                                                          average.safetensors
+                                                                          rows.npy
+
+Files are weights and optimizer state by name of the weight, the moving average of the weights if the run keeps one, and
+the ledger rows after the checkpoint that was newest.
 
 State is the same on every rank, so one rank of each node writes it, every few steps. A worker group that restarts after
 a sudden death takes the newest snapshot of any surviving node: it replays a few steps, not all since the last
 checkpoint. Checkpoints are uploaded from snapshots too. A folder gets its name once it is complete. Snapshots belong to
-one attempt: the next one continues from object storage, where the fence decides which attempt may write.
+one attempt, which frees them when it ends. Where it was killed, or could not save its state, the next attempt adopts
+the newest one of a node, if the run's record says that this step belongs to the run (`RunRecord.newest_step_of`).
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +33,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import DiskFullError
+from orchestrator.errors import SnapshotGoneError
+from orchestrator.run.job import Owner
 from orchestrator.run.ledger import StepRow, load_rows, save_rows
 
 KEEP = 2
@@ -41,7 +47,7 @@ SHARED_MEMORY = Path("/dev/shm")
 
 _ROWS = "rows.npy"
 
-_NAME = re.compile(r"step-(\d{8,})$")
+_NAME, _FOLDER = re.compile(r"step-(\d{8,})$"), re.compile(r"a(\d+)-\w+")
 
 
 @dataclass(frozen=True)
@@ -51,22 +57,40 @@ class NodeMemory:
     folder: Path
 
     @classmethod
-    def on_this_node(cls, run_url: str, attempt: int, node_id: str, state_bytes: int) -> NodeMemory:
-        """Finds the folder for an attempt's snapshots on this node; deletes those of the run's other attempts.
+    def on_this_node(cls, owner: Owner, node_id: str, state_bytes: int) -> NodeMemory:
+        """Finds the folder for an attempt's snapshots on this node; adopts one of an earlier attempt, deletes the rest.
 
-        A folder that exists already is used again. Otherwise it is in shared memory, if `COPIES` snapshots of
-        `state_bytes` fit there, or else in the system's temporary folder.
+        A folder that exists already is used again. Otherwise it is where the adopted snapshot is; without any, it is in
+        shared memory, if `COPIES` snapshots of `state_bytes` fit there, or else in the system's temporary folder.
         """
-        roots = snapshot_roots(run_url)
-        for root in roots:
-            for folder in root.glob("a*"):
-                if folder.name != f"a{attempt}":
-                    shutil.rmtree(folder, ignore_errors=True)
-        for root in roots:
-            if (found := root / f"a{attempt}" / node_id).is_dir():
-                return cls(found)
-        fits = shutil.disk_usage(roots[-1].parent).free >= COPIES * state_bytes
-        return cls((roots[-1] if fits else roots[0]) / f"a{attempt}" / node_id)
+        if found := cls.found_on_this_node(owner, node_id):
+            return found
+        roots = snapshot_roots(owner.run_url)
+        with ExitStack() as stack:  # several nodes may be on this machine
+            for root in roots:
+                stack.enter_context(_folder_lock(root))
+            earlier = [folder for root in roots for folder in root.glob("a*") if _attempt_of(folder) < owner.attempt]
+            if adopted := _newest_adoptable(earlier, owner):
+                memory = cls(adopted.parents[2] / owner.folder / node_id)
+                memory.folder.mkdir(parents=True, exist_ok=True)
+                adopted.rename(memory.folder / adopted.name)
+            else:
+                fits = shutil.disk_usage(roots[-1].parent).free >= COPIES * state_bytes
+                memory = cls((roots[-1] if fits else roots[0]) / owner.folder / node_id)
+            for folder in earlier:
+                shutil.rmtree(folder, ignore_errors=True)
+        return memory
+
+    @classmethod
+    def found_on_this_node(cls, owner: Owner, node_id: str) -> NodeMemory | None:
+        """The folder of an attempt's snapshots on this node; None where there is none yet."""
+        folders = (root / owner.folder / node_id for root in snapshot_roots(owner.run_url))
+        return next((cls(folder) for folder in folders if folder.is_dir()), None)
+
+    def unpin(self) -> None:
+        """Deletes what `pinned` yielded to a process that was killed."""
+        for folder in self.folder.glob("pinned-*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
     @contextmanager
     def writing(self, step: int, rows: Sequence[StepRow]) -> Iterator[Path]:
@@ -138,10 +162,15 @@ class NodeMemory:
         """Yields a folder with the tensors of a snapshot, and its ledger rows.
 
         The tensors stay in the block even if newer snapshots replace this one, which takes seconds.
+
+        Raises:
+            SnapshotGoneError: newer ones have replaced it already.
         """
         folder = Path(tempfile.mkdtemp(prefix="pinned-", dir=self.folder))
         try:
             with self.locked():
+                if step not in self.steps():
+                    raise SnapshotGoneError(f"The snapshot of step {step} was replaced by newer ones.")
                 rows = self.rows(step)
                 for path in self.path(step).glob("*.safetensors"):
                     os.link(path, folder / path.name)
@@ -197,7 +226,9 @@ def remove_runs(run_urls: Sequence[str]) -> None:
 def remove_attempt(run_url: str, attempt: int) -> None:
     """Deletes all snapshots of an ended attempt on this machine, also those of nodes that are gone."""
     for root in snapshot_roots(run_url):
-        shutil.rmtree(root / f"a{attempt}", ignore_errors=True)
+        for folder in root.glob("a*"):
+            if _attempt_of(folder) == attempt:
+                shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):  # not empty, or not there
             root.rmdir()
 
@@ -209,3 +240,39 @@ def snapshot_roots(run_url: str) -> list[Path]:
     if SHARED_MEMORY.is_dir():
         roots.append(SHARED_MEMORY / f"manta-state-{label}")
     return roots
+
+
+def _attempt_of(folder: Path) -> int:
+    """The attempt that a folder of snapshots belongs to; -1 for those of version 0.2.0, which are not adopted."""
+    match = _FOLDER.fullmatch(folder.name)
+    return int(match[1]) if match else -1
+
+
+def _newest_adoptable(folders: Sequence[Path], owner: Owner) -> Path | None:
+    """The newest snapshot of earlier attempts that belongs to the run, whichever node wrote it; None without any."""
+    newest: tuple[int, Path] | None = None
+    for folder in folders:
+        attempt = _attempt_of(folder)
+        if attempt not in owner.earlier or not folder.name.endswith(f"-{owner.identity}"):
+            continue
+        most = owner.earlier[attempt]
+        for node in folder.iterdir():
+            steps = [step for step in NodeMemory(node).steps() if most is None or step <= most]
+            if steps and (newest is None or steps[-1] > newest[0]):
+                newest = steps[-1], NodeMemory(node).path(steps[-1])
+    return newest[1] if newest else None
+
+
+@contextmanager
+def _folder_lock(folder: Path) -> Iterator[None]:
+    """Holds the lock of a folder, if there is such a folder."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        yield
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

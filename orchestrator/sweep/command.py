@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +33,7 @@ from orchestrator.sweep.best import remember_sweep, write_best
 from orchestrator.sweep.capacity import WorkerSlots, concurrent_trials
 from orchestrator.sweep.coordinator import TrialCoordinator
 from orchestrator.sweep.load import load_sweep
-from orchestrator.sweep.records import RECORD, TrialBook
+from orchestrator.sweep.records import RECORD, TrialBook, TrialRecord
 from orchestrator.sweep.report.table import print_sweep
 from orchestrator.sweep.show import Watch, live, write_report
 from orchestrator.sweep.spec import Sweep
@@ -189,9 +189,7 @@ def run_trials(
 ) -> None:
     """Runs the remaining trials with Ray Tune, until they have ended or a signal stops the sweep."""
     refuse_small_cluster(sweep.base.scaling, tokenizes=False)
-    # An attempt that was killed has not freed the snapshots in node memory.
-    runs = [trial_run.run for record in coordinator.book for trial_run in record.trial_runs]
-    free_node_memory([root.child(f"runs/{run}").url_of("") for run in runs])
+    free_node_memory([root.child(f"runs/{run}").url_of("") for run in runs_of_the_past(coordinator.book)])
     at_once = concurrent_trials(
         coordinator.slots, coordinator.remaining, sweep.base.scaling.effective_min_workers, sweep.spec.max_concurrent
     )
@@ -200,6 +198,16 @@ def run_trials(
     record_last_steps(coordinator, root)
     failed = [record for record in coordinator.book if record.status == "failed"]
     free_node_memory([root.child(f"runs/{record.trial_run.run}").url_of("") for record in failed])
+
+
+def runs_of_the_past(trials: Iterable[TrialRecord]) -> list[str]:
+    """Runs that are not continued: an attempt that was killed has not freed their snapshots in node memory."""
+    return [
+        trial_run.run
+        for record in trials
+        for trial_run in record.trial_runs
+        if record.has_ended or trial_run is not record.trial_run
+    ]
 
 
 def record_last_steps(coordinator: TrialCoordinator, root: Store) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import ray
 
 from cluster.ray_nodes import root_cause
 from data.errors import MantaError, TransientStoreError
 from data.stores.patience import Patience
+from orchestrator.errors import SnapshotGoneError
 from orchestrator.policy.save_interval import FIRST_SAVE_S, save_cost_s, save_interval_s
 from orchestrator.run.job import TrainJob
 from orchestrator.snapshots.resume import Node
@@ -27,16 +27,16 @@ class CheckpointSaver:
         saved_step: step of the newest checkpoint; 0 where there is none.
 
     Attributes:
-        agent: handle of the node's `SnapshotAgent`.
+        agent: the node's snapshot agent.
         saved_step: step of the newest checkpoint that is known to be in the store.
         stall_s: seconds the loop stood still for the newest snapshot; part of what a save costs.
     """
 
     def __init__(self, job: TrainJob, node: Node, saved_step: int) -> None:
-        self.agent: Any = node.agent
+        self.agent = node.agent
         self.saved_step = saved_step
         self.stall_s = 0.0
-        self._job, self._node_id = job, node.node_id
+        self._job = job
         self._began_at = time.monotonic()
         self._upload_s: float | None = None
         self._requests_served = 0
@@ -44,6 +44,7 @@ class CheckpointSaver:
         self._patience = Patience(
             job.config.store.patience, partial(job.monitor.report_outage.remote, "saving checkpoints")
         )
+        self._deaths = Patience(job.config.store.patience)
         self._retry_at: float | None = None
 
     def count_from(self, checkpoint_age_s: float) -> None:
@@ -83,7 +84,7 @@ class CheckpointSaver:
         """Starts the upload of the snapshot of `step`; serves all `saves` requests made so far."""
         self._began_at = time.monotonic()
         self._requests_served = saves
-        self._upload = self.agent.save.remote(step)
+        self._upload = self.agent.handle.save.remote(step)
 
     def save_and_wait(
         self, step: int, saves: int, *, tries: int | None = None, failed: Callable[[], object] = lambda: None
@@ -132,14 +133,16 @@ class CheckpointSaver:
             self.saved_step = ray.get(upload)
             self._upload_s = time.monotonic() - self._began_at
             self._patience.succeeded()
+            self._deaths.succeeded()
             return None
         except ray.exceptions.RayActorError:
-            self.agent = ray.get(self._job.monitor.agent_of.remote(self._node_id, self._job, replace=True))
-            ray.get(self.agent.open_memory.remote(0))  # finds the snapshots that are there
-            problem = TransientStoreError("The process that uploads checkpoints died.")
+            self.agent.replace()
+            return self._deaths.failed(TransientStoreError("The process that uploads checkpoints dies of it."))
         except MantaError as error:
+            gone = root_cause(error, SnapshotGoneError)
+            if isinstance(gone, SnapshotGoneError):
+                return self._deaths.failed(TransientStoreError(str(gone)))
             transient = root_cause(error, TransientStoreError)
             if not isinstance(transient, TransientStoreError):
                 raise
-            problem = transient
-        return self._patience.failed(problem)
+            return self._patience.failed(transient)

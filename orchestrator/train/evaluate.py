@@ -8,6 +8,7 @@ import numpy as np
 import ray
 import torch.distributed as dist
 
+from data.feed.fetch import held_out_batches
 from data.feed.spec import HeldOut, ToTranslate
 from orchestrator.evaluation.scores import held_out_scores, loss_sums
 from orchestrator.evaluation.translate import scores_of_texts, translate
@@ -33,7 +34,7 @@ def held_out_scores_of(job: TrainJob, state: TrainState) -> dict[str, float]:
         return {}
     sync = StepSync(len(held_out.refs), 0, state.device)
     slots = range(state.rank, len(held_out.refs), state.world_size)
-    batches = (ray.get(held_out.refs[slot]) for slot in slots)
+    batches = held_out_batches(job.feeder, held_out, slots)
     for slot, loss_sum in zip(slots, loss_sums(state.model, batches, job.config, state.device), strict=True):
         sync.add(slot, loss_sum, np.empty(0, np.int64))
     sync.combine()

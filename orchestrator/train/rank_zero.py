@@ -155,7 +155,7 @@ class RankZero:
         if self._evaluates_in_background and problem is not None:
             self._log(f"step {step}: not evaluated. {problem}")
         elif self._evaluates_in_background:
-            weights = self._saver.agent.weights.remote(step)
+            weights = self._saver.agent.handle.weights.remote(step)
             averaged = self._job.config.train.ema_decay is not None
             self._job.monitor.evaluate_in_background.remote(self._job, step, [weights], averaged)
             # A reply that is under way was sent before the monitor got this call, and would ask for another evaluation.

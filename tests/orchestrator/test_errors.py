@@ -29,6 +29,7 @@ def test_exit_status_says_whether_the_user_can_fix_it() -> None:
         "ObjectNotFoundError",
         "ConflictError",
         "CheckpointDamagedError",
+        "SnapshotGoneError",
         "WorkerDiedError",
         "BadLossError",
         "FencedError",

@@ -26,7 +26,7 @@ from orchestrator.driver.initial_weights import checked_folder, pin_initial_weig
 from orchestrator.driver.prepare import prepared
 from orchestrator.errors import CheckpointDamagedError, InitialWeightsError
 from orchestrator.run.fence import Fence
-from orchestrator.run.job import initial_weights_key
+from orchestrator.run.job import Owner, initial_weights_key
 from orchestrator.run.record import RunRecord
 from orchestrator.run.run import Run, stores
 from orchestrator.snapshots.agent import SnapshotAgent
@@ -258,7 +258,8 @@ class TestOnANode:
     def agent(self, store: LocalStore, digest: str) -> SnapshotAgent:
         config = SimpleNamespace(store=SimpleNamespace(patience=0.0))
         monitor = SimpleNamespace(report_outage=SimpleNamespace(remote=lambda *_: None))
-        job = SimpleNamespace(store=store, attempt=1, init=digest, config=config, monitor=monitor)
+        owner = Owner(store.url_of(""), 1)
+        job = SimpleNamespace(store=store, attempt=1, owner=owner, init=digest, config=config, monitor=monitor)
         agent = SnapshotAgent(job, "node")  # type: ignore[arg-type]
         agent.open_memory(0)
         return agent

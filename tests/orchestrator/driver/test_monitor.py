@@ -311,8 +311,9 @@ def test_a_node_has_one_snapshot_agent_until_that_dies(clock: Clock) -> None:
     monitor = monitor_of(clock)
     first = monitor.agent_of("a", None)
     assert monitor.agent_of("a", None) is first and monitor.agent_of("b", None) is not first
-    again = monitor.agent_of("a", None, replace=True)
+    again = monitor.agent_of("a", None, dead=first)
     assert again is not first and monitor.agents() == {"a": again, "b": monitor.agent_of("b", None)}
+    assert monitor.agent_of("a", None, dead=first) is again, "another rank has had it replaced"
 
 
 def test_the_loop_receives_the_mean_time_between_failures(clock: Clock) -> None:
@@ -362,10 +363,10 @@ def test_the_agent_of_a_node_without_workers_lives_until_its_upload_has_ended(cl
     for _ in range(2):
         monitor.begin_group(step=0, nodes=["n"], clock_s=0.0)
         monitor.report_planned_restart()
-        assert monitor._state.leaving == [(left, left)], "the last handle ends the process"
+        assert monitor._state.leaving == {"left": (left, left)}, "the last handle ends the process"
     left.is_uploading = False
     monitor.begin_group(step=0, nodes=["n"], clock_s=0.0)
-    assert monitor._state.leaving == []
+    assert monitor._state.leaving == {}
 
 
 def test_the_age_of_the_newest_checkpoint_goes_on_over_a_change_of_the_group(clock: Clock) -> None:

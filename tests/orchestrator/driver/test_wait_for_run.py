@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import time
 from pathlib import Path
 
@@ -37,8 +38,9 @@ def store(tmp_path: Path) -> LocalStore:
 
 def send_heartbeat(store: LocalStore, seconds_ago: float) -> None:
     record = load_record(store)
-    last = dataclasses.replace(record.last, host="pod", boot_id="other", heartbeat_at=time.time() - seconds_ago)
+    last = dataclasses.replace(record.last, host="pod", boot_id="other")
     store.put(RECORD, dataclasses.replace(record, attempts=(*record.attempts[:-1], last)).to_json())
+    os.utime(store.url_of(RECORD), times=(0.0, time.time() - seconds_ago))
 
 
 def test_without_waiting_a_heartbeat_is_an_error(store: LocalStore) -> None:

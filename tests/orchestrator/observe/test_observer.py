@@ -122,6 +122,23 @@ def test_a_failure_to_set_metrics_is_logged_once(
     assert lines == ["metrics are no longer set: RuntimeError: no agent"]
 
 
+def test_an_observer_that_fails_is_one_line_and_ends_nothing(
+    made: Callable[..., tuple[Run, Fence]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(module, "RayMetrics", lambda: None)
+    monkeypatch.setattr(module, "Tracking", fail)
+    run, fence = made("observe.tensorboard=true")
+    lines: list[str] = []
+    observer = Observer(run, lines.append, Clock())
+    for step in (1, 2, 3):
+        observer.follow(fence.record.attempts, progress_at(step))
+    observer.close("finished")
+    assert lines == ["metrics and trackers do not get everything: RuntimeError: can't start new thread"]
+
+
 def test_reports_are_at_least_a_second_apart(made: Callable[..., tuple[Run, Fence]]) -> None:
     run, fence = made("observe.tensorboard=false")
     reported: list[int] = []

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from orchestrator.errors import CheckpointDamagedError, FencedError
 from orchestrator.observe.event_files import TRAIN
 from orchestrator.run.checkpoint import MODEL, OPTIMIZER, CheckpointName, list_checkpoints, tensor_files
 from orchestrator.run.fence import Fence, check_fence
+from orchestrator.run.job import Owner
 from orchestrator.run.ledger import StepRow, metrics_lines
 from orchestrator.run.state import START, RunState, StepSeconds
 from orchestrator.snapshots import agent as agent_module
@@ -58,6 +60,7 @@ def job_of(store: LocalStore, attempt: int = 1, ema_decay: float | None = None) 
     return SimpleNamespace(
         store=store,
         attempt=attempt,
+        owner=Owner(store.url_of(""), attempt, "kept"),
         facts={"config": {}},
         config=SimpleNamespace(
             seed=1,
@@ -108,6 +111,40 @@ def keep(agent: SnapshotAgent, step: int, kept: list[StepRow]) -> None:
     with agent.open_memory(0).writing(step, kept) as folder:
         for name in (MODEL, OPTIMIZER):
             (folder / name).write_bytes(f"{name} after {step}".encode())
+
+
+def test_the_attempt_after_a_killed_one_continues_from_its_newest_snapshot(
+    agent: SnapshotAgent, store: LocalStore, fence: Fence
+) -> None:
+    agent.choose_resume_point({"node": (-1, -1)})
+    keep(agent, 4, rows(1, 4))
+    agent.save(4)
+    keep(agent, 6, rows(5, 6))
+    next_fence = Fence.claim(store, "kept", {}, keep_pins=True, takeover=True)
+    job = job_of(store, 2)
+    job.owner = replace(Owner.of(store.url_of(""), next_fence.record), identity=agent._job.owner.identity)
+    later = SnapshotAgent(job, "node")  # the machine's node may have another id by now
+    held = {"node": later.open_memory(0).newest()}
+    origin = later.choose_resume_point(held)
+    assert (origin.saved["step"], origin.holder) == (4, ("node", 6))
+    assert later.save(6) == 6 and len(metrics_lines(store)) == 6
+    later.free()
+
+
+def test_an_agent_that_died_in_a_save_is_followed_by_one_that_saves_the_same(
+    agent: SnapshotAgent, store: LocalStore
+) -> None:
+    agent.choose_resume_point({"node": (-1, -1)})
+    keep(agent, 4, rows(1, 4))
+    with agent.open_memory(0).pinned(4):  # at the time of its death
+        successor = SnapshotAgent(agent._job, "node")
+        assert successor.newest() == (4, 1), "it finds the snapshots without a worker"
+        assert successor.save(4) == 4
+    state = agent._job.monitor.report_checkpoint.calls[-1][2]
+    agent._job.monitor.newest_checkpoint._answer = state
+    before = store.head(f"checkpoints/{CheckpointName(4, 1)}/state.json")
+    assert SnapshotAgent(agent._job, "node").save(4) == 4, "repeated, because the answer was lost"
+    assert store.head(f"checkpoints/{CheckpointName(4, 1)}/state.json") == before
 
 
 def test_a_run_without_state_starts_at_step_0(agent: SnapshotAgent) -> None:

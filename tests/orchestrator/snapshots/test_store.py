@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from model.config import ModelConfig
 from model.optim.config import OptimizerConfig
 from model.optim.optimizer import build_optimizer
 from model.transformer import Transformer
+from orchestrator.errors import SnapshotGoneError
+from orchestrator.run.job import Owner
 from orchestrator.run.ledger import StepRow
-from orchestrator.snapshots.store import KEEP, NodeMemory, remove_attempt
+from orchestrator.snapshots.store import KEEP, NodeMemory, remove_attempt, snapshot_roots
 from orchestrator.snapshots.tensors import load_state, save_state
 
 
@@ -117,24 +120,77 @@ def test_another_node_receives_the_whole_snapshot(memory: NodeMemory, tmp_path: 
 def url(tmp_path: Path) -> Iterator[str]:
     """URL of a run of this test alone; its snapshots are removed afterwards."""
     yield str(tmp_path)
-    shutil.rmtree(NodeMemory.on_this_node(str(tmp_path), 0, "any", 0).folder.parents[1], ignore_errors=True)
+    for root in snapshot_roots(str(tmp_path)):
+        shutil.rmtree(root, ignore_errors=True)
 
 
-def test_an_attempt_removes_the_snapshots_of_others(url: str) -> None:
-    first = NodeMemory.on_this_node(url, 1, "node", 0)
+def memory_of(url: str, attempt: int, node_id: str = "node", state_bytes: int = 0, **owner: Any) -> NodeMemory:
+    return NodeMemory.on_this_node(Owner(url, attempt, **{"identity": "i", **owner}), node_id, state_bytes)
+
+
+def test_an_attempt_finds_its_own_snapshots_again_and_those_of_no_other_node(url: str) -> None:
+    first = memory_of(url, 1)
     write(first, 2, trainee(seed=1), [])
-    assert NodeMemory.on_this_node(url, 1, "node", 0).steps() == [2]
-    assert NodeMemory.on_this_node(url, 1, "another node", 0).steps() == []
-    second = NodeMemory.on_this_node(url, 2, "node", 0)
-    assert second.steps() == [] and first.steps() == []
-    write(second, 3, trainee(seed=1), [])
+    assert memory_of(url, 1).steps() == [2]
+    assert memory_of(url, 1, "another node").steps() == []
     for _ in range(2):  # as every agent of a machine with several nodes does
-        second.free()
-    assert not second.folder.parents[1].exists()
+        first.free()
+    assert not first.folder.parents[1].exists()
+
+
+@pytest.mark.parametrize(
+    ("owner", "adopted"),
+    [
+        ({"earlier": {1: None}}, 9),
+        ({"earlier": {1: 9}}, 9),
+        ({"earlier": {1: 8}}, 6),  # another attempt in between continued from step 8, or before
+        ({"earlier": {1: 3}}, None),
+        ({"earlier": {}}, None),  # not an attempt of this run, as far as its record says
+        ({"earlier": {1: None}, "identity": "another"}, None),  # of a deleted run of the same name, or of other data
+    ],
+)
+def test_the_next_attempt_adopts_the_newest_snapshot_that_belongs_to_the_run(
+    url: str, owner: dict[str, Any], adopted: int | None
+) -> None:
+    killed = [memory_of(url, 1, node_id) for node_id in ("gone", "here")]
+    for memory, step, seed in ((killed[0], 4, 1), (killed[1], 6, 2), (killed[0], 9, 3)):
+        write(memory, step, trainee(seed), rows(step, step))
+    (killed[0].folder / "unfinished").mkdir()
+    found = [memory_of(url, 2, node_id, **owner) for node_id in ("here", "new")]
+    assert found[0].newest() == ((-1, -1) if adopted is None else (adopted, adopted))
+    assert found[1].steps() == [], "one snapshot on a machine is enough, and the rest is in the way"
+    assert not any(memory.folder.exists() for memory in killed)
+    if adopted == 9:
+        model, optimizer = trainee(seed=5)
+        load_state(found[0].path(9), model, optimizer)
+        assert same(model, trainee(seed=3)[0])
+    write(found[0], 10, trainee(seed=1), [])
+    assert found[0].steps()[-1] == 10
+
+
+def test_an_older_attempt_that_wakes_leaves_the_snapshots_of_a_newer_one_alone(url: str) -> None:
+    newer = memory_of(url, 2)
+    write(newer, 2, trainee(seed=1), [])
+    memory_of(url, 1)
+    assert newer.steps() == [2]
+
+
+def test_what_a_killed_agent_had_pinned_is_removed(memory: NodeMemory) -> None:
+    write(memory, 4, trainee(seed=1), [])
+    with memory.pinned(4) as (folder, _):
+        memory.unpin()  # as its successor does
+        assert not folder.exists() and memory.steps() == [4]
+
+
+def test_a_snapshot_that_was_replaced_cannot_be_pinned(memory: NodeMemory) -> None:
+    write(memory, 4, trainee(seed=1), [])
+    with pytest.raises(SnapshotGoneError, match="step 3 was replaced"), memory.pinned(3):
+        raise AssertionError("unreachable")
+    assert not list(memory.folder.glob("pinned-*"))
 
 
 def test_remove_attempt_also_removes_those_of_nodes_that_are_gone(url: str) -> None:
-    gone, here = (NodeMemory.on_this_node(url, 1, node_id, 0) for node_id in ("gone", "here"))
+    gone, here = (memory_of(url, 1, node_id) for node_id in ("gone", "here"))
     for memory in (gone, here):
         write(memory, 2, trainee(seed=1), [])
     remove_attempt(url, 2)
@@ -144,10 +200,8 @@ def test_remove_attempt_also_removes_those_of_nodes_that_are_gone(url: str) -> N
 
 
 def test_where_shared_memory_is_too_small_the_temporary_folder_is_used(url: str) -> None:
-    roomy = NodeMemory.on_this_node(url, 1, "node", 1 << 60)
+    roomy = memory_of(url, 1, state_bytes=1 << 60)
     write(roomy, 2, trainee(seed=1), [])
-    assert NodeMemory.on_this_node(url, 1, "node", 0) == roomy, (
-        "existing snapshots are found again when there is room in shared memory"
-    )
+    assert memory_of(url, 1) == roomy, "existing snapshots are found again when there is room in shared memory"
     roomy.free()
-    assert NodeMemory.on_this_node(url, 1, "node", 0) != roomy
+    assert memory_of(url, 1) != roomy

@@ -11,6 +11,7 @@ from data.stores.local import LocalStore
 from data.stores.patience import Patience
 from orchestrator.errors import FencedError
 from orchestrator.run.fence import Fence
+from orchestrator.sweep.command import runs_of_the_past
 from orchestrator.sweep.records import RECORD, Donor, TrialBook, TrialRun
 from tests.orchestrator.sweep.test_policies import trial
 
@@ -87,3 +88,9 @@ def test_a_trial_is_saved_again_when_the_store_has_failed(tmp_path: Path) -> Non
     book.report(record, 10, 3.5, 1.0, 0)
     book.report(record, 20, 3.0, 2.0, 0)
     assert [report.step for report in TrialBook(store)["t001"].reports] == [10, 20]
+
+
+def test_snapshots_of_runs_that_are_continued_stay_in_memory(tmp_path: Path) -> None:
+    ended, running = trial(1, {"train.lr": 0.1}, "finished", {}), trial(2, {"train.lr": 0.2}, "running", {})
+    running.trial_runs.append(TrialRun("s-t002-m1", {"train.lr": 0.3}))
+    assert runs_of_the_past([ended, running]) == ["s-t001", "s-t002"]

@@ -13,11 +13,12 @@ import ray
 
 from data.errors import DiskFullError, TransientStoreError
 from data.stores.patience import LONGEST_WAIT_S
-from orchestrator.errors import FencedError
+from orchestrator.errors import FencedError, SnapshotGoneError
 from orchestrator.run.goodput import GoodputClock
 from orchestrator.run.ledger import StepRow
 from orchestrator.run.progress import GroupStart, LoopRequests
 from orchestrator.run.state import START, RunState
+from orchestrator.snapshots.resume import NodeAgent
 from orchestrator.train import rank_zero as rank_zero_module
 from orchestrator.train.checkpoint_saver import CheckpointSaver
 from orchestrator.train.rank_zero import LEAVING_SAVE_TRIES, OtherRank, RankZero
@@ -68,7 +69,7 @@ class Group:
     def __init__(
         self, *saves: Any, every_steps: int | None = None, every_s: float | None = 1e9, patience: float = 1e9
     ) -> None:
-        self.agent = SimpleNamespace(save=Method(*saves), weights=Method("weights"), open_memory=Method())
+        self.agent = SimpleNamespace(save=Method(*saves), weights=Method("weights"))
         names = ["log", "report_checkpoint", "report_evaluation", "report_loss_spike", "report_outage"]
         self.monitor = SimpleNamespace(
             **{name: Method() for name in names},
@@ -89,7 +90,8 @@ class Group:
                 evaluates_after=lambda step: step % 2 == 0,
             ),
         )
-        self.node: Any = SimpleNamespace(node_id="here", nodes=["here", "there"], agent=self.agent)
+        agent = NodeAgent(self.job, "here")
+        self.node: Any = SimpleNamespace(node_id="here", nodes=["here", "there"], agent=agent)
 
     def saver(self) -> CheckpointSaver:
         return CheckpointSaver(self.job, self.node, saved_step=0)
@@ -205,11 +207,16 @@ class TestCheckpointSaver:
 
     def test_an_agent_that_died_is_replaced(self) -> None:
         group, successor = Group(DEAD), Group(4).agent
-        group.monitor.agent_of = Method(successor)
         saver = group.saver()
+        group.monitor.agent_of = Method(successor)
         saver.save_and_wait(4, saves=0)
-        assert saver.agent is successor and saver.saved_step == 4
-        assert group.monitor.agent_of.calls == [("here", group.job, True)] and successor.open_memory.calls == [(0,)]
+        assert saver.agent.handle is successor and saver.saved_step == 4
+        assert group.monitor.agent_of.calls == [("here", group.job, group.agent)]
+
+    def test_neither_a_dead_agent_nor_a_replaced_snapshot_is_told_as_an_outage(self) -> None:
+        group = Group(DEAD, SnapshotGoneError("replaced"), 4)
+        group.saver().save_and_wait(4, saves=0)
+        assert all(outage is None for _, outage in group.monitor.report_outage.calls)
 
 
 class TestDirective:
