@@ -1,6 +1,7 @@
 """SnapshotAgent: saves a snapshot completely or not at all, and later chooses what it saved."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from orchestrator.run.ledger import StepRow, metrics_lines
 from orchestrator.run.state import START, RunState, StepSeconds
 from orchestrator.snapshots import agent as agent_module
 from orchestrator.snapshots.agent import SnapshotAgent
+from orchestrator.snapshots.store import snapshot_roots
 from tests.orchestrator.event_reader import curves_in
 
 BATCH = 2
@@ -40,8 +42,11 @@ class Remote:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> LocalStore:
-    return LocalStore(str(tmp_path / "kept"))
+def store(tmp_path: Path) -> Iterator[LocalStore]:
+    store = LocalStore(str(tmp_path / "kept"))
+    yield store
+    for root in snapshot_roots(store.url_of("")):
+        shutil.rmtree(root, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
