@@ -17,7 +17,7 @@ from cluster.local.processes import command_line, of_session
 
 ROOT = Path(__file__).parents[2]
 COMMAND_TIMEOUT_S = 180.0
-POLL_INTERVAL_S = 0.1
+POLL_INTERVAL_S = 0.25
 """Conditions ask a store or a cluster, which two cores should rather use for the run."""
 
 
