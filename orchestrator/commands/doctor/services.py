@@ -18,7 +18,7 @@ _TRY_RAY = """
 import json, os, ray
 there = os.environ.get("RAY_ADDRESS")
 local = {} if there else {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80_000_000}
-ray.init(address=there, logging_level="ERROR", log_to_driver=False, **local)
+ray.init(address=there or "local", logging_level="ERROR", log_to_driver=False, **local)
 answer = ray.get(ray.remote(lambda: 6 * 7).options(num_cpus=0.1).remote(), timeout=60)
 resources = ray.cluster_resources()
 ray.shutdown()

@@ -149,7 +149,8 @@ def test_gpus_that_torch_cannot_use_are_a_warning(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.ray
-def test_ray_starts_and_runs_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("ray_cluster_small")
+def test_ray_starts_and_runs_a_task_beside_another_cluster_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     check = check_ray()
     assert (check.status, check.found) == ("ok", "2.60.0, ran a task")
