@@ -4,8 +4,6 @@ BIN := .venv/bin
 READY := .venv/.ready
 READY_DEV := .venv/.ready-dev
 
-# Whole runs and clusters wait half of their time, so two files share the cores; a file's tests share its clusters.
-WHOLE_RUNS := $(BIN)/pytest -n 2 --dist loadfile
 
 # Every process of a run would compile all modules anew: a second of a core for each.
 unexport PYTHONDONTWRITEBYTECODE
@@ -43,13 +41,13 @@ docstrings: $(READY) ## the second quickstart: an encoder-decoder that reads fun
 
 test: $(READY_DEV) ## run all tests except chaos and sweeps; some start Ray and a local S3 server
 	$(BIN)/pytest -m 'not ray and not s3 and not chaos and not sweep'
-	$(WHOLE_RUNS) -m '(ray or s3) and not chaos and not sweep'
+	$(BIN)/pytest -n 2 --dist loadfile -m '(ray or s3) and not chaos and not sweep'
 
 chaos: $(READY_DEV) ## inject real faults into a run on a local cluster: its result must equal that of an undisturbed run
-	$(WHOLE_RUNS) -m chaos tests/end_to_end
+	$(BIN)/pytest -n 0 -m chaos tests/end_to_end
 
 sweeps: $(READY_DEV) ## run the tests of whole sweeps, including killed ones and ones on clusters that are too small
-	$(WHOLE_RUNS) -m sweep tests/cluster tests/end_to_end
+	$(BIN)/pytest -n 0 -m sweep tests/cluster tests/end_to_end
 
 test-fast: $(READY_DEV) ## run the tests that need neither cluster nor server
 	$(BIN)/pytest
