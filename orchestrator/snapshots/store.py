@@ -69,7 +69,9 @@ class NodeMemory:
         with ExitStack() as stack:  # several nodes may be on this machine
             for root in roots:
                 stack.enter_context(_folder_lock(root))
-            earlier = [folder for root in roots for folder in root.glob("a*") if _attempt_of(folder) < owner.attempt]
+            # That of the same number belonged to a deleted run of the same name; a newer one may be alive.
+            others = (folder for root in roots for folder in root.glob("a*") if folder.name != owner.folder)
+            earlier = [folder for folder in others if _attempt_of(folder) <= owner.attempt]
             if adopted := _newest_adoptable(earlier, owner):
                 memory = cls(adopted.parents[2] / owner.folder / node_id)
                 memory.folder.mkdir(parents=True, exist_ok=True)

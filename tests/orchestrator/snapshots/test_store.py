@@ -168,6 +168,12 @@ def test_the_next_attempt_adopts_the_newest_snapshot_that_belongs_to_the_run(
     assert found[0].steps()[-1] == 10
 
 
+def test_snapshots_of_a_deleted_run_of_the_same_name_are_removed(url: str) -> None:
+    deleted = memory_of(url, 1, identity="deleted")
+    write(deleted, 2, trainee(seed=1), [])
+    assert memory_of(url, 1).steps() == [] and not deleted.folder.exists()
+
+
 def test_an_older_attempt_that_wakes_leaves_the_snapshots_of_a_newer_one_alone(url: str) -> None:
     newer = memory_of(url, 2)
     write(newer, 2, trainee(seed=1), [])
