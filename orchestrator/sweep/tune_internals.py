@@ -26,6 +26,7 @@ def population(new_config: Callable[[Any, Any], dict[str, Any]], **arguments: An
     """Tune's population-based training for trials that come from a searcher.
 
     Tune refuses all searchers, since one that learns would be misled. Ours starts all trials at once and never learns.
+    A trial's state may be taken from its last report on, also where the others were too far behind to compare it then.
 
     Args:
         new_config: takes a trial and its donor, and returns the config with which the trial continues from the donor's
@@ -42,6 +43,10 @@ def population(new_config: Callable[[Any, Any], dict[str, Any]], **arguments: An
         def restore_trial(self, trial: Any, step: int, score: float) -> None:
             state = self._trial_state[trial]
             state.last_score, state.last_train_time, state.last_perturbation_time = score, step, step
+
+        def _checkpoint_or_exploit(self, trial: Any, tune_controller: Any, upper: list[Any], lower: list[Any]) -> None:
+            # Tune copies from no trial that was alone or in the middle at its last report. Ours all have a checkpoint.
+            super()._checkpoint_or_exploit(trial, tune_controller, upper if trial in lower else [*upper, trial], lower)
 
         def _get_new_config(self, trial: Any, trial_to_clone: Any) -> tuple[dict[str, Any], dict[str, Any]]:
             return new_config(trial, trial_to_clone), {}

@@ -4,8 +4,10 @@ import inspect
 from types import SimpleNamespace
 
 import pytest
+from ray.train import Checkpoint
+from ray.tune.experiment import Trial
 
-from orchestrator.sweep.tune_internals import HEAD_NODE
+from orchestrator.sweep.tune_internals import HEAD_NODE, population
 
 pytestmark = [
     pytest.mark.ray,
@@ -32,6 +34,30 @@ def test_tune_has_what_population_based_training_and_the_median_rule_are_changed
     state = _PBTTrialState(SimpleNamespace(experiment_tag=""))
     for name in ("last_score", "last_train_time", "last_perturbation_time"):
         assert hasattr(state, name)
+
+
+def test_a_trial_that_was_ahead_of_all_others_is_a_donor_for_them() -> None:
+    """Tune saves no checkpoint of a trial that had nobody to be compared with, and so never copied from it."""
+    trials = {name: Trial("manta", stub=True, trial_id=name) for name in ("ahead", "behind")}
+    controller = SimpleNamespace(
+        get_trials=lambda: list(trials.values()),
+        pause_trial=lambda trial, should_checkpoint: paused.append(trial.trial_id),
+        _schedule_trial_save=lambda trial, result: Checkpoint("/nowhere"),
+    )
+    paused: list[str] = []
+    pairs: list[tuple[str, str]] = []
+
+    def new_config(trial: Trial, donor: Trial) -> dict[str, object]:
+        pairs.append((trial.trial_id, donor.trial_id))
+        return {}
+
+    scheduler = population(new_config, time_attr="step", metric="loss", mode="min", perturbation_interval=20)
+    for trial in trials.values():
+        trial.set_status(Trial.RUNNING)
+        scheduler.on_trial_add(controller, trial)
+    for name, step, loss in (("ahead", 20, 3.0), ("ahead", 40, 2.0), ("behind", 20, 5.0)):
+        scheduler.on_trial_result(controller, trials[name], {"step": step, "loss": loss})
+    assert pairs == [("behind", "ahead")] and paused == ["behind"]
 
 
 def test_the_head_node_has_a_resource_of_its_own() -> None:
