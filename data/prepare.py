@@ -32,6 +32,7 @@ from data.shards.manifest import Manifest
 from data.shards.unit_rows import Log, json_digest, with_progress
 from data.stores.patience import telling
 from data.stores.store import Store
+from data.tokens.pipeline import tokenized_units_in_chunks
 from data.tokens.tokenizer import Tokenizer
 from data.tokens.unit import TokenizeJob, excluded_columns
 from data.tokens.vocabularies import SIDES, Vocabularies
@@ -159,12 +160,9 @@ class _Preparation:
         except ObjectNotFoundError:
             if not make:
                 return None
-        self.start_ray()
-        from data.tokens.pipeline import tokenized_units_in_chunks  # imports Ray, which is often not needed
-
         self.log(f"tokens: tokenizing {manifest.num_units:,} units")
         columns = (*UNIT_COLUMNS, *excluded_columns(job))
-        rows = tokenized_units_in_chunks(manifest, job, columns, tell=telling(self.log, "tokenizing"))
+        rows = tokenized_units_in_chunks(manifest, job, columns, self.start_ray, tell=telling(self.log, "tokenizing"))
         table = pa.concat_tables(with_progress(rows, manifest.num_units, "tokens", self.log))
         if table["problem"].null_count == len(table):  # a later version of the reader may read bad shards
             sink = pa.BufferOutputStream()

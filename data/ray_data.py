@@ -1,4 +1,4 @@
-"""Makes rows of units in Ray Data tasks, in order.
+"""Makes rows of units in order: in Ray Data tasks, or in this process where there is little to make.
 
 Two functions use parts of Ray Data that are not public API; `tests/data/test_ray_data.py` checks that Ray still has
 them.
@@ -15,12 +15,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import ray
 
 from data.errors import MantaError, TransientStoreError
 from data.shards.manifest import Manifest, Unit
 
 if TYPE_CHECKING:
+    import ray
     from ray.data import Dataset
 
 READERS = 8
@@ -32,6 +32,9 @@ SEGMENT_UNITS = 256
 SEGMENT_BYTES = 64_000_000
 """Shard bytes of one execution of Ray Data: enough to hide its start-up, few enough to follow what is needed."""
 
+SMALL_BYTES = 2_000_000
+"""Shard bytes up to which missing rows are made in this process: in about the time in which Ray Data starts."""
+
 
 def rows_in_order(
     units: Sequence[Unit],
@@ -39,23 +42,25 @@ def rows_in_order(
     make: Callable[[Unit], pa.Table],
     start_ray: Callable[[], None],
 ) -> Iterator[pa.Table]:
-    """One-row tables of the units, in order: found by `load` in this process, or else made by `make` in a task.
+    """One-row tables of the units, in order: found by `load`, or else made by `make`, in a task where there are many.
 
     Where the store fails for a unit, the rows before it are yielded first, so that a caller that tries again gets on.
 
     Args:
         load: reads a unit's row from the cache; None where it is missing.
         make: makes a unit's row and caches it; picklable.
-        start_ray: called if a row is missing; Ray runs when it returns.
+        start_ray: called if rows are made in tasks; Ray runs when it returns.
     """
     with ThreadPoolExecutor(READERS, thread_name_prefix="read-cached") as readers:
         cached = list(readers.map(partial(_loaded_or_failed, load), units))
     failure = next((found for found in cached if isinstance(found, TransientStoreError)), None)
     readable = cached if failure is None else cached[: cached.index(failure)]
     missing = [unit for unit, table in zip(units, readable, strict=False) if table is None]
-    if missing:
+    if sum(unit.unit_bytes for unit in missing) <= SMALL_BYTES:
+        made = map(make, missing)
+    else:
         start_ray()
-    made = _made_in_ray_data(missing, make)
+        made = _made_in_ray_data(missing, make)
     for table in readable:
         yield next(made) if table is None else table
     if failure is not None:
@@ -71,9 +76,7 @@ def _loaded_or_failed(load: Callable[[Unit], pa.Table | None], unit: Unit) -> pa
 
 def _made_in_ray_data(units: Sequence[Unit], make: Callable[[Unit], pa.Table]) -> Iterator[pa.Table]:
     """The units' rows in order, each made by its own Ray Data task."""
-    if not units:
-        return
-    import ray.data  # takes half a second, which is not needed where everything is cached
+    import ray.data  # takes a second and a half, which is not needed where little has to be made
 
     use_ordered_quiet_data()
 

@@ -4,9 +4,9 @@
     duplicates/<digest>.arrow      the documents to remove, by unit and step; immutable
     duplicates/for/<key>           names the digest for a manifest and steps
 
-Fingerprints are made in Ray Data tasks, one per unit. One process compares them in a fixed order: held-out documents
-first, then in the manifest's order. So the result does not depend on the cluster, and no copy of a held-out document,
-exact or near, is trained on.
+Fingerprints are made as `data.ray_data` makes any rows of units. One process compares them in a fixed order: held-out
+documents first, then in the manifest's order. So the result does not depend on the cluster, and no copy of a held-out
+document, exact or near, is trained on.
 
 Memory of that process per document: 6 bytes and its fingerprints (16 bytes for `dedup`, 128 by default for
 `near_dedup`), about three times as much during a comparison.
@@ -32,6 +32,7 @@ from data.cleaning.identity import identity, refuse_other_code
 from data.cleaning.units import FOLDER, Documents, Removed, store_removed
 from data.config import DataConfig, StoreConfig
 from data.errors import BadShardError, CleaningError, ObjectNotFoundError
+from data.ray_data import chunks, rows_in_order
 from data.readers.documents import documents_depend_on, is_for_training, read_documents
 from data.shards.manifest import Manifest, Unit
 from data.shards.unit_rows import Log, load_cached, load_or_make, row_key, with_progress
@@ -137,8 +138,6 @@ def find_duplicates(
 
 
 def _fingerprints(job: FingerprintJob, manifest: Manifest, log: Log, start_ray: Callable[[], None]) -> list[pa.Table]:
-    from data.ray_data import chunks, rows_in_order  # imports Ray, which is often not needed
-
     load, make = partial(load_cached, job=job), partial(load_or_fingerprint, job=job)
     rows = (row for chunk in chunks(manifest) for row in rows_in_order(chunk, load, make, start_ray))
     return list(with_progress(rows, manifest.num_units, "duplicates", log))

@@ -1,4 +1,4 @@
-"""Tokenized units in order: from the cache, or made in Ray Data tasks; and a reader that works ahead of training."""
+"""Tokenized units in order, from the cache or made now; and a reader that works ahead of training."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from data.tokens.unit import TokenizeJob, load_or_tokenize, stream_columns, unit
 def tokenized_units(
     units: Sequence[Unit], job: TokenizeJob, columns: Sequence[str], start_ray: Callable[[], None] = lambda: None
 ) -> Iterator[pa.Table]:
-    """One-row tables `ordinal` and `columns` of the units, in order; read from the cache, or made in Ray Data tasks.
+    """One-row tables `ordinal` and `columns` of the units, in order; read from the cache, or made by `rows_in_order`.
 
-    Cached rows are read in this process, so a warm start does not wait for Ray Data. The task of another row looks
-    into the cache once more, because another run of a sweep may have made the row meanwhile.
+    Cached rows are read in this process, so a warm start does not wait for Ray Data. Who makes another row looks into
+    the cache once more, because another run of a sweep may have made the row meanwhile.
 
     Args:
-        start_ray: called if a row is not cached; Ray runs when it returns.
+        start_ray: called if there is much to tokenize; Ray runs when it returns.
 
     Raises:
         MantaError: as `load_or_tokenize`.

@@ -1,6 +1,7 @@
 """Ray Data's internals that `data.ray_data` uses: an upgrade of Ray that lacks them fails here first."""
 
 import inspect
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
@@ -12,7 +13,10 @@ import ray
 import ray.data
 from ray.data import DataContext
 
-from data.ray_data import ordered_block_refs, use_ordered_quiet_data
+from data import ray_data
+from data.errors import MantaError, ShardChangedError
+from data.ray_data import ordered_block_refs, rows_in_order, use_ordered_quiet_data
+from data.shards.manifest import Unit
 from tests.ray_contract import assert_ray_has
 
 pytestmark = [
@@ -35,6 +39,14 @@ def test_ray_data_still_has_the_setting(name: str) -> None:
 
 def test_ray_data_still_has_the_setting_for_order() -> None:
     assert "preserve_order" in inspect.signature(ray.data.ExecutionOptions).parameters
+
+
+def unit(ordinal: int) -> Unit:
+    return Unit(ordinal, ordinal, 0, f"/{ordinal}.txt", 100, "etag", unit_bytes=100, row_group=None)
+
+
+def row(unit: Unit, pid: int) -> pa.Table:
+    return pa.table({"ordinal": [unit.ordinal], "pid": [pid]})
 
 
 @pytest.fixture
@@ -87,3 +99,38 @@ class TestWithACluster:
         refs = ordered_block_refs(ray.data.from_items(list(range(8)), override_num_blocks=8))
         assert ray.get(next(refs), timeout=60).num_rows == 1
         refs.close()
+
+    @pytest.mark.parametrize("small_bytes", [0, 1000], ids=["in tasks", "in this process"])
+    def test_rows_are_the_same_wherever_they_are_made(
+        self, small_bytes: int, data_context: DataContext, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(ray_data, "SMALL_BYTES", small_bytes)
+        asked: list[str] = []
+
+        def load(unit: Unit) -> pa.Table | None:
+            return row(unit, os.getpid()) if unit.ordinal % 3 == 0 else None
+
+        def make(unit: Unit) -> pa.Table:
+            return row(unit, os.getpid())
+
+        rows = list(rows_in_order([unit(ordinal) for ordinal in range(8)], load, make, lambda: asked.append("ray")))
+        assert [each["ordinal"][0].as_py() for each in rows] == list(range(8))
+        elsewhere = {each["pid"][0].as_py() for each in rows} - {os.getpid()}
+        assert (bool(elsewhere), asked) == ((True, ["ray"]) if small_bytes == 0 else (False, []))
+
+    @pytest.mark.parametrize("small_bytes", [0, 1000], ids=["in tasks", "in this process"])
+    def test_an_error_comes_after_the_rows_before_it_with_its_class_and_words(
+        self, small_bytes: int, data_context: DataContext, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(ray_data, "SMALL_BYTES", small_bytes)
+
+        def make(unit: Unit) -> pa.Table:
+            if unit.ordinal == 2:
+                raise ShardChangedError("shard 2 is gone")
+            return row(unit, 0)
+
+        made = rows_in_order([unit(ordinal) for ordinal in range(4)], lambda _: None, make, lambda: None)
+        assert [next(made)["ordinal"][0].as_py() for _ in range(2)] == [0, 1]
+        with pytest.raises(ShardChangedError, match="shard 2 is gone") as caught:
+            next(made)
+        assert isinstance(caught.value, MantaError)

@@ -6,12 +6,11 @@ import itertools
 import json
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -81,16 +80,6 @@ def documents_in(stream: np.ndarray) -> list[str]:
     return [stream[first + 1 : last].astype(np.uint8).tobytes().decode() for first, last in itertools.pairwise(ends)]
 
 
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes rows in this process instead of Ray Data tasks, one unit after the other."""
-
-    def made(units: Sequence[Unit], make: Callable[[Unit], pa.Table]) -> Iterator[pa.Table]:
-        return map(make, units)
-
-    monkeypatch.setattr(data.ray_data, "_made_in_ray_data", made)
-
-
 def decided(folder: Path, shards: Sequence[Sequence[str]], *steps: dict[str, Any]) -> list[list[int]]:
     """For every shard, the documents that are removed."""
     corpus = Corpus(folder, shards)
@@ -156,7 +145,7 @@ def test_no_near_copy_of_a_held_out_document_is_trained_on(tmp_path: Path) -> No
     assert crossing >= 5, "families with a held-out copy that is not the first are what this is about"
 
 
-def test_the_pass_is_the_same_from_the_cache_and_is_done_once(in_process: None, tmp_path: Path) -> None:
+def test_the_pass_is_the_same_from_the_cache_and_is_done_once(tmp_path: Path) -> None:
     corpus = Corpus(tmp_path, [["a", "b", "a"], ["B", "c", "b"]])
     first = corpus.prepare(LOWER, DEDUP)
     assert "duplicates: 3 of 6 documents" in corpus.logged
@@ -177,7 +166,7 @@ def replace_store(first: PreparedData, again: PreparedData) -> Cleaning:
     return Cleaning(cleaning.steps, cleaning.code, cleaning.duplicates, again.job.cleaning.store)
 
 
-def test_a_data_set_with_steps_from_shards_to_report(in_process: None, tmp_path: Path) -> None:
+def test_a_data_set_with_steps_from_shards_to_report(tmp_path: Path) -> None:
     lines = [f"Document {number} has some words" for number in range(60)]
     shards = [[*lines[:30], "short", *lines[10:20]], [*(line.upper() for line in lines[20:40]), *lines[30:], "x"]]
     corpus = Corpus(tmp_path, shards)
@@ -203,7 +192,7 @@ def test_a_data_set_with_steps_from_shards_to_report(in_process: None, tmp_path:
     assert json.loads(json.dumps(prepared.cleaning_pin()))["report"] == report
 
 
-def test_a_vocabulary_is_learned_from_cleaned_documents(in_process: None, tmp_path: Path) -> None:
+def test_a_vocabulary_is_learned_from_cleaned_documents(tmp_path: Path) -> None:
     corpus = Corpus(tmp_path, [["ABC DEF", "GHI"], ["JKL", "MNO"]])
     plain = corpus.prepare(tokenizer={"kind": "chars"}, validation_fraction=0)
     lower = corpus.prepare(LOWER, tokenizer={"kind": "chars"}, validation_fraction=0)
@@ -211,9 +200,7 @@ def test_a_vocabulary_is_learned_from_cleaned_documents(in_process: None, tmp_pa
     assert b"a" in lower.tokenizer.tokens and b"A" not in lower.tokenizer.tokens
 
 
-def test_tokens_of_a_shard_stay_when_another_is_added_that_takes_nothing_from_it(
-    in_process: None, tmp_path: Path
-) -> None:
+def test_tokens_of_a_shard_stay_when_another_is_added_that_takes_nothing_from_it(tmp_path: Path) -> None:
     shards = [["a", "b"], ["c", "a"], ["d", "e"]]
     before = Corpus(tmp_path, shards).prepare(DEDUP, validation_fraction=0)
     after = Corpus(tmp_path, [*shards, ["e", "f"]]).prepare(DEDUP, validation_fraction=0)
@@ -308,7 +295,7 @@ def forget(module: str) -> None:
     cleaner.cache_clear()
 
 
-def test_a_run_continues_only_with_the_code_it_was_started_with(in_process: None, own: Path, tmp_path: Path) -> None:
+def test_a_run_continues_only_with_the_code_it_was_started_with(own: Path, tmp_path: Path) -> None:
     corpus = Corpus(tmp_path, [["ax", "bx"], ["cx"]])
     begun = corpus.prepare(OWN, DEDUP, validation_fraction=0)
     pins = Pins(begun.manifest.digest, begun.tokenizer.digest, None, begun.cleaning_pin())
@@ -332,7 +319,7 @@ def test_a_machine_with_other_code_refuses_to_clean(own: Path, tmp_path: Path) -
         load_or_tokenize(unit, job)
 
 
-def test_a_function_that_fails_is_reported_with_shard_and_document(in_process: None, own: Path, tmp_path: Path) -> None:
+def test_a_function_that_fails_is_reported_with_shard_and_document(own: Path, tmp_path: Path) -> None:
     change(own, "def clean(text):\n    return text if text != 'bad' else 1 / 0\n")
     corpus = Corpus(tmp_path, [["fine", "", "bad"]])
     for steps in ([OWN], [OWN, DEDUP]):
@@ -347,7 +334,7 @@ def test_steps_that_cannot_work_are_named_before_a_shard_is_read(tmp_path: Path)
     assert corpus.logged == [] and list(corpus.store.list()) == []
 
 
-def test_bad_shards_are_named_or_skipped(in_process: None, tmp_path: Path) -> None:
+def test_bad_shards_are_named_or_skipped(tmp_path: Path) -> None:
     corpus = Corpus(tmp_path, [["a", "b"], ["a", "c"]])
     (tmp_path / "shards" / "000.txt").write_bytes(b"a\n\xff\n")
     with pytest.raises(BadShardError, match=r"000\.txt.*invalid UTF-8"):
@@ -358,7 +345,7 @@ def test_bad_shards_are_named_or_skipped(in_process: None, tmp_path: Path) -> No
     assert (rows[0]["documents"], rows[0]["documents_removed"]) == (2, 0)  # its "a" is not a copy
 
 
-def test_streaming_says_that_duplicates_need_a_pass_over_everything(in_process: None, tmp_path: Path) -> None:
+def test_streaming_says_that_duplicates_need_a_pass_over_everything(tmp_path: Path) -> None:
     corpus = Corpus(tmp_path, [["a", "b"], ["a", "c"]])
     streaming = corpus.prepare(DEDUP, prepare="streaming", validation_fraction=0)
     assert any("all units are read now" in line for line in corpus.logged)
@@ -369,7 +356,7 @@ def test_streaming_says_that_duplicates_need_a_pass_over_everything(in_process: 
     ]
 
 
-def test_steps_that_leave_nothing_are_named_as_the_reason(in_process: None, tmp_path: Path) -> None:
+def test_steps_that_leave_nothing_are_named_as_the_reason(tmp_path: Path) -> None:
     corpus = Corpus(tmp_path, [["a", "b"]])
     with pytest.raises(InputError, match=r"or data\.cleaning removes them"):
         corpus.prepare({"step": "length", "min_chars": 5})
@@ -395,6 +382,7 @@ def test_tasks_of_ray_data_find_the_users_module_and_clean_as_this_process_does(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(data.__file__).parents[1]))  # it may be relative
     request.getfixturevalue("ray_cluster_small")  # started in the folder, as by a command
+    monkeypatch.setattr(data.ray_data, "SMALL_BYTES", 0)
     steps = [OWN, {"step": "unicode", "form": "NFKC"}, LOWER, DEDUP, {"step": "near_dedup"}, {"step": "segment"}]
     lines = [f"Document {number} 北京清华大学 x" for number in range(40)]
     shards = [lines[:25], [line.replace("Document", "DOCUMENT") for line in lines[10:]], lines[5:9]]
@@ -403,7 +391,7 @@ def test_tasks_of_ray_data_find_the_users_module_and_clean_as_this_process_does(
     texts, report = corpus.texts(in_ray), in_ray.step_report()
     assert report[0]["documents"] == 59 and sum(row["documents_removed"] for row in report) >= 19
     assert all("y" in text and "北京 清华大学" in text for text in texts[0])
-    request.getfixturevalue("in_process")
+    monkeypatch.setattr(data.ray_data, "SMALL_BYTES", 1 << 20)
     (tmp_path / "again").mkdir()
     corpus.store = LocalStore(str(tmp_path / "again"))
     here = corpus.prepare(*steps)

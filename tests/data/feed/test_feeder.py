@@ -19,6 +19,7 @@ import ray
 import data.feed.feeder
 import data.feed.spec
 import data.tokens.pipeline
+from data import ray_data
 from data.config import DataConfig, StoreConfig
 from data.errors import BadShardError, ShardChangedError
 from data.feed.feeder import Feeder
@@ -495,8 +496,9 @@ def test_a_start_without_counts_gives_the_same_samples(many: ManyShards) -> None
 
 
 @pytest.fixture
-def read_ahead(many: ManyShards) -> Iterator[Callable[..., ReadAhead]]:
-    """Makes a `ReadAhead`; closes it after the test, and checks that its thread ends."""
+def read_ahead(many: ManyShards, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ReadAhead]]:
+    """Makes a `ReadAhead` that tokenizes in tasks; closes it after the test, and checks that its thread ends."""
+    monkeypatch.setattr(ray_data, "SMALL_BYTES", 0)
     made = []
 
     def make(**options: int) -> ReadAhead:
