@@ -56,6 +56,7 @@ def rows_in_order(
     failure = next((found for found in cached if isinstance(found, TransientStoreError)), None)
     readable = cached if failure is None else cached[: cached.index(failure)]
     missing = [unit for unit, table in zip(units, readable, strict=False) if table is None]
+    made: Iterator[pa.Table]
     if sum(unit.unit_bytes for unit in missing) <= SMALL_BYTES:
         made = map(make, missing)
     else:
