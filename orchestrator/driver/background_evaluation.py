@@ -42,6 +42,10 @@ class BackgroundEvaluation:
         scores: dict[str, Any] = ray.get(self._scores)
         return scores
 
+    def cancel(self) -> None:
+        """See `orchestrator.driver.evaluations.Evaluation`. Without its last handle, an actor first ends its calls."""
+        ray.kill(self._evaluator)
+
 
 class _Evaluator:
     """Body of the actor; imports torch in its own process only, so that the monitor does not need it."""

@@ -16,6 +16,9 @@ class Evaluation(Protocol):
     def scores(self) -> dict[str, float] | None:
         """Its scores; None while it runs. Raises the error that it failed with."""
 
+    def cancel(self) -> None:
+        """Ends it, whatever it does; its resources are free a moment later. Does not wait."""
+
 
 StartEvaluation = Callable[[TrainJob, Any], Evaluation]
 """Starts an evaluation in the background, given the job and what `SnapshotAgent.weights` returns."""
@@ -87,7 +90,9 @@ class Evaluations:
         return False
 
     def cancel(self) -> None:
-        """Ends the background evaluation; its process ends with the last handle."""
+        """Ends the background evaluation."""
         if self._running is not None:
-            self._log(f"step {self._running[0]}: background evaluation cancelled, the workers need its slot")
+            step, evaluation, _ = self._running
+            self._log(f"step {step}: background evaluation cancelled, the workers need its slot")
+            evaluation.cancel()
             self._running = None

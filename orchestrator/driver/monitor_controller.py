@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
+from orchestrator.driver.kept_state import not_kept
 from orchestrator.driver.monitor_state import MonitorInterface
-from orchestrator.policy.failure import Cause, Failure, GiveUp, Restart, is_hung, start_timeout_s
+from orchestrator.policy.failure import Cause, Failure, GiveUp, Restart, start_timeout_s
+from orchestrator.policy.hang import Hang
 from orchestrator.policy.save_interval import observed_mtbf_s
 from orchestrator.policy.scaling import Noop, Observation, Prepare, Save, SaveThenResize, Start
 from orchestrator.run.progress import Disruption
@@ -18,10 +21,12 @@ SETTLING_S = 2.0
 class ControllerInterface(MonitorInterface):
     """Methods that the controller's hooks call, see `orchestrator.workers.hooks`: policies decide, this records."""
 
-    def restart_after_failure(self, cause: Cause, reason: str) -> bool:
-        """Reports an unplanned end of the worker group; returns whether to start it again."""
+    def restart_after_failure(
+        self, cause: Cause, reason: str, failed_on: frozenset[str] = frozenset(), nodes: frozenset[str] = frozenset()
+    ) -> bool:
+        """Reports an unplanned end of the worker group, see `Failure`; returns whether to start it again."""
         state = self._state
-        decision = state.failures.decide(Failure(state.newest_step, cause, reason), state.now())
+        decision = state.failures.decide(Failure(state.newest_step, cause, reason, failed_on, nodes), state.now())
         return self._restarts(decision, cause)
 
     def restart_after_loss_spike(self) -> bool:
@@ -57,8 +62,9 @@ class ControllerInterface(MonitorInterface):
             state.wait_reason, state.start_began_at = "", now
             if progress.phase == "waiting":
                 progress.phase = "starting" if is_first else "restarting"
+            state.hangs.expect_group(state.scaling.slower(progress.world_size, decision.workers), now)
             state.record_decision(f"starting {decision.workers} workers: {decision.why}")
-            return StartAction(decision.workers, start_timeout_s(state.longest_start_s))
+            return StartAction(decision.workers, start_timeout_s(state.longest_start_s), state.failures.avoided)
         if decision.why != state.wait_reason:
             state.wait_reason = decision.why
             state.record_decision(f"waiting: {decision.why}")
@@ -69,20 +75,38 @@ class ControllerInterface(MonitorInterface):
         """Decides while workers run: whether they hang, the number of warm spares, and the nodes to request."""
         state, progress, now = self._state, self._state.progress, self._state.now()
         row = progress.row if state.has_reported and progress.phase == "training" else {}
-        silence_s = now - (state.last_report_at if row else max(state.group_began_at, state.start_began_at))
-        step_s = row.get("step_s")
-        if progress.phase in ("training", "starting", "restarting") and is_hung(silence_s, step_s):
-            usual = "" if step_s is None else f"; a step takes {step_s:.2f} s"
-            return PoolAction(hung=f"no step for {silence_s:.0f} s{usual}")
+        if (hang := self._judge(seen.members)) is not None:
+            return PoolAction(hung=hang)
         if state.requests.pause or progress.phase != "training" or row.get("world_size") != seen.workers:
             return PoolAction()
-        seen = seen.at(now, step_s, state.steps - row["step"])
+        seen = seen.at(now, row.get("step_s"), state.steps - row["step"])
         decision, wanted = state.scaling.when_running(seen), state.scaling.wanted(seen)
         state.request(background=state.evaluations.is_idle and state.scaling.unused_slots(seen) > 0)
         self._request_of_loop(seen, decision)
         if isinstance(decision, Prepare):
-            return PoolAction(warm_spares=decision.joining_workers, wanted=wanted)
+            return PoolAction(None, decision.joining_workers, wanted, state.failures.avoided)
         return PoolAction(wanted=wanted)
+
+    @not_kept
+    def decide_starting(self, workers: Sequence[str]) -> Hang | None:
+        """Decides while these workers start: whether the start hangs."""
+        return self._judge(workers)
+
+    def _judge(self, workers: Sequence[str]) -> Hang | None:
+        """Whether the workers hang; if so, the stacks of those that answer are written into the run's folder."""
+        state = self._state
+        hang = state.hangs.judge(workers, state.now(), store_fails=state.outages.any)
+        if hang is None:
+            return None
+        beats = state.hangs.with_stacks(hang, workers)
+        agent = next((state.agents[beat.node] for beat in beats if beat.node in state.agents), None)
+        if agent is None:
+            return hang
+        prefix = f"hangs/{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+        names = [f"{prefix}-{beat.worker if beat.rank is None else beat.rank}.txt" for beat in beats]
+        texts = {name: f"{hang.why}\n\n{beat.told()}" for name, beat in zip(names, beats, strict=True)}
+        agent.keep_stacks.remote(texts)
+        return hang._replace(why=f"{hang.why}; stacks: {names[0] if len(names) == 1 else f'{prefix}-*.txt'}")
 
     def _request_of_loop(self, seen: Observation, decision: Noop | Save | Prepare | SaveThenResize) -> None:
         """Passes a decision on to the loop, and records it, the first time that it is made."""

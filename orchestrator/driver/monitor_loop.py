@@ -10,6 +10,7 @@ from ray import cloudpickle
 from data.stores.patience import Outage
 from orchestrator.driver.kept_state import not_kept
 from orchestrator.driver.monitor_state import MonitorInterface
+from orchestrator.policy.hang import Beat
 from orchestrator.run.job import TrainJob
 from orchestrator.run.progress import RECENT_STEPS, RESTORING, GroupStart, LoopRequests
 
@@ -33,6 +34,11 @@ class LoopInterface(MonitorInterface):
             state.agents[node_id] = state.start_agent(node_id, job)
             state.keep()
         return state.agents[node_id]
+
+    @not_kept
+    def beat(self, beat: Beat) -> bool:
+        """Reports what a worker is doing; returns whether it is to send its stacks. Called by every worker's beacon."""
+        return self._state.hangs.hear(beat, self._state.now())
 
     def begin_group(self, step: int, nodes: Sequence[str], clock_s: float, device: str = "") -> GroupStart:
         """Reports that the group's state is restored to `step`.
@@ -90,7 +96,8 @@ class LoopInterface(MonitorInterface):
             if progress.disruptions:  # the loop does not know that it is not the first
                 goodput["restart"] = goodput.get("restart", 0.0) + goodput.pop("startup", 0.0)
                 for disruption in progress.disruptions:  # a second one may have come before the first was over
-                    disruption.step_done(progress.row.get("step", 0), now)
+                    if disruption.step_done(progress.row.get("step", 0), now) and disruption.cause == "resize":
+                        state.scaling.restart_s = now - state.start_began_at  # with the first step
             past = state.past_goodput
             causes = sorted(past.keys() | goodput.keys())
             progress.goodput = {cause: past.get(cause, 0.0) + goodput.get(cause, 0.0) for cause in causes}

@@ -12,6 +12,7 @@ from ray import cloudpickle
 from orchestrator.driver.evaluations import Evaluations, StartEvaluation
 from orchestrator.driver.outages import Outages
 from orchestrator.policy.failure import FailurePolicy
+from orchestrator.policy.hang import HangPolicy
 from orchestrator.policy.scaling import ScalingPolicy
 from orchestrator.run.job import TrainJob
 from orchestrator.run.progress import DECISIONS, LoopRequests, Progress
@@ -30,7 +31,7 @@ class MonitorState:
     Attributes:
         progress: the run's state as the driver reads it.
         requests: requests to the loop, which reads them with every report.
-        scaling, failures: the policies.
+        scaling, failures, hangs: the policies.
         steps: length of the run.
         keep: keeps the state now, see `kept_state`; calls that are marked as `not_kept` need it.
         agents: handles of the snapshot agents by node.
@@ -66,6 +67,7 @@ class MonitorState:
         self.start_agent, self.start_evaluation = start_agent, start_evaluation
         self.keep: Callable[[], object] = lambda: None
         self.progress, self.requests, self.failures = Progress(), LoopRequests(), FailurePolicy()
+        self.hangs = HangPolicy()
         self.agents: dict[str, Any] = {}
         self.evaluations = Evaluations(self.progress.evaluations, self.log, start_evaluation)
         self.made_at = self.group_began_at = self.start_began_at = self.last_report_at = self.failed_at = now()

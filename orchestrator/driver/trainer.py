@@ -18,7 +18,7 @@ from orchestrator.run.job import TrainJob
 from orchestrator.run.run import Run
 from orchestrator.train.entry import prepare_worker, train_worker
 from orchestrator.workers.failure_causes import describe_death
-from orchestrator.workers.hooks import RetryHook, SizeHook, TokenizingHook
+from orchestrator.workers.hooks import BeatHook, RetryHook, SizeHook, TokenizingHook
 from orchestrator.workers.process_group import TIMEOUT_S, ProcessGroupConfig
 from orchestrator.workers.ray_train import WorkerGroupTrainer
 
@@ -95,6 +95,7 @@ def worker_group_trainer(run: Run, job: TrainJob, *, tokenizes: bool, life: int 
         retry=RetryHook(job.monitor),
         size=SizeHook(job.monitor),
         prepare=partial(prepare_worker, run.config),
+        send=BeatHook(job.monitor),
         train_loop_config={"job": job},
         # Ranks may wait for one of them that waits for the store.
         backend_config=ProcessGroupConfig(scaling.on_gpu, TIMEOUT_S + run.config.store.patience),

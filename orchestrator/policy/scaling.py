@@ -7,8 +7,12 @@ from dataclasses import dataclass, replace
 
 from orchestrator.config.recipe import RunConfig
 
-SETTLE_S = 3.0
-"""Seconds for which free capacity must stay the same before it is used: nodes come and go in batches."""
+SETTLE_S, SETTLE_SHARE, MOST_SETTLE_S = 3.0, 0.25, 30.0
+"""Seconds for which free capacity must stay the same before it is used, since nodes come and go in batches; where that
+is more, the share of a restart's cost that they are; and the most seconds."""
+
+GROWTH_SHARE = 0.2
+"""Largest part of the time that restarts for growing take."""
 
 PREPARE_S, DRAIN_PREPARE_S = 60.0, 5.0
 """Seconds to wait for joining workers to become warm spares before resizing without the missing ones; fewer when nodes
@@ -32,6 +36,8 @@ class Observation:
         on_draining: running workers on nodes that are about to go.
         warm_spares: processes on the other nodes that are ready to become workers at once.
         reserved_slots: slots that no worker takes: a run that tokenizes while it trains starves without a CPU for that.
+        starting_slots: slots on nodes that are known to be starting.
+        members: names of the running workers.
         now: seconds of any clock; from the monitor, like the fields below.
         step_s: seconds that a step takes with these workers; None before one has been measured.
         steps_left: steps to the end of the run.
@@ -43,6 +49,8 @@ class Observation:
     on_draining: int = 0
     warm_spares: int = 0
     reserved_slots: int = 0
+    starting_slots: int = 0
+    members: tuple[str, ...] = ()
     now: float = 0.0
     step_s: float | None = None
     steps_left: int = 0
@@ -119,6 +127,8 @@ class ScalingPolicy:
         self.restart_s = restart_s
         self._micro_batches = micro_batches
         self._capacity_since: tuple[int, float] | None = None
+        self._growable_since: float | None = None
+        self._grew_at = -math.inf
         self._preparing_since: float | None = None
         self._is_leaving = False
 
@@ -129,7 +139,7 @@ class ScalingPolicy:
 
     def when_idle(self, seen: Observation) -> Start | Wait:
         """Decides while no worker runs; each warm spare occupies one of the slots."""
-        self._capacity_since = self._preparing_since = None
+        self._forget_capacity()
         slots = seen.for_workers
         if slots < self.min_workers:
             reserved = f" beside {seen.reserved_slots} reserved for tokenizing" if seen.reserved_slots else ""
@@ -152,17 +162,14 @@ class ScalingPolicy:
         self._is_leaving = False
         workers = self._useful(seen.for_workers)
         if workers <= seen.workers or seen.step_s is None:
-            self._capacity_since = self._preparing_since = None
+            self._forget_capacity()
             return Noop()
-        if self._capacity_since is None or self._capacity_since[0] != workers:
-            self._capacity_since = (workers, seen.now)
-        settled_s = seen.now - self._capacity_since[1]
         saved_s = self._saved_s(seen, workers)
-        if settled_s < SETTLE_S or saved_s < GAIN_FACTOR * self.restart_s:
+        if not self._is_settled(seen, workers) or saved_s < GAIN_FACTOR * self.restart_s:
             return Noop()
         why = (
-            f"{seen.slots} slots for {settled_s:.0f} s; over the remaining {seen.steps_left} steps that saves "
-            f"{saved_s:.0f} s, and costs a restart of {self.restart_s:.1f} s"
+            f"{seen.slots} slots for {self._settled_s(seen.now):.0f} s; over the remaining {seen.steps_left} steps "
+            f"that saves {saved_s:.0f} s, and costs a restart of {self.restart_s:.1f} s"
         )
         wanted = workers - seen.workers
         if seen.warm_spares < wanted and self._preparing_s(seen.now) < PREPARE_S:
@@ -170,12 +177,43 @@ class ScalingPolicy:
         workers = self._useful(seen.workers + min(seen.warm_spares, wanted))
         if workers <= seen.workers:
             return Noop()  # no joining worker is ready yet; they may still become so
-        self._capacity_since = self._preparing_since = None
+        self._forget_capacity()
+        self._grew_at = seen.now
         return SaveThenResize(workers, why)
+
+    def slower(self, workers_before: int, workers: int) -> float:
+        """Factor by which a step takes longer with `workers` workers than with `workers_before`; 1 before any."""
+        return self._rounds(workers) / self._rounds(workers_before) if workers_before else 1.0
+
+    def _is_settled(self, seen: Observation, workers: int) -> bool:
+        """Whether to grow to `workers` now, as far as time goes: soon more may be there, and a restart would be saved.
+
+        Waiting ends when it has cost as much as the restart that it may save. And between two restarts for growing,
+        workers train long enough that these restarts take no more than `GROWTH_SHARE` of the time.
+        """
+        if self._capacity_since is None or self._capacity_since[0] != workers:
+            self._capacity_since = (workers, seen.now)
+        if self._growable_since is None:
+            self._growable_since = seen.now
+        if seen.now - self._grew_at < self.restart_s / GROWTH_SHARE:
+            return False
+        wait_cost_s = (seen.now - self._growable_since) * (1 - self.slower(seen.workers, workers))
+        if wait_cost_s >= self.restart_s:
+            return True
+        more = self._useful(seen.for_workers + seen.starting_slots)
+        settle_s = max(SETTLE_S, min(SETTLE_SHARE * self.restart_s, MOST_SETTLE_S))
+        return more <= workers and self._settled_s(seen.now) >= settle_s
+
+    def _settled_s(self, now: float) -> float:
+        """Seconds since the free capacity last changed."""
+        return now - self._capacity_since[1] if self._capacity_since is not None else 0.0
+
+    def _forget_capacity(self) -> None:
+        self._capacity_since = self._growable_since = self._preparing_since = None
 
     def _leave_draining_nodes(self, seen: Observation) -> Save | Prepare | SaveThenResize:
         """Decides while workers run on nodes that are about to go."""
-        self._capacity_since = None
+        self._capacity_since = self._growable_since = None
         slots = seen.for_workers
         why = f"{seen.on_draining} of {seen.workers} workers are on draining nodes; {seen.slots} slots on the others"
         if slots < self.min_workers:
@@ -207,7 +245,7 @@ class ScalingPolicy:
         """Seconds by which `workers` workers shorten the remaining steps; infinite before a step has been measured."""
         if seen.step_s is None:
             return math.inf
-        return seen.steps_left * seen.step_s * (1 - self._rounds(workers) / self._rounds(seen.workers))
+        return seen.steps_left * seen.step_s * (1 - self.slower(seen.workers, workers))
 
     def _useful(self, slots: int) -> int:
         """The fewest workers that make a step as short as any number up to `slots` can."""

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 CAUSES = (
     "training",  # forward, backward, all-reduce, update
     "data_wait",  # the loop waits for micro-batches
-    "compile",  # first step of a compiled model
+    "compile",  # the model is compiled: its first step, and whatever is compiled later
     "snapshot",  # the loop copies its state into the node's memory
     "checkpoint",  # the loop waits for object storage: the last save, or a save before nodes leave
     "store_wait",  # training stands still because a store fails: no data is left, or the last save waits

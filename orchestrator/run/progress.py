@@ -160,11 +160,13 @@ class Disruption:
         self.restored_step, self.workers_after = restored_step, workers
         self.end_phase("state", now)
 
-    def step_done(self, step: int, now: float) -> None:
-        """Records that the next group has completed `step`."""
-        if self.lost_s is None and self.restored_step is not None and step > self.step:
-            self.end_phase("first_step", now)
-            self.lost_s = now - self.last_report_at
+    def step_done(self, step: int, now: float) -> bool:
+        """Records that the next group has completed `step`; returns whether this ends the disruption."""
+        if self.lost_s is not None or self.restored_step is None or step <= self.step:
+            return False
+        self.end_phase("first_step", now)
+        self.lost_s = now - self.last_report_at
+        return True
 
     def summary(self) -> dict[str, Any]:
         """Fields of the run's record."""

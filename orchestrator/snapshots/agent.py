@@ -246,6 +246,12 @@ class SnapshotAgent:
             reason = " ".join(str(error).split())[-300:]
             self._job.monitor.log.remote(f"step {step}: not yet in TensorBoard's files: {reason}")
 
+    def keep_stacks(self, texts: Mapping[str, str]) -> None:
+        """Writes the stacks of workers that hung into the run's folder, by key; a store that fails gets none."""
+        with suppress(MantaError):
+            for key, text in texts.items():
+                self._store.put(key, text.encode())
+
     def free(self) -> None:
         """Deletes the node's snapshots, after an upload of one of them."""
         with self._saving:

@@ -16,6 +16,7 @@ from orchestrator.run.state import RunState
 from orchestrator.snapshots.resume_point import ResumePoint
 from orchestrator.snapshots.store import NodeMemory
 from orchestrator.snapshots.tensors import load_state, load_weights, state_bytes
+from orchestrator.workers.beacon import answer_of
 
 AGENT_TRIES = 2
 """Agents of a node that a call may fail with, one after the other, because they died."""
@@ -36,7 +37,7 @@ class NodeAgent:
         """Calls a method of the agent, any number of times, and waits for its answer."""
         for tries_left in reversed(range(AGENT_TRIES)):
             try:
-                return ray.get(getattr(self.handle, method).remote(*args))
+                return answer_of(self.handle, getattr(self.handle, method).remote(*args))
             except ray.exceptions.RayActorError:
                 if not tries_left:
                     raise

@@ -15,6 +15,7 @@ from orchestrator.errors import SnapshotGoneError
 from orchestrator.policy.save_interval import FIRST_SAVE_S, save_cost_s, save_interval_s
 from orchestrator.run.job import TrainJob
 from orchestrator.snapshots.resume import Node
+from orchestrator.workers.beacon import answer_of
 
 
 class CheckpointSaver:
@@ -130,7 +131,7 @@ class CheckpointSaver:
             return None
         upload, self._upload = self._upload, None
         try:
-            self.saved_step = ray.get(upload)
+            self.saved_step = answer_of(self.agent.handle, upload)
             self._upload_s = time.monotonic() - self._began_at
             self._patience.succeeded()
             self._deaths.succeeded()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from orchestrator.config.recipe import RunConfig
 from orchestrator.run.job import TrainJob
+from orchestrator.workers.beacon import mark
 
 
 def prepare_worker(config: RunConfig) -> None:
@@ -27,5 +28,8 @@ def train_worker(worker_config: dict[str, TrainJob]) -> None:
     from orchestrator.train.loop import train_loop
     from orchestrator.train.peer_failure import leaving_group_on_error
 
-    with leaving_group_on_error():
-        train_loop(worker_config["job"])
+    try:
+        with leaving_group_on_error():
+            train_loop(worker_config["job"])
+    finally:
+        mark("idle")

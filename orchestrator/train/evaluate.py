@@ -15,6 +15,7 @@ from orchestrator.evaluation.translate import scores_of_texts, translate
 from orchestrator.run.job import TrainJob
 from orchestrator.train.state import TrainState
 from orchestrator.train.step_sync import StepSync
+from orchestrator.train.watched_clock import each_marked
 
 
 def evaluate(job: TrainJob, state: TrainState, num_translated: int) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def held_out_scores_of(job: TrainJob, state: TrainState) -> dict[str, float]:
         return {}
     sync = StepSync(len(held_out.refs), 0, state.device)
     slots = range(state.rank, len(held_out.refs), state.world_size)
-    batches = held_out_batches(job.feeder, held_out, slots)
+    batches = held_out_batches(job.feeder, held_out, each_marked(slots))
     for slot, loss_sum in zip(slots, loss_sums(state.model, batches, job.config, state.device), strict=True):
         sync.add(slot, loss_sum, np.empty(0, np.int64))
     sync.combine()
@@ -46,7 +47,8 @@ def translation_scores_of(job: TrainJob, state: TrainState, count: int) -> dict[
     if not job.config.data.has_pairs or not count:
         return {}
     pairs: ToTranslate = ray.get(job.feeder.to_translate.remote(count))
-    texts = translate(state.model, pairs.batches[state.rank :: state.world_size], pairs.tokenizer, job.config)
+    batches = each_marked(pairs.batches[state.rank :: state.world_size])
+    texts = translate(state.model, batches, pairs.tokenizer, job.config)
     gathered: list[dict[int, str]] = [{}] * state.world_size
     dist.all_gather_object(gathered, texts)
     if state.rank > 0 or not pairs.references:

@@ -29,6 +29,7 @@ from orchestrator.train.peer_failure import PeerFailureGuard
 from orchestrator.train.rank_zero import OtherRank, RankZero
 from orchestrator.train.state import TrainState
 from orchestrator.train.step import compute, data_parallel, skip_data
+from orchestrator.train.watched_clock import WatchedClock, counting_compilations
 
 
 def train_loop(job: TrainJob) -> None:
@@ -40,7 +41,7 @@ def train_loop(job: TrainJob) -> None:
         PlannedRestart: the state is in memory, and the controller restarts the group with another number of workers.
         MantaError: an error of the feeder or the store.
     """
-    clock = GoodputClock("startup")
+    clock = WatchedClock("startup")
     config, train = job.config, job.config.train
     torch.set_num_threads(config.scaling.threads)
     state = TrainState.before_step_0(config, job.vocabulary)
@@ -55,7 +56,7 @@ def train_loop(job: TrainJob) -> None:
     ddp = data_parallel(state.model, compiled=train.compile)
     peers = PeerFailureGuard(node, state)
     prefetcher = BatchPrefetcher(job.feeder, state.rank, state.world_size, step, train.steps)
-    with prefetcher, peers.keeping_state():
+    with prefetcher, peers.keeping_state(), counting_compilations(clock, compiles=train.compile):
         while step < train.steps and not stop:
             began = time.monotonic()
             clock.switch("data_wait")

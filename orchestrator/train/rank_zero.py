@@ -23,6 +23,7 @@ from orchestrator.snapshots.clock import SnapshotClock
 from orchestrator.snapshots.resume import Node
 from orchestrator.train.checkpoint_saver import CheckpointSaver
 from orchestrator.train.step_sync import StepDirective
+from orchestrator.workers.beacon import mark
 
 LEAVING_SAVE_TRIES = 3
 """Tries of a save for which nodes that are about to leave wait."""
@@ -189,6 +190,7 @@ class RankZero:
             if time.monotonic() > deadline:
                 self._log(f"a background evaluation has not ended within {EVALUATION_TIMEOUT_S:.0f} s of the last step")
                 return
+            mark()
             time.sleep(POLL_INTERVAL_S)
 
     def _receive_requests(self) -> None:

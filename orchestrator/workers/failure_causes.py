@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import ray
 
 from cluster.ray_nodes import root_cause
 from data.errors import MantaError
 from orchestrator.errors import BadLossError, WorkerDiedError
-from orchestrator.policy.failure import Cause
+from orchestrator.policy.failure import OUT_OF_MEMORY, Cause
 from orchestrator.run.progress import Progress
 from orchestrator.workers.pool import WorkersHung
 
 _NODE_LOST = re.compile(r"node has died|node was terminated|NODE_DIED")
+
+_OUT_OF_MEMORY = re.compile(r"OUT_OF_MEMORY|OutOfMemory|[Oo]ut of memory|OOM|running low on memory|exit code 137")
 
 _TORN_CONNECTION = re.compile(r"gloo|Connection (closed|reset) by peer|NCCL", re.IGNORECASE)
 
@@ -33,6 +35,12 @@ def cause_of(error: BaseException) -> tuple[Cause, str]:
     if raised is not None or death is None:  # its message is a traceback, which ends with the error
         return "error", single_line(raised or error)[-300:]
     return "node" if _NODE_LOST.search(str(death)) else "crash", describe_death(death)
+
+
+def failed_ranks(error: BaseException) -> list[int]:
+    """Ranks that died or raised an error by themselves, not because a peer was lost; [] where that is not known."""
+    failures: Mapping[int, BaseException] = getattr(error, "worker_failures", {})
+    return [rank for rank, each in failures.items() if not is_torn_connection(each)]
 
 
 def raised_in(error: BaseException) -> BaseException | None:
@@ -61,6 +69,9 @@ def describe_death(death: BaseException) -> str:
     cause = re.search(r"Worker exit detail: (.*?)(?: Some common causes|$)", text)
     where = f"process {process[1]} on {process[2]}" if process else ""
     what = "its node died" if _NODE_LOST.search(text) else cause[1] if cause else text[:300]
+    # Ray names the killer of processes that are out of memory among the common causes of any death.
+    if _OUT_OF_MEMORY.search(text.partition("Some common causes")[0]) and OUT_OF_MEMORY not in what:
+        what = f"{OUT_OF_MEMORY}: {what}"
     return f"{where}: {what}" if where else what
 
 

@@ -5,6 +5,7 @@ Each is picklable, since the driver makes it, and passes the question on to the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +14,15 @@ import ray
 from cluster.ray_nodes import root_cause
 from data.errors import MantaError
 from orchestrator.errors import BadLossError
+from orchestrator.policy.hang import Beat, Hang
 from orchestrator.policy.scaling import Observation
 from orchestrator.run.job import PlannedRestart
 from orchestrator.workers.failure_causes import cause_of
 from orchestrator.workers.pool import PoolAction, StartAction, is_true
-from orchestrator.workers.pooled_group import timed_out_starting
+from orchestrator.workers.pooled_group import Losses, timed_out_starting
+
+ANSWER_S = 2.0
+"""Seconds to wait for the monitor's answer in a thread that has nothing else to do, but must ask again."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class RetryHook:
 
     monitor: Any
 
-    def __call__(self, error: BaseException, node_lost: bool = False) -> bool:
+    def __call__(self, error: BaseException, losses: Losses) -> bool:
         if root_cause(error, BadLossError) is not None:
             return bool(ray.get(self.monitor.restart_after_loss_spike.remote()))
         if root_cause(error, MantaError) is not None:
@@ -41,9 +46,20 @@ class RetryHook:
             ray.get(self.monitor.report_start_timeout.remote())
             return True
         cause, reason = cause_of(error)
-        if node_lost and cause in ("crash", "error"):
+        if losses.node_lost and cause in ("crash", "error"):
             cause = "node"
-        return bool(ray.get(self.monitor.restart_after_failure.remote(cause, reason)))
+        failure = self.monitor.restart_after_failure.remote(cause, reason, losses.failed_on, losses.nodes)
+        return bool(ray.get(failure))
+
+
+@dataclass(frozen=True)
+class BeatHook:
+    """Sends the beats of a worker, in whose process it is called, to the monitor."""
+
+    monitor: Any
+
+    def __call__(self, beat: Beat) -> bool:
+        return bool(ray.get(self.monitor.beat.remote(beat), timeout=ANSWER_S))
 
 
 class SizeHook:
@@ -64,9 +80,14 @@ class SizeHook:
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
             action, self._answer = ray.get(self._answer), None
         # After a hang, another call would be answered before the monitor knows that the group has ended.
-        if self._answer is None and not action.hung:
+        if self._answer is None and action.hung is None:
             self._answer = self._monitor.decide_running.remote(seen)
         return action
+
+    def while_starting(self, workers: Sequence[str]) -> Hang | None:
+        """The monitor's decision; waits for it."""
+        hang: Hang | None = ray.get(self._monitor.decide_starting.remote(workers), timeout=ANSWER_S)
+        return hang
 
     def report_start_phase(self, phase: str) -> None:
         """Passes the report on to the monitor; does not wait."""

@@ -7,8 +7,10 @@ whose group is resized, leave their group and join the next one, and joining wor
 from __future__ import annotations
 
 import logging
+import uuid
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -16,7 +18,9 @@ import ray
 
 from cluster.demand import resource_options
 from cluster.ray_nodes import on_node
+from orchestrator.policy.hang import Hang
 from orchestrator.policy.scaling import Observation
+from orchestrator.workers.beacon import SendBeat
 from orchestrator.workers.worker import TrainingWorker
 
 LEAVE_S = 5.0
@@ -37,24 +41,28 @@ class StartAction(NamedTuple):
     Attributes:
         workers: workers to start.
         timeout_s: seconds after which the start counts as hung.
+        avoid: ids of nodes on which new workers are started only where no other node has room.
     """
 
     workers: int
     timeout_s: float
+    avoid: frozenset[str] = frozenset()
 
 
 class PoolAction(NamedTuple):
     """What the pool should do with the running workers.
 
     Attributes:
-        hung: why they count as hung and are to be killed; "" where they do not.
+        hung: the workers' hang; None where they do not hang.
         warm_spares: workers to keep ready to join.
         wanted: workers to request nodes for, as far as there are too few; None: leave the requests as they are.
+        avoid: see `StartAction`.
     """
 
-    hung: str = ""
+    hung: Hang | None = None
     warm_spares: int = 0
     wanted: int | None = None
+    avoid: frozenset[str] = frozenset()
 
 
 class GroupSize(Protocol):
@@ -65,6 +73,9 @@ class GroupSize(Protocol):
 
     def when_running(self, seen: Observation) -> PoolAction:
         """Decides while workers run."""
+
+    def while_starting(self, workers: Sequence[str]) -> Hang | None:
+        """Decides whether a start of these workers hangs. Called in a thread of its own, and may wait."""
 
     def report_start_phase(self, phase: str) -> None:
         """Reports the end of a phase of a start: "teardown", "placement", "processes" or "process_group"."""
@@ -83,14 +94,20 @@ class PooledWorker:
     """A worker's process.
 
     Attributes:
-        metadata: reference to the worker's metadata, available once its process is up.
+        name: of the worker, under which it sends beats.
+        up: reference that is available once the process is up.
+        metadata: reference to the worker's metadata, available once it is warm.
         ready: reference that is available once the worker is warm.
+        is_killed: whether it was killed as a member of a group; its process may live for a moment longer.
     """
 
+    name: str
     actor: Any
     node_id: str
+    up: ray.ObjectRef[Any]
     metadata: ray.ObjectRef[Any]
     ready: ray.ObjectRef[None]
+    is_killed: bool = False
 
     def is_ready(self) -> bool:
         """Whether the worker is up and warm, or has failed to become so."""
@@ -113,12 +130,22 @@ class WorkerPool:
     Args:
         resources: of one worker, by Ray's names.
         prepare: what a worker does before it joins a group, such as imports; picklable.
+        send: sends the beats of a worker; picklable.
+        most_workers: largest number of workers.
+
+    Attributes:
+        failed_on: nodes on which workers of the newest group hung or did not start.
     """
 
-    def __init__(self, resources: Mapping[str, float], prepare: Callable[[], None]) -> None:
+    def __init__(
+        self, resources: Mapping[str, float], prepare: Callable[[], None], send: SendBeat, most_workers: int
+    ) -> None:
         self._resources, self._prepare = dict(resources), prepare
+        self._send, self._most_workers = send, most_workers
         self._members: list[PooledWorker] = []
+        self._hung: str = ""
         self.group_size = 0
+        self.failed_on: set[str] = set()
 
     def nodes(self) -> Counter[str]:
         """Workers by node."""
@@ -127,6 +154,14 @@ class WorkerPool:
     def group_nodes(self) -> Counter[str]:
         """Members of the group by node."""
         return Counter(member.node_id for member in self._members[: self.group_size])
+
+    def names(self, workers: int | None = None) -> tuple[str, ...]:
+        """Names of the first `workers` workers, by default of the group's members. Can be called from any thread."""
+        return tuple(member.name for member in self._members[: self.group_size if workers is None else workers])
+
+    def nodes_of(self, ranks: Iterable[int]) -> set[str]:
+        """Nodes of these ranks of the group."""
+        return {self._members[rank].node_id for rank in ranks if rank < self.group_size}
 
     def warm_spares(self, nodes: Container[str]) -> list[PooledWorker]:
         """Workers outside the group, ready or not, after removing dead ones and those that are on none of `nodes`."""
@@ -137,23 +172,26 @@ class WorkerPool:
     def start_worker(self, node_id: str) -> None:
         """Starts a worker on a node, outside the group."""
         worker: Any = ray.remote(TrainingWorker)
-        actor = worker.options(**resource_options(self._resources), **on_node(node_id)).remote()
-        ready = actor.warm_up.remote(self._prepare)
-        self._members.append(PooledWorker(actor, node_id, actor.get_metadata.remote(), ready))
+        name = uuid.uuid4().hex[:12]
+        options = {**resource_options(self._resources), **on_node(node_id)}
+        actor = worker.options(**options).remote(name, self._send, self._most_workers)
+        up, ready = actor.execute.remote(int), actor.warm_up.remote(self._prepare)
+        self._members.append(PooledWorker(name, actor, node_id, up, actor.get_metadata.remote(), ready))
 
     def leave_group(self) -> Counter[str]:
         """Takes all members out of their group; returns the number of workers lost in this, by node.
 
         A worker whose training thread does not end is of no use to the next group, and is killed.
         """
+        killed, lost = [member for member in self._members if member.is_killed], []
+        self._remove(killed)
         leaving = {member.actor.leave.remote(LEAVE_S): member for member in self._members if member.is_ready()}
-        if not leaving:
-            return Counter()
-        done, late = ray.wait(list(leaving), num_returns=len(leaving), timeout=LEAVE_S + ANSWER_S)
-        lost = [leaving[answer] for answer in (*late, *(answer for answer in done if not is_true(answer)))]
+        if leaving:
+            done, late = ray.wait(list(leaving), num_returns=len(leaving), timeout=LEAVE_S + ANSWER_S)
+            lost = [leaving[answer] for answer in (*late, *(answer for answer in done if not is_true(answer)))]
         self._remove(lost)
         self.group_size = 0
-        return Counter(member.node_id for member in lost)
+        return Counter(member.node_id for member in (*killed, *lost))
 
     def keep(self, nodes: Container[str]) -> None:
         """Kills the workers that are on none of `nodes`."""
@@ -164,17 +202,18 @@ class WorkerPool:
         self._members.sort(key=lambda member: not member.is_ready())
         return sum(member.is_ready() for member in self._members)
 
-    def fill(self, workers: int, slots: Mapping[str, int]) -> None:
+    def fill(self, workers: int, slots: Mapping[str, int], avoid: Container[str] = ()) -> None:
         """Makes the pool `workers` workers large, starting missing ones on as few nodes as possible.
 
         Surplus workers are killed, unless they are still starting: they may be of use when they are ready.
 
         Args:
             slots: slots by node, including those of the workers there.
+            avoid: nodes that get workers only where no other node has room.
         """
         self._remove(member for member in self._members[workers:] if member.is_ready())
         have = self.nodes()
-        for node_id in sorted(slots, key=lambda each: have[each] - slots[each]):
+        for node_id in sorted(slots, key=lambda each: (each in avoid, have[each] - slots[each])):
             for _ in range(slots[node_id] - have[node_id]):
                 if len(self._members) < workers:
                     self.start_worker(node_id)
@@ -182,44 +221,74 @@ class WorkerPool:
     def form_group(self, workers: int, timeout_s: float) -> list[PooledWorker]:
         """Waits until the first `workers` workers are ready, and makes them the group.
 
+        Args:
+            timeout_s: seconds in which their processes must be up. What these take after that has no limit here.
+
         Raises:
-            StartTimeoutError: not all were ready within `timeout_s`; those that were not are killed.
-            DEATHS: one died; it is removed.
+            StartTimeoutError: not all processes were up in time; those that were not are killed.
+            DEATHS: a worker died; it is removed.
         """
-        waiting = {member.ready: member for member in self._members[:workers]}
-        done, late = ray.wait(list(waiting), num_returns=len(waiting), timeout=timeout_s)
-        self._remove(waiting[answer] for answer in late)
+        members = self._members[:workers]
+        _, late = ray.wait([member.up for member in members], num_returns=len(members), timeout=timeout_s)
+        self._remove([member for member in members if member.up in late])
         if late:
             raise StartTimeoutError(f"{len(late)} workers did not start within {timeout_s:.0f} s")
-        died = [waiting[answer] for answer in done if waiting[answer].has_died()]
+        ray.wait([member.ready for member in members], num_returns=len(members))
+        died = [member for member in members if member.has_died()]
+        self.failed_on = {member.node_id for member in died}
         self._remove(died)
         for member in died:
             ray.get(member.ready)
         self.group_size = workers
-        return self._members[:workers]
+        return members
 
     def rank_by(self, actors: Sequence[Any]) -> None:
         """Sorts the group's members by rank, which is their position in `actors`."""
         rank_of = {id(actor): rank for rank, actor in enumerate(actors)}
         self._members.sort(key=lambda member: rank_of.get(id(member.actor), len(rank_of)))
 
-    def kill_silent(self) -> list[tuple[int, str]]:
-        """Kills the group's members that do not answer, or all if all answer; returns their ranks and nodes."""
-        group = dict(enumerate(self._members[: self.group_size]))
-        calls = {member.actor.execute.remote(int): rank for rank, member in group.items()}
-        answered, silent = ray.wait(list(calls), num_returns=len(calls), timeout=ANSWER_S)
-        ranks = sorted(calls[answer] for answer in (silent or answered))
-        killed = [(rank, group[rank].node_id) for rank in ranks]
-        self._remove([group[rank] for rank in ranks])
-        return killed
+    def kill(self, hang: Hang) -> str:
+        """Kills the workers that hang, which `leave_group` then removes; "" where there are none of them any more.
 
-    def end(self, why: str = "") -> None:
-        """Kills all workers.
+        Can be called from any thread, to end a start that hangs in another.
 
-        Can be called from any thread, to end a start that hangs in another; that one then removes them from the pool.
+        Returns:
+            what was done and why, which is also the next answer of `pop_hung`.
         """
-        if why:
-            _logger.warning("Killing the workers. %s.", why)
+        members = list(self._members)
+        hung = [member for member in members if member.name in hang.workers]
+        if not hung:
+            return ""
+        self._hung = f"{hang.why}; killed {len(hung)} of {len(members)} workers"
+        self.failed_on = {member.node_id for member in hung} if len(hung) < len(members) else set()
+        self._kill(hung)
+        return self._hung
+
+    def pop_hung(self) -> str:
+        """Why workers were killed since the last call; "" where none were."""
+        hung, self._hung = self._hung, ""
+        return hung
+
+    @contextmanager
+    def joining(self) -> Iterator[None]:
+        """Context in which the members join a process group; ends rank 0 if that fails, which makes all others fail.
+
+        Rank 0 has the store at which they meet. As long as it lives, they would wait there for the one that is missing.
+        """
+        try:
+            yield
+        except BaseException:
+            self._kill(self._members[:1])
+            raise
+
+    def _kill(self, members: Iterable[PooledWorker]) -> None:
+        """Kills members of the group; `leave_group` removes them."""
+        for member in members:
+            member.is_killed = True
+            ray.kill(member.actor)
+
+    def end(self) -> None:
+        """Kills all workers."""
         for member in list(self._members):
             ray.kill(member.actor)
 

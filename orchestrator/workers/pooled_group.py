@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from copy import copy
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import ray
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
@@ -20,6 +20,20 @@ START_TIMEOUT_S = 60.0
 """Seconds in which workers must be up in slots that were seen to be free; after that, the controller looks again."""
 
 
+class Losses(NamedTuple):
+    """What was lost with a worker group.
+
+    Attributes:
+        node_lost: whether a node on which the group had workers is lost, or about to be.
+        failed_on: nodes whose workers failed by themselves, not only because others did.
+        nodes: all nodes of the group.
+    """
+
+    node_lost: bool = False
+    failed_on: frozenset[str] = frozenset()
+    nodes: frozenset[str] = frozenset()
+
+
 class PoolOwner(Protocol):
     """What `PooledGroup` needs of the scaling policy in the controller's process."""
 
@@ -29,8 +43,8 @@ class PoolOwner(Protocol):
     @property
     def size(self) -> GroupSize: ...
 
-    def has_lost_a_node(self) -> bool:
-        """Whether a node on which the group had workers is lost, or about to be."""
+    def losses(self, error: BaseException) -> Losses:
+        """What was lost with the group that ended by `error`."""
 
 
 pool_owners: list[PoolOwner] = []
@@ -49,7 +63,7 @@ class PooledGroup(WorkerGroup):
     """A worker group whose members come from the pool, and return to it when the group ends."""
 
     def _start_impl(self, worker_group_state_builder: Any) -> None:
-        context = self._worker_group_context
+        context, pool = self._worker_group_context, current_pool_owner().pool
         starts: list[Any] = [callback.on_worker_group_start for callback in self._callbacks]
         with invoke_context_managers(starts):
             for callback in self._callbacks:
@@ -58,8 +72,9 @@ class PooledGroup(WorkerGroup):
                 workers = self._form_group(context)
                 self._init_train_context(workers, _NO_ACTOR)
                 self._worker_group_state = _PooledState(time.monotonic(), _NO_ACTOR, workers, _NO_ACTOR)
-                for callback in self._callbacks:
-                    callback.after_worker_group_start(self)
+                with pool.joining():
+                    for callback in self._callbacks:
+                        callback.after_worker_group_start(self)
             except DEATHS as error:
                 raise WorkerGroupStartupFailedError("A worker died while its group started.") from error
         current_pool_owner().size.report_start_phase("process_group")

@@ -77,9 +77,14 @@ def join_group(backend: str, init_method: str, rank: int, world_size: int, timeo
     import torch.distributed as dist
 
     before = set(_listening_ports())
-    dist.init_process_group(
-        backend, init_method=init_method, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s)
-    )
+    try:
+        dist.init_process_group(
+            backend, init_method=init_method, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s)
+        )
+    except BaseException:
+        # Ranks meet under the number of groups so far. This one counts here, and not in the processes that come next.
+        dist.distributed_c10d._world.group_count = 0
+        raise
     _gloo_ports.clear()
     if backend == "gloo":
         ports_by_rank: list[list[int]] = [[]] * world_size

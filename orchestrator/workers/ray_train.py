@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import random
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -25,20 +24,21 @@ from ray.train.v2._internal.execution.failure_handling import FailureDecision, F
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy, NoopDecision, ResizeDecision
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from cluster.ray_nodes import FreeCapacity, find_free_capacity
+from cluster.ray_nodes import FreeCapacity, find_free_capacity, root_cause
 from orchestrator.nodes.requests import NodeRequests
+from orchestrator.nodes.starting import StartingNodes
 from orchestrator.policy.scaling import Observation
+from orchestrator.workers.beacon import SendBeat
+from orchestrator.workers.failure_causes import failed_ranks
 from orchestrator.workers.pool import GroupSize, WorkerPool, WorkersHung
-from orchestrator.workers.pooled_group import PooledGroup, current_pool_owner, pool_owners
+from orchestrator.workers.pooled_group import Losses, PooledGroup, current_pool_owner, pool_owners
+from orchestrator.workers.start_watch import StartWatch
 
 IDLE_POLL_INTERVAL_S = 0.25
 """Seconds between two polls of a cluster that has too little capacity."""
 
 HOLD_S = (5.0, 15.0)
 """Bounds of the random number of seconds for which workers that are too few to start keep their slots."""
-
-NODE_ID_SHOWN = 12
-"""Leading characters of a node's id that messages show."""
 
 FREED_S = 3.0
 """Seconds after which the cluster's state shows the slots of dead workers as free."""
@@ -57,9 +57,9 @@ class WorkerGroupTrainer(DataParallelTrainer):
     Args:
         own_cluster: the cluster ends with this process: no one else uses it, and it does not grow.
         node_requests: requests nodes for the workers.
-        retry: hook; given the error of a worker group and whether a node with workers was lost, whether to restart it.
+        retry: hook; given the error of a worker group and what was lost with it, whether to restart it.
         size: hook; decides how many workers there are.
-        prepare: see `WorkerPool`.
+        prepare, send: see `WorkerPool`.
         tokenizes: hook; whether a CPU beside the workers is needed for tokenizing.
     """
 
@@ -68,14 +68,17 @@ class WorkerGroupTrainer(DataParallelTrainer):
         *args: Any,
         own_cluster: bool,
         node_requests: NodeRequests,
-        retry: Callable[[BaseException, bool], bool],
+        retry: Callable[[BaseException, Losses], bool],
         size: GroupSize,
         prepare: Callable[[], None],
+        send: SendBeat,
         tokenizes: Callable[[], bool],
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._scaling = PoolScalingPolicy(self.scaling_config, size, prepare, own_cluster, node_requests, tokenizes)
+        self._scaling = PoolScalingPolicy(
+            self.scaling_config, size, prepare, send, own_cluster, node_requests, tokenizes
+        )
         self._retry = retry
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -91,14 +94,17 @@ class WorkerGroupTrainer(DataParallelTrainer):
 class RetryHookPolicy(FailurePolicy):
     """Failure policy that leaves the decision to the `retry` hook."""
 
-    def __init__(self, failure_config: Any, retry: Callable[[BaseException, bool], bool]) -> None:
+    def __init__(self, failure_config: Any, retry: Callable[[BaseException, Losses], bool]) -> None:
         super().__init__(failure_config)
         self._retry = retry
 
     def make_decision(self, training_failed_error: BaseException) -> FailureDecision:
         """Decides whether the worker group is started again after this error."""
-        node_lost = current_pool_owner().has_lost_a_node()
-        return FailureDecision.RETRY if self._retry(training_failed_error, node_lost) else FailureDecision.RAISE
+        error, owner = training_failed_error, current_pool_owner()
+        if (hung := owner.pool.pop_hung()) and root_cause(error, WorkersHung) is None:  # killed while they started
+            error = WorkersHung(hung)
+            error.__cause__ = training_failed_error
+        return FailureDecision.RETRY if self._retry(error, owner.losses(error)) else FailureDecision.RAISE
 
 
 class PoolScalingPolicy(FixedScalingPolicy):
@@ -109,6 +115,7 @@ class PoolScalingPolicy(FixedScalingPolicy):
         scaling_config: Any,
         size: GroupSize,
         prepare: Callable[[], None],
+        send: SendBeat,
         own_cluster: bool,
         node_requests: NodeRequests,
         tokenizes: Callable[[], bool],
@@ -119,10 +126,11 @@ class PoolScalingPolicy(FixedScalingPolicy):
         self._holding_since: float | None = None
         self._hold_s = random.uniform(*HOLD_S)
         self._per_worker = scaling_config._resources_per_worker_not_none
-        self.pool = WorkerPool(self._per_worker, prepare)
+        self.pool = WorkerPool(self._per_worker, prepare, send, scaling_config.num_workers)
+        self._starting = StartingNodes(self._per_worker)
         self._lost, self._lost_at = Counter[str](), 0.0
         self._probed: FreeCapacity | None = None
-        self._start_timer: threading.Timer | None = None
+        self._start_watch: StartWatch | None = None
 
     def after_controller_start(self, train_run_context: Any) -> None:
         """Called in the controller's process: makes its worker groups take their workers from the pool."""
@@ -141,14 +149,16 @@ class PoolScalingPolicy(FixedScalingPolicy):
         self._end()
         super().before_controller_abort()  # type: ignore[no-untyped-call]
 
-    def has_lost_a_node(self) -> bool:
-        """Whether a node on which the group had workers is lost, or about to be."""
+    def losses(self, error: BaseException) -> Losses:
+        """What was lost with the group that ended by `error`."""
         self._probed = self._capacity(probe=True)
-        return bool(self.pool.group_nodes().keys() - self._probed.total.keys())
+        nodes = self.pool.group_nodes().keys()
+        failed_on = self.pool.failed_on | self.pool.nodes_of(failed_ranks(error))
+        return Losses(bool(nodes - self._probed.total.keys()), frozenset(failed_on), frozenset(nodes))
 
     def make_decision_for_non_running_worker_group(self) -> NoopDecision | ResizeDecision:
         """Takes the workers out of their last group, and starts the next group if the hook says so."""
-        self._stop_timer()
+        self._stop_watch()
         if self._node_requests.release():
             time.sleep(IDLE_POLL_INTERVAL_S)
             return NoopDecision()
@@ -179,13 +189,10 @@ class PoolScalingPolicy(FixedScalingPolicy):
             return NoopDecision()
         self._holding_since = None
         self._node_requests.end_start()
-        self.pool.fill(start.workers, slots)
+        self.pool.fill(start.workers, slots, start.avoid)
         self.size.report_start_phase("placement")
-        # The controller waits for a group that starts, however long that takes, and calls nothing meanwhile.
-        why = f"They did not start within {start.timeout_s:.0f} s"
-        self._start_timer = threading.Timer(start.timeout_s, self.pool.end, [why])
-        self._start_timer.daemon = True
-        self._start_timer.start()
+        self._start_watch = StartWatch(self.pool, self.size, start)
+        self._start_watch.start()
         return ResizeDecision(num_workers=start.workers, resources_per_worker=self._per_worker)
 
     def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> NoopDecision:
@@ -194,12 +201,13 @@ class PoolScalingPolicy(FixedScalingPolicy):
         Raises:
             WorkersHung: workers hung, and have been killed.
         """
-        self._stop_timer()
+        self._stop_watch()
         self._lost.clear()
         capacity = self._capacity()
         warm_spares = self.pool.warm_spares(capacity.total)
         have = self.pool.nodes()
         slots = {node: capacity.free[node] + have[node] for node in capacity.total}
+        could_grow = not self._own_cluster and sum(slots.values()) > self.pool.group_size
         seen = Observation(
             workers=self.pool.group_size,
             slots=sum(slots.values()),
@@ -207,13 +215,14 @@ class PoolScalingPolicy(FixedScalingPolicy):
             on_draining=sum(count for node, count in self.pool.group_nodes().items() if node in capacity.draining),
             warm_spares=sum(member.is_ready() for member in warm_spares),
             reserved_slots=self._reserved_slots(capacity),
+            starting_slots=self._starting.slots() if could_grow else 0,
+            members=self.pool.names(),
         )
         action = self.size.when_running(seen)
-        if action.hung:
-            killed = ", ".join(f"rank {rank} on node {node[:NODE_ID_SHOWN]}" for rank, node in self.pool.kill_silent())
-            raise WorkersHung(f"{action.hung}; killed: {killed}")
+        if action.hung is not None and (killed := self.pool.kill(action.hung)):
+            raise WorkersHung(killed)
         if action.warm_spares > len(warm_spares):
-            self.pool.fill(self.pool.group_size + action.warm_spares, slots)
+            self.pool.fill(self.pool.group_size + action.warm_spares, slots, action.avoid)
         if action.wanted is not None:
             held = sum(have[node] for node in capacity.total)
             self._node_requests.for_running(action.wanted, seen.slots, held, seen.reserved_slots)
@@ -254,11 +263,11 @@ class PoolScalingPolicy(FixedScalingPolicy):
             _logger.warning("The cluster's state cannot be read: %s", error)
             return FreeCapacity(Counter(), self.pool.nodes(), frozenset(), spare_cpus=1)
 
-    def _stop_timer(self) -> None:
-        if self._start_timer is not None:
-            self._start_timer.cancel()
+    def _stop_watch(self) -> None:
+        if self._start_watch is not None:
+            self._start_watch.stop()
 
     def _end(self) -> None:
-        self._stop_timer()
+        self._stop_watch()
         self._node_requests.end()
         self.pool.end()

@@ -16,6 +16,8 @@ from typing import Any
 
 import ray
 
+from orchestrator.workers.beacon import SendBeat, start_beacon
+
 POLL_INTERVAL_S = 0.01
 """Seconds between two checks whether the training thread has ended."""
 
@@ -24,9 +26,15 @@ _REPLACED = ("pandas", "ray.data")
 
 
 class TrainingWorker:
-    """Body of the actor: the methods of `RayTrainWorker` that Ray Train's controller calls, and leaving a group."""
+    """Body of the actor: the methods of `RayTrainWorker` that Ray Train's controller calls, and leaving a group.
 
-    def __init__(self) -> None:
+    Args:
+        name: of this worker, unlike that of any other of the run.
+        send, workers: see `Beacon`.
+    """
+
+    def __init__(self, name: str, send: SendBeat, workers: int) -> None:
+        self._beacon = start_beacon(name, send, workers)
         with without_ray_data():
             from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
         worker: Any = RayTrainWorker
@@ -36,10 +44,12 @@ class TrainingWorker:
     def warm_up(self, prepare: Callable[[], None]) -> None:
         """Runs `prepare`, before the worker joins a group."""
         prepare()
+        self._beacon.leave()
 
     def leave(self, timeout_s: float) -> bool:
         """Leaves the group, if the worker is in one; returns whether its training thread ended within `timeout_s`."""
         if not self._is_in_group:
+            self._beacon.leave()
             return True
         from ray.train.v2._internal.execution import context
 
@@ -55,6 +65,7 @@ class TrainingWorker:
         # The thread's error references its frames, and these reference the model.
         context.set_train_context(None)
         self._is_in_group = False
+        self._beacon.leave()
         gc.collect()
         return True
 
@@ -64,6 +75,8 @@ class TrainingWorker:
 
     def init_train_context(self, **context: Any) -> None:
         """Joins a group: sets the worker's rank and the run's context."""
+        ranks = context["distributed_context"]
+        self._beacon.join(ranks.world_rank, ranks.world_size)
         self._worker.init_train_context(**context)
         self._is_in_group = True
 

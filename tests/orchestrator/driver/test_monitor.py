@@ -1,5 +1,6 @@
 """The monitor over several worker groups: one goodput ledger, the progress of one run, and the decisions on workers."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,7 +9,8 @@ from data.stores.patience import Outage
 from orchestrator.driver import monitor_state
 from orchestrator.driver.monitor import Monitor
 from orchestrator.driver.monitor_controller import SETTLING_S
-from orchestrator.policy.failure import FIRST_START_S, FIRST_STEP_S, HANG_S, START_FACTOR, START_S
+from orchestrator.policy.failure import FAILURES_ALONE, FIRST_START_S, START_FACTOR, START_S
+from orchestrator.policy.hang import LEAST_S, SILENCE_S, Beat, Phase
 from orchestrator.policy.scaling import SETTLE_S, Observation, ScalingPolicy
 from orchestrator.run.progress import GroupStart, LoopRequests
 from orchestrator.workers.pool import PoolAction, StartAction
@@ -30,10 +32,13 @@ class Agent:
     Attributes:
         freed: whether `free` was called.
         is_uploading: whether that call still waits for an upload.
+        kept: arguments of the calls of `keep_stacks`.
     """
 
     def __init__(self, node_id: str) -> None:
         self.node_id, self.free, self.freed, self.is_uploading = node_id, self, False, False
+        self.kept: list[dict[str, str]] = []
+        self.keep_stacks = SimpleNamespace(remote=self.kept.append)
 
     def remote(self) -> "Agent":
         self.freed = True
@@ -149,7 +154,7 @@ def test_free_capacity_that_stays_leads_to_one_resize(clock: Clock) -> None:
     assert trained(monitor, 2) == LoopRequests(pause=True)
     assert sum("from 2 workers to 4" in line for line in monitor.progress().log_lines) == 1
     monitor.report_planned_restart()
-    assert start(monitor, slots=4, total_slots=4, warm_spares=0) == (4, START_S)
+    assert start(monitor, slots=4, total_slots=4, warm_spares=0) == StartAction(4, START_S)
     monitor.begin_group(step=101, nodes=["n"] * 4, clock_s=0.0)
     assert trained(monitor, 4) == LoopRequests()
 
@@ -169,7 +174,7 @@ def test_the_first_start_waits_a_moment_for_capacity_that_tokenizing_holds(clock
     monitor = monitor_of(clock)
     assert start(monitor, slots=1, total_slots=2, warm_spares=0) is None
     clock.now += SETTLING_S
-    assert start(monitor, slots=1, total_slots=2, warm_spares=0) == (1, FIRST_START_S)
+    assert start(monitor, slots=1, total_slots=2, warm_spares=0) == StartAction(1, FIRST_START_S)
 
 
 def test_workers_that_are_alive_restart_at_once_and_others_join_later(clock: Clock) -> None:
@@ -177,7 +182,7 @@ def test_workers_that_are_alive_restart_at_once_and_others_join_later(clock: Clo
     monitor.begin_group(step=0, nodes=["n"] * 4, clock_s=0.0)
     trained(monitor, 4)
     monitor.restart_after_failure("crash", "killed")
-    assert start(monitor, slots=4, total_slots=4, warm_spares=3) == (3, START_S)
+    assert start(monitor, slots=4, total_slots=4, warm_spares=3) == StartAction(3, START_S)
     monitor.begin_group(step=100, nodes=["n"] * 3, clock_s=0.0)
     trained(monitor, 3)
     running(monitor, workers=3, slots=4, warm_spares=0)
@@ -214,14 +219,14 @@ def test_the_phases_of_a_restart_add_up_to_its_duration(clock: Clock) -> None:
 def test_waiting_for_nodes_does_not_count_as_the_cost_of_a_restart(clock: Clock) -> None:
     """After half an hour below the minimum, growing by four costs the six seconds that starting took."""
     monitor = monitor_of(clock, min_workers=2)
-    assert start(monitor, slots=2, total_slots=2, warm_spares=0) == (2, FIRST_START_S)
+    assert start(monitor, slots=2, total_slots=2, warm_spares=0) == StartAction(2, FIRST_START_S)
     monitor.begin_group(step=0, nodes=["n"] * 2, clock_s=0.0)
     trained(monitor, 2)
     monitor.restart_after_failure("crash", "killed")
     clock.now += 5
     assert start(monitor, slots=1, total_slots=1, warm_spares=0) is None
     clock.now += 1800
-    assert start(monitor, slots=2, total_slots=2, warm_spares=0) == (2, START_S)
+    assert start(monitor, slots=2, total_slots=2, warm_spares=0) == StartAction(2, START_S)
     clock.now += 6
     monitor.begin_group(step=100, nodes=["n"] * 2, clock_s=0.0)
     trained(monitor, 2)
@@ -238,7 +243,7 @@ def test_each_reason_to_wait_is_logged_once(clock: Clock) -> None:
         assert start(monitor, slots=slots, total_slots=slots, warm_spares=0) is None
     waiting = [line for line in monitor.progress().log_lines if "waiting" in line]
     assert len(waiting) == 2 and monitor.progress().phase == "waiting"
-    assert start(monitor, slots=3, total_slots=3, warm_spares=0) == (3, FIRST_START_S)
+    assert start(monitor, slots=3, total_slots=3, warm_spares=0) == StartAction(3, FIRST_START_S)
 
 
 def test_the_time_of_a_failed_start_belongs_to_the_disruption_before(clock: Clock) -> None:
@@ -273,19 +278,80 @@ def test_workers_without_other_slots_are_saved_once_and_keep_training(clock: Clo
     assert trained(monitor, 2) == LoopRequests(saves=1)
 
 
-def test_a_loop_without_a_report_for_many_steps_hangs(clock: Clock) -> None:
+WORKERS = ("w0", "w1")
+
+
+def beat(
+    monitor: Monitor, clock: Clock, seconds: int, phases: tuple[Phase, Phase], *, stopped: int | None = None
+) -> Any:
+    """Two workers send a beat a second, but for a stopped one, and make no progress; returns the first hang found."""
+    began = clock.now
+    while clock.now < began + seconds:
+        clock.now += 1
+        for rank, worker in enumerate(WORKERS):
+            if rank != stopped:
+                told = Beat(worker, f"node-{rank}", rank, 1, phases[rank], int(began), clock.now - began, 1.0)
+                if monitor.beat(told):
+                    assert not monitor.beat(told._replace(stacks=f"stacks of {worker}"))
+        hang = monitor.decide_running(Observation(workers=2, slots=2, members=WORKERS)).hung
+        if hang is not None:
+            return hang
+    return None
+
+
+def test_a_stopped_worker_hangs_and_the_stacks_of_the_others_are_kept_in_the_runs_folder(clock: Clock) -> None:
+    monitor = monitor_of(clock)
+    agents = [monitor.agent_of(node, JOB) for node in ("node-0", "node-1")]
+    monitor.begin_group(step=0, nodes=["node-0", "node-1"], clock_s=0.0)
+    assert beat(monitor, clock, 3, ("evaluation", "evaluation")) is None
+    hang = beat(monitor, clock, int(2 * SILENCE_S), ("evaluation", "evaluation"), stopped=1)
+    assert hang.workers == ("w1",)
+    why, _, stacks = hang.why.partition("; stacks: ")
+    assert why == f"rank 1 on node node-1 has not answered for {SILENCE_S + 1:.0f} s (evaluation)"
+    assert stacks.startswith("hangs/") and stacks.endswith("Z-0.txt")
+    [[kept], []] = [agent.kept for agent in agents]
+    assert kept.keys() == {stacks} and kept[stacks].startswith(why) and kept[stacks].endswith("stacks of w0")
+    assert monitor.restart_after_failure("hang", hang.why)
+    assert stacks in monitor.progress().decisions[-1]["what"]
+
+
+def test_a_group_in_which_no_rank_makes_progress_hangs_unless_its_store_fails(clock: Clock) -> None:
     monitor = monitor_of(clock)
     monitor.begin_group(step=0, nodes=["n"] * 2, clock_s=0.0)
-    clock.now += FIRST_STEP_S
-    assert running(monitor, workers=2, slots=2) == PoolAction(), "the first step may compile"
-    trained(monitor, 2)
-    clock.now += HANG_S
-    assert running(monitor, workers=2, slots=2).hung == ""
-    clock.now += 0.1
-    assert running(monitor, workers=2, slots=2).hung == "no step for 15 s; a step takes 0.50 s"
-    monitor.report(phase="waiting for data", goodput={})
-    clock.now += 10 * HANG_S
-    assert running(monitor, workers=2, slots=2) == PoolAction(), "the workers wait for the feeder"
+    for _ in range(2):
+        assert beat(monitor, clock, 1, ("saving", "saving")) is None
+    monitor.report_outage("saving checkpoints", Outage(10.0, "busy", 20.0))
+    assert beat(monitor, clock, int(2 * LEAST_S["saving"]), ("saving", "saving")) is None
+    monitor.report_outage("saving checkpoints", None)
+    assert beat(monitor, clock, 1, ("saving", "saving")) is None, "how long that took is no measure"
+    hang = beat(monitor, clock, int(2 * LEAST_S["saving"]), ("saving", "saving"))
+    assert hang.workers == WORKERS and "ranks 0, 1: saving" in hang.why
+    assert "stacks:" not in hang.why, "no node has an agent"
+
+
+def test_a_worker_that_is_stopped_while_its_group_starts_is_found(clock: Clock) -> None:
+    monitor = monitor_of(clock)
+    assert beat(monitor, clock, 2, ("joining", "joining")) is None
+    for _ in range(int(SILENCE_S)):
+        clock.now += 1
+        assert monitor.decide_starting(WORKERS) is None
+    clock.now += 1
+    assert monitor.decide_starting(WORKERS).workers == WORKERS  # type: ignore[union-attr]
+
+
+def test_a_node_whose_workers_fail_alone_is_named_and_new_workers_avoid_it(clock: Clock) -> None:
+    monitor = monitor_of(clock)
+    monitor.begin_group(step=0, nodes=["a", "b", "b"], clock_s=0.0)
+    for step in range(FAILURES_ALONE):
+        trained(monitor, 3, step=step + 1)
+        monitor.restart_after_failure("crash", "killed", frozenset({"b"}), frozenset({"a", "b"}))
+    assert "Workers on node b failed 2 times in a row" in monitor.progress().log_lines[-1]
+    assert monitor.decide_start(Observation(workers=0, slots=3, total_slots=3)) == (3, START_S, {"b"})
+    monitor.begin_group(step=2, nodes=["a", "b"], clock_s=0.0)
+    trained(monitor, 2, step=9)
+    running(monitor, workers=2, slots=4, warm_spares=0)
+    clock.now += SETTLE_S
+    assert running(monitor, workers=2, slots=4, warm_spares=0).avoid == {"b"}
 
 
 def test_one_step_with_a_loss_spike_is_skipped_and_a_second_ends_the_run(clock: Clock) -> None:
@@ -330,23 +396,11 @@ def test_the_loop_receives_the_mean_time_between_failures(clock: Clock) -> None:
 
 def test_the_timeout_of_a_start_is_a_multiple_of_the_longest_before(clock: Clock) -> None:
     monitor = monitor_of(clock)
-    assert start(monitor, slots=4, total_slots=4, warm_spares=0) == (4, FIRST_START_S)
+    assert start(monitor, slots=4, total_slots=4, warm_spares=0) == StartAction(4, FIRST_START_S)
     clock.now += 20
     monitor.begin_group(step=0, nodes=["n"] * 4, clock_s=0.0)
     monitor.restart_after_failure("crash", "killed")
-    assert start(monitor, slots=4, total_slots=4, warm_spares=0) == (4, START_FACTOR * 20)
-
-
-def test_a_group_that_was_started_and_never_begins_hangs(clock: Clock) -> None:
-    monitor = monitor_of(clock)
-    monitor.begin_group(step=0, nodes=["n"] * 4, clock_s=0.0)
-    trained(monitor, 4)
-    monitor.restart_after_failure("crash", "killed")
-    clock.now += 2 * FIRST_STEP_S
-    start(monitor, slots=4, total_slots=4, warm_spares=0)
-    assert running(monitor, workers=4, slots=4) == PoolAction(), "waiting for capacity is not a hang"
-    clock.now += FIRST_STEP_S + 1
-    assert "no step for" in running(monitor, workers=4, slots=4).hung
+    assert start(monitor, slots=4, total_slots=4, warm_spares=0) == StartAction(4, START_FACTOR * 20)
 
 
 def test_memory_of_nodes_without_workers_is_freed(clock: Clock) -> None:
@@ -426,6 +480,10 @@ class FakeEvaluation:
     def __init__(self, job: object, weights: object) -> None:
         self.weights = weights
         self.outcome: dict[str, float] | Exception | None = None
+        self.is_cancelled = False
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
 
     def scores(self) -> dict[str, float] | None:
         if isinstance(self.outcome, Exception):
@@ -511,10 +569,10 @@ class TestBackgroundEvaluation:
         monitor.evaluate_in_background(JOB, 100, ["weights"], averaged=False)
         monitor.restart_after_failure("node", "gone")
         assert start(monitor, slots=2, total_slots=3, warm_spares=0) is not None
-        assert monitor.is_evaluating(), "there are slots for both"
+        assert monitor.is_evaluating() and not begun[0].is_cancelled, "there are slots for both"
         start(monitor, slots=1, total_slots=3, warm_spares=0)
         assert not monitor.is_evaluating() and "cancelled" in "".join(monitor.progress().log_lines)
-        assert begun[0].outcome is None
+        assert begun[0].is_cancelled, "its process may still compute for minutes"
 
     def test_without_held_out_data_nothing_is_added(self, clock: Clock) -> None:
         monitor, begun = self._monitor(clock)

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from orchestrator.policy.scaling import (
     DRAIN_PREPARE_S,
     GAIN_FACTOR,
+    GROWTH_SHARE,
+    MOST_SETTLE_S,
     PREPARE_S,
     SETTLE_S,
     Noop,
@@ -202,3 +204,48 @@ def test_every_decision_keeps_the_bounds_and_pays_off(
             before, after = (math.ceil(micro_batches / each) for each in (workers, decision.workers))
             assert steps_left * step_s * (1 - after / before) >= GAIN_FACTOR * 5.0
             workers = decision.workers
+
+
+@pytest.mark.parametrize(("restart_s", "settle_s"), [(4.0, SETTLE_S), (40.0, 10.0), (400.0, MOST_SETTLE_S)])
+def test_capacity_must_settle_for_longer_where_a_restart_costs_more(restart_s: float, settle_s: float) -> None:
+    one = policy(restart_s=restart_s)
+    assert one.when_running(running(100.0, 2, 4, steps_left=10**6)) == Noop()
+    assert one.when_running(running(100.0 + settle_s - 0.1, 2, 4, steps_left=10**6)) == Noop()
+    assert isinstance(one.when_running(running(100.0 + settle_s, 2, 4, steps_left=10**6)), SaveThenResize)
+
+
+def test_growth_waits_for_nodes_that_are_starting_until_that_has_cost_as_much_as_a_restart() -> None:
+    """Twice the workers: each second of waiting costs half a second, and the restart 6 s."""
+    one = policy(restart_s=6.0)
+    for now in range(12):
+        assert one.when_running(running(float(now), 2, 4, starting_slots=4)) == Noop()
+    assert isinstance(one.when_running(running(12.0, 2, 4, starting_slots=4)), SaveThenResize)
+
+
+def test_nodes_that_are_starting_and_would_not_help_are_not_waited_for() -> None:
+    one = policy(max_workers=4)
+    one.when_running(running(0.0, 2, 4, starting_slots=4))
+    assert isinstance(one.when_running(running(SETTLE_S, 2, 4, starting_slots=4)), SaveThenResize)
+
+
+@pytest.mark.parametrize("restart_s", [3.0, 40.0, 120.0])
+@pytest.mark.parametrize("every_s", [2, 5, 15, 60])
+def test_growing_takes_a_bounded_share_of_the_time_however_often_nodes_come(restart_s: float, every_s: int) -> None:
+    """A node comes every few seconds for an hour. Compared with the run that never grows, and with free restarts."""
+    nodes, end = 3600 // every_s, 7200
+    one = policy(min_workers=1, max_workers=nodes, micro_batches=100 * nodes, restart_s=restart_s)
+    workers, busy_until, standing_still, restarts, done = 1, 0.0, 0, 0, 0.0
+    for now in range(end):
+        slots = min(nodes, 1 + now // every_s)
+        if now < busy_until:
+            standing_still += 1
+            continue
+        done += workers
+        decision = one.when_running(running(float(now), workers, slots, steps_left=10**6))
+        if isinstance(decision, SaveThenResize):
+            workers, busy_until, restarts = decision.workers, now + restart_s, restarts + 1
+            one.when_idle(idle(slots))
+    assert workers == nodes
+    assert standing_still <= GROWTH_SHARE * end
+    free = sum(min(nodes, 1 + now // every_s) for now in range(end))
+    assert done >= (0.95 - GROWTH_SHARE) * free, f"{done / free:.2f}, with {restarts} restarts"

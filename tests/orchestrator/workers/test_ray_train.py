@@ -1,9 +1,10 @@
 """The contract with Ray Train: the internals that are used, by name, and what they are used for."""
 
+import dataclasses
 import inspect
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ import pytest
 import ray
 import ray.train
 from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.execution.context import DistributedContext
 from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
 
 from cluster.local.processes import is_alive
@@ -20,8 +22,10 @@ from data.config import StoreConfig
 from data.errors import BadShardError, MantaError
 from data.stores.shard_file import filesystem_for
 from orchestrator.nodes.requests import NodeRequests
+from orchestrator.policy.hang import Beat, Hang
 from orchestrator.policy.scaling import Observation
 from orchestrator.workers.pool import GroupSize, PoolAction, StartAction, WorkersHung
+from orchestrator.workers.pooled_group import Losses
 from orchestrator.workers.process_group import ProcessGroup, ProcessGroupConfig
 from orchestrator.workers.ray_train import WorkerGroupTrainer
 from orchestrator.workers.worker import TrainingWorker
@@ -43,6 +47,7 @@ NAMES = [
     "ray.train.v2._internal.callbacks.placement_group_callback.PlacementGroupCleanerCallback",
     "ray.train.v2._internal.exceptions.WorkerGroupStartupFailedError",
     "ray.train.v2._internal.exceptions.WorkerGroupStartupTimeoutError",
+    "ray.train.v2._internal.execution.context.DistributedContext",
     "ray.train.v2._internal.execution.context.get_train_context",
     "ray.train.v2._internal.execution.context.set_train_context",
     "ray.train.v2._internal.execution.controller.controller.TrainController._run_control_loop_iteration",
@@ -93,6 +98,7 @@ def test_our_worker_has_the_signatures_of_ray_trains() -> None:
         ours, theirs = (inspect.signature(getattr(kind, method)) for kind in (TrainingWorker, RayTrainWorker))
         added = {"_ray_trace_ctx"}  # to a class that has been an actor's
         assert len(ours.parameters.keys() - added) == len(theirs.parameters.keys() - added), method
+    assert {"world_rank", "world_size"} <= {field.name for field in dataclasses.fields(DistributedContext)}
 
 
 @pytest.mark.usefixtures("ray_cluster_small")
@@ -104,6 +110,7 @@ def test_the_actor_that_adds_up_requests_for_nodes_takes_them_by_name() -> None:
     assert {"requester_id", "resources", "expire_after_s"} <= parameters.keys()
 
 
+@pytest.mark.usefixtures("ray_cluster_small")
 class TestWithACluster:
     def test_a_worker_group_trains_and_fails_with_our_error(self, tmp_path: Path) -> None:
         """The arguments are those of `orchestrator.driver.trainer`; rank 1 fails with an error raised in an actor."""
@@ -113,17 +120,33 @@ class TestWithACluster:
         assert type(cause) is BadShardError and str(cause) == MESSAGE
 
     def test_a_start_that_hangs_is_ended_and_repeated(self, tmp_path: Path) -> None:
-        def retry(error: BaseException, node_lost: bool) -> bool:
+        def retry(error: BaseException, losses: Losses) -> bool:
+            (tmp_path / "retried").write_text(str(root_cause(error, WorkersHung)))
             return root_cause(error, ray.exceptions.RayActorError) is not None
 
         backend = HangsAtFirst(folder=str(tmp_path))
         trainer_of(tmp_path, end_at_once, retry=retry, size=ShortTimeout(1), backend=backend).fit()
         assert (tmp_path / "stopped").exists() and (tmp_path / "end").exists()
+        assert (tmp_path / "retried").read_text() == "the workers did not start within 8 s; killed 1 of 1 workers"
+
+    def test_of_a_group_in_which_one_hangs_while_it_starts_the_others_go_on(self, tmp_path: Path) -> None:
+        """The last of three ranks stops before it joins their process group, where the others wait for it."""
+
+        def retry(error: BaseException, losses: Losses) -> bool:
+            (tmp_path / "retried").write_text(str(root_cause(error, WorkersHung)))
+            return True
+
+        backend, size = LastHangsAtFirst(folder=str(tmp_path)), FindsHangs(3, tmp_path)
+        trainer_of(tmp_path, end_at_once, retry=retry, size=size, backend=backend).fit()
+        assert (tmp_path / "end").exists()
+        assert (tmp_path / "retried").read_text() == "it is stopped; killed 1 of 3 workers"
+        assert len(list(tmp_path.glob("joined-*"))) == 3 + 2, "one that waited is in the second group; rank 0 has ended"
 
     def test_a_group_with_a_dead_or_hung_worker_is_restarted(self, tmp_path: Path) -> None:
         """Rank 1 is killed in the first group and stopped in the second; the third finishes."""
 
-        def retry(error: BaseException, node_lost: bool) -> bool:
+        def retry(error: BaseException, losses: Losses) -> bool:
+            assert len(losses.nodes) == 1 and losses.failed_on == losses.nodes and not losses.node_lost
             for kind in (ray.exceptions.RayActorError, WorkersHung):
                 if root_cause(error, kind) is not None:
                     (tmp_path / f"retried-{kind.__name__}").touch()
@@ -154,6 +177,9 @@ class FixedSize(NamedTuple):
         assert seen.slots >= seen.workers == self.workers and seen.on_draining == seen.warm_spares == 0
         return PoolAction()
 
+    def while_starting(self, workers: Sequence[str]) -> Hang | None:
+        return None
+
     def report_start_phase(self, phase: str) -> None:
         assert phase in ("teardown", "placement", "processes", "process_group")
 
@@ -169,7 +195,11 @@ class ReportsHangs(NamedTuple):
         return StartAction(self.workers, timeout_s=60.0)
 
     def when_running(self, seen: Observation) -> PoolAction:
-        return PoolAction(hung="rank 1 has stopped" if (self.folder / "is-stopped").exists() else "")
+        is_stopped = (self.folder / "is-stopped").exists()
+        return PoolAction(hung=Hang("rank 1 has stopped", seen.members[1:]) if is_stopped else None)
+
+    def while_starting(self, workers: Sequence[str]) -> Hang | None:
+        return None
 
     def report_start_phase(self, phase: str) -> None:
         """Ignored."""
@@ -185,6 +215,29 @@ class ShortTimeout(NamedTuple):
 
     def when_running(self, seen: Observation) -> PoolAction:
         return PoolAction()
+
+    def while_starting(self, workers: Sequence[str]) -> Hang | None:
+        raise RuntimeError("the monitor does not answer")
+
+    def report_start_phase(self, phase: str) -> None:
+        """Ignored."""
+
+
+class FindsHangs(NamedTuple):
+    """A fixed number of workers; finds the hang of the last one while a group starts."""
+
+    workers: int
+    folder: Path
+
+    def when_idle(self, seen: Observation) -> StartAction | None:
+        return StartAction(self.workers, timeout_s=600.0)
+
+    def when_running(self, seen: Observation) -> PoolAction:
+        return PoolAction()
+
+    def while_starting(self, workers: Sequence[str]) -> Hang | None:
+        is_found = (self.folder / "stopped").exists() and not (self.folder / "retried").exists()
+        return Hang("it is stopped", tuple(workers[-1:])) if is_found else None
 
     def report_start_phase(self, phase: str) -> None:
         """Ignored."""
@@ -207,6 +260,30 @@ class StopsOnce(Backend):
         ray.get(worker_group.execute_single_async(0, stop_once, backend_config.folder))
 
 
+@dataclass
+class LastHangsAtFirst(ProcessGroupConfig):
+    """Our backend; the worker of the last rank stops at the first start."""
+
+    folder: str = ""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return LastStopsOnce
+
+
+class LastStopsOnce(ProcessGroup):
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        assert isinstance(backend_config, LastHangsAtFirst)
+        for rank in range(len(worker_group)):
+            worker_group.execute_single_async(rank, note_process, backend_config.folder)
+        worker_group.execute_single_async(len(worker_group) - 1, stop_once, backend_config.folder)
+        super().on_start(worker_group, backend_config)
+
+
+def note_process(folder: str) -> None:
+    (Path(folder) / f"joined-{os.getpid()}").touch()
+
+
 def stop_once(folder: str) -> None:
     if not (Path(folder) / "stopped").exists():
         (Path(folder) / "stopped").touch()
@@ -215,6 +292,10 @@ def stop_once(folder: str) -> None:
 
 def always() -> bool:
     return True
+
+
+def nowhere(beat: Beat) -> bool:
+    return False
 
 
 def import_torch() -> None:
@@ -228,14 +309,14 @@ def end_at_once(config: dict[str, str]) -> None:
 def fit(folder: Path, worker: Callable[[dict[str, str]], None]) -> BaseException:
     """Trains with two workers, as `orchestrator.driver.trainer` does; returns the error that ends it."""
     with pytest.raises(Exception, match=r".") as raised:
-        trainer_of(folder, worker, retry=lambda error, node_lost: False).fit()
+        trainer_of(folder, worker, retry=lambda error, losses: False).fit()
     return raised.value
 
 
 def trainer_of(
     folder: Path,
     worker: Callable[[dict[str, str]], None],
-    retry: Callable[[BaseException, bool], bool],
+    retry: Callable[[BaseException, Losses], bool],
     size: GroupSize = FixedSize(2),  # noqa: B008
     backend: BackendConfig | None = None,
 ) -> Any:
@@ -248,6 +329,7 @@ def trainer_of(
         retry=retry,
         size=size,
         prepare=import_torch,
+        send=nowhere,
         train_loop_config={"folder": str(folder)},
         backend_config=backend or ProcessGroupConfig(use_gpu=False, timeout_s=60),
         scaling_config=ray.train.ScalingConfig(num_workers=2, use_gpu=False, resources_per_worker={"CPU": 1}),
