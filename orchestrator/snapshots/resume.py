@@ -13,7 +13,7 @@ from torch import nn
 from model.optim.weight_average import WeightAverage
 from orchestrator.run.job import TrainJob
 from orchestrator.run.state import RunState
-from orchestrator.snapshots.resume_point import ResumePoint
+from orchestrator.snapshots.resume_point import ResumePoint, copy_rounds
 from orchestrator.snapshots.store import NodeMemory
 from orchestrator.snapshots.tensors import load_state, load_weights, state_bytes
 from orchestrator.workers.beacon import answer_of
@@ -93,9 +93,13 @@ def restore(
     chosen = node.agent.call("choose_resume_point", held) if dist.get_rank() == 0 else None
     point: ResumePoint = _gathered(chosen)[0]
     if point.holder is not None:
-        node_id, step = point.holder
-        if node.is_first and node.memory.newest()[0] != step:
-            node.memory.receive(step, NodeAgent(job, node_id).call("files", step))
+        source, step = point.holder
+        lacking = [each for each, (newest, _) in held.items() if newest != step]
+        same = [each for each, newest in held.items() if newest == held.get(source)]
+        for copies in copy_rounds(same or [source], lacking):
+            if node.is_first and node.node_id in copies:
+                node.memory.receive(step, NodeAgent(job, copies[node.node_id]).call("files", step))
+            dist.barrier()  # who has it now may be asked for it
     elif point.name is not None:
         step = point.name.step
         if node.is_first and dist.get_rank() != 0:

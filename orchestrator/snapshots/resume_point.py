@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from orchestrator.run.checkpoint import CheckpointName
@@ -38,3 +38,20 @@ def newest_holder(held: Mapping[str, tuple[int, int]], saved_step: int) -> tuple
     continuing = {node_id: step for node_id, (step, first_row) in held.items() if first_row <= saved_step + 1}
     best = max(continuing, key=lambda node_id: continuing[node_id], default=None)
     return (best, continuing[best]) if best is not None and continuing[best] >= max(saved_step, 1) else None
+
+
+def copy_rounds(holders: Sequence[str], lacking: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Yields who copies a snapshot from whom, one round after the other: every holder serves one node in each.
+
+    A node that has got it serves others in the next round, so the copies take `log2(nodes / holders)` rounds, and no
+    node sends to all others.
+
+    Args:
+        holders: ids of nodes that have the snapshot, at least one.
+        lacking: ids of nodes that are to get it.
+    """
+    have, waiting = list(holders), list(lacking)
+    while waiting:
+        served = waiting[: len(have)]
+        yield dict(zip(served, have, strict=False))
+        have, waiting = have + served, waiting[len(served) :]

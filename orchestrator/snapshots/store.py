@@ -61,7 +61,8 @@ class NodeMemory:
         """Finds the folder for an attempt's snapshots on this node; adopts one of an earlier attempt, deletes the rest.
 
         A folder that exists already is used again. Otherwise it is where the adopted snapshot is; without any, it is in
-        shared memory, if `COPIES` snapshots of `state_bytes` fit there, or else in the system's temporary folder.
+        shared memory, if `COPIES` snapshots of `state_bytes` fit there beside Ray's object store at its largest, or
+        else in the system's temporary folder.
         """
         if found := cls.found_on_this_node(owner, node_id):
             return found
@@ -77,7 +78,8 @@ class NodeMemory:
                 memory.folder.mkdir(parents=True, exist_ok=True)
                 adopted.rename(memory.folder / adopted.name)
             else:
-                fits = shutil.disk_usage(roots[-1].parent).free >= COPIES * state_bytes
+                free = shutil.disk_usage(roots[-1].parent).free - unfilled_object_store_bytes()
+                fits = free >= COPIES * state_bytes
                 memory = cls((roots[-1] if fits else roots[0]) / owner.folder / node_id)
             for folder in earlier:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -216,6 +218,21 @@ class NodeMemory:
         newer = [other for other in self.steps() if other > step]  # of the steps before a restart from an older step
         for other in (*older[: 1 - KEEP], *newer):
             shutil.rmtree(self.path(other), ignore_errors=True)
+
+
+def unfilled_object_store_bytes() -> int:
+    """Bytes of shared memory that the object store of this process's raylet has mapped and will take as it fills.
+
+    The file system still calls them free. A node that runs out of shared memory kills the process that writes there.
+    """
+    unfilled = 0
+    with suppress(OSError):  # the parent process is another user's, so no raylet
+        for open_file in Path(f"/proc/{os.getppid()}/fd").iterdir():
+            with suppress(OSError):  # closed meanwhile
+                if os.readlink(open_file).startswith(f"{SHARED_MEMORY}/plasma"):
+                    mapped = open_file.stat()
+                    unfilled += max(0, mapped.st_size - mapped.st_blocks * 512)
+    return unfilled
 
 
 def remove_runs(run_urls: Sequence[str]) -> None:

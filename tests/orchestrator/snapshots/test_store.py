@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 
 from data.errors import DiskFullError
@@ -17,7 +18,16 @@ from model.transformer import Transformer
 from orchestrator.errors import SnapshotGoneError
 from orchestrator.run.job import Owner
 from orchestrator.run.ledger import StepRow
-from orchestrator.snapshots.store import KEEP, NodeMemory, remove_attempt, snapshot_roots
+from orchestrator.snapshots import store as store_module
+from orchestrator.snapshots.store import (
+    COPIES,
+    KEEP,
+    SHARED_MEMORY,
+    NodeMemory,
+    remove_attempt,
+    snapshot_roots,
+    unfilled_object_store_bytes,
+)
 from orchestrator.snapshots.tensors import load_state, save_state
 
 
@@ -211,3 +221,23 @@ def test_where_shared_memory_is_too_small_the_temporary_folder_is_used(url: str)
     assert memory_of(url, 1) == roomy, "existing snapshots are found again when there is room in shared memory"
     roomy.free()
     assert memory_of(url, 1) != roomy
+
+
+@pytest.mark.parametrize("object_store", [0, 1 << 62], ids=["small", "large"])
+def test_shared_memory_that_the_object_store_will_take_is_not_free(
+    object_store: int, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "unfilled_object_store_bytes", lambda: object_store)
+    is_shared = SHARED_MEMORY in memory_of(url, 1, state_bytes=1024 // COPIES).folder.parents
+    assert is_shared == (object_store == 0 and SHARED_MEMORY.is_dir())
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster_small")
+def test_what_the_object_store_will_take_shrinks_as_it_fills() -> None:
+    before = ray.get(ray.remote(unfilled_object_store_bytes).remote())
+    held = ray.put(np.ones(64 << 20, np.uint8))
+    after = ray.get(ray.remote(unfilled_object_store_bytes).remote())
+    assert 128 << 20 <= before <= 512 << 20, "the cluster's object store has 256 MB"
+    assert before - after >= 48 << 20
+    del held
