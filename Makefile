@@ -9,7 +9,7 @@ READY_DEV := .venv/.ready-dev
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart docstrings test chaos sweeps test-fast lint type bench clean
+.PHONY: help quickstart docstrings test chaos sweeps soak test-fast lint type bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -40,14 +40,17 @@ docstrings: $(READY) ## the second quickstart: an encoder-decoder that reads fun
 	$(BIN)/manta quickstart docstrings
 
 test: $(READY_DEV) ## run all tests except chaos and sweeps; some start Ray and a local S3 server
-	$(BIN)/pytest -m 'not ray and not s3 and not chaos and not sweep'
-	$(BIN)/pytest -n 2 --dist loadfile -m '(ray or s3) and not chaos and not sweep'
+	$(BIN)/pytest -m 'not ray and not s3 and not chaos and not sweep and not soak'
+	$(BIN)/pytest -n 2 --dist loadfile -m '(ray or s3) and not chaos and not sweep and not soak'
 
 chaos: $(READY_DEV) ## inject real faults into a run on a local cluster: its result must equal that of an undisturbed run
-	$(BIN)/pytest -n 0 -m chaos tests/end_to_end
+	$(BIN)/pytest -n 0 -m 'chaos and not soak' tests/end_to_end
 
 sweeps: $(READY_DEV) ## run the tests of whole sweeps, including killed ones and ones on clusters that are too small
-	$(BIN)/pytest -n 0 -m sweep tests/cluster tests/end_to_end
+	$(BIN)/pytest -n 0 -m 'sweep and not soak' tests/end_to_end
+
+soak: $(READY_DEV) ## run the long tests of whole runs that CI leaves out, as before a release; an hour
+	$(BIN)/pytest -n 0 -m soak
 
 test-fast: $(READY_DEV) ## run the tests that need neither cluster nor server
 	$(BIN)/pytest

@@ -16,7 +16,7 @@ from orchestrator.snapshots.store import snapshot_roots
 from tests.end_to_end.manta_process import MantaProcess
 from tests.recipes import tiny_recipe, write_recipe, write_text
 
-pytestmark = pytest.mark.chaos
+pytestmark = [pytest.mark.chaos, pytest.mark.soak]
 
 ENDLESS = ("--set", "train.steps=1000000")
 

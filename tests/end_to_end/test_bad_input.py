@@ -269,6 +269,7 @@ def test_skipped_and_replaced_are_counted(shards: Path) -> None:
 
 @pytest.mark.chaos
 @pytest.mark.ray
+@pytest.mark.soak
 def test_disk_that_fills_while_training(shards: Path, small_disk: Path) -> None:
     """The run ends, with a word; the checkpoints it had are whole, and with room made it goes on from the last one."""
     path = recipe(

@@ -10,7 +10,7 @@ import pytest
 from tests.end_to_end.manta_process import MantaProcess
 from tests.orchestrator.finished_run import recipe_in
 
-pytestmark = [pytest.mark.chaos, pytest.mark.ray]
+pytestmark = [pytest.mark.chaos, pytest.mark.soak]
 
 
 def test_a_run_begins_where_an_exported_one_ended(tmp_path: Path) -> None:

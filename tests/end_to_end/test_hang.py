@@ -14,7 +14,7 @@ from cluster.local.processes import is_alive
 from tests.end_to_end.manta_process import MantaProcess
 from tests.recipes import tiny_recipe, write_recipe, write_text
 
-pytestmark = pytest.mark.chaos
+pytestmark = [pytest.mark.chaos, pytest.mark.soak]
 
 WORKER = "ray::TrainingWorker"
 

@@ -17,7 +17,7 @@ from tests.cluster.kuberay.kuberay_stand_in import KubeRayCluster
 from tests.end_to_end.manta_process import MantaProcess
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.chaos
+pytestmark = [pytest.mark.chaos, pytest.mark.soak]
 
 STEPS, GLOBAL_BATCH_SIZE, WORKERS = 800, 8, 2
 RECIPE = {

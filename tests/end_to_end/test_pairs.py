@@ -23,7 +23,7 @@ from orchestrator.run.run import Run, feed_spec, open_run
 from tests.end_to_end.manta_process import MantaProcess
 from tests.orchestrator.event_reader import curves_in
 
-pytestmark = [pytest.mark.chaos, pytest.mark.ray]
+pytestmark = [pytest.mark.chaos, pytest.mark.soak]
 
 STEPS = 200
 WORDS = {"red": "rot", "green": "grün", "blue": "blau", "black": "schwarz", "white": "weiß", "grey": "grau"}

@@ -152,6 +152,7 @@ def test_every_second_is_accounted_for(trained: Trained) -> None:
     assert sum(seconds.values()) == pytest.approx(wall_s, rel=0.02)
 
 
+@pytest.mark.soak
 def test_a_run_that_waited_in_its_preparation_is_the_same(site: Site, trained: Trained) -> None:
     """The store goes away while units are tokenized; afterwards the run is left alone."""
     steps = trained.shown["step"]

@@ -37,7 +37,7 @@ SAME_TO = 1e-5
 """Relative difference of losses and scores that another processor may make."""
 
 
-@pytest.mark.parametrize("run", ["decoder", "pairs"])
+@pytest.mark.parametrize("run", ["decoder", pytest.param("pairs", marks=pytest.mark.soak)])
 def test_a_stored_run_is_read_and_goes_on_to_the_same_end(
     run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

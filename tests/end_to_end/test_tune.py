@@ -166,6 +166,7 @@ def test_pbt_goes_on_from_the_donors_state_with_other_values(site: SweepSite, ra
     assert CheckpointName(donor.step, 0) is not None
 
 
+@pytest.mark.soak
 def test_a_sweep_killed_twice_ends_as_one_left_alone(site: SweepSite) -> None:
     """One trial at a time, so that what the scheduler hears has one order."""
     rng = random.Random(4)

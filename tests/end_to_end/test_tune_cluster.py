@@ -31,6 +31,7 @@ def ray_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
+@pytest.mark.soak
 def test_more_trials_than_the_cluster_holds_do_not_wait_for_each_other(site: SweepSite, ray_folder: Path) -> None:
     """Three nodes of one CPU, three trials of two workers each: one and a half fit."""
     scaling = {"scaling.num_workers": 2, "scaling.min_workers": 2, "scaling.max_workers": 2}
@@ -63,6 +64,7 @@ def test_a_trial_that_loses_a_node_goes_on_smaller(site: SweepSite, ray_folder: 
     assert [trial["status"] for trial in summary["trials"]] == ["finished"]
 
 
+@pytest.mark.soak
 def test_a_sweep_on_a_cluster_without_workers_brings_nodes_up(site: SweepSite) -> None:
     """The head has no CPU, so nothing is tokenized or trained anywhere but on nodes that come."""
     recipe = site.recipe(set={"train.steps": 20}, scheduler={"name": "none"}, searcher={"name": "random", "trials": 2})
@@ -72,6 +74,7 @@ def test_a_sweep_on_a_cluster_without_workers_brings_nodes_up(site: SweepSite) -
     assert [trial["status"] for trial in site.summary(recipe)["trials"]] == ["finished"] * 2
 
 
+@pytest.mark.soak
 def test_stopped_trials_leave_nothing_behind(site: SweepSite) -> None:
     points = [{"train.optimizer.name": "adamw", "train.lr": 1e-3}]
     recipe = site.recipe(

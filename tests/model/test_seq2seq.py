@@ -406,7 +406,7 @@ def test_ddp_gives_the_gradients_of_the_bare_model(build_seq2seq: Callable[..., 
 @pytest.mark.parametrize(
     ("fields", "backend"),
     [
-        ({"preset": "original"}, "inductor"),
+        pytest.param({"preset": "original"}, "inductor", marks=pytest.mark.soak),
         ({"n_kv_heads": 2, "activation_checkpointing": True, "input_vocab_size": 40}, "aot_eager"),
     ],
 )

@@ -26,14 +26,14 @@ SPEC = ClusterSpec(
         GroupSpec(name="tokenize", cpus=1, memory="1Gi", max=MAX_PODS, spot=True, resources={"shelf": 1}),
         GroupSpec(name="train", cpus=1, memory="1Gi", gpus=1, max=1, labels={"zone": "a"}),
     ),
-    idle_timeout_s=4,
+    idle_timeout_s=2,
     grace_s=5,
 )
 RAY_CLUSTER = ray_cluster(SPEC)
 # Updates every second instead of every five, which only makes the tests faster.
 RAY_CLUSTER["spec"]["autoscalerOptions"]["env"] += [{"name": "AUTOSCALER_UPDATE_INTERVAL_S", "value": "1"}]
 
-pytestmark = [pytest.mark.sweep]
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")

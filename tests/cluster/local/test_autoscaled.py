@@ -120,7 +120,7 @@ class TestSession:
             wait_until(lambda: not of_session(session), "the session's end")
 
 
-@pytest.mark.sweep
+@pytest.mark.ray
 def test_nodes_start_on_demand_and_end_when_idle_without_leftovers() -> None:
     with AutoscaledCluster(spec(IDLE_TIMEOUT_S)) as cluster:
         done = subprocess.run(
@@ -149,7 +149,7 @@ def test_nodes_start_on_demand_and_end_when_idle_without_leftovers() -> None:
     assert not folder.exists()
 
 
-@pytest.mark.sweep
+@pytest.mark.ray
 def test_a_head_that_does_not_start_says_why() -> None:
     with tempfile.TemporaryDirectory(prefix="manta-", dir="/tmp") as folder:
         cluster = AutoscaledCluster(spec().model_copy(update={"idle_timeout_s": -60}), folder=Path(folder))
