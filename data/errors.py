@@ -53,6 +53,10 @@ class StoreAccessError(InputError):
     """The object store refuses or cannot be found: bucket, credentials, endpoint or permissions."""
 
 
+class StoreSilentError(StoreAccessError):
+    """The object store does not answer at the first contact: it is away, or there is none at this endpoint."""
+
+
 class BadShardError(InputError):
     """A shard cannot be read as its format says; the message names the shard, the place and the remedy."""
 

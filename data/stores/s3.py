@@ -16,6 +16,7 @@ from data.errors import (
     MantaError,
     ObjectNotFoundError,
     StoreAccessError,
+    StoreSilentError,
     TransientStoreError,
 )
 from data.stores.config import StoreConfig
@@ -227,7 +228,7 @@ class S3Store(Store):
         except TransientStoreError as error:
             if self._reached:
                 raise
-            raise StoreAccessError(f"{error} Check that store.endpoint_url is an S3 endpoint and is up.") from error
+            raise StoreSilentError(f"{error} Check that store.endpoint_url is an S3 endpoint and is up.") from error
 
     @property
     def _s3(self) -> Any:

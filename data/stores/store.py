@@ -151,6 +151,7 @@ class Store(ABC):
 
         Raises:
             StoreAccessError: names what failed (endpoint, bucket, credentials, folder) and the remedy.
+            StoreSilentError: it has not answered this process yet, and does not now.
         """
 
 
