@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterator, Sequence
 
 from data.errors import ConflictError, DiskFullError, ObjectNotFoundError, StoreAccessError
+from data.stores.config import StoreConfig
+from data.stores.shard_file import ShardFile
 from data.stores.store import ATTEMPTS, ObjectInfo, Store, checked_key, raise_local_error, source_size
 
 CONTENT_ETAG_BYTES = 65536
@@ -90,6 +92,9 @@ class LocalStore(Store):
                 raise ObjectNotFoundError(f"There is no {source}.") from None
         with content, _errors("write", os.fspath(path)), open(path, "wb") as file:
             shutil.copyfileobj(content, file, 1 << 20)
+
+    def open(self, key: str) -> ShardFile:
+        return ShardFile(self._path(key), StoreConfig())
 
     def head(self, key: str) -> ObjectInfo | None:
         path = self._path(key)

@@ -22,6 +22,7 @@ from data.errors import (
 from data.stores.config import StoreConfig
 from data.stores.s3_access import READ_TIMEOUT_S, S3Access, s3_client
 from data.stores.s3_errors import answer_error
+from data.stores.shard_file import ShardFile
 from data.stores.store import (
     ATTEMPTS,
     ObjectInfo,
@@ -121,6 +122,9 @@ class S3Store(Store):
                 raise
 
         self._call(f"read {self.url_of(key)}", fetch)
+
+    def open(self, key: str) -> ShardFile:
+        return ShardFile(self.url_of(key), self.config)
 
     def head(self, key: str) -> ObjectInfo | None:
         def ask() -> ObjectInfo:

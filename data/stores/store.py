@@ -16,6 +16,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import RawIOBase
 from typing import NoReturn
 from urllib.parse import unquote
 
@@ -105,6 +106,14 @@ class Store(ABC):
         Raises:
             ObjectNotFoundError: there is none.
             DiskFullError: there is no room for the file.
+        """
+
+    @abstractmethod
+    def open(self, key: str) -> RawIOBase:
+        """Opens an object for reads at any position; what is not read is not transferred.
+
+        Raises:
+            ObjectNotFoundError: there is none.
         """
 
     @abstractmethod

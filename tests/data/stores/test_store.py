@@ -52,6 +52,14 @@ class TestEveryStore:
         info = store.head("folder/key")
         assert info is not None and (info.key, info.size) == ("folder/key", len(data))
 
+    def test_an_object_is_read_at_any_position(self, store: Store) -> None:
+        store.put("folder/key", b"0123456789")
+        with store.open("folder/key") as file:
+            assert (file.seek(-3, os.SEEK_END), file.read(2)) == (7, b"78")
+            assert (file.seek(1), file.read()) == (1, b"123456789")
+        with pytest.raises(ObjectNotFoundError, match="other is gone"):
+            store.open("other")
+
     def test_put_replaces_and_changes_the_etag(self, store: Store) -> None:
         store.put("key", b"old")
         old = store.head("key")
