@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -15,9 +14,9 @@ from harness.processes import Command, manta
 from orchestrator.commands.quickstart import QUICKSTARTS, RECIPE, make_corpus
 from orchestrator.config.load import load_recipe
 from orchestrator.config.recipe import RunConfig
-from orchestrator.run.ledger import metrics_lines
 from orchestrator.run.record import Attempt, load_record
 from orchestrator.run.run import open_run, reaching_storage, stores
+from orchestrator.run.stored import read_state
 from orchestrator.run.summary import summary_of_run
 
 RECORD_INTERVAL_S = 5.0
@@ -54,7 +53,7 @@ class FinishedRun:
 
     Attributes:
         summary: output of `manta show --json`.
-        rows: content of metrics.jsonl.
+        rows: a row for every step, as in metrics.jsonl.
         records: the attempt's record, read repeatedly during the run, the oldest first.
         lines: the command's output, see `Command`.
     """
@@ -106,8 +105,9 @@ def train(
         command.wait(observe)
     with reaching_storage(config) as config:
         run = open_run(config)
-        rows = [json.loads(line) for line in metrics_lines(run.store)]
-        return FinishedRun(summary_of_run(run), rows, [*records, run.record.last], command.lines)
+        stored = read_state(run.store, run.record)
+        summary, rows = summary_of_run(run, stored), stored.rows.to_pylist()
+        return FinishedRun(summary, rows, [*records, run.record.last], command.lines)
 
 
 def _read_record(config: RunConfig, records: list[Attempt]) -> None:

@@ -29,9 +29,9 @@ from orchestrator.config.recipe import RunConfig
 from orchestrator.config.result_fields import resolved
 from orchestrator.console import Console
 from orchestrator.driver.prepare import prepare
-from orchestrator.run.ledger import metrics_lines
 from orchestrator.run.record import load_record
 from orchestrator.run.run import open_run, reaching_storage, stores
+from orchestrator.run.stored import read_state
 from orchestrator.run.summary import summary_of_run
 
 POLL_INTERVAL_S = 0.5
@@ -274,11 +274,11 @@ class _Runs:
     def summary(self, run: str) -> dict[str, Any]:
         """The part of a run's summary that the report holds, with the run's losses and start."""
         opened = open_run(self.config_of(run))
-        summary: Mapping[str, Any] = summary_of_run(opened)
+        stored = read_state(opened.store, opened.record)
+        summary: Mapping[str, Any] = summary_of_run(opened, stored, audits_all=True)
         wanted = ("run", "status", "samples", "world_sizes", "goodput", "tokens_per_s", "disruptions", "skipped_steps")
-        losses = [json.loads(line)["loss"] for line in metrics_lines(opened.store)]
         return {name: summary[name] for name in wanted} | {
-            "losses": losses,
+            "losses": stored.rows["loss"].to_pylist(),
             "started_at": opened.record.attempts[0].started_at,
         }
 

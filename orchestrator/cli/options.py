@@ -43,6 +43,11 @@ RunOrJob = Annotated[
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
+Audit = Annotated[
+    bool,
+    typer.Option("--audit", help="Audit the samples of a run also where they are so many that it takes minutes."),
+]
+
 Takeover = Annotated[
     bool, typer.Option("--takeover", help="Take over from an attempt that seems alive; that attempt stops.")
 ]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.options import AsJson, Overrides, Recipe, RecipeOrRun, Takeover, load_config, seconds_of
+from orchestrator.cli.options import AsJson, Audit, Overrides, Recipe, RecipeOrRun, Takeover, load_config, seconds_of
 
 app = typer.Typer()
 
@@ -77,11 +77,12 @@ def show(
     run: RecipeOrRun,
     overrides: Overrides = None,
     as_json: AsJson = False,
+    audit: Audit = False,
 ) -> None:
     """Show a run or a sweep: steps, losses, evaluations, workers, checkpoints, goodput."""
     from orchestrator.commands.show import show
 
-    show(run, as_json, tuple(overrides or ()))
+    show(run, as_json, tuple(overrides or ()), audit)
 
 
 @app.command(epilog="Example: [bold]manta report quickstart[/], then open .manta/reports/quickstart.html")
@@ -92,6 +93,7 @@ def report(
         typer.Option("--to", metavar="FILE", help="File to write; default: .manta/reports/RUN.html."),
     ] = None,
     overrides: Overrides = None,
+    audit: Audit = False,
 ) -> None:
     """Write the report of a run or a sweep: one HTML file with curves, workers, events, goodput, samples and config.
 
@@ -100,4 +102,4 @@ def report(
     """
     from orchestrator.commands.report import report
 
-    report(run, to, tuple(overrides or ()))
+    report(run, to, tuple(overrides or ()), audit)

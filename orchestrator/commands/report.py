@@ -23,12 +23,13 @@ REPORT = "report.html"
 """Key of the report in the run's folder."""
 
 
-def report(run_or_recipe: str, to: Path | None = None, overrides: Sequence[str] = ()) -> None:
+def report(run_or_recipe: str, to: Path | None = None, overrides: Sequence[str] = (), audits_all: bool = False) -> None:
     """Writes the report of a run or a sweep, and prints its path.
 
     Args:
         run_or_recipe: name of a run or sweep, or path of its recipe.
         to: the local file; None: `.manta/reports/RUN.html`, or `report.html` in the sweep's folder.
+        audits_all: audit a run's samples however many they are.
 
     Raises:
         UnknownRunError: there is no such run or recipe, or the run was never started.
@@ -42,7 +43,7 @@ def report(run_or_recipe: str, to: Path | None = None, overrides: Sequence[str] 
     config = load_recipe(find_recipe(run_or_recipe), overrides)
     with reaching_storage(config) as config:
         run = open_run(config)
-        page = html(report_data(run))
+        page = html(report_data(run, audits_all=audits_all))
         path = to or FOLDER / f"{config.run}.html"
         write_page(path, page)
         console.line(f"report: {path}")

@@ -16,8 +16,11 @@ from orchestrator.sweep.best import find_sweep
 from orchestrator.sweep.show import show_sweep
 
 
-def show(run_or_recipe: str, as_json: bool = False, overrides: tuple[str, ...] = ()) -> None:
+def show(run_or_recipe: str, as_json: bool = False, overrides: tuple[str, ...] = (), audits_all: bool = False) -> None:
     """Prints the summary of a run or a sweep, as JSON or as tables.
+
+    Args:
+        audits_all: audit a run's samples however many they are.
 
     Raises:
         UnknownRunError: there is no such run or recipe.
@@ -30,9 +33,9 @@ def show(run_or_recipe: str, as_json: bool = False, overrides: tuple[str, ...] =
     with reaching_storage(config) as config:
         run = open_run(config)
         if as_json:
-            print(json.dumps(summary_of_run(run), indent=2))
+            print(json.dumps(summary_of_run(run, audits_all=audits_all), indent=2))
         else:
-            print_run(run, Console())
+            print_run(run, Console(), audits_all=audits_all)
 
 
 def sweep_recipe(name: str) -> Path | None:

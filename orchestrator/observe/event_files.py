@@ -1,7 +1,7 @@
 """TensorBoard event files in the run's folder: one value for every step that the run's state contains.
 
 Training files are written from ledger segments, after the checkpoint that lists them. `train/` holds one file per
-segment, so a step that was lost in a crash and repeated appears once. File names sort by step, since TensorBoard reads
+save, so a step that was lost in a crash and repeated appears once. File names sort by step, since TensorBoard reads
 them in that order. Evaluations have their own folder, which TensorBoard shows as a second curve.
 """
 
@@ -14,11 +14,15 @@ import types
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from itertools import pairwise
 from typing import Any
+
+import numpy as np
+import pyarrow as pa
 
 from data.stores.store import Store
 from orchestrator.observe.tracker import Point, Tracked
-from orchestrator.run.ledger import read_segments
+from orchestrator.run.ledger import METRICS_SCHEMA, SAVE_SCHEMA, SCHEMA, Segment, read_rows
 
 TRAIN, HELD_OUT = "tensorboard/train/", "tensorboard/held-out/"
 """Folders below the run's folder."""
@@ -29,41 +33,78 @@ PREFIX = "events.out.tfevents."
 _LEDGER_COLUMNS = ("loss", "lr", "grad_norm", "world_size")
 """Columns of the ledger that are written unchanged."""
 
+_EVENT_SCHEMA = pa.schema([*METRICS_SCHEMA, *SAVE_SCHEMA])
+_FILE_SCHEMA = pa.schema([SCHEMA.field("step"), *SAVE_SCHEMA])
+_TOKENS_SCHEMA = pa.schema([SCHEMA.field("tokens")])
+"""Columns of the ledger that are read: for points, for the names of files, and for the token count."""
+
 
 class TrainingEvents:
-    """Event files of the training steps; owned by the process that writes checkpoints."""
+    """Event files of the training steps; owned by the process that writes checkpoints.
+
+    There is a file for every save. It stays as it is when segments of the ledger are merged: a TensorBoard that is
+    looking at the run has read it.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._written: set[str] | None = None
+        self._files: dict[str, tuple[str, ...]] = {}  # with the rows of each segment
 
     def follow(self, segments: Sequence[str]) -> None:
-        """Writes a file for each of these ledger segments and deletes all others. May be called again after an error.
+        """Writes the files of these ledger segments and deletes all others. May be called again after an error.
 
         Raises:
             MantaError: see `data.stores.store`.
         """
-        wanted = {f"{TRAIN}{PREFIX}{segment.removesuffix('.parquet')}": at for at, segment in enumerate(segments)}
         if self._written is None:  # those of earlier attempts
             self._written = {found.key for found in self._store.list(TRAIN)}
-        for outdated in sorted(self._written - wanted.keys()):
+        self._files = {segment: self._files.get(segment) or self._files_of(segment) for segment in segments}
+        wanted = {file for files in self._files.values() for file in files}
+        for outdated in sorted(self._written - wanted):
             self._store.delete(outdated)
             self._written.remove(outdated)
-        for key, at in wanted.items():
-            if key not in self._written:
-                self._store.put(key, event_file(self._points(segments, at)))
-                self._written.add(key)
+        for at, segment in enumerate(segments):
+            if self._written.issuperset(self._files[segment]):
+                continue
+            for file, points in self._points(segments[max(0, at - 1) : at], segment):
+                if file not in self._written:
+                    self._store.put(file, event_file(points))
+                    self._written.add(file)
 
-    def _points(self, segments: Sequence[str], at: int) -> Iterator[Point]:
-        """Points of segment number `at`; the segment before it gives the token count at its start."""
-        *before, rows = read_segments(self._store, segments[max(0, at - 1) : at + 1])
-        tokens = before[0]["tokens"][-1].as_py() if before else 0
-        for row in rows.drop_columns("sample_ids").to_pylist():
-            speed = (row["tokens"] - tokens) / row["step_s"] if row["step_s"] > 0 else None
-            tokens = row["tokens"]
-            yield Point(
-                row["step"], row["at"], {**{name: row[name] for name in _LEDGER_COLUMNS}, "tokens_per_s": speed}
-            )
+    def _files_of(self, segment: str) -> tuple[str, ...]:
+        """The files with the rows of a segment: one if it was written by a save, more if it was merged."""
+        if self._written is not None and (own := _file(Segment.named(segment))) in self._written:
+            return (own,)
+        return tuple(file for file, _ in _by_file(read_rows(self._store, [segment], _FILE_SCHEMA)))
+
+    def _points(self, before: Sequence[str], segment: str) -> Iterator[tuple[str, list[Point]]]:
+        """Points of a segment by file; the segment `before` it, if any, gives the token count at its start."""
+        tokens = 0
+        if before:
+            tokens = read_rows(self._store, before, _TOKENS_SCHEMA)["tokens"][-1].as_py()
+        for file, table in _by_file(read_rows(self._store, [segment], _EVENT_SCHEMA)):
+            points = []
+            for row in table.to_pylist():
+                speed = (row["tokens"] - tokens) / row["step_s"] if row["step_s"] > 0 else None
+                tokens = row["tokens"]
+                values = {name: row[name] for name in _LEDGER_COLUMNS} | {"tokens_per_s": speed}
+                points.append(Point(row["step"], row["at"], values))
+            yield file, points
+
+
+def _file(segment: Segment) -> str:
+    """Key of the file with the rows of a segment that was not merged."""
+    return f"{TRAIN}{PREFIX}{str(segment).removesuffix('.parquet')}"
+
+
+def _by_file(rows: pa.Table) -> Iterator[tuple[str, pa.Table]]:
+    """The rows of each save, with the key of their file."""
+    steps, saves, attempts = (rows[name].to_numpy() for name in ("step", "save", "attempt"))
+    changes = np.flatnonzero((np.diff(saves) != 0) | (np.diff(attempts) != 0)) + 1
+    for first, end in pairwise([0, *changes.tolist(), len(saves)]):
+        saved = Segment(int(steps[first]), int(saves[first]), int(attempts[first]))
+        yield _file(saved), rows.slice(first, end - first)
 
 
 def evaluation_key(step: int, *, final: bool = False) -> str:

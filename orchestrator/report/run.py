@@ -65,10 +65,10 @@ def _header(facts: RunFacts) -> str:
         parts.append(tag("p", esc(summary["message"]), class_="message"))
     if status in LIVE:
         parts.append(tag("p", esc(_live_status(facts))))
-    elif not facts.rows:
+    elif not facts.steps:
         parts.append(tag("p", "The run ended before its first checkpoint: there are no curves."))
     elif status != "finished":
-        parts.append(tag("p", esc(f"The same command continues it from step {facts.rows[-1]['step']:,}.")))
+        parts.append(tag("p", esc(f"The same command continues it from step {facts.steps[-1]:,}.")))
     times = f"Started {clock(facts.began)}"
     times += f", last heartbeat {clock(facts.ended)}" if status in LIVE else f", ended {clock(facts.ended)}"
     times += f". Stored in {summary.get('url', '')}. Report made {clock(summary.get('made_at'))}."
@@ -80,9 +80,9 @@ def _live_status(facts: RunFacts) -> str:
     newest = last.get("step") or 0
     if not newest:
         return f"The run is live, before its first step ({phase}). Make this report again later."
-    if not facts.rows:
+    if not facts.steps:
         return f"The run is live, at step {newest:,} ({phase}). Curves appear with its first checkpoint."
-    kept = facts.rows[-1]["step"]
+    kept = facts.steps[-1]
     return f"The run is live, at step {newest:,} ({phase}). The report goes up to its newest checkpoint: step {kept:,}"
 
 

@@ -6,15 +6,17 @@ import re
 import time
 from typing import Any
 
+import pyarrow as pa
+
 from data.cleaning.clean import report_lines
 from orchestrator.config.recipe import RunConfig
 from orchestrator.config.result_fields import flatten, resolved
 from orchestrator.config.schema import default_of
+from orchestrator.run.ledger import METRICS_SCHEMA
 from orchestrator.run.record import Attempt, RunRecord
 from orchestrator.run.run import Run
-from orchestrator.run.summary import StoredSummary, read_metrics, status_of, summary_of_run
-
-_SEGMENT = re.compile(r"(?P<first>\d+)-(?P<last>\d+)-a(?P<attempt>\d+)\.parquet$")
+from orchestrator.run.stored import read_state
+from orchestrator.run.summary import StoredSummary, status_of, summary_of_run
 
 _IN_URL = re.compile(r"(?<=://)[^/@\s'\"]+@")
 """User and password in a URL."""
@@ -28,40 +30,44 @@ class ReportData(StoredSummary):
         url: where the run is stored.
         lives: attempts, see `_life`.
         evaluations: evaluations that belong to the run, by step.
-        saves: step and attempt of every checkpoint ever saved.
+        saves: steps of all checkpoints saved, also of those deleted since.
         cleaning: lines about the steps of `data.cleaning`.
         config: every field: name, value and whether it is the default.
-        rows: rows of the metrics up to the newest checkpoint.
+        rows: the rows of the ledger up to the newest checkpoint: a list for every column but the sample ids.
     """
 
     made_at: float
     url: str
     lives: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
-    saves: list[dict[str, int]]
+    saves: list[int]
     cleaning: list[str]
     config: list[dict[str, Any]]
-    rows: list[dict[str, Any]]
+    rows: dict[str, list[Any]]
 
 
-def report_data(run: Run) -> ReportData:
-    """Gathers the data of a run's report."""
-    rows = read_metrics(run)
-    summary = summary_of_run(run, rows)
+def report_data(run: Run, *, audits_all: bool = False) -> ReportData:
+    """Gathers the data of a run's report.
+
+    Args:
+        audits_all: see `summary_of_run`.
+    """
+    stored = read_state(run.store, run.record)
+    summary = summary_of_run(run, stored, audits_all=audits_all)
     data: ReportData = {
         **summary,
         "made_at": time.time(),
         "url": run.store.url_of(""),
         "lives": [_life(run, attempt) for attempt in run.record.attempts],
         "evaluations": evaluations_of(run.record),
-        "saves": saves_of(run, summary["step"]),
+        "saves": saves_in(stored.rows),
         "cleaning": report_lines(summary["cleaning_steps"]) if summary["cleaning_steps"] else [],
         "config": config_of(run),
-        "rows": [],
+        "rows": {},
     }
     # The rows hold numbers only and may be millions, so they are not searched for passwords.
     redacted: ReportData = without_passwords(data)
-    return {**redacted, "rows": [row for row in rows if row["step"] <= summary["step"]]}
+    return {**redacted, "rows": stored.rows.select(METRICS_SCHEMA.names).to_pydict()}
 
 
 def without_passwords(value: Any) -> Any:
@@ -88,18 +94,11 @@ def evaluations_of(record: RunRecord) -> list[dict[str, Any]]:
     return [found[step] for step in sorted(found)]
 
 
-def saves_of(run: Run, newest: int) -> list[dict[str, int]]:
-    """Step and attempt of every checkpoint saved up to step `newest`, also of those deleted since.
-
-    Every checkpoint added a segment to the ledger, and segments are never deleted.
-    """
-    found = []
-    for info in run.store.list("ledger/"):
-        if match := _SEGMENT.search(info.key):
-            step, attempt = int(match["last"]), int(match["attempt"])
-            if step <= newest and run.record.continues(attempt, step):
-                found.append({"step": step, "attempt": attempt})
-    return sorted(found, key=lambda save: save["step"])
+def saves_in(rows: pa.Table) -> list[int]:
+    """Steps of all checkpoints with which the rows were saved, also of those deleted since."""
+    steps = rows["step"].to_numpy()
+    saved: list[int] = steps[steps == rows["save"].to_numpy()].tolist()
+    return saved
 
 
 def config_of(run: Run) -> list[dict[str, Any]]:

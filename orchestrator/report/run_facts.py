@@ -65,7 +65,8 @@ class RunFacts:
 
     def __init__(self, summary: Summary) -> None:
         self.summary = summary
-        self.rows: Sequence[Mapping[str, Any]] = summary.get("rows") or ()
+        self.columns: Mapping[str, Sequence[Any]] = summary.get("rows") or {}
+        self.steps: Sequence[int] = self.columns.get("step") or ()
         self.lives: Sequence[Mapping[str, Any]] = summary.get("lives") or ()
         self.disruptions: Sequence[Mapping[str, Any]] = summary.get("disruptions") or ()
         self.evaluations: Sequence[Mapping[str, Any]] = [
@@ -75,23 +76,29 @@ class RunFacts:
         self.ended: float = max((life["ended_at"] for life in self.lives), default=self.began)
 
     def curve(self, name: str) -> list[Point]:
-        """(step, value) of every row of the metrics whose value in this column is a finite number."""
-        return [(row["step"], float(row[name])) for row in self.rows if is_number(row.get(name))]
+        """(step, value) of every step whose value in this column is a finite number."""
+        return [
+            (step, float(value))
+            for step, value in zip(self.steps, self.columns.get(name, ()), strict=False)
+            if is_number(value)
+        ]
 
     def speed(self) -> tuple[list[Point], list[float]]:
         """(step, tokens/s) of each step whose tokens are known, and the seconds each took."""
         points, seconds, tokens, step = [], [], 0, 0
-        for row in self.rows:
-            if row["step"] == step + 1 and row["step_s"] > SHORTEST_S:
-                points.append((row["step"], (row["tokens"] - tokens) / row["step_s"]))
-                seconds.append(row["step_s"])
-            tokens, step = row["tokens"], row["step"]
+        columns = (self.columns.get(name, ()) for name in ("tokens", "step_s"))
+        for at, after, step_s in zip(self.steps, *columns, strict=True):
+            if at == step + 1 and step_s > SHORTEST_S:
+                points.append((at, (after - tokens) / step_s))
+                seconds.append(step_s)
+            tokens, step = after, at
         return points, seconds
 
     def at_step(self, step: int) -> float | None:
         """When a step was completed, seconds since the epoch; None if the metrics do not have it."""
-        place = bisect_left(self._steps, step)
-        return float(self.rows[place]["at"]) if place < len(self.rows) and self._steps[place] == step else None
+        place = bisect_left(self.steps, step)
+        is_there = place < len(self.steps) and self.steps[place] == step
+        return float(self.columns["at"][place]) if is_there else None
 
     @cached_property
     def events(self) -> list[Event]:
@@ -121,8 +128,8 @@ class RunFacts:
 
     def sizes_by_step(self) -> list[Span]:
         """World size by step."""
-        starts = [(row["step"] - 1, row["world_size"]) for row in _changes(self.rows)]
-        return _spans(starts, self.rows[-1]["step"]) if self.rows else []
+        starts = [(self.steps[place] - 1, self.columns["world_size"][place]) for place in self._changes]
+        return _spans(starts, self.steps[-1]) if self.steps else []
 
     def attempts_by_step(self) -> list[tuple[int, int, Mapping[str, Any]]]:
         """(first step, last step, attempt) of every attempt that added steps to the run."""
@@ -138,8 +145,11 @@ class RunFacts:
         return found
 
     @cached_property
-    def _steps(self) -> list[int]:
-        return [row["step"] for row in self.rows]
+    def _changes(self) -> list[int]:
+        """Places of the first row and of every row whose world size differs from the row before."""
+        sizes = self.columns.get("world_size") or ()
+        changes = [place for place, (before, size) in enumerate(pairwise(sizes), 1) if size != before]
+        return [0, *changes] if sizes else []
 
     def _disruption_events(self) -> Iterator[Event]:
         for number, each in enumerate(self.disruptions, 1):
@@ -148,7 +158,7 @@ class RunFacts:
 
     def _save_events(self) -> Iterator[Event]:
         for save in self.summary.get("saves") or ():
-            yield Event("checkpoint", save["step"], self.at_step(save["step"]), f"checkpoint of step {save['step']:,}")
+            yield Event("checkpoint", save, self.at_step(save), f"checkpoint of step {save:,}")
 
     def _evaluation_events(self) -> Iterator[Event]:
         for each in self.evaluations:
@@ -156,8 +166,9 @@ class RunFacts:
             yield Event("evaluation", each["step"], each.get("at"), text)
 
     def _trained(self) -> list[Span]:
-        starts = [(row["at"] - row["step_s"], row["world_size"]) for row in _changes(self.rows)]
-        return _spans(starts, max(self.ended, self.rows[-1]["at"])) if self.rows else []
+        at, step_s, sizes = (self.columns.get(name, ()) for name in ("at", "step_s", "world_size"))
+        starts = [(at[place] - step_s[place], sizes[place]) for place in self._changes]
+        return _spans(starts, max(self.ended, at[-1])) if at else []
 
     def _without_workers(self) -> Iterator[Span]:
         for start, end in self.pauses:
@@ -205,11 +216,6 @@ def clusters(events: Sequence[Event], x_of: Callable[[Event], float], apart: flo
         else:
             found.append((x, [event]))
     return found
-
-
-def _changes(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The first row and every row whose world size differs from the row before."""
-    return [*rows[:1], *(row for before, row in pairwise(rows) if row["world_size"] != before["world_size"])]
 
 
 def _spans(starts: Sequence[tuple[float, int]], end: float) -> list[Span]:

@@ -107,6 +107,9 @@ def samples(summary: Summary) -> str:
     found: Mapping[str, Any] = summary.get("samples") or {}
     if not found:
         return section("Samples", tag("p", "Nothing to audit before the first checkpoint.", class_="none"))
+    if found.keys() == {"expected"}:
+        text = f"{found['expected']:,} expected; manta report --audit compares them with those seen."
+        return section("Samples", tag("p", esc(text)))
     right = found.get("in_order") and not found.get("duplicated") and not found.get("missing")
     verdict = "Every sample once and in order." if right else "NOT every sample once and in order."
     facts = [(name.replace("_", " "), value) for name, value in found.items() if name != "digest"]

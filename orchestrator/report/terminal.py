@@ -18,9 +18,9 @@ LAST_RESTARTS, LAST_DECISIONS = 10, 6
 """Restarts of the workers, and decisions about them, that the table shows; `manta show --json` has all."""
 
 
-def print_run(run: Run, console: Console) -> None:
-    """Prints the summary of the run."""
-    summary = summary_of_run(run)
+def print_run(run: Run, console: Console, *, audits_all: bool = False) -> None:
+    """Prints the summary of the run, see `summary_of_run`."""
+    summary = summary_of_run(run, audits_all=audits_all)
     table = Table(title=f"run {summary['run']}", show_header=False, title_justify="left")
     for name, text in table_rows(summary):
         table.add_row(name, text)
@@ -47,8 +47,10 @@ def _state(summary: StoredSummary) -> Rows:
 
 
 def _data(summary: StoredSummary) -> Rows:
-    if summary["samples"]:
-        samples = summary["samples"]
+    samples = summary["samples"]
+    if samples.keys() == {"expected"}:
+        yield "samples", f"{samples['expected']:,} expected; manta show --audit compares them with those seen"
+    elif samples:
         yield (
             "samples",
             f"{samples['seen']:,} seen of {samples['expected']:,} expected, {samples['duplicated']} duplicated, "

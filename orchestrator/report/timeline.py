@@ -48,9 +48,9 @@ def life_by_time(facts: RunFacts, size: Size) -> str:
 
 def life_by_step(facts: RunFacts, size: Size) -> str:
     """Draws workers by step, and lanes with every event; "" before the first checkpoint."""
-    if not facts.rows:
+    if not facts.steps:
         return ""
-    x = Scale(0, max(facts.summary.get("steps") or 1, facts.rows[-1]["step"]), _lane_left(size), size.width - RIGHT)
+    x = Scale(0, max(facts.summary.get("steps") or 1, facts.steps[-1]), _lane_left(size), size.width - RIGHT)
 
     def place(event: Event) -> float:
         return x(min(event.step, x.high))
@@ -58,7 +58,7 @@ def life_by_step(facts: RunFacts, size: Size) -> str:
     lives = [(x(first), x(min(last, x.high)), life) for first, last, life in facts.attempts_by_step()]
     ticks = [(at, text) for at, text in x.ticks(4 if size.is_narrow else 8) if at >= x.start]
     drawn = _life(size, facts.sizes_by_step(), x, place, facts.events, lives, ticks, "step", [])
-    description = f"{facts.rows[-1]['step']:,} steps; {_counted(facts.events)}."
+    description = f"{facts.steps[-1]:,} steps; {_counted(facts.events)}."
     return svg(f"steps-{size.name}", "Workers and events by step", description, *drawn)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,11 @@ import pyarrow as pa
 from data.feed.spec import FeedSpec
 from data.order.sample_order import Ints, SampleOrder
 from data.shards.manifest import Manifest
-from orchestrator.run.ledger import read_segments
+from orchestrator.run.ledger import IDS_SCHEMA, read_segments
 from orchestrator.run.run import Run
+
+MOST_AUDITED = 10_000_000
+"""Most samples that are audited without being asked for: it takes some seconds."""
 
 
 @dataclass(frozen=True)
@@ -38,26 +41,34 @@ class Audit:
     in_order: bool
 
 
-def audit_run(run: Run, state: Mapping[str, Any], counts: Ints | None) -> Audit | None:
-    """Audits the sample ledger of a run; None before the first checkpoint.
+def audit_run(run: Run, state: Mapping[str, Any], counts: Ints | None, *, audits_all: bool = False) -> dict[str, Any]:
+    """Audits the sample ledger of a run.
 
     Args:
         state: state of the newest checkpoint.
         counts: (units,) training samples in each unit, from the same checkpoint; None if there is none.
+        audits_all: audit more than MOST_AUDITED samples, which takes minutes for a thousand millions.
+
+    Returns:
+        fields of an `Audit`; only `expected` if the samples are too many; nothing before the first checkpoint.
     """
     if counts is None or run.record.manifest is None:
-        return None
+        return {}
     config = run.config
+    expected = state["step"] * config.train.global_batch_size
+    if expected > MOST_AUDITED and not audits_all:
+        return {"expected": expected}
     manifest = Manifest.from_bytes(run.root.get(f"manifests/{run.record.manifest}.parquet"))
     order = FeedSpec.order_of(manifest, config.data, config.seed)
-    return audit(
+    done = audit(
         order,
         counts,
         config.train.global_batch_size,
         state["step"],
-        read_segments(run.store, state["ledger"]),
+        read_segments(run.store, state["ledger"], IDS_SCHEMA),
         config.data.bucket_steps if config.data.has_pairs else 1,
     )
+    return asdict(done)
 
 
 def audit(

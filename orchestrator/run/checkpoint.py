@@ -19,7 +19,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +84,7 @@ def _files(keys: Iterable[str]) -> dict[CheckpointName, set[str]]:
 
 def fetch_newest(
     store: Store,
-    record: RunRecord,
+    record: RunRecord | None,
     files: Sequence[str],
     folder: Path,
     log: Callable[[str], object] = logger.error,
@@ -101,7 +101,10 @@ def fetch_newest(
 
 
 def newest_undamaged(
-    store: Store, record: RunRecord, fetch: Callable[[CheckpointName], _T], log: Callable[[str], object] = logger.error
+    store: Store,
+    record: RunRecord | None,
+    fetch: Callable[[CheckpointName], _T],
+    log: Callable[[str], object] = logger.error,
 ) -> _T | None:
     """Calls `fetch` for the newest checkpoint and, while it raises CheckpointDamagedError, for the one before.
 
@@ -195,11 +198,20 @@ def quarantine(store: Store, name: CheckpointName) -> None:
         store.delete(f"{prefix}/{MANIFEST}")
 
 
-def prune(store: Store, record: RunRecord, keep: int) -> None:
+def ledgers_of(store: Store, names: Iterable[CheckpointName]) -> Iterator[Sequence[str]]:
+    """Names of the ledger segments of each of these checkpoints, read one by one."""
+    for name in names:
+        yield json.loads(store.get(f"checkpoints/{name}/{STATE}")).get("ledger", ())
+
+
+def prune(store: Store, record: RunRecord, keep: int) -> list[CheckpointName]:
     """Deletes all but the run's newest `keep` checkpoints, also those of fenced attempts, and partial ones.
 
     The manifest is deleted first, so a half-deleted checkpoint does not count as one. A partial one is deleted once
     nobody needs it: where its upload is not of the newest attempt, or is of an older step than what is kept.
+
+    Returns:
+        the checkpoints that are kept, oldest first.
     """
     found = _files([*(info.key for info in store.list("checkpoints/")), *store.unfinished("checkpoints/")])
     complete = sorted(name for name, files in found.items() if MANIFEST in files)
@@ -211,3 +223,4 @@ def prune(store: Store, record: RunRecord, keep: int) -> None:
                 store.delete_prefix(f"checkpoints/{name}/")
         elif DAMAGED not in files and (name.attempt != record.last.number or (kept and name.step < kept[0].step)):
             store.delete_prefix(f"checkpoints/{name}/")
+    return kept

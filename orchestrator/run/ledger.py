@@ -2,26 +2,63 @@
 
 Rows reach object storage with the checkpoint that contains their step, as Parquet segments that are never changed:
 `ledger/00000001-00000200-a1.parquet`. A checkpoint's state lists its segments, so a step that was lost in a crash and
-repeated is in the ledger once. `metrics.jsonl` holds the same rows without sample ids, for people and plots.
+repeated is in the ledger once. Neighbouring segments are merged into a new one as a run goes on, so that the list grows
+with the logarithm of the steps. `metrics.jsonl` holds the same rows without sample ids, for people and plots.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from io import RawIOBase
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.errors import ObjectNotFoundError
+from data.errors import MantaError
 from data.order.sample_order import Ints
 from data.stores.store import Store
 
-METRICS = "metrics.jsonl"
+LEDGER = "ledger/"
+"""Folder of the segments below the run's folder."""
+
+MERGED = 16
+"""Neighbouring segments that are merged into one."""
+
+GROUP_IDS = 1 << 23
+"""Least number of sample ids in a row group of a segment, where it has that many: 64 MB."""
+
+WHOLE_BYTES = 1 << 20
+"""Largest segment of which all columns are read, because that takes a single request."""
+
+METRICS_SCHEMA = pa.schema(
+    {
+        "step": pa.int64(),
+        "loss": pa.float64(),
+        "lr": pa.float64(),
+        "grad_norm": pa.float64(),
+        "tokens": pa.int64(),
+        "world_size": pa.int64(),
+        "step_s": pa.float64(),
+        "at": pa.float64(),
+    }
+)
+"""Columns of a segment with the fields of `StepRow`."""
+
+SAVE_SCHEMA = pa.schema({"save": pa.int64(), "attempt": pa.int64()})
+"""Columns that tell in merged segments which checkpoint each row was saved with: its step and attempt."""
+
+IDS_SCHEMA = pa.schema({"sample_ids": pa.list_(pa.int64())})
+
+SCHEMA = pa.schema([*METRICS_SCHEMA, *SAVE_SCHEMA, *IDS_SCHEMA])
+"""Columns of a segment. Versions up to 0.2 did not write those of `SAVE_SCHEMA`, which follow from the name then."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +86,7 @@ class StepRow:
 
     def metrics(self) -> dict[str, Any]:
         """The row without its sample ids."""
-        fields = asdict(self)
-        del fields["sample_ids"]
-        return fields
+        return {name: getattr(self, name) for name in METRICS_SCHEMA.names}
 
 
 def save_rows(path: Path, rows: Sequence[StepRow]) -> None:
@@ -73,6 +108,31 @@ def load_rows(path: Path) -> list[StepRow]:
     return [StepRow(**row, sample_ids=its) for row, its in zip(metrics, ids, strict=True)]
 
 
+class Segment(NamedTuple):
+    """A segment as its name tells it: first and last step, and the attempt that wrote it."""
+
+    first: int
+    last: int
+    attempt: int
+
+    @classmethod
+    def named(cls, name: str) -> Segment:
+        """Inverse of `str`."""
+        return cls(*map(int, re.findall(r"\d+", name)))
+
+    def __str__(self) -> str:
+        return f"{self.first:08d}-{self.last:08d}-a{self.attempt}.parquet"
+
+    @property
+    def steps(self) -> int:
+        """Number of its rows."""
+        return self.last - self.first + 1
+
+    def covers(self, other: Segment) -> bool:
+        """Whether it has all steps of the other one."""
+        return self.first <= other.first and other.last <= self.last
+
+
 class StepLedger:
     """Writes rows to object storage; owned by the process that writes checkpoints.
 
@@ -88,36 +148,141 @@ class StepLedger:
     def __init__(self, store: Store, attempt: int, step: int, segments: Sequence[str]) -> None:
         self._store, self._attempt = store, attempt
         self.step, self.segments = step, list(segments)
-        self._lines: list[bytes] | None = None if step else []  # of metrics.jsonl; None: not read yet
 
     def write(self, rows: Sequence[StepRow]) -> None:
-        """Writes the rows after `step` to a new segment and to metrics.jsonl. May be called again after an error."""
+        """Writes the rows after `step` to a new segment. May be called again after an error."""
         new = [row for row in rows if row.step > self.step]
-        if self._lines is None:
-            self._lines = metrics_lines(self._store, self.step)
-        lines = [*self._lines, *(json.dumps(row.metrics()).encode() for row in new)]
-        if new:
-            segment = f"{new[0].step:08d}-{new[-1].step:08d}-a{self._attempt}.parquet"
-            columns = {name: [row.metrics()[name] for row in new] for name in new[0].metrics()}
-            table = pa.table({**columns, "sample_ids": [row.sample_ids for row in new]})
-            sink = pa.BufferOutputStream()
-            pq.write_table(table, sink, compression="zstd")
-            self._store.put(f"ledger/{segment}", sink.getvalue().to_pybytes())
-            self.segments, self.step = [*self.segments, segment], new[-1].step
-        self._lines = lines
-        self._store.put(METRICS, b"".join(line + b"\n" for line in lines))
+        if not new:
+            return
+        segment = Segment(new[0].step, new[-1].step, self._attempt)
+        columns = {name: [getattr(row, name) for row in new] for name in (*METRICS_SCHEMA.names, "sample_ids")}
+        saved = {"save": [segment.last] * len(new), "attempt": [segment.attempt] * len(new)}
+        sink = pa.BufferOutputStream()
+        _write_groups(sink, [pa.table({**columns, **saved}, schema=SCHEMA)])
+        self._store.put(f"{LEDGER}{segment}", sink.getvalue().to_pybytes())
+        self.segments, self.step = [*self.segments, str(segment)], segment.last
+
+    def merge(self) -> None:
+        """Merges the first neighbours that are due, see `due_merge`, into a new segment, which takes their place.
+
+        At most once in a call, so that a save does not wait long for it. Holds a few row groups in memory at most.
+
+        Raises:
+            MantaError, OSError, ArrowException: nothing has changed, and it may be called again.
+        """
+        due = due_merge(self.segments)
+        if due is None:
+            return
+        sources = self.segments[due]
+        merged = Segment(Segment.named(sources[0]).first, Segment.named(sources[-1]).last, self._attempt)
+        with tempfile.TemporaryDirectory(prefix="manta-ledger-") as folder:
+            path = Path(folder) / str(merged)
+            _write_groups(path, _each_step_once(merged, read_segments(self._store, sources)))
+            self._store.put_file(f"{LEDGER}{merged}", path)
+        self.segments = [*self.segments[: due.start], str(merged), *self.segments[due.stop :]]
 
 
-def metrics_lines(store: Store, last_step: int | None = None) -> list[bytes]:
-    """Lines of metrics.jsonl up to `last_step`; none before the first checkpoint."""
-    try:
-        lines = store.get(METRICS).splitlines()
-    except ObjectNotFoundError:
-        return []
-    return [line for line in lines if last_step is None or json.loads(line)["step"] <= last_step]
+def due_merge(segments: Sequence[str]) -> slice | None:
+    """The first MERGED neighbours of which the newer ones have together at least as many steps as the oldest.
+
+    Where there are none, each segment has more steps than the MERGED - 1 after it together, so the number of segments
+    grows with the logarithm of the steps.
+    """
+    steps = [Segment.named(name).steps for name in segments]
+    starts = range(len(steps) - MERGED + 1)
+    found = next((at for at in starts if sum(steps[at + 1 : at + MERGED]) >= steps[at]), None)
+    return None if found is None else slice(found, found + MERGED)
 
 
-def read_segments(store: Store, segments: Sequence[str]) -> Iterator[pa.Table]:
-    """Reads the tables of the segments, in step order."""
-    for segment in segments:
-        yield pq.read_table(pa.BufferReader(store.get(f"ledger/{segment}")))
+def sweep_segments(store: Store, lists: Iterable[Sequence[str]]) -> None:
+    """Deletes segments that were merged, or left by attempts that ended, and that nobody needs.
+
+    A segment is deleted where each of the lists has another one that covers its steps. What a save in progress has
+    written is not: its new rows are in no other segment, and what it has merged is longer than its parts in the lists.
+
+    Args:
+        lists: the segments of the checkpoint that the newest one continued, of the newest one, and of all kept ones. No
+            more of them are taken than it needs to see that there is nothing to delete.
+    """
+    names = [info.key.removeprefix(LEDGER) for info in store.list(LEDGER)]
+    unneeded = {name: Segment.named(name) for name in names}
+    for each in lists:
+        listed = {name: Segment.named(name) for name in each}
+        unneeded = {
+            name: segment
+            for name, segment in unneeded.items()
+            if name not in listed and any(other.covers(segment) for other in listed.values())
+        }
+        if not unneeded:
+            return
+    for name in unneeded:
+        store.delete(f"{LEDGER}{name}")
+
+
+def read_segments(store: Store, segments: Sequence[str], schema: pa.Schema = SCHEMA) -> Iterator[pa.Table]:
+    """Reads the segments in step order, a row group at a time.
+
+    Args:
+        schema: the columns to read: a part of SCHEMA. Of a large segment, no others are transferred.
+    """
+    for name in segments:
+        with store.open(f"{LEDGER}{name}") as file:
+            parquet = _opened(file)
+            stored = set(parquet.schema_arrow.names)
+            for group in range(parquet.num_row_groups):
+                table = parquet.read_row_group(group, [column for column in schema.names if column in stored])
+                yield _completed(table, Segment.named(name), schema)
+
+
+def read_rows(store: Store, segments: Sequence[str], schema: pa.Schema = METRICS_SCHEMA) -> pa.Table:
+    """The rows of the segments in step order; see `read_segments`."""
+    return pa.concat_tables([schema.empty_table(), *read_segments(store, segments, schema)])
+
+
+def _opened(file: RawIOBase) -> pq.ParquetFile:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    return pq.ParquetFile(pa.BufferReader(file.read(size)) if size <= WHOLE_BYTES else file, pre_buffer=True)
+
+
+def _completed(table: pa.Table, segment: Segment, schema: pa.Schema) -> pa.Table:
+    """The table with the columns of `schema`; those that it lacks have the same value in every row."""
+    same = {"save": segment.last, "attempt": segment.attempt}
+    columns = [
+        table[field.name].cast(field.type)
+        if field.name in table.column_names
+        else pa.array(np.full(table.num_rows, same[field.name]), field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def _write_groups(target: Any, tables: Iterable[pa.Table]) -> None:
+    """Writes tables as a Parquet file, in row groups of about GROUP_IDS to twice as many sample ids."""
+    pending: list[pa.Table] = []
+    dictionaries = ["world_size", *SAVE_SCHEMA.names]
+    with pq.ParquetWriter(target, SCHEMA, compression="zstd", use_dictionary=dictionaries) as writer:
+        for table in tables:
+            pending.append(table)
+            rows = max(1, GROUP_IDS * table.num_rows // max(1, len(table["sample_ids"].combine_chunks().values)))
+            if sum(each.num_rows for each in pending) >= rows:
+                writer.write_table(pa.concat_tables(pending), row_group_size=2 * rows)
+                pending.clear()
+        if pending:
+            writer.write_table(pa.concat_tables(pending))
+
+
+def _each_step_once(segment: Segment, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Yields the tables.
+
+    Raises:
+        MantaError: they do not have each step of the segment once, in order.
+    """
+    step = segment.first
+    for table in tables:
+        if not np.array_equal(table["step"].to_numpy(), np.arange(step, step + table.num_rows)):
+            break
+        step += table.num_rows
+        yield table
+    if step != segment.last + 1:
+        raise MantaError(f"The ledger does not have each step from {segment.first} to {segment.last} once.")

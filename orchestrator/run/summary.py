@@ -6,28 +6,22 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, TypedDict
-
-from safetensors.numpy import load_file
 
 from data.cleaning.clean import named_rows
 from data.order.known_units import ExcludedDocuments
 from orchestrator.config.recipe import RunConfig
 from orchestrator.run.audit import audit_run
-from orchestrator.run.checkpoint import PROGRESS, fetch_newest, list_checkpoints
+from orchestrator.run.checkpoint import list_checkpoints
 from orchestrator.run.fence import liveness
 from orchestrator.run.goodput import add_up
-from orchestrator.run.ledger import metrics_lines
 from orchestrator.run.progress import Progress
 from orchestrator.run.record import LIVE, Attempt
 from orchestrator.run.run import Run
 from orchestrator.run.state import StepSeconds
+from orchestrator.run.stored import StoredState, read_state, world_sizes
 from orchestrator.run.utilization import peak_of, utilization
 
 _TRANSLATION_SCORES = ("bleu", "bleu_signature", "chrf", "chrf_signature", "translated")
@@ -84,7 +78,7 @@ class StoredSummary(RunSummary):
         tokens: target tokens trained on up to that step.
         restarts: number of `disruptions`.
         decisions: decisions about workers, see `Progress.decisions`, each with the number of its `attempt`.
-        samples: the audit of the sample ledger, see `Audit`; empty before the first checkpoint.
+        samples: the audit of the sample ledger, see `audit_run`.
         skipped_steps: steps whose data was skipped because the loss spiked on it.
         cleaning_steps: a row for every step of `data.cleaning`: documents and characters in and removed.
         units_read: units that `cleaning_steps` covers; 0 if it covers all.
@@ -147,32 +141,26 @@ class LiveSummary(RunSummary):
     checkpoint: SavedCheckpoint | None
 
 
-def read_metrics(run: Run) -> list[dict[str, Any]]:
-    """Rows of metrics.jsonl. Rows after the newest checkpoint do not belong to the run."""
-    return [json.loads(line) for line in metrics_lines(run.store)]
-
-
-def summary_of_run(run: Run, rows: list[dict[str, Any]] | None = None) -> StoredSummary:
+def summary_of_run(run: Run, stored: StoredState | None = None, *, audits_all: bool = False) -> StoredSummary:
     """Builds the summary of a stored run.
 
     Args:
-        rows: result of `read_metrics`, if it has been read already.
+        stored: result of `read_state`, if it has been read already.
+        audits_all: audit the sample ledger however long it is, see `audit_run`.
     """
     record, config = run.record, run.config
-    rows = read_metrics(run) if rows is None else rows
-    with tempfile.TemporaryDirectory(prefix="manta-show-") as scratch:
-        fetched = fetch_newest(run.store, record, (PROGRESS,), Path(scratch))
-        state: dict[str, Any] = fetched[1] if fetched else {"step": 0, "tokens": 0, "ledger": [], "skipped": {}}
-        samples = audit_run(run, state, load_file(Path(scratch) / PROGRESS)["counts"] if fetched else None)
-    excluded = ExcludedDocuments.of_json(state.get("excluded", {}))
-    rows = [row for row in rows if row["step"] <= state["step"]]
-    losses = [row["loss"] for row in rows if row["loss"] is not None]
+    stored = read_state(run.store, run.record) if stored is None else stored
+    state, rows = stored.saved, stored.rows
+    samples = audit_run(run, state, stored.counts, audits_all=audits_all)
+    excluded, skipped = ExcludedDocuments.of_json(state.get("excluded", {})), state.get("skipped", {})
+    losses = rows["loss"].drop_null()
+    step_s, world_size = rows["step_s"].to_numpy(), rows["world_size"].to_numpy()
     common = _summary(
         config,
         record.attempts,
         tokens=state["tokens"],
-        losses=Losses(train=losses[-1] if losses else None, val=record.result.get("val_loss")),
-        seconds=StepSeconds(sum(row["step_s"] for row in rows), sum(row["step_s"] * row["world_size"] for row in rows)),
+        losses=Losses(train=losses[-1].as_py() if len(losses) else None, val=record.result.get("val_loss")),
+        seconds=StepSeconds(float(step_s.sum()), float((step_s * world_size).sum())),
         flops_per_token=_newest_flops_per_token(record.attempts),
         goodput=goodput_of(record.attempts),
     )
@@ -187,9 +175,9 @@ def summary_of_run(run: Run, rows: list[dict[str, Any]] | None = None) -> Stored
         "tokens": state["tokens"],
         "restarts": len(common["disruptions"]),
         "decisions": _numbered(record.attempts, "decisions"),
-        "samples": asdict(samples) if samples else {},
+        "samples": samples,
         "skipped_steps": state.get("skipped_steps", []),
-        "skipped_units": {"count": len(state["skipped"]), "reasons": list(state["skipped"].values())[:10]},
+        "skipped_units": {"count": len(skipped), "reasons": list(skipped.values())[:10]},
         "cleaning_steps": record.cleaning.get("report") or named_rows(excluded.steps, config.data.cleaning),
         "units_read": excluded.units,
         "pairs_too_long": excluded.too_long,
@@ -295,12 +283,3 @@ def goodput_of(attempts: Sequence[Attempt]) -> dict[str, float]:
     for before, after in pairwise(attempts):
         total["idle"] += max(0.0, after.started_at - before.heartbeat_at)
     return total | {"wall": attempts[-1].heartbeat_at - attempts[0].started_at}
-
-
-def world_sizes(rows: Sequence[Mapping[str, Any]]) -> list[list[int]]:
-    """[step, world size] of the first row and of every row where the world size changed."""
-    changes: list[list[int]] = []
-    for row in rows:
-        if not changes or changes[-1][1] != row["world_size"]:
-            changes.append([row["step"], row["world_size"]])
-    return changes

@@ -27,7 +27,6 @@ from data.errors import MantaError, ObjectNotFoundError
 from data.order.known_units import KnownUnits
 from data.stores.patience import Patience
 from orchestrator.errors import CheckpointDamagedError
-from orchestrator.observe.event_files import TrainingEvents
 from orchestrator.run.checkpoint import (
     MODEL,
     PROGRESS,
@@ -43,10 +42,12 @@ from orchestrator.run.checkpoint import (
 )
 from orchestrator.run.fence import check_fence
 from orchestrator.run.job import TrainJob, initial_weights_key
-from orchestrator.run.ledger import StepLedger
+from orchestrator.run.ledger import StepLedger, StepRow
+from orchestrator.run.metrics_file import newest_step
 from orchestrator.run.progress import RESTORING
 from orchestrator.run.record import load_record
 from orchestrator.run.state import START, RunState
+from orchestrator.snapshots.housekeeping import Housekeeping
 from orchestrator.snapshots.resume_point import ResumePoint, newest_holder
 from orchestrator.snapshots.store import NodeMemory, remove_runs
 
@@ -66,7 +67,7 @@ class SnapshotAgent:
         if self._memory is not None:  # another agent was here before, and died
             self._memory.unpin()
         self._saving = threading.Lock()
-        self._events = TrainingEvents(job.store)
+        self._housekeeping = Housekeeping(job)
         self._base: tuple[dict[str, Any], StepLedger] | None = None  # newest checkpoint's state.json, and the ledger
 
     def open_memory(self, state_bytes: int) -> NodeMemory:
@@ -187,42 +188,50 @@ class SnapshotAgent:
             MantaError: see `data.stores.store`.
         """
         job, store, memory = self._job, self._store, self._memory_here()
-        began = time.monotonic()
         with self._saving, memory.pinned(step) as (folder, rows):
-            check_fence(store, job.attempt)  # before metrics.jsonl, which a newer attempt may have written since
+            check_fence(store, job.attempt)
             base = self._base or self._continue_from(
                 ray.get(job.monitor.newest_checkpoint.remote()) or self._newest_state()
             )
-            saved, ledger = base
-            if saved["step"] == step:  # by an agent that died before it could say so
-                return step
-            now = RunState(saved, [row for row in rows if row.step > saved["step"]])
-            known: KnownUnits = ray.get(job.feeder.known.remote())
-            ledger.write(now.rows)
-            save_file({"counts": known.counts}, folder / PROGRESS)
-            state = self._state_of(step, now, ledger, known)
-            size = write_checkpoint(
-                store,
-                CheckpointName(step, job.attempt),
-                state,
-                folder,
-                before_commit=lambda: check_fence(store, job.attempt),
-            )
-            if self._base is base:  # else a group has started meanwhile, and continues from the checkpoint it found
-                self._base = state, ledger
-            # Whoever saves next must know it: rows up to this step are dropped once this method returns.
-            ray.get(job.monitor.report_checkpoint.remote(step, state["saved_at"], state))
-            job.monitor.log.remote(
-                f"step {step}: checkpoint saved ({size / 1e6:.1f} MB in {time.monotonic() - began:.1f} s)"
-            )
-            prune(store, check_fence(store, job.attempt), job.config.checkpoint.keep)
-            if job.config.observe.tensorboard:
-                self._write_events(step, ledger.segments)
+            state, ledger = base
+            continued, name = state["ledger"], CheckpointName(step, job.attempt)
+            if state["step"] != step:  # else an agent that died before it could say so has saved it
+                state = self._write(name, base, folder, rows)
+            kept = prune(store, check_fence(store, job.attempt), job.config.checkpoint.keep)
+            self._housekeeping.after_save(name, state, ledger, continued, kept)
         return step
+
+    def _write(
+        self, name: CheckpointName, base: tuple[dict[str, Any], StepLedger], folder: Path, rows: Sequence[StepRow]
+    ) -> dict[str, Any]:
+        """Writes the checkpoint `name` and tells the monitor; returns its state.json.
+
+        Args:
+            base: state.json of the checkpoint before it, and the ledger.
+            folder: the snapshot.
+            rows: the snapshot's.
+        """
+        job, store, step, (saved, ledger), began = self._job, self._store, name.step, base, time.monotonic()
+        now = RunState(saved, [row for row in rows if row.step > saved["step"]])
+        known: KnownUnits = ray.get(job.feeder.known.remote())
+        ledger.write(now.rows)
+        self._housekeeping.before_state(step, ledger)
+        save_file({"counts": known.counts}, folder / PROGRESS)
+        state = self._state_of(step, now, ledger, known)
+        size = write_checkpoint(store, name, state, folder, before_commit=lambda: check_fence(store, job.attempt))
+        if self._base is base:  # else a group has started meanwhile, and continues from the checkpoint it found
+            self._base = state, ledger
+        # Whoever saves next must know it: rows up to this step are dropped once this method returns.
+        ray.get(job.monitor.report_checkpoint.remote(step, state["saved_at"], state))
+        job.monitor.log.remote(
+            f"step {step}: checkpoint saved ({size / 1e6:.1f} MB in {time.monotonic() - began:.1f} s)"
+        )
+        return state
 
     def _state_of(self, step: int, now: RunState, ledger: StepLedger, known: KnownUnits) -> dict[str, Any]:
         """Content of a checkpoint's state.json."""
-        config = self._job.config
+        config, saved = self._job.config, now.saved
+        is_last = step == config.train.steps
         return {
             "step": step,
             "tokens": now.tokens,
@@ -232,19 +241,12 @@ class SnapshotAgent:
             "samples": step * config.train.global_batch_size,
             "seed": config.seed,
             "ledger": ledger.segments,
+            "metrics": newest_step(step, saved.get("metrics", saved["step"]), is_last=is_last),
             "skipped": known.skipped,
             "excluded": asdict(known.excluded),
             "saved_at": time.time(),
             **self._job.facts,
         }
-
-    def _write_events(self, step: int, segments: Sequence[str]) -> None:
-        """Writes TensorBoard's files for the steps up to `step`; after a failure, the next save writes them."""
-        try:
-            self._events.follow(segments)
-        except MantaError as error:
-            reason = " ".join(str(error).split())[-300:]
-            self._job.monitor.log.remote(f"step {step}: not yet in TensorBoard's files: {reason}")
 
     def keep_stacks(self, texts: Mapping[str, str]) -> None:
         """Writes the stacks of workers that hung into the run's folder, by key; a store that fails gets none."""

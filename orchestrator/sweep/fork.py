@@ -11,7 +11,8 @@ from pathlib import Path
 
 from data.stores.store import Store
 from orchestrator.run.checkpoint import STATE, CheckpointName, fetch_checkpoint, list_checkpoints, write_checkpoint
-from orchestrator.run.ledger import METRICS, metrics_lines
+from orchestrator.run.ledger import LEDGER
+from orchestrator.run.metrics_file import METRICS, metrics_lines
 
 
 def fork(donor: Store, name: CheckpointName, child: Store) -> None:
@@ -30,7 +31,10 @@ def fork(donor: Store, name: CheckpointName, child: Store) -> None:
         folder = Path(scratch)
         state = fetch_checkpoint(donor, name, None, folder)
         for segment in state["ledger"]:
-            child.put(f"ledger/{segment}", donor.get(f"ledger/{segment}"))
-        child.put(METRICS, b"".join(line + b"\n" for line in metrics_lines(donor, name.step)))
+            copied = folder / segment
+            donor.get_file(f"{LEDGER}{segment}", copied)
+            child.put_file(f"{LEDGER}{segment}", copied)
+            copied.unlink()
+        child.put(METRICS, b"".join(metrics_lines(child, state["ledger"])))
         (folder / STATE).write_text(json.dumps(state))
         write_checkpoint(child, own, state, folder, before_commit=lambda: None)

@@ -6,7 +6,6 @@ run as Ctrl-C does and releases workers, actors and node memory. The thread of a
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
@@ -26,10 +25,10 @@ from orchestrator.driver.train import close_attempt
 from orchestrator.run.checkpoint import CheckpointName, list_checkpoints
 from orchestrator.run.fence import Fence
 from orchestrator.run.heartbeat import Heartbeat
-from orchestrator.run.ledger import metrics_lines
 from orchestrator.run.progress import Progress
-from orchestrator.run.record import load_record
+from orchestrator.run.record import RECORD, RunRecord, load_record
 from orchestrator.run.run import Run, stores
+from orchestrator.run.stored import read_state
 from orchestrator.sweep.fork import fork
 from orchestrator.sweep.milestones import due, mean_loss, milestones, rungs
 from orchestrator.sweep.records import Donor
@@ -250,16 +249,17 @@ class Trial:
             donor = assignment.donor
             fork(root.child(f"runs/{donor.run}"), CheckpointName(donor.step, donor.attempt), self._store)
         begun = bool(list_checkpoints(self._store))
+        record = load_record(self._store) if begun and self._store.head(RECORD) is not None else None
         if begun:
-            rows = [json.loads(line) for line in metrics_lines(self._store)]
-            self._seen.losses.update({row["step"]: row["loss"] for row in rows})
-            if self._has_finished():
+            rows = read_state(self._store, record).rows
+            self._seen.losses.update(zip(rows["step"].to_pylist(), rows["loss"].to_pylist(), strict=True))
+            if record is not None and self._has_finished(record):
                 return
         fence = Fence.claim(
             self._store,
             config.run,
             result_fields(config),
-            keep_pins=begun and self._store.head("run.json") is not None,
+            keep_pins=record is not None,
             started_at=assignment.started_at,
             takeover=True,  # the sweep's own fence already excludes other attempts
         )
@@ -276,11 +276,8 @@ class Trial:
             close_attempt(fence, error)
             raise
 
-    def _has_finished(self) -> bool:
+    def _has_finished(self, record: RunRecord) -> bool:
         """Whether the run had finished before, unknown to the sweep's records; if so, adds the missing reports."""
-        if self._store.head("run.json") is None:
-            return False
-        record = load_record(self._store)
         if record.last.status != "finished":
             return False
         with self._changed:

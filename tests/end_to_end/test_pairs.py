@@ -13,12 +13,13 @@ import pytest
 from typer.testing import CliRunner
 
 from data.feed.held_out import fixed_batches
+from data.stores.store import Store
 from model.config import ModelConfig
 from model.size import flops_per_pair
 from orchestrator.cli.main import app
 from orchestrator.config.load import load_recipe
 from orchestrator.observe.event_files import HELD_OUT, TRAIN
-from orchestrator.run.ledger import metrics_lines
+from orchestrator.run.metrics_file import METRICS
 from orchestrator.run.run import Run, feed_spec, open_run
 from tests.end_to_end.manta_process import MantaProcess
 from tests.orchestrator.event_reader import curves_in
@@ -97,8 +98,13 @@ def command(*arguments: str) -> str:
     return str(done.output)
 
 
+def rows_of(store: Store) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl."""
+    return [json.loads(line) for line in store.get(METRICS).splitlines()]
+
+
 def losses(recipe: str) -> list[float]:
-    return [json.loads(line)["loss"] for line in metrics_lines(open_run(load_recipe(recipe)).store)]
+    return [row["loss"] for row in rows_of(open_run(load_recipe(recipe)).store)]
 
 
 def test_one_worker_and_two_of_which_one_is_killed_end_in_the_same(
@@ -127,7 +133,7 @@ def test_one_worker_and_two_of_which_one_is_killed_end_in_the_same(
     for recipe, summary in zip((alone, disturbed), summaries, strict=True):
         run = open_run(load_recipe(recipe))
         store, inputs, texts = run.store, *mean_lengths(run)
-        rows = [json.loads(line) for line in metrics_lines(store)]
+        rows = rows_of(store)
         step_s = sum(row["step_s"] for row in rows)
         shape = ModelConfig.model_validate(RECIPE["model"])
         per_token = flops_per_pair(shape, RECIPE["data"]["tokenizer"]["vocab_size"], inputs, texts) / texts

@@ -18,7 +18,7 @@ from cluster.local.ray import ray_cluster
 from data.stores.local import LocalStore
 from orchestrator.config.load import load_recipe
 from orchestrator.run.checkpoint import CheckpointName
-from orchestrator.run.ledger import metrics_lines
+from orchestrator.run.metrics_file import METRICS
 from orchestrator.run.run import open_run
 from orchestrator.run.summary import summary_of_run
 from orchestrator.snapshots.store import snapshot_roots
@@ -153,8 +153,10 @@ def test_pbt_goes_on_from_the_donors_state_with_other_values(site: SweepSite, ra
     assert child.trial_runs[1].point["train.lr"] in (pytest.approx(3e-3 * 0.8), pytest.approx(3e-3 * 1.25))
 
     store = LocalStore(str(site.folder / "store"))
-    donor_rows = [json.loads(line) for line in metrics_lines(store.child(f"runs/{donor.run}"))]
-    child_rows = [json.loads(line) for line in metrics_lines(store.child(f"runs/{child.trial_runs[1].run}"))]
+    donor_rows, child_rows = (
+        [json.loads(line) for line in store.get(f"runs/{run}/{METRICS}").splitlines()]
+        for run in (donor.run, child.trial_runs[1].run)
+    )
     # The donor's losses up to the copied step, to the last bit; from there on its own, which begin where the donor was.
     assert [row["loss"] for row in child_rows[: donor.step]] == [row["loss"] for row in donor_rows[: donor.step]]
     first = child_rows[donor.step]

@@ -171,15 +171,15 @@ def test_an_unknown_run_is_named(command: str, tmp_path: Path, monkeypatch: pyte
 
 def test_show_passes_on_its_argument(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = standing_in(monkeypatch, "orchestrator.commands.show", "show")
-    assert CliRunner().invoke(app, ["show", "first", "--json", "--set", "run=second"]).exit_code == 0
-    assert calls == [(("first", True, ("run=second",)), {})]
+    assert CliRunner().invoke(app, ["show", "first", "--json", "--audit", "--set", "run=second"]).exit_code == 0
+    assert calls == [(("first", True, ("run=second",), True), {})]
 
 
 def test_report_passes_on_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = standing_in(monkeypatch, "orchestrator.commands.report", "report")
     assert CliRunner().invoke(app, ["report", "first", "--to", "a/b.html", "--set", "run=second"]).exit_code == 0
-    assert CliRunner().invoke(app, ["report", "first"]).exit_code == 0
-    assert calls == [(("first", Path("a/b.html"), ("run=second",)), {}), (("first", None, ()), {})]
+    assert CliRunner().invoke(app, ["report", "first", "--audit"]).exit_code == 0
+    assert calls == [(("first", Path("a/b.html"), ("run=second",), False), {}), (("first", None, (), True), {})]
 
 
 def test_schema_is_json_or_a_table() -> None:

@@ -20,7 +20,7 @@ from orchestrator.config.result_fields import result_fields
 from orchestrator.report.run_data import evaluations_of, report_data, without_passwords
 from orchestrator.run.checkpoint import PROGRESS, CheckpointName, write_checkpoint
 from orchestrator.run.fence import Fence
-from orchestrator.run.ledger import StepLedger, StepRow
+from orchestrator.run.ledger import MERGED, StepLedger, StepRow
 from orchestrator.run.record import RunRecord
 from orchestrator.run.run import open_run, stores
 from orchestrator.sweep.records import RECORD as SWEEP_RECORD
@@ -58,6 +58,7 @@ def save(fence: Fence, store: Any, folder: Path, steps: range, segments: list[st
     ledger = StepLedger(store, attempt, steps[0] - 1, segments)
     ids = np.arange(4, dtype=np.int64)
     ledger.write([StepRow(s, 9 - s / 9, 1e-3, 1.0, 100 * s, 2, 0.5, fence.record.created_at + s, ids) for s in steps])
+    ledger.merge()
     snapshot = folder / f"snapshot-{attempt}-{steps[-1]}"
     snapshot.mkdir()
     save_file({"counts": np.zeros(1, np.int64)}, snapshot / PROGRESS)
@@ -132,11 +133,21 @@ def test_only_what_belongs_to_the_run_is_in_its_story(recipe: str, tmp_path: Pat
     second.update(attempt={"status": "stopped", "from_step": 10, "step": 15, "evaluations": again})
     summary = report_data(open_run(load_recipe(recipe)))
     assert summary["step"] == 15
-    assert [row["step"] for row in summary["rows"]] == list(range(1, 16))
-    assert summary["saves"] == [{"step": 10, "attempt": 1}, {"step": 15, "attempt": 2}]
+    assert summary["rows"]["step"] == list(range(1, 16))
+    assert summary["saves"] == [10, 15]
     assert [(each["step"], each["val_loss"]) for each in summary["evaluations"]] == [(10, 5.0), (15, 4.5)]
     assert summary["lives"][0]["versions"]["torch"].startswith("2.13.0")
     json.dumps(summary)
+
+
+def test_merged_segments_still_tell_every_save(recipe: str, tmp_path: Path) -> None:
+    fence, store = begin(recipe)
+    segments: list[str] = []
+    for step in range(1, MERGED + 3):
+        segments = save(fence, store, tmp_path, range(step, step + 1), segments)
+    assert len(segments) == 3
+    summary = report_data(open_run(load_recipe(recipe)))
+    assert summary["saves"] == summary["rows"]["step"] == list(range(1, MERGED + 3))
 
 
 def test_the_config_is_that_of_the_run_where_it_decides_the_result(recipe: str) -> None:

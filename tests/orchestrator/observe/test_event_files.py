@@ -10,9 +10,9 @@ import pytest
 
 from data.errors import TransientStoreError
 from data.stores.local import LocalStore
-from orchestrator.observe.event_files import HELD_OUT, TRAIN, HeldOutEvents, TrainingEvents, event_file
+from orchestrator.observe.event_files import HELD_OUT, PREFIX, TRAIN, HeldOutEvents, TrainingEvents, event_file
 from orchestrator.observe.tracker import Point, Tracked
-from orchestrator.run.ledger import StepLedger, StepRow
+from orchestrator.run.ledger import MERGED, StepLedger, StepRow
 from tests.orchestrator.event_reader import curves_in
 from tests.orchestrator.run.builders import step_row
 
@@ -85,6 +85,47 @@ def test_a_failed_write_is_repeated_later(store: LocalStore, monkeypatch: pytest
     ledger.write(rows(5, 6))
     events.follow(ledger.segments)
     assert [step for step, _ in curves(store)["loss"]] == [1, 2, 3, 4, 5, 6]
+
+
+def test_merged_segments_change_no_file(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the process has written the files itself or has just started."""
+    ledger, events = StepLedger(store, 1, 0, []), TrainingEvents(store)
+    for step in range(1, MERGED + 1):
+        ledger.write(rows(step, step))
+        events.follow(ledger.segments)
+    before = names(store)
+    ledger.merge()
+    assert len(ledger.segments) == 1
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "put", None)
+        patched.setattr(store, "delete", None)
+        events.follow(ledger.segments)
+        TrainingEvents(store).follow(ledger.segments)
+    assert names(store) == before and len(before) == MERGED
+    ledger.write(rows(MERGED + 1, MERGED + 2))
+    TrainingEvents(store).follow(ledger.segments)
+    found = curves(store)
+    assert [step for step, _ in found["loss"]] == list(range(1, MERGED + 3))
+    assert found["tokens_per_s"] == [(step, 2.0 * step) for step in range(1, MERGED + 3)]
+
+
+def test_files_that_are_missing_or_wrong_are_put_right_from_merged_segments(store: LocalStore) -> None:
+    """Steps were repeated, a file could not be written, and then the segments were merged."""
+    ledger = StepLedger(store, 1, 0, [])
+    ledger.write(rows(1, 1))
+    saved = list(ledger.segments)
+    ledger.write(rows(2, 5))
+    TrainingEvents(store).follow(ledger.segments)
+    ledger = StepLedger(store, 2, 1, saved)
+    for step in range(2, MERGED + 1):
+        ledger.write(rows(step, step, attempt=2))
+    ledger.merge()
+    store.delete(f"{TRAIN}{PREFIX}00000001-00000001-a1")
+    TrainingEvents(store).follow(ledger.segments)
+    found = curves(store)
+    assert found["world_size"] == [(step, 1 if step == 1 else 2) for step in range(1, MERGED + 1)]
+    assert found["tokens_per_s"] == [(step, 2.0 * step) for step in range(1, MERGED + 1)]
+    assert len(names(store)) == MERGED
 
 
 def test_nothing_is_written_twice(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:

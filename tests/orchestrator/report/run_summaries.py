@@ -13,6 +13,11 @@ BEGAN = 1_795_000_000.0
 CAUSES = ("node", "crash", "hang", "error", "bad step", "resize")
 
 
+def columns_of(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The rows as the report's data has them."""
+    return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
+
+
 def eventful(steps: int = 600, seed: int = 3) -> dict[str, Any]:
     """Two attempts with a long pause between them, and all kinds of events, three of them within two seconds."""
     rng = random.Random(seed)
@@ -118,7 +123,7 @@ def eventful(steps: int = 600, seed: int = 3) -> dict[str, Any]:
         ],
         "made_at": ended + 60,
         "url": "s3://manta/runs/eventful/",
-        "rows": rows,
+        "rows": columns_of(rows),
         "lives": [
             {
                 "number": 1,
@@ -156,7 +161,7 @@ def eventful(steps: int = 600, seed: int = 3) -> dict[str, Any]:
             }
             for step in range(100, steps + 1, 100)
         ],
-        "saves": [{"step": step, "attempt": 1 + (step > half)} for step in range(50, steps + 1, 50)],
+        "saves": list(range(50, steps + 1, 50)),
         "config": [
             {"name": "run", "value": "eventful", "is_default": False},
             {"name": "train.lr", "value": 1e-3, "is_default": False},
@@ -186,7 +191,7 @@ def before_first_step() -> dict[str, Any]:
         "checkpoints": [],
         "made_at": BEGAN + 13,
         "url": "runs/early/",
-        "rows": [],
+        "rows": {},
         "lives": [life],
         "evaluations": [],
         "saves": [],
@@ -288,10 +293,10 @@ def summaries(draw: st.DrawFn) -> dict[str, Any]:
         "loss": {"train": draw(_numbers), "val": draw(_numbers)},
         "skipped_steps": draw(st.lists(st.integers(1, 14), max_size=2)),
         "goodput": draw(st.dictionaries(st.sampled_from(["training_s", "idle_s", "replay_s", "wall_s"]), _seconds)),
-        "rows": rows,
+        "rows": columns_of(rows),
         "lives": draw(_lives()),
         "evaluations": sorted(draw(st.lists(_evaluations, max_size=4)), key=lambda each: each["step"]),
-        "saves": [{"step": step, "attempt": 1} for step in draw(st.lists(st.integers(1, 14), max_size=4))],
+        "saves": draw(st.lists(st.integers(1, 14), max_size=4)),
         "config": [{"name": draw(_words), "value": draw(_numbers | _words), "is_default": draw(st.booleans())}],
         "url": draw(_words),
     }

@@ -84,6 +84,10 @@ def test_a_lost_sample_is_stated() -> None:
     assert "NOT every sample once and in order." in html(summary)
 
 
+def test_samples_that_were_too_many_to_audit_are_counted() -> None:
+    assert "8,000 expected; manta report --audit" in html(eventful() | {"samples": {"expected": 8000}})
+
+
 def test_a_run_of_an_older_version_is_shown() -> None:
     summary = eventful() | {"evaluations": [], "saves": []}
     for life in summary["lives"]:
@@ -196,10 +200,11 @@ def test_an_attempt_ends_at_the_step_that_the_next_one_continued_from() -> None:
 
 
 def test_a_step_after_a_missing_one_has_no_speed() -> None:
-    rows = eventful()["rows"][:10]
-    points, seconds = RunFacts({"rows": [*rows[:3], *rows[4:]]}).speed()
+    rows = {name: values[:10] for name, values in eventful()["rows"].items()}
+    without_one = {name: [*values[:3], *values[4:]] for name, values in rows.items()}
+    points, seconds = RunFacts({"rows": without_one}).speed()
     assert [step for step, _ in points] == [1, 2, 3, 6, 7, 8, 9, 10]
-    assert points[1][1] == (rows[1]["tokens"] - rows[0]["tokens"]) / 0.5 and seconds == [0.5] * 8
+    assert points[1][1] == (rows["tokens"][1] - rows["tokens"][0]) / 0.5 and seconds == [0.5] * 8
 
 
 def test_the_page_fetches_nothing_and_runs_only_its_own_script() -> None:

@@ -42,6 +42,11 @@ def test_a_run_that_continues_is_shown_before_its_newest_attempt_has_done_a_step
     assert speed.endswith("tokens/s")
 
 
+def test_samples_that_were_too_many_to_audit_are_counted() -> None:
+    told = dict(table_rows(summary(samples={"expected": 8000})))["samples"]
+    assert told == "8,000 expected; manta show --audit compares them with those seen"
+
+
 def test_an_eventful_run_has_all_rows() -> None:
     cleaning = {"step": "lowercase", "documents": 12, "documents_removed": 0, "characters": 9, "characters_removed": 0}
     speed = {"model_flops_per_s": 2.5e13, "mfu": 0.08, "device": "NVIDIA A100-SXM4-80GB"}

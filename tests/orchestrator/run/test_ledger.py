@@ -2,24 +2,38 @@
 
 import hashlib
 import itertools
-import json
+import uuid
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data.errors import TransientStoreError
+from data.errors import MantaError, TransientStoreError
 from data.order.sample_order import SampleOrder
 from data.stores.local import LocalStore
+from data.stores.shard_file import ShardFile
+from orchestrator.run import ledger as ledger_module
 from orchestrator.run.audit import audit
-from orchestrator.run.ledger import METRICS, StepLedger, StepRow, metrics_lines, read_segments
+from orchestrator.run.ledger import (
+    MERGED,
+    METRICS_SCHEMA,
+    SAVE_SCHEMA,
+    Segment,
+    StepLedger,
+    StepRow,
+    due_merge,
+    read_rows,
+    read_segments,
+    sweep_segments,
+)
 from tests.orchestrator.run.builders import step_row
 
 ORDER = SampleOrder(3, [range(4), range(4, 7)], [2, 1], 2)
@@ -32,7 +46,7 @@ def expected_ids(steps: int) -> list[int]:
 
 
 def row(step: int, ids: Sequence[int] | None = None) -> StepRow:
-    ids = expected_ids(step)[-BATCH:] if ids is None else ids
+    ids = ORDER.samples((step - 1) * BATCH, BATCH, COUNTS).ids() if ids is None else ids
     return step_row(step, world_size=1 + step % 2, sample_ids=np.array(ids, np.int64))
 
 
@@ -145,24 +159,10 @@ def test_only_new_steps_are_written(store: LocalStore) -> None:
     assert table["step"].to_pylist() == [1, 2]
     assert table["sample_ids"].to_pylist() == [expected_ids(2)[:BATCH], expected_ids(2)[BATCH:]]
     assert table["world_size"].to_pylist() == [2, 1]
-    lines = [json.loads(line) for line in store.get(METRICS).splitlines()]
-    assert lines == [
-        {
-            "step": s,
-            "loss": 1 / s,
-            "lr": 0.1,
-            "grad_norm": 2.0,
-            "tokens": 100 * s,
-            "world_size": 1 + s % 2,
-            "step_s": 0.5,
-            "at": 1e9 + s,
-        }
-        for s in (1, 2)
-    ]
 
     ledger.write(rows(1, 3))  # a snapshot holds all rows since the last checkpoint it knows of
     assert ledger.segments == ["00000001-00000002-a1.parquet", "00000003-00000003-a1.parquet"]
-    assert [json.loads(line)["step"] for line in metrics_lines(store)] == [1, 2, 3]
+    assert read_rows(store, ledger.segments).to_pylist() == [row(step).metrics() for step in (1, 2, 3)]
 
 
 def test_without_new_steps_no_segment_is_written(store: LocalStore) -> None:
@@ -173,55 +173,200 @@ def test_without_new_steps_no_segment_is_written(store: LocalStore) -> None:
     assert len(list(store.list("ledger/"))) == 1
 
 
-@pytest.mark.parametrize("failing", [1, 2])
-def test_a_failed_write_is_completed_by_the_next(
-    failing: int, store: LocalStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ledger, calls = StepLedger(store, 1, 0, []), itertools.count(1)
-    put = store.put
+def fail_once(monkeypatch: pytest.MonkeyPatch, store: LocalStore, method: str, error: Exception) -> None:
+    work = getattr(store, method)
 
-    def fail_once(key: str, data: bytes) -> None:
-        if next(calls) == failing:
-            raise TransientStoreError("busy")
-        put(key, data)
+    def fail(*arguments: Any) -> Any:
+        monkeypatch.setattr(store, method, work)
+        raise error
 
-    monkeypatch.setattr(store, "put", fail_once)
+    monkeypatch.setattr(store, method, fail)
+
+
+def test_a_failed_write_is_completed_by_the_next(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = StepLedger(store, 1, 0, [])
+    fail_once(monkeypatch, store, "put", TransientStoreError("busy"))
     with pytest.raises(TransientStoreError):
         ledger.write(rows(1, 2))
     ledger.write(rows(1, 4))
-    assert [json.loads(line)["step"] for line in metrics_lines(store)] == [1, 2, 3, 4]
     assert audit(ORDER, COUNTS, BATCH, 4, read_segments(store, ledger.segments)).in_order
 
 
 def test_a_skipped_step_has_samples_and_no_loss(store: LocalStore) -> None:
+    """Also where it is the only one of a segment, so that the column of losses is empty."""
     ledger = StepLedger(store, 1, 0, [])
-    ledger.write([row(1), replace(row(2), loss=None, grad_norm=None), row(3)])
-    assert [json.loads(line)["loss"] for line in metrics_lines(store)] == [1.0, None, pytest.approx(1 / 3)]
+    skipped = replace(row(2), loss=None, grad_norm=None)
+    for each in (row(1), skipped, row(3)):
+        ledger.write([each])
+    assert read_rows(store, ledger.segments)["loss"].to_pylist() == [1.0, None, pytest.approx(1 / 3)]
     assert audit(ORDER, COUNTS, BATCH, 3, read_segments(store, ledger.segments)).in_order
 
 
 def test_a_resumed_run_has_each_step_once(store: LocalStore) -> None:
-    """Attempt 1 saved at 4 and got to 6 in metrics and ledger; attempt 2 continues from 4."""
+    """Attempt 1 saved at 4 and got to 6 in the ledger; attempt 2 continues from 4."""
     first = StepLedger(store, 1, 0, [])
     first.write(rows(1, 4))
     at_four = list(first.segments)
     first.write(rows(5, 6))  # its checkpoint was never committed
-    assert [json.loads(line)["step"] for line in metrics_lines(store)] == [1, 2, 3, 4, 5, 6]
-    assert [json.loads(line)["step"] for line in metrics_lines(store, 4)] == [1, 2, 3, 4]
 
     second = StepLedger(store, 2, 4, at_four)
     second.write(rows(5, 8))
     assert second.segments == ["00000001-00000004-a1.parquet", "00000005-00000008-a2.parquet"]
-    assert [json.loads(line)["step"] for line in metrics_lines(store)] == list(range(1, 9))
+    assert read_rows(store, second.segments)["step"].to_pylist() == list(range(1, 9))
     result = audit(ORDER, COUNTS, BATCH, 8, read_segments(store, second.segments))
     assert (result.expected, result.seen, result.duplicated, result.missing, result.in_order) == (32, 32, 0, 0, True)
 
 
-def test_a_fresh_start_overwrites_metrics_without_a_checkpoint(store: LocalStore) -> None:
-    store.put(METRICS, b'{"step": 1}\n{"step": 2}\n')
-    StepLedger(store, 2, 0, []).write(rows(1, 1))
-    assert [json.loads(line)["step"] for line in metrics_lines(store)] == [1]
+LENGTHS = {
+    "equal": lambda at: 100,
+    "of a step": lambda at: 1,
+    "short and long in turn": lambda at: 1000 if at % 2 else 1,
+    "long between fifteen short": lambda at: 1000 if at % 16 == 0 else 1,
+    "shorter and shorter": lambda at: 10_000 - at,
+    "of any length": lambda at: at * 7919 % 1009 + 1,
+}
 
 
-def test_there_are_no_metrics_before_the_first_checkpoint(store: LocalStore) -> None:
-    assert metrics_lines(store) == []
+@pytest.mark.parametrize("kind", LENGTHS)
+def test_after_ten_thousand_saves_there_are_few_segments_and_rows_were_rarely_written_again(kind: str) -> None:
+    segments, step, written, most = list[str](), 0, 0, 0
+    for at in range(9_999):
+        length = LENGTHS[kind](at)
+        segments.append(str(Segment(step + 1, step + length, 1)))
+        step += length
+        if (due := due_merge(segments)) is not None:
+            parts = [Segment.named(name) for name in segments[due]]
+            segments[due] = [str(Segment(parts[0].first, parts[-1].last, 1))]
+            written += sum(part.steps for part in parts)
+        most = max(most, len(segments))
+    assert most <= 2 * MERGED and written <= 8 * step
+
+
+@settings(deadline=None, max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.integers(1, 4), min_size=30, max_size=60))
+def test_merging_changes_no_row(tmp_path: Path, lengths: list[int]) -> None:
+    store = LocalStore(str(tmp_path / uuid.uuid4().hex))
+    ledger = StepLedger(store, 1, 0, [])
+    for attempt, length in enumerate(lengths, 1):
+        ledger = StepLedger(store, attempt, ledger.step, ledger.segments)
+        ledger.write(rows(ledger.step + 1, ledger.step + length))
+        ledger.merge()
+    steps = sum(lengths)
+    assert len(ledger.segments) < MERGED + 8 < len(lengths)
+    assert read_rows(store, ledger.segments).to_pylist() == [row(step).metrics() for step in range(1, steps + 1)]
+    assert audit(ORDER, COUNTS, BATCH, steps, read_segments(store, ledger.segments)).in_order
+    saved = read_rows(store, ledger.segments, SAVE_SCHEMA).to_pylist()
+    ends = [(end, attempt) for attempt, end in enumerate(itertools.accumulate(lengths), 1)]
+    assert [(each["save"], each["attempt"]) for each, _ in itertools.groupby(saved)] == ends
+
+
+def save_each(store: LocalStore, steps: range, attempt: int = 1, segments: Sequence[str] = ()) -> StepLedger:
+    """A ledger with a segment for each of the steps."""
+    ledger = StepLedger(store, attempt, steps[0] - 1, segments)
+    for step in steps:
+        ledger.write(rows(step, step))
+    return ledger
+
+
+def test_the_ledger_of_an_older_version_is_merged_little_by_little(store: LocalStore) -> None:
+    """Its segments do not tell with which checkpoint each row was saved, and name the items of lists otherwise."""
+    names, ids = [], pa.list_(pa.field("element", pa.int64()))
+    for step in range(1, 101):
+        metrics = {name: [value] for name, value in row(step).metrics().items()}
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table({**metrics, "sample_ids": pa.array([row(step).sample_ids], ids)}), sink)
+        names.append(str(Segment(step, step, 3)))
+        store.put(f"ledger/{names[-1]}", sink.getvalue().to_pybytes())
+    ledger = StepLedger(store, 4, 100, names)
+    lengths = []
+    for _ in range(10):
+        ledger.merge()
+        lengths.append(len(ledger.segments))
+    assert lengths[:6] == [85, 70, 55, 40, 25, 10] and lengths[-1] == 10
+    saved = read_rows(store, ledger.segments, pa.schema([*METRICS_SCHEMA, *SAVE_SCHEMA])).to_pylist()
+    assert saved == [row(step).metrics() | {"save": step, "attempt": 3} for step in range(1, 101)]
+    assert audit(ORDER, COUNTS, BATCH, 100, read_segments(store, ledger.segments)).in_order
+
+
+@pytest.mark.parametrize("failing", ["open", "put_file"])
+def test_a_merge_that_fails_changes_nothing_and_is_done_later(
+    failing: str, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = save_each(store, range(1, MERGED + 1))
+    before = list(ledger.segments)
+    fail_once(monkeypatch, store, failing, TransientStoreError("busy"))
+    with pytest.raises(TransientStoreError):
+        ledger.merge()
+    assert ledger.segments == before == [info.key.removeprefix("ledger/") for info in store.list("ledger/")]
+    ledger.merge()
+    assert ledger.segments == [f"00000001-{MERGED:08d}-a1.parquet"]
+
+
+def test_segments_that_lack_a_step_are_not_merged(store: LocalStore) -> None:
+    ledger = save_each(store, range(1, MERGED + 1))
+    store.put(f"ledger/{ledger.segments[4]}", store.get(f"ledger/{ledger.segments[3]}"))
+    with pytest.raises(MantaError, match="does not have each step from 1 to 16 once"):
+        ledger.merge()
+    assert len(ledger.segments) == MERGED
+
+
+def test_row_groups_are_neither_tiny_nor_larger_than_memory_allows(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading and merging hold a few of them at a time."""
+    monkeypatch.setattr(ledger_module, "GROUP_IDS", 5 * BATCH)
+    ledger = StepLedger(store, 1, 0, [])
+    for length in (23, *[2] * (MERGED - 1)):
+        ledger.write(rows(ledger.step + 1, ledger.step + length))
+    ledger.merge()
+    [merged] = ledger.segments
+    parquet = pq.ParquetFile(store.url_of(f"ledger/{merged}"))
+    *groups, last = [parquet.metadata.row_group(at).num_rows for at in range(parquet.num_row_groups)]
+    assert all(5 <= length <= 10 for length in groups) and last <= 10
+    assert [len(table) for table in read_segments(store, [merged])] == [*groups, last]
+
+
+def test_of_a_large_segment_only_the_wanted_columns_are_read(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = StepLedger(store, 1, 0, [])
+    ids = np.random.default_rng(0).integers(0, 2**60, (2_000, 100))
+    ledger.write([step_row(step, sample_ids=ids[step - 1]) for step in range(1, 2001)])
+    [segment] = ledger.segments
+    transferred = 0
+
+    def count(file: ShardFile, buffer: Any) -> int:
+        nonlocal transferred
+        found = readinto(file, buffer)
+        transferred += found
+        return found
+
+    readinto = ShardFile.readinto
+    monkeypatch.setattr(ShardFile, "readinto", count)
+    assert read_rows(store, ledger.segments)["step"].to_pylist() == list(range(1, 2001))
+    assert transferred < Path(store.url_of(f"ledger/{segment}")).stat().st_size / 4
+
+
+def parts(*ends: int, attempt: int = 1) -> list[str]:
+    """Segments that end with these steps."""
+    return [str(Segment(first + 1, last, attempt)) for first, last in itertools.pairwise((0, *ends))]
+
+
+SWEPT = {
+    "merged, and in no list": ([parts(4), [*parts(4), *parts(4, 6)[1:]]], parts(1, 2, 3, 4), parts(1, 2, 3, 4)),
+    "an older checkpoint lists it": ([parts(4), parts(1, 2, 3, 4)], [], []),
+    "a fenced attempt wrote it": ([parts(4, attempt=2), parts(9, attempt=2)], parts(4), parts(4)),
+    "a save in progress wrote its rows": ([parts(4), parts(1, 2, 3, 4)], parts(4, 6)[1:], []),
+    "a save in progress has merged it": ([parts(2, 4), parts(2, 4, 6)], parts(6), []),
+    "there was no checkpoint before": ([[], parts(4)], parts(1, 2, 3), []),
+}
+
+
+@pytest.mark.parametrize("case", SWEPT)
+def test_segments_are_deleted_once_no_checkpoint_needs_them(case: str, store: LocalStore) -> None:
+    lists, unlisted, swept = SWEPT[case]
+    for name in {name for each in (*lists, unlisted) for name in each}:
+        store.put(f"ledger/{name}", b"rows")
+    everything = {info.key.removeprefix("ledger/") for info in store.list("ledger/")}
+    sweep_segments(store, lists)
+    assert everything - {info.key.removeprefix("ledger/") for info in store.list("ledger/")} == set(swept)

@@ -7,15 +7,20 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
+from data.errors import ObjectNotFoundError
 from orchestrator.config.load import load_recipe
 from orchestrator.config.result_fields import result_fields
+from orchestrator.run.audit import MOST_AUDITED, audit_run
 from orchestrator.run.fence import Fence
 from orchestrator.run.progress import Progress
 from orchestrator.run.record import RECORD
 from orchestrator.run.run import Run, stores
 from orchestrator.run.state import StepSeconds
+from orchestrator.run.stored import world_sizes
 from orchestrator.run.summary import (
     LiveSummary,
     RunSummary,
@@ -23,7 +28,6 @@ from orchestrator.run.summary import (
     live_summary,
     status_of,
     summary_of_run,
-    world_sizes,
 )
 from tests.orchestrator.finished_run import recipe_in
 from tests.orchestrator.run.builders import attempt
@@ -88,6 +92,16 @@ def test_the_summary_of_a_live_run_has_the_same_fields_and_its_newest_step(run: 
     assert summary["disruptions"] == summary_of_run(run)["disruptions"]
 
 
+def test_many_samples_are_audited_only_if_asked_for(run: Run) -> None:
+    run, batch = replace(run, record=replace(run.record, manifest="0" * 64)), run.config.train.global_batch_size
+    state, counts = {"step": MOST_AUDITED // batch + 1, "ledger": []}, np.ones(1, np.int64)
+    assert audit_run(run, state, counts) == {"expected": batch * state["step"]}
+    for asked in ({"state": state, "audits_all": True}, {"state": state | {"step": 1}}):
+        with pytest.raises(ObjectNotFoundError, match="manifests/0000"):  # it begins with reading the manifest
+            audit_run(run, counts=counts, **asked)
+    assert audit_run(run, state, None) == {}
+
+
 def test_an_attempt_without_a_heartbeat_has_died(run: Run) -> None:
     running = attempt(status="running")
     run = replace(run, record=replace(run.record, attempts=(running,)))
@@ -97,5 +111,6 @@ def test_an_attempt_without_a_heartbeat_has_died(run: Run) -> None:
 
 
 def test_world_sizes_are_listed_where_they_change() -> None:
-    rows = [{"step": step, "world_size": size} for step, size in enumerate((2, 2, 3, 3, 2), 1)]
+    rows = pa.table({"step": [1, 2, 3, 4, 5], "world_size": [2, 2, 3, 3, 2]})
     assert world_sizes(rows) == [[1, 2], [3, 3], [5, 2]]
+    assert world_sizes(rows[:0]) == []

@@ -16,10 +16,12 @@ from data.order.known_units import KnownUnits
 from data.stores.local import LocalStore
 from orchestrator.errors import CheckpointDamagedError, FencedError
 from orchestrator.observe.event_files import TRAIN
+from orchestrator.run import metrics_file
 from orchestrator.run.checkpoint import MODEL, OPTIMIZER, CheckpointName, list_checkpoints, tensor_files
 from orchestrator.run.fence import Fence, check_fence
 from orchestrator.run.job import Owner
-from orchestrator.run.ledger import StepRow, metrics_lines
+from orchestrator.run.ledger import MERGED, StepRow, read_rows
+from orchestrator.run.metrics_file import METRICS
 from orchestrator.run.state import START, RunState, StepSeconds
 from orchestrator.snapshots import agent as agent_module
 from orchestrator.snapshots.agent import SnapshotAgent
@@ -69,7 +71,7 @@ def job_of(store: LocalStore, attempt: int = 1, ema_decay: float | None = None) 
         facts={"config": {}},
         config=SimpleNamespace(
             seed=1,
-            train=SimpleNamespace(global_batch_size=BATCH, ema_decay=ema_decay),
+            train=SimpleNamespace(global_batch_size=BATCH, ema_decay=ema_decay, steps=1000),
             checkpoint=SimpleNamespace(keep=3),
             observe=SimpleNamespace(tensorboard=True),
             store=SimpleNamespace(patience=0.0),
@@ -111,6 +113,10 @@ def rows(first: int, last: int) -> list[StepRow]:
     return [StepRow(s, 1 / s, 0.1, 1.0, 10 * s, 1, 0.1, 0.0, np.arange(BATCH)) for s in range(first, last + 1)]
 
 
+def steps_in_metrics(store: LocalStore) -> list[int]:
+    return [json.loads(line)["step"] for line in store.get(METRICS).splitlines()]
+
+
 def keep(agent: SnapshotAgent, step: int, kept: list[StepRow]) -> None:
     """Writes a snapshot as a worker does."""
     with agent.open_memory(0).writing(step, kept) as folder:
@@ -132,7 +138,7 @@ def test_the_attempt_after_a_killed_one_continues_from_its_newest_snapshot(
     held = {"node": later.open_memory(0).newest()}
     origin = later.choose_resume_point(held)
     assert (origin.saved["step"], origin.holder) == (4, ("node", 6))
-    assert later.save(6) == 6 and len(metrics_lines(store)) == 6
+    assert later.save(6) == 6 and steps_in_metrics(store) == [1, 2, 3, 4, 5, 6]
     later.free()
 
 
@@ -163,7 +169,7 @@ def test_the_next_attempt_finds_the_saved_state_in_memory(agent: SnapshotAgent, 
     keep(agent, 6, rows(5, 6))
     agent.save(6)
     assert list_checkpoints(store) == [CheckpointName(4, 1), CheckpointName(6, 1)]
-    assert len(metrics_lines(store)) == 6
+    assert steps_in_metrics(store) == [1, 2, 3, 4, 5, 6]
     agent.free()
 
     later = SnapshotAgent(job_of(store), "another node")
@@ -253,6 +259,120 @@ def test_tensorboards_files_follow_the_saved_steps(
     assert curves_in(Path(store.url_of(TRAIN)))["loss"] == [(step, pytest.approx(1 / step)) for step in range(1, 7)]
 
 
+def fail_for(monkeypatch: pytest.MonkeyPatch, store: LocalStore, method: str, prefix: str) -> None:
+    """Lets a method of the store fail for keys that start with `prefix`, once there are many segments."""
+    work = getattr(store, method)
+
+    def fail(key: str, *arguments: Any) -> Any:
+        if key.startswith(prefix):
+            raise TransientStoreError("busy")
+        return work(key, *arguments)
+
+    monkeypatch.setattr(store, method, fail)
+
+
+def segments_in(store: LocalStore) -> list[str]:
+    return [info.key.removeprefix("ledger/") for info in store.list("ledger/")]
+
+
+def test_after_many_saves_there_are_few_segments_and_every_step_is_there_once(
+    agent: SnapshotAgent, store: LocalStore
+) -> None:
+    steps = MERGED + 4
+    for step in range(1, steps + 1):
+        keep(agent, step, rows(step, step))
+        agent.save(step)
+    state = agent.choose_resume_point({"other": (-1, -1)}).saved
+    assert state["ledger"] == [
+        f"00000001-{MERGED:08d}-a1.parquet",
+        *(f"{step:08d}-{step:08d}-a1.parquet" for step in range(MERGED + 1, steps + 1)),
+    ]
+    assert segments_in(store) == state["ledger"], "those that were merged are in none of the checkpoints that are kept"
+    every_step = list(range(1, steps + 1))
+    assert read_rows(store, state["ledger"])["step"].to_pylist() == every_step == steps_in_metrics(store)
+    assert [step for step, _ in curves_in(Path(store.url_of(TRAIN)))["loss"]] == every_step
+    assert "not yet" not in str(agent._job.monitor.log.calls)
+
+
+def test_segments_stay_as_long_as_a_checkpoint_that_is_kept_lists_them(agent: SnapshotAgent, store: LocalStore) -> None:
+    for step in range(1, MERGED + 2):
+        keep(agent, step, rows(step, step))
+        agent.save(step)
+        for name in list_checkpoints(store):
+            listed = json.loads(store.get(f"checkpoints/{name}/state.json"))["ledger"]
+            assert read_rows(store, listed)["step"].to_pylist() == list(range(1, name.step + 1))
+    assert len(segments_in(store)) > MERGED
+
+
+@pytest.mark.parametrize(
+    ("method", "prefix", "told"),
+    [
+        ("open", "ledger/", "segments of the ledger are not yet merged"),
+        ("put_file", "ledger/", "segments of the ledger are not yet merged"),
+        ("put_if_match", METRICS, "not yet in metrics.jsonl"),
+        ("list", "ledger/", "old segments of the ledger are not yet deleted"),
+    ],
+)
+def test_a_save_does_not_fail_with_the_housekeeping_which_a_later_save_does(
+    method: str, prefix: str, told: str, agent: SnapshotAgent, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in range(1, MERGED):
+        keep(agent, step, rows(step, step))
+        agent.save(step)
+    with monkeypatch.context() as failing:
+        fail_for(failing, store, method, prefix)
+        keep(agent, MERGED, rows(MERGED, MERGED))
+        assert agent.save(MERGED) == MERGED
+    assert f"step {MERGED}: {told}: busy" in str(agent._job.monitor.log.calls)
+    assert list_checkpoints(store)[-1].step == MERGED
+    keep(agent, MERGED + 1, rows(MERGED + 1, MERGED + 1))
+    agent.save(MERGED + 1)
+    state = agent.choose_resume_point({"other": (-1, -1)}).saved
+    assert len(state["ledger"]) == 2 and steps_in_metrics(store) == list(range(1, MERGED + 2))
+
+
+def test_a_long_run_s_metrics_are_written_now_and_then_and_whole_at_its_end(
+    agent: SnapshotAgent, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by agents that have just started, as after every restart."""
+    monkeypatch.setattr(metrics_file, "SHORT_STEPS", 20)
+    job, newest = agent._job, []
+    for step in (20, 30, 31, 32, 33, 40, 41):
+        job.config.train.steps = 41
+        agent = SnapshotAgent(job, "node")
+        keep(agent, step, rows(1, step))
+        agent.save(step)
+        job.monitor.newest_checkpoint._answer = job.monitor.report_checkpoint.calls[-1][2]
+        newest.append(steps_in_metrics(store)[-1])
+        assert steps_in_metrics(store) == list(range(1, newest[-1] + 1))
+    assert newest == [20, 30, 30, 32, 32, 40, 41]
+
+
+def test_a_slow_agent_of_a_group_that_is_gone_does_not_replace_newer_metrics(
+    agent: SnapshotAgent, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newer save comes in between: before the slow agent looks, and after it has looked."""
+    keep(agent, 4, rows(1, 4))
+    agent.save(4)
+    for step, method in ((6, "head"), (9, "put_if_match")):
+        work = getattr(store, method)
+
+        def slow(key: str, *arguments: Any, step: int = step, method: str = method, work: Any = work) -> Any:
+            if key != METRICS:
+                return work(key, *arguments)
+            monkeypatch.setattr(store, method, work)
+            other = SnapshotAgent(agent._job, "another node")
+            keep(other, step + 1, rows(1, step + 1))
+            other.save(step + 1)
+            other.free()
+            return work(key, *arguments)
+
+        monkeypatch.setattr(store, method, slow)
+        keep(agent, step, rows(1, step))
+        agent.save(step)
+        assert steps_in_metrics(store) == list(range(1, step + 2)), method
+
+
 def test_a_failed_save_can_be_repeated(
     agent: SnapshotAgent, store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,7 +389,7 @@ def test_a_failed_save_can_be_repeated(
     monkeypatch.setattr(store, "put_file", put_file)
     keep(agent, 5, rows(1, 5))
     agent.save(5)
-    assert [row["step"] for row in map(json.loads, metrics_lines(store))] == [1, 2, 3, 4, 5]
+    assert steps_in_metrics(store) == [1, 2, 3, 4, 5]
 
 
 def test_a_snapshot_is_saved_though_newer_ones_replace_it_in_a_slow_save(
@@ -287,7 +407,7 @@ def test_a_snapshot_is_saved_though_newer_ones_replace_it_in_a_slow_save(
     assert agent.save(4) == 4
     [name] = list_checkpoints(store)
     assert store.get(f"checkpoints/{name}/{MODEL}") == f"{MODEL} after 4".encode()
-    assert [row["step"] for row in map(json.loads, metrics_lines(store))] == [1, 2, 3, 4]
+    assert steps_in_metrics(store) == [1, 2, 3, 4]
 
 
 def test_a_group_starts_from_memory_alone_while_the_store_is_away(
@@ -337,4 +457,4 @@ def test_a_fenced_agent_saves_nothing(agent: SnapshotAgent, store: LocalStore) -
     Fence.claim(store, "kept", {}, keep_pins=False, takeover=True)
     with pytest.raises(FencedError):
         agent.save(4)
-    assert list_checkpoints(store) == [] and metrics_lines(store) == []
+    assert list_checkpoints(store) == [] and store.head(METRICS) is None
