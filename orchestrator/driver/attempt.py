@@ -148,7 +148,7 @@ class _Attempt:
             WorkerDiedError: the monitor is gone for good.
         """
         try:
-            self.progress = ray.get(self.monitor.progress.remote(), timeout=ACTOR_TIMEOUT_S)
+            self.progress = ray.get(self.monitor.progress.remote(self.record.logged), timeout=ACTOR_TIMEOUT_S)
         except ray.exceptions.GetTimeoutError:
             self.console.line(f"the monitor has not answered for {ACTOR_TIMEOUT_S:.0f} s")
         except ray.exceptions.RayActorError as error:

@@ -27,7 +27,11 @@ _CAUSE_OF_PHASE = {
 
 
 class AttemptRecord:
-    """Follows the progress of an attempt, and writes it to the run's record and to the terminal."""
+    """Follows the progress of an attempt, and writes it to the run's record and to the terminal.
+
+    Attributes:
+        logged: number of the monitor's lines that have been printed.
+    """
 
     def __init__(
         self, heartbeat: Heartbeat, console: Console, run: Run, observer: Observer, flops: FlopsPerToken
@@ -37,7 +41,7 @@ class AttemptRecord:
         self._began = time.monotonic() - (time.time() - self._fence.record.last.started_at)
         self._first_step_s: float | None = None
         self._startup_s: float | None = None
-        self._logged = 0
+        self.logged = 0
         self._had_workers = self._had_begun = False
 
     def follow(self, progress: Progress, *, force: bool = False) -> None:
@@ -54,9 +58,9 @@ class AttemptRecord:
             self._startup_s = max(0.0, self._age_s() - sum(progress.goodput.values()))
         if self._first_step_s is None and progress.row:
             self._first_step_s = self._age_s()
-        for line in progress.log_lines[self._logged :]:
+        for line in progress.lines_after(self.logged):
             self._console.line(line)
-        self._logged = len(progress.log_lines)
+        self.logged = progress.logged
         self._console.progress(progress, self._run.config.train.steps)
         # Write the restored step at once: from then on, nothing an earlier attempt still writes belongs to the run.
         restored = progress.restored_step is not None and not self._had_begun
@@ -116,6 +120,7 @@ class AttemptRecord:
             "flops_per_token": self._flops.value if progress.row else None,
             "phase": progress.phase,
             "disruptions": [disruption.summary() for disruption in progress.disruptions],
+            "restart_counts": progress.restart_counts,
             "decisions": progress.decisions,
             "evaluations": progress.evaluations,
             "outages": progress.outages,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from orchestrator.run.job import TrainJob
-from orchestrator.run.progress import EVALUATIONS
+from orchestrator.run.record import EVALUATIONS
 
 
 class Evaluation(Protocol):

@@ -150,7 +150,7 @@ class ControllerInterface(MonitorInterface):
         if cause != "resize":
             state.failure_count += 1
             state.request(mtbf_s=observed_mtbf_s(state.failed_at - state.made_at, state.failure_count))
-        progress.disruptions.append(
+        progress.add_disruption(
             Disruption(
                 cause=cause,
                 step=state.newest_step,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from orchestrator.driver.kept_state import not_kept
@@ -13,9 +14,14 @@ class DriverInterface(MonitorInterface):
     """Methods that the driver calls."""
 
     @not_kept
-    def progress(self) -> Progress:
-        """The run's state, as reported so far."""
-        return self._state.progress
+    def progress(self, logged: int = 0) -> Progress:
+        """The run's state, as reported so far.
+
+        Args:
+            logged: number of lines for the console that the driver has; only those after them are sent.
+        """
+        progress = self._state.progress
+        return replace(progress, log_lines=progress.lines_after(logged))
 
     def request_stop(self) -> None:
         """Requests that the loop saves and stops after the current step."""

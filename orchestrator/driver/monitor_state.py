@@ -15,7 +15,7 @@ from orchestrator.policy.failure import FailurePolicy
 from orchestrator.policy.hang import HangPolicy
 from orchestrator.policy.scaling import ScalingPolicy
 from orchestrator.run.job import TrainJob
-from orchestrator.run.progress import DECISIONS, LoopRequests, Progress
+from orchestrator.run.progress import LoopRequests, Progress
 
 StartAgent = Callable[[str, TrainJob], Any]
 """Starts the `SnapshotAgent` of a node, given the node's id and the job; returns its handle."""
@@ -90,7 +90,7 @@ class MonitorState:
 
     def log(self, line: str) -> None:
         """Adds a line to the driver's console."""
-        self.progress.log_lines.append(line)
+        self.progress.log(line)
 
     def kept(self) -> dict[str, Any]:
         """What outlives the monitor's process; see `restore`."""
@@ -122,9 +122,7 @@ class MonitorState:
 
     def record_decision(self, decision: str, *, log: bool = True) -> None:
         """Adds a decision to the run's record, and by default to the console."""
-        decisions = self.progress.decisions
-        decisions.append({"at": time.time(), "step": self.newest_step, "what": decision})
-        del decisions[:-DECISIONS]
+        self.progress.add_decision({"at": time.time(), "step": self.newest_step, "what": decision})
         if log:
             self.log(decision)
 

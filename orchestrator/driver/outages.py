@@ -7,16 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 from data.stores.patience import Outage, Tell, telling
-
-KEPT = 50
-"""Most outages that are kept."""
+from orchestrator.run.record import OUTAGES
 
 
 class Outages:
     """Records outages by what needs the store.
 
     Args:
-        kept: list that outages are added to, as JSON; the newest `KEPT` stay.
+        kept: list that outages are added to, as JSON; the newest `OUTAGES` stay.
         log: receives lines for the console.
     """
 
@@ -46,7 +44,7 @@ class Outages:
         if doing not in self._going_on:
             entry = {"doing": doing, "since": outage.since, "until": None, "problem": outage.problem}
             self._kept.append(entry)
-            del self._kept[:-KEPT]
+            del self._kept[:-OUTAGES]
             self._going_on[doing] = entry, telling(self._log, doing)
         entry, tell = self._going_on[doing]
         entry["problem"] = outage.problem

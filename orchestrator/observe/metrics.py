@@ -7,7 +7,6 @@ are no counters: a repeated step lowers `manta_step`, and seconds may move from 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -62,7 +61,7 @@ def _goodput(summary: LiveSummary) -> Value:
 
 def _restarts(summary: LiveSummary) -> Value:
     # List all causes from the start: Prometheus sees no increase in a series that begins with its first event.
-    return dict.fromkeys(_RESTARTS, 0) | Counter(each["cause"] for each in summary["disruptions"])
+    return dict.fromkeys(_RESTARTS, 0) | summary["restart_counts"]
 
 
 def _phase(summary: LiveSummary) -> Value:

@@ -9,7 +9,7 @@ from orchestrator.report.curves import Curve, chart, is_wide_range
 from orchestrator.report.format import clock, count, duration, is_number, percent
 from orchestrator.report.goodput import bars, seconds_of
 from orchestrator.report.page import entry, figure, key, page, section, switch, tiles
-from orchestrator.report.run_facts import KINDS, RunFacts, Summary
+from orchestrator.report.run_facts import KINDS, PLANNED, RunFacts, Summary
 from orchestrator.report.run_tables import (
     all_events,
     attempts,
@@ -116,8 +116,8 @@ def _tiles(facts: RunFacts) -> str:
         active = sum(each for cause, each in seconds.items() if cause != "idle")
         pauses = f", and {duration(seconds['idle'])} of pauses" if seconds.get("idle") else ""
         shown.append((percent(seconds["training"] / active), f"goodput: training, of {duration(active)}{pauses}"))
-    planned = sum(event.kind == "resize" for event in facts.events)
-    failed = sum(event.kind == "restart" for event in facts.events)
+    planned = facts.restart_counts.get(PLANNED, 0)
+    failed = sum(facts.restart_counts.values()) - planned
     restarts = "restart after a failure" if failed == 1 else "restarts after failures"
     shown.append(
         (f"{failed:,}", f"{restarts}; {count(planned, 'planned resize')}, {count(len(facts.lives), 'attempt')}")

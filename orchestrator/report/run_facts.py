@@ -69,6 +69,7 @@ class RunFacts:
         self.steps: Sequence[int] = self.columns.get("step") or ()
         self.lives: Sequence[Mapping[str, Any]] = summary.get("lives") or ()
         self.disruptions: Sequence[Mapping[str, Any]] = summary.get("disruptions") or ()
+        self.restart_counts: Mapping[str, int] = summary.get("restart_counts") or {}
         self.evaluations: Sequence[Mapping[str, Any]] = [
             each for each in summary.get("evaluations") or () if is_number(each.get("val_loss"))
         ]
@@ -152,9 +153,9 @@ class RunFacts:
         return [0, *changes] if sizes else []
 
     def _disruption_events(self) -> Iterator[Event]:
-        for number, each in enumerate(self.disruptions, 1):
+        for each in self.disruptions:
             kind = "resize" if each["cause"] == PLANNED else "restart"
-            yield Event(kind, each["step"], each.get("at"), f"{number}: {disruption_line(each)}", number)
+            yield Event(kind, each["step"], each.get("at"), disruption_line(each), each["number"])
 
     def _save_events(self) -> Iterator[Event]:
         for save in self.summary.get("saves") or ():
@@ -178,19 +179,19 @@ class RunFacts:
             start, end = life["started_at"], life["ended_at"]
             end = end if taken is None else min(start + taken, end)
             yield Span(start, end, 0, "startup", f"attempt {life['number']} starts: {duration(end - start)}")
-        for number, each in enumerate(self.disruptions, 1):
+        for each in self.disruptions:
             if not is_number(each.get("at")):
                 continue
             phases = sum((each.get("phases") or {}).values())
             start = each["at"] - (each.get("detection_s") or 0.0)
             kind = "resize" if each["cause"] == PLANNED else "restart"
-            yield Span(start, each["at"] + phases, 0, kind, f"{number}: {disruption_line(each)}")
+            yield Span(start, each["at"] + phases, 0, kind, disruption_line(each))
 
 
 def disruption_line(each: Mapping[str, Any]) -> str:
     """One line about the end of a worker group."""
     after = each.get("workers_after")
-    text = f"after step {each['step']:,}: {each['cause']}, {each['workers']} workers"
+    text = f"{each['number']}: after step {each['step']:,}: {each['cause']}, {each['workers']} workers"
     text += f" → {after}" if after is not None else ", and no group after it"
     if is_number(each.get("lost_s")):
         text += f"; {duration(each['lost_s'])} to the next new step"

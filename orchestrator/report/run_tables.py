@@ -17,9 +17,8 @@ MOST_ROWS = 300
 
 def groups(facts: RunFacts) -> str:
     """The table of restarts and resizes."""
-    numbered = list(enumerate(facts.disruptions, 1))[-MOST_ROWS:]
     rows = []
-    for number, each in numbered:
+    for each in facts.disruptions[-MOST_ROWS:]:
         phases: Mapping[str, float] = each.get("phases") or {}
         after = each.get("workers_after")
         restart = ", ".join(
@@ -28,7 +27,7 @@ def groups(facts: RunFacts) -> str:
         at: Any = each.get("at")
         rows.append(
             row(
-                cell(number, number=True),
+                cell(each["number"], number=True),
                 cell(since(at - facts.began) if is_number(at) else "", at, number=True),
                 cell(f"{each['step']:,}", each["step"], number=True),
                 cell("planned resize" if each["cause"] == "resize" else each["cause"]),
@@ -53,7 +52,8 @@ def groups(facts: RunFacts) -> str:
         "restart",
     )
     shown = table(heads, rows, (0, 1, 2, 5, 6, 7), "sorted")
-    return tag("h3", "Restarts and resizes", _newest(rows, facts.disruptions)) + tag("div", shown, class_="scroll")
+    note = _newest(rows, facts.disruptions, sum(facts.restart_counts.values()))
+    return tag("h3", "Restarts and resizes", note) + tag("div", shown, class_="scroll")
 
 
 def attempts(facts: RunFacts) -> str:
@@ -97,8 +97,16 @@ def all_events(facts: RunFacts) -> str:
     return details(name, tag("p", _newest(rows, facts.events)), tag("div", shown, class_="scroll"))
 
 
-def _newest(rows: Sequence[str], of: Sequence[object]) -> str:
-    note = f" the newest {len(rows)} of {len(of):,}; manta show --json has all" if len(rows) < len(of) else ""
+def _newest(rows: Sequence[str], of: Sequence[object], count: int | None = None) -> str:
+    """A note where not all are shown.
+
+    Args:
+        of: what `manta show --json` has.
+        count: number of all that happened; None: those.
+    """
+    count = len(of) if count is None else count
+    has = "all" if count == len(of) else f"{len(of):,}"
+    note = f" the newest {len(rows):,} of {count:,}; manta show --json has {has}" if len(rows) < count else ""
     return tag("span", esc(note), class_="soft") if note else ""
 
 

@@ -19,7 +19,7 @@ from cluster.local.processes import start_time
 from data.errors import ConflictError, ObjectNotFoundError
 from data.stores.store import Store
 from orchestrator.errors import FencedError, RunInUseError
-from orchestrator.run.record import LIVE, RECORD, Attempt, RunRecord, load_record, versions
+from orchestrator.run.record import LIVE, RECORD, Attempt, RunRecord, load_record, shortened, versions
 
 HEARTBEAT_S = 3.0
 """Seconds between two heartbeats of an attempt."""
@@ -78,7 +78,9 @@ class Fence:
             )
         if not keep_pins:
             record = _without_pins(record, result_fields)
-        record = replace(record, attempts=(*record.attempts, _this_attempt(len(record.attempts) + 1, started_at)))
+        record = replace(
+            record, attempts=(*shortened(record.attempts), _this_attempt(len(record.attempts) + 1, started_at))
+        )
         try:
             return cls(store, record, _put(store, key, record, info.etag if info else None), key)
         except ConflictError:

@@ -6,13 +6,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from orchestrator.policy.save_interval import PRIOR_MTBF_S
+from orchestrator.run.record import DECISIONS, DISRUPTIONS
 from orchestrator.run.state import StepSeconds
 
-DECISIONS = 200
-"""Most decisions that are kept: a run of months makes any number of them."""
-
-EVALUATIONS = 1000
-"""Most evaluations during training that are kept."""
+LOG_LINES = 1000
+"""Most lines that are kept for the driver's console, which takes them every second."""
 
 RECENT_STEPS = 1024
 """Number of newest steps whose losses are kept for the driver."""
@@ -46,9 +44,11 @@ class Progress:
         goodput: seconds by cause since the first group's loop started.
         losses: step and loss of the newest RECENT_STEPS steps, in the order computed; a repeated step is listed again.
         evaluations: evaluations during training: "step", "at" (seconds since the epoch) and scores by name. Beyond
-            `EVALUATIONS`, every second one is dropped.
-        log_lines: lines for the driver's console, oldest first.
-        disruptions: ends of worker groups before the end of the run, and what each cost.
+            `record.EVALUATIONS`, every second one is dropped.
+        log_lines: lines for the driver's console, oldest first; the newest `LOG_LINES`.
+        logged: number of all lines so far.
+        disruptions: ends of worker groups before the end of the run, and what each cost; the newest `DISRUPTIONS`.
+        restart_counts: number of all of them by cause.
         decisions: decisions about workers, with reason and step; the newest `DECISIONS`.
         outages: of stores: what needed the store ("doing"), "since" and "until" (seconds since the epoch; None: it goes
             on), and the newest "problem".
@@ -67,11 +67,34 @@ class Progress:
     losses: list[tuple[int, float | None]] = field(default_factory=list)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     log_lines: list[str] = field(default_factory=list)
+    logged: int = 0
     disruptions: list[Disruption] = field(default_factory=list)
+    restart_counts: dict[str, int] = field(default_factory=dict)
     decisions: list[dict[str, Any]] = field(default_factory=list)
     outages: list[dict[str, Any]] = field(default_factory=list)
     gave_up: str = ""
     result: dict[str, Any] | None = None
+
+    def log(self, line: str) -> None:
+        """Adds a line for the driver's console."""
+        self.log_lines.append(line)
+        self.logged += 1
+        del self.log_lines[:-LOG_LINES]
+
+    def lines_after(self, logged: int) -> list[str]:
+        """The lines after the first `logged` ones, as far as they are kept."""
+        return self.log_lines[max(0, len(self.log_lines) - max(0, self.logged - logged)) :]
+
+    def add_disruption(self, disruption: Disruption) -> None:
+        """Adds the end of a worker group."""
+        self.disruptions.append(disruption)
+        del self.disruptions[:-DISRUPTIONS]
+        self.restart_counts[disruption.cause] = self.restart_counts.get(disruption.cause, 0) + 1
+
+    def add_decision(self, decision: dict[str, Any]) -> None:
+        """Adds a decision."""
+        self.decisions.append(decision)
+        del self.decisions[:-DECISIONS]
 
     @property
     def waits_for_nodes(self) -> bool:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -23,6 +25,9 @@ RECORD = "run.json"
 
 LIVE = ("preparing", "running")
 """Statuses of an attempt that has not ended."""
+
+DISRUPTIONS, DECISIONS, OUTAGES, EVALUATIONS = 500, 200, 50, 1000
+"""Most entries of these lists of an attempt: a run of months makes any number, and the record is often written."""
 
 VERSIONED_PACKAGES = ("manta", "ray", "torch")
 """Packages whose versions a run's record names."""
@@ -41,7 +46,8 @@ class Attempt:
         step: newest reported step.
         world_size: workers; 0 while there are none.
         phase: what its loop is doing, see `Progress.phase`.
-        disruptions: ends of worker groups before the end of the attempt, see `Disruption.summary`.
+        disruptions: the newest ends of worker groups before the end of the attempt, see `Disruption.summary`.
+        restart_counts: number of all of them by cause.
         decisions: decisions about workers, see `Progress.decisions`.
         evaluations: evaluations during training, see `Progress.evaluations`.
         outages: of stores, see `Progress.outages`.
@@ -66,6 +72,7 @@ class Attempt:
     world_size: int = 0
     phase: str = ""
     disruptions: list[dict[str, Any]] = field(default_factory=list)
+    restart_counts: dict[str, int] = field(default_factory=dict)
     decisions: list[dict[str, Any]] = field(default_factory=list)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     outages: list[dict[str, Any]] = field(default_factory=list)
@@ -148,11 +155,31 @@ class RunRecord:
         """Inverse of `to_json`."""
         fields = json.loads(content)
         known = Attempt.__dataclass_fields__.keys()  # another version may have written other fields
+        for attempt in fields["attempts"]:  # older versions listed all disruptions
+            attempt.setdefault("restart_counts", Counter(each["cause"] for each in attempt.get("disruptions", ())))
         fields["attempts"] = tuple(
             Attempt(**{name: value for name, value in attempt.items() if name in known})
             for attempt in fields["attempts"]
         )
         return cls(**fields | {"result_fields": with_new_names(fields["result_fields"])})
+
+
+def shortened(attempts: Sequence[Attempt]) -> tuple[Attempt, ...]:
+    """The attempts with no more entries in their lists, all together, than the lists of one attempt may have.
+
+    The newest entries stay. Of evaluations, the remaining ones are spread over the run.
+    """
+    room = {"disruptions": DISRUPTIONS, "decisions": DECISIONS, "outages": OUTAGES}
+    stride = max(1, -(-sum(len(attempt.evaluations) for attempt in attempts) // EVALUATIONS))
+    short = []
+    for attempt in reversed(attempts):
+        lists: dict[str, Any] = {"evaluations": attempt.evaluations[::-stride][::-1]}
+        for name, most in room.items():
+            entries = getattr(attempt, name)
+            lists[name] = entries[max(0, len(entries) - most) :]
+            room[name] = most - len(lists[name])
+        short.append(replace(attempt, **lists))
+    return tuple(reversed(short))
 
 
 def load_record(store: Store, key: str = RECORD) -> RunRecord:

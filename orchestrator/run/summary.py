@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, TypedDict
 
@@ -39,7 +40,9 @@ class RunSummary(TypedDict):
 
     Attributes:
         phase: what the newest attempt's loop is doing, see `Progress.phase`.
-        disruptions: ends of worker groups, see `Disruption.summary`, each with the number of its `attempt`.
+        disruptions: ends of worker groups, see `Disruption.summary`, each with the number of its `attempt` and its own
+            `number` among all of the run, from 1; the newest ones.
+        restart_counts: number of all ends of worker groups by cause.
         outages: of stores, see `Progress.outages`, each with the number of its `attempt`.
         world_size: workers now; 0 while there are none.
         tokens_per_s: target tokens per second of step time, mean over the run.
@@ -51,6 +54,7 @@ class RunSummary(TypedDict):
     phase: str
     attempts: int
     disruptions: list[dict[str, Any]]
+    restart_counts: dict[str, int]
     outages: list[dict[str, Any]]
     steps: int
     loss: Losses
@@ -76,7 +80,7 @@ class StoredSummary(RunSummary):
         message: why the newest attempt ended.
         step: optimizer updates in the newest checkpoint.
         tokens: target tokens trained on up to that step.
-        restarts: number of `disruptions`.
+        restarts: number of ends of worker groups.
         decisions: decisions about workers, see `Progress.decisions`, each with the number of its `attempt`.
         samples: the audit of the sample ledger, see `audit_run`.
         skipped_steps: steps whose data was skipped because the loss spiked on it.
@@ -173,7 +177,7 @@ def summary_of_run(run: Run, stored: StoredState | None = None, *, audits_all: b
         "message": record.last.message,
         "step": state["step"],
         "tokens": state["tokens"],
-        "restarts": len(common["disruptions"]),
+        "restarts": sum(common["restart_counts"].values()),
         "decisions": _numbered(record.attempts, "decisions"),
         "samples": samples,
         "skipped_steps": state.get("skipped_steps", []),
@@ -246,7 +250,8 @@ def _summary(
         "run": config.run,
         "phase": last.phase,
         "attempts": len(attempts),
-        "disruptions": _numbered(attempts, "disruptions"),
+        "disruptions": list(_disruptions(attempts)),
+        "restart_counts": dict(sum((Counter(attempt.restart_counts) for attempt in attempts), Counter())),
         "outages": _numbered(attempts, "outages"),
         "steps": config.train.steps,
         "loss": losses,
@@ -261,6 +266,14 @@ def _summary(
 def _numbered(attempts: Sequence[Attempt], field: str) -> list[dict[str, Any]]:
     """The entries of a list field of all attempts, each with the number of its attempt."""
     return [{"attempt": attempt.number, **each} for attempt in attempts for each in getattr(attempt, field)]
+
+
+def _disruptions(attempts: Sequence[Attempt]) -> Iterator[dict[str, Any]]:
+    before = 0
+    for attempt in attempts:
+        before += sum(attempt.restart_counts.values())
+        for number, each in enumerate(attempt.disruptions, before - len(attempt.disruptions) + 1):
+            yield {"attempt": attempt.number, "number": number, **each}
 
 
 def _newest_flops_per_token(attempts: Sequence[Attempt]) -> float | None:

@@ -131,7 +131,7 @@ def played(actor: Actor, *, killed_after: int = -1, repeats: bool = False) -> di
 def without_times(known: dict[str, Any]) -> str:
     """For comparison: without seconds since the epoch, and without what a restarted monitor tells about itself."""
     progress: Progress = known["progress"]
-    untold = "the monitor died", "the store fails for"
+    progress.logged, untold = 0, ("the monitor died", "the store fails for")
     progress.log_lines[:] = [line for line in progress.log_lines if not any(each in line for each in untold)]
     for entry in (*progress.decisions, *progress.evaluations, *progress.disruptions):
         if isinstance(entry, dict):

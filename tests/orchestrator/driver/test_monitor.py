@@ -12,7 +12,8 @@ from orchestrator.driver.monitor_controller import SETTLING_S
 from orchestrator.policy.failure import FAILURES_ALONE, FIRST_START_S, START_FACTOR, START_S
 from orchestrator.policy.hang import LEAST_S, SILENCE_S, Beat, Phase
 from orchestrator.policy.scaling import SETTLE_S, Observation, ScalingPolicy
-from orchestrator.run.progress import GroupStart, LoopRequests
+from orchestrator.run.progress import LOG_LINES, GroupStart, LoopRequests
+from orchestrator.run.record import DISRUPTIONS
 from orchestrator.workers.pool import PoolAction, StartAction
 
 
@@ -500,6 +501,29 @@ def test_progress_has_the_newest_checkpoint_and_the_device(clock: Clock) -> None
     monitor.report_checkpoint(40, 1040.0)
     monitor.report_checkpoint(20, 1020.0)  # another group begins, restored from an older one
     assert monitor.progress().saved == (40, 1040.0)
+
+
+def test_the_driver_gets_the_lines_that_it_does_not_have(clock: Clock) -> None:
+    monitor = monitor_of(clock)
+    for number in range(LOG_LINES + 5):
+        monitor.log(f"line {number}")
+    newest = [f"line {number}" for number in range(5, LOG_LINES + 5)]
+    assert (monitor.progress().log_lines, monitor.progress().logged) == (newest, LOG_LINES + 5)
+    assert monitor.progress(LOG_LINES + 3).log_lines == newest[-2:]
+    assert monitor.progress(LOG_LINES + 5).log_lines == monitor.progress(LOG_LINES + 9).log_lines == []
+    assert monitor.progress(2).log_lines == newest, "the others are not kept"
+
+
+def test_disruptions_of_months_are_counted_and_the_newest_are_kept(clock: Clock) -> None:
+    monitor = monitor_of(clock)
+    for step in range(DISRUPTIONS + 7):
+        monitor.begin_group(step, ["n"] * 2, clock_s=0.0)
+        monitor.report(row={"step": step}, goodput={})
+        clock.now += 3600.0
+        assert monitor.restart_after_failure("crash" if step else "node", "killed")
+    progress = monitor.progress()
+    assert [each.step for each in progress.disruptions] == list(range(7, DISRUPTIONS + 7))
+    assert progress.restart_counts == {"node": 1, "crash": DISRUPTIONS + 6}
 
 
 class TestBackgroundEvaluation:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from data.stores.patience import Outage
-from orchestrator.driver.outages import KEPT, Outages
+from orchestrator.driver.outages import Outages
+from orchestrator.run.record import OUTAGES
 
 BUSY = Outage(10.0, "It is busy.", 3610.0)
 
@@ -62,7 +63,7 @@ def test_the_successor_of_a_process_that_died_goes_on_with_its_outage(
 
 
 def test_the_newest_are_kept(outages: Outages, kept: list[dict[str, Any]]) -> None:
-    for number in range(KEPT + 5):
+    for number in range(OUTAGES + 5):
         outages.report("saving", Outage(float(number), "It is busy.", 1e9))
         outages.report("saving", None)
-    assert [each["since"] for each in kept] == [float(number) for number in range(5, KEPT + 5)]
+    assert [each["since"] for each in kept] == [float(number) for number in range(5, OUTAGES + 5)]

@@ -35,10 +35,8 @@ def summary(tmp_path: Path) -> LiveSummary:
         saved=(2, 1234.5),
         evaluations=[{"step": 2, "val_loss": 1.5, "at": 0.0}],
     )
-    last = attempt(
-        2, phase="training", world_size=2, disruptions=[{"cause": "node"}, {"cause": "resize"}], flops_per_token=1e6
-    )
-    attempts = (attempt(1, disruptions=[{"cause": "node"}]), last)
+    last = attempt(2, phase="training", world_size=2, restart_counts={"node": 1, "resize": 1}, flops_per_token=1e6)
+    attempts = (attempt(1, restart_counts={"node": 1}), last)
     return live_summary(config, attempts, progress, {"training": 40.0, "idle": 50.0, "wall": 150.0})
 
 

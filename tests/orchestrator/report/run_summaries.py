@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from typing import Any
 
 from hypothesis import strategies as st
@@ -47,6 +48,7 @@ def eventful(steps: int = 600, seed: int = 3) -> dict[str, Any]:
     disruptions = [
         {
             "attempt": 1 if step <= half else 2,
+            "number": number,
             "cause": cause,
             "step": step,
             "workers": 3,
@@ -58,7 +60,7 @@ def eventful(steps: int = 600, seed: int = 3) -> dict[str, Any]:
             "detection_s": 0.8,
             "replayed_steps": 0,
         }
-        for step, cause in zip(done, causes, strict=True)
+        for number, (step, cause) in enumerate(zip(done, causes, strict=True), 1)
     ]
     first_ends, second_begins = rows[half - 1]["at"] + 2, rows[half]["at"] - 20
     ended = rows[-1]["at"] + 3
@@ -73,6 +75,7 @@ def eventful(steps: int = 600, seed: int = 3) -> dict[str, Any]:
         "attempts": 2,
         "restarts": len(disruptions),
         "disruptions": disruptions,
+        "restart_counts": dict(Counter(causes)),
         "decisions": [
             {"attempt": 1, "at": BEGAN + 20, "step": 0, "what": "starting 3 workers: 4 slots, at most 4 workers"},
             {
@@ -254,6 +257,7 @@ def _lives(draw: st.DrawFn) -> list[dict[str, Any]]:
 _disruptions = st.fixed_dictionaries(
     {
         "attempt": st.integers(1, 4),
+        "number": st.integers(1, 5000),
         "cause": st.sampled_from(CAUSES) | _words,
         "step": st.integers(0, 14),
         "workers": st.integers(0, 300),
@@ -282,6 +286,7 @@ def summaries(draw: st.DrawFn) -> dict[str, Any]:
         "phase": draw(_words),
         "message": draw(_words),
         "disruptions": draw(st.lists(_disruptions, max_size=5)),
+        "restart_counts": draw(st.dictionaries(st.sampled_from(CAUSES), st.integers(1, 5000))),
         "decisions": draw(
             st.lists(
                 st.fixed_dictionaries({"attempt": st.just(1), "at": _moments, "step": st.just(3), "what": _words}),

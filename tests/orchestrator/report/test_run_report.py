@@ -99,12 +99,15 @@ def test_a_run_of_an_older_version_is_shown() -> None:
 def test_a_long_run_with_many_events_is_a_page_of_less_than_a_megabyte() -> None:
     summary = eventful(steps=100_000)
     one = summary["disruptions"][0]
-    summary["disruptions"] = [one | {"step": n * 100, "at": BEGAN + 30 + 50 * n} for n in range(900)]
+    summary["disruptions"] = [one | {"number": n + 1, "step": n * 100, "at": BEGAN + 50 * n} for n in range(900)]
+    summary["restart_counts"] = {"node": 1200}
     summary["decisions"] = [{"attempt": 1, "at": BEGAN + n, "step": n, "what": "starting " * 12} for n in range(2000)]
     summary["evaluations"] = [{"step": 100 * n, "at": BEGAN + n, "val_loss": 4.0} for n in range(1, 900)]
     text = html(summary)
     assert len(text) < 1_000_000
-    assert "the newest 300 of 900; manta show --json has all" in text
+    assert "the newest 300 of 1,200; manta show --json has 900" in text
+    assert "the newest 300 of 2,000; manta show --json has all" in text
+    assert "restarts after failures" in text and ">1,200<" in text
 
 
 WORD = "<script>alert(1)</script>"

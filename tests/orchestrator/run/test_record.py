@@ -19,8 +19,18 @@ from data.stores.local import LocalStore
 from orchestrator.errors import FencedError, RunInUseError, UnknownRunError
 from orchestrator.run import fence as fence_module
 from orchestrator.run.fence import PRESUMED_DEAD_S, Fence, check_fence
-from orchestrator.run.record import RECORD, Attempt, RunRecord, load_record
-from tests.orchestrator.run.builders import record_of
+from orchestrator.run.record import (
+    DECISIONS,
+    DISRUPTIONS,
+    EVALUATIONS,
+    OUTAGES,
+    RECORD,
+    Attempt,
+    RunRecord,
+    load_record,
+    shortened,
+)
+from tests.orchestrator.run.builders import attempt, record_of
 
 FIELDS = {"train.lr": 1e-3}
 
@@ -264,15 +274,52 @@ def test_the_steps_that_belong_to_the_run_have_no_gaps(data: st.DataObject) -> N
     kept: list[tuple[int, int]] = []  # (attempt, step), of steps in order
     written: list[tuple[int, int]] = []
     from_steps: list[int | None] = []
-    for attempt in range(1, data.draw(st.integers(1, 5)) + 1):
+    for number in range(1, data.draw(st.integers(1, 5)) + 1):
         start = data.draw(st.sampled_from([0, *(step for _, step in kept)]))
         from_steps.append(start)
-        steps = [(attempt, step) for step in range(start + 1, start + 1 + data.draw(st.integers(0, 5)))]
+        steps = [(number, step) for step in range(start + 1, start + 1 + data.draw(st.integers(0, 5)))]
         kept = [(who, step) for who, step in kept if step <= start] + steps
         written += steps
     record = record_of(*from_steps)
     assert [pair for pair in written if record.continues(*pair)] == kept
     assert [step for _, step in kept] == list(itertools.islice(itertools.count(1), len(kept)))
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [("disruptions", DISRUPTIONS), ("decisions", DECISIONS), ("outages", OUTAGES)]
+)
+def test_the_lists_of_all_attempts_stay_as_short_as_those_of_one(name: str, most: int) -> None:
+    entries = [{"number": number} for number in range(most + 7)]
+    cuts = [0, 5, most // 2, len(entries)]
+    attempts = [attempt(**{name: entries[first:end]}) for first, end in itertools.pairwise(cuts)]
+    first, *others = (getattr(each, name) for each in shortened(attempts))
+    assert [*first, *itertools.chain(*others)] == entries[-most:] and first == []
+    assert shortened(attempts[1:2]) == (attempts[1],), "a short list stays as it is"
+
+
+def test_evaluations_of_all_attempts_stay_few_and_spread_over_the_run() -> None:
+    evaluations = [[{"step": 1000 * at + step} for step in range(EVALUATIONS)] for at in range(2)]
+    kept = [each.evaluations for each in shortened([attempt(evaluations=each) for each in evaluations])]
+    assert [len(each) for each in kept] == [EVALUATIONS // 2] * 2
+    assert [each[-1] for each in kept] == [each[-1] for each in evaluations]
+
+
+def test_a_claim_shortens_the_lists_and_keeps_the_counts(store: LocalStore) -> None:
+    fence = claim(store)
+    disruptions = [{"cause": "node", "step": step} for step in range(DISRUPTIONS)]
+    fence.update(attempt={"disruptions": disruptions, "restart_counts": {"node": 9000}, "status": "failed"})
+    fence = claim(store)
+    fence.update(attempt={"disruptions": disruptions[:1], "restart_counts": {"node": 1}, "status": "failed"})
+    first, second, _ = claim(store).record.attempts
+    assert first.disruptions == disruptions[1:] and second.disruptions == disruptions[:1]
+    assert (first.restart_counts, second.restart_counts) == ({"node": 9000}, {"node": 1})
+
+
+def test_a_record_of_an_older_version_has_counts(store: LocalStore) -> None:
+    content = json.loads(claim(store).record.to_json())
+    del content["attempts"][0]["restart_counts"]
+    content["attempts"][0]["disruptions"] = [{"cause": cause} for cause in ("node", "resize", "node")]
+    assert RunRecord.from_json(json.dumps(content).encode()).last.restart_counts == {"node": 2, "resize": 1}
 
 
 def test_a_record_with_fields_of_another_version_can_be_read(store: LocalStore) -> None:

@@ -44,6 +44,7 @@ def run(tmp_path: Path) -> Run:
     disruption = {"cause": "node", "step": 1}
     outage = {"doing": "saving checkpoints", "since": 1.0, "until": 2.0, "problem": "busy"}
     happened = {"disruptions": [disruption], "outages": [outage], "decisions": [{"step": 0, "what": "start"}]}
+    happened["restart_counts"] = {"node": 2, "resize": 1}  # the list has the newest ones
     fence.update(attempt={"status": "finished", **happened})
     return Run(config, root, store, fence.record)
 
@@ -53,6 +54,7 @@ def test_names_are_those_that_manta_show_prints(run: Run) -> None:
     summary = summary_of_run(run)
     assert set(summary) == {
         *("run", "status", "phase", "message", "attempts", "restarts", "disruptions", "decisions", "outages"),
+        "restart_counts",
         *("step", "steps", "tokens", "samples", "skipped_steps", "skipped_units", "cleaning_steps", "units_read"),
         *("pairs_too_long", "loss", "val_weights", "val_perplexity", "val_bits_per_byte", "translations", "world_size"),
         *(
@@ -74,7 +76,8 @@ def test_a_run_without_a_checkpoint(run: Run) -> None:
     summary = summary_of_run(run)
     assert (summary["status"], summary["step"], summary["tokens"], summary["attempts"]) == ("finished", 0, 0, 2)
     assert summary["samples"] == {} and summary["checkpoints"] == [] and summary["tokens_per_s"] is None
-    assert summary["disruptions"] == [{"attempt": 2, "cause": "node", "step": 1}] and summary["restarts"] == 1
+    assert summary["disruptions"] == [{"attempt": 2, "number": 3, "cause": "node", "step": 1}]
+    assert (summary["restarts"], summary["restart_counts"]) == (3, {"node": 2, "resize": 1})
     assert summary["decisions"] == [{"attempt": 2, "step": 0, "what": "start"}]
     assert [(each["attempt"], each["doing"]) for each in summary["outages"]] == [(2, "saving checkpoints")]
 
