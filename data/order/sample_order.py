@@ -142,6 +142,8 @@ class SampleOrder:
 
     def mixture(self, first: int, count: int) -> tuple[Ints, Ints]:
         """Source of each sample, and its position in the sequence of that source; two (count,) int64 arrays."""
+        if len(self.source_units) == 1:
+            return np.zeros(count, np.int64), np.arange(first, first + count)
         sources, positions = [], []
         for period in range(first // MIXTURE_PERIOD, (first + count - 1) // MIXTURE_PERIOD + 1):
             labels, ranks = self._mixture_of_period(period)

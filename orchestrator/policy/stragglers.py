@@ -5,7 +5,6 @@ A module of its own, short as it is: it shares nothing with the other policies.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 
 SLOW_FACTOR = 2.0
@@ -32,10 +31,23 @@ class StragglerWatch:
         self._steps += 1
         if self._steps < SETTLED_STEPS or len(seconds) < 2:
             return []
-        found = []
-        for rank, average in enumerate(self._average):
-            median = statistics.median(other for at, other in enumerate(self._average) if at != rank)
-            if rank not in self._reported and average > SLOW_FACTOR * median > 0:
+        ranks = sorted(range(len(seconds)), key=self._average.__getitem__)
+        ordered, found = [self._average[rank] for rank in ranks], []
+        for place in reversed(range(len(ordered))):  # the slowest first: once one is no straggler, no other is
+            median = _median_without(ordered, place)
+            if not ordered[place] > SLOW_FACTOR * median > 0:
+                break
+            if (rank := ranks[place]) not in self._reported:
                 self._reported.add(rank)
-                found.append((rank, average / median))
-        return found
+                found.append((rank, ordered[place] / median))
+        return sorted(found)
+
+
+def _median_without(ordered: Sequence[float], place: int) -> float:
+    """The median of sorted values, without the one at `place`."""
+
+    def other(at: int) -> float:
+        return ordered[at + (at >= place)]
+
+    half, is_odd = divmod(len(ordered) - 1, 2)
+    return other(half) if is_odd else (other(half - 1) + other(half)) / 2
