@@ -246,7 +246,8 @@ class TestPods:
             shared = pod["volumes"][0]["emptyDir"]
             assert shared["medium"] == "Memory"
             if bytes_of(machine.memory) >= 2 << 20:
-                assert 0.3 * bytes_of(machine.memory) < bytes_of(shared["sizeLimit"]) <= bytes_of(machine.memory) / 2
+                memory, limit = bytes_of(machine.memory), bytes_of(shared["sizeLimit"])  # which is in whole MiB
+                assert 0.3 * memory - (1 << 20) < limit <= memory / 2
             found = variables(pod)
             assert spec.variables.items() <= found.items()
             assert pod.get("nodeSelector", {}) == machine.node_selector
