@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a server that delays answers, fails requests, or cuts all connections, for tests."""
+"""A TCP proxy in front of a server: delays answers, fails requests, refuses writes, or cuts connections; for tests."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ _BUSY = (
     b"<Error><Code>SlowDown</Code><Message/></Error>     "
 )
 
+_FULL = (
+    b"HTTP/1.1 507 Insufficient Storage\r\nContent-Type: application/xml\r\nConnection: close\r\nContent-Length: 51"
+    b"\r\n\r\n<Error><Code>InsufficientStorage</Code></Error>    "
+)
+
 
 class FaultyProxy:
     """Forwards connections to an http:// endpoint. A context manager. Nothing is rewritten, so signatures stay valid.
@@ -24,12 +29,13 @@ class FaultyProxy:
     Attributes:
         failing: share of requests that fail: half of them with status 503, the others by a cut connection.
         delay_s: delay of every answer in seconds.
+        full: whether writes are answered with status 507, as by a store without space; reads and deletions pass.
     """
 
     def __init__(self, endpoint_url: str, seed: int = 0) -> None:
         target = urlsplit(endpoint_url)
         self._target = target.hostname or "127.0.0.1", target.port or 80
-        self.failing, self.delay_s = 0.0, 0.0
+        self.failing, self.delay_s, self.full = 0.0, 0.0, False
         self._is_cut = False
         self._serving: set[asyncio.Task[None] | None] = set()  # asyncio itself keeps weak references only
         self._draw = random.Random(seed)
@@ -96,9 +102,10 @@ class FaultyProxy:
     ) -> None:
         with suppress(OSError):
             while chunk := await reader.read(_CHUNK):
-                if self.failing and self._draw.random() < self.failing:
-                    if self._draw.random() < 0.5:
-                        client.write(_BUSY)
+                refused = self.full and _is_write(chunk)
+                if refused or (self.failing and self._draw.random() < self.failing):
+                    if refused or self._draw.random() < 0.5:
+                        client.write(_FULL if refused else _BUSY)
                         await client.drain()
                     client.close()
                     upstream.close()
@@ -112,3 +119,9 @@ class FaultyProxy:
                 await asyncio.sleep(self.delay_s)
             client.write(chunk)
             await client.drain()
+
+
+def _is_write(request: bytes) -> bool:
+    """Whether a request's beginning says that it writes; S3 deletes many objects by a POST to `?delete`."""
+    line = request.partition(b"\r\n")[0]
+    return line.startswith((b"PUT ", b"POST ")) and b"?delete" not in line

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Self
 
 from cluster.errors import ClusterError
-from cluster.local.processes import RAYLET, children, command_line, is_alive
+from cluster.local.processes import RAYLET, children, command_line, is_alive, of_session
 from cluster.local.ray_command import RAY, path_with_commands, without_ray
 from cluster.local.spot import notice
 from cluster.node_environment import HEALTH_CHECK
@@ -127,6 +127,18 @@ class LocalNode:
             self._process.poll()
         self._process.wait()
 
+    def freeze(self) -> None:
+        """Stops all of its processes: nothing comes from it any more, and its connections stay open."""
+        for pid in self._all():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Lets all of its processes go on after `freeze`."""
+        for pid in of_session(self.session):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
     def terminate(self) -> None:
         """Sends SIGTERM, like the deletion of a pod: the node drains, and ends when it is idle or its grace is over."""
         with suppress(ProcessLookupError):
@@ -179,7 +191,9 @@ class LocalNodes:
         self.address = self.dashboard = ""
         self.nodes: list[LocalNode] = []
         self._head: LocalNode | None = None
+        self._head_options: list[str] = []
         self._started = 0
+        self._sessions: list[int] = []
         # A token of its own: other users of this machine cannot join, and Ray does not search for a file with a token.
         self.environment = {
             "RAY_AUTH_MODE": "token",
@@ -195,10 +209,8 @@ class LocalNodes:
     def __enter__(self) -> Self:
         port = free_port()
         self.dashboard, dashboard = dashboard_options(wanted=self._with_dashboard)
-        options = ["--head", f"--port={port}", "--num-cpus=0", *dashboard, f"--temp-dir={self.folder}"]
-        self._head = self._node("head", options)
-        self._head.await_raylet()
-        self._head.await_ready()
+        self._head_options = ["--head", f"--port={port}", "--num-cpus=0", *dashboard, f"--temp-dir={self.folder}"]
+        self._start_head()
         self.address = f"127.0.0.1:{port}"
         self.environment["RAY_ADDRESS"] = self.address
         return self
@@ -212,11 +224,31 @@ class LocalNodes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for node in (*self.nodes, *([self._head] if self._head else [])):
-            node.kill()
+        self._kill_all()
 
-    def add(self, count: int = 1, num_cpus: int = 1) -> list[LocalNode]:
+    def restart(self) -> None:
+        """Ends all nodes suddenly, and starts the head and as many nodes of one CPU again, under the same address.
+
+        Without its head a cluster is of no use, and its nodes end too: Ray keeps its state in the head's memory.
+
+        Raises:
+            ClusterError: a node does not start.
+        """
+        count = len(self.living())
+        self._kill_all()
+        self.nodes = []
+        self._start_head()
+        self.add(count)
+
+    def processes(self) -> list[int]:
+        """All processes that nodes have started and that have not ended, those of nodes that are gone included."""
+        return [pid for session in self._sessions for pid in of_session(session)]
+
+    def add(self, count: int = 1, num_cpus: int = 1, environment: Mapping[str, str] | None = None) -> list[LocalNode]:
         """Starts `count` nodes; they have joined when this returns.
+
+        Args:
+            environment: variables of the nodes' processes besides those of all nodes.
 
         Raises:
             ClusterError: a node does not start.
@@ -225,7 +257,7 @@ class LocalNodes:
         new = []
         for _ in range(count):
             self._started += 1
-            new.append(self._node(f"node-{self._started}", options))
+            new.append(self._node(f"node-{self._started}", options, environment))
             self.nodes.append(new[-1])
             new[-1].await_raylet()  # two at once would choose the same names
         for node in new:
@@ -237,9 +269,20 @@ class LocalNodes:
         self.nodes = [node for node in self.nodes if node.is_alive()]
         return self.nodes
 
-    def _node(self, name: str, options: list[str]) -> LocalNode:
+    def _start_head(self) -> None:
+        self._head = self._node("head", self._head_options)
+        self._head.await_raylet()
+        self._head.await_ready()
+
+    def _kill_all(self) -> None:
+        for node in (*self.nodes, *([self._head] if self._head else [])):
+            node.kill()
+
+    def _node(self, name: str, options: list[str], environment: Mapping[str, str] | None = None) -> LocalNode:
         options = [*options, f"--object-store-memory={STORE_BYTES}"]
-        return LocalNode(name, options, self.environment, self.folder)
+        node = LocalNode(name, options, {**self.environment, **(environment or {})}, self.folder)
+        self._sessions.append(node.session)
+        return node
 
 
 def dashboard_options(*, wanted: bool) -> tuple[str, list[str]]:

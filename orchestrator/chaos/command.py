@@ -1,4 +1,4 @@
-"""Runs `manta chaos`: an undisturbed and a disturbed run, and optionally stock Ray Train under the same faults."""
+"""Runs `manta chaos`: an undisturbed and a disturbed run, or a soak, and optionally stock Ray Train."""
 
 from __future__ import annotations
 
@@ -6,94 +6,79 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from cluster.local.faulty_proxy import FaultyProxy
-from cluster.local.nodes import LocalNodes
 from cluster.local.processes import calling
-from data.errors import InputError, MantaError
-from orchestrator.chaos.cost import costs, gaps_after, largest_difference
-from orchestrator.chaos.faults import STOCK_WORKER, Injected, Injector
-from orchestrator.chaos.plan import KINDS, draw_faults, refuse_unknown
+from data.errors import InputError
+from orchestrator.chaos.cost import command_restarts, costs, gaps_after, largest_difference
+from orchestrator.chaos.faults import STOCK_WORKER, Injector
+from orchestrator.chaos.plan import KINDS, MIN_NODES, Plan, draw_by_rates, draw_faults, gaps, refuse_unknown
+from orchestrator.chaos.process import Command
+from orchestrator.chaos.runs import RECOVERY_S, Disturber, Runs
+from orchestrator.chaos.small_memory import small_memory
+from orchestrator.chaos.soak import counted, left_over, still_running
 from orchestrator.config.load import load_recipe
 from orchestrator.config.recipe import RunConfig
 from orchestrator.config.result_fields import resolved
 from orchestrator.console import Console
 from orchestrator.driver.prepare import prepare
-from orchestrator.run.record import load_record
-from orchestrator.run.run import open_run, reaching_storage, stores
-from orchestrator.run.stored import read_state
-from orchestrator.run.summary import summary_of_run
-
-POLL_INTERVAL_S = 0.5
-"""Seconds between two reads of the run's record, which is written every few seconds."""
-
-RECOVERY_S = 180.0
-"""Seconds to wait for a new step after a fault before the next fault is injected anyway."""
-
-MIN_NODES = 2
-"""Nodes that faults leave at least: one to lose, and one to continue on."""
+from orchestrator.run.run import reaching_storage, stores
 
 TOLERANCE = 1e-5
 """Largest relative difference of losses that counts as rounding, of fp32 sums in another order."""
 
+ENDLESS = 1_000_000_000
+"""Steps of a run that is stopped when its soak is over."""
 
-@dataclass(frozen=True)
-class Plan:
-    """The faults to inject, and the cluster to run on.
-
-    Attributes:
-        every_s: seconds from one fault to the next; longer if the run has not completed a new step since.
-        count: most faults; None: no limit until the run ends.
-        nodes: one-CPU nodes of the cluster.
-    """
-
-    kinds: Sequence[str]
-    every_s: float
-    seed: int
-    count: int | None
-    nodes: int
+Publish = Callable[[dict[str, Any]], object]
 
 
-def chaos(
-    recipe: Path, overrides: Sequence[str], plan: Plan, baseline: bool, publish: Callable[[dict[str, Any]], object]
-) -> dict[str, Any]:
-    """Trains the recipe's run undisturbed and disturbed, and reports the cost of every fault; see `costs`.
+def chaos(recipe: Path, overrides: Sequence[str], plan: Plan, baseline: bool, publish: Publish) -> dict[str, Any]:
+    """Trains the recipe's run with faults and reports what every fault cost; see `compare` and `soak`.
 
     Args:
         publish: called with the report as soon as there is one, and again with the baseline, which takes long.
 
     Raises:
-        InputError: a fault is unknown, or needs an object store that the recipe does not use.
+        InputError: a fault is unknown, or needs what is not there: an object store, or the right to mount.
         MantaError: one of the runs failed.
     """
     refuse_unknown(plan.kinds)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that SIGTERM also ends the nodes
-    console = Console()
+    endless = [f"train.steps={ENDLESS}"] if plan.soak_s is not None else []
+    overrides = [*overrides, *endless]
     config = load_recipe(recipe, overrides)
-    store_faults = [kind for kind in plan.kinds if KINDS[kind].needs_store]
-    if store_faults and not config.storage.startswith("s3://"):
-        raise InputError(f"{', '.join(store_faults)} need `storage: s3://…`; this recipe has {config.storage}")
+    if missing := [kind for kind in plan.kinds if _lacks_store(kind, config)]:
+        raise InputError(f"{', '.join(missing)} need `storage: s3://…`; this recipe has {config.storage}")
     with ExitStack() as stack:
         config = stack.enter_context(reaching_storage(config))
         prepare(config)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="manta-chaos-")))
-        runs = _Runs(recipe, overrides, config, plan, folder, console)
-        report = runs.compare()
+        needs_mount = any(KINDS[kind].needs_mount for kind in plan.kinds)
+        memory = stack.enter_context(small_memory(folder / "memory")) if needs_mount else None
+        runs = Runs(recipe, overrides, config, plan, folder, memory, Console())
+        report = compare(runs) if plan.soak_s is None else soak(runs, plan.soak_s)
         publish(report)
         if baseline:
-            report["baseline"] = runs.baseline()
+            report["baseline"] = stock_ray(runs)
             publish(report)
         return report
+
+
+def possible_kinds(config: RunConfig) -> list[str]:
+    """The kinds of faults that can be injected into the recipe's run on this machine."""
+    may_mount = os.geteuid() == 0
+    return [
+        kind for kind, row in KINDS.items() if (may_mount or not row.needs_mount) and not _lacks_store(kind, config)
+    ]
+
+
+def _lacks_store(kind: str, config: RunConfig) -> bool:
+    return KINDS[kind].needs_store and not config.storage.startswith("s3://")
 
 
 def is_same_run(report: Mapping[str, Any]) -> bool:
@@ -108,189 +93,94 @@ def is_same_run(report: Mapping[str, Any]) -> bool:
     )
 
 
-@dataclass(frozen=True)
-class _Runs:
-    """The runs of one `manta chaos` command, and what they share."""
-
-    recipe: Path
-    overrides: Sequence[str]
-    config: RunConfig
-    plan: Plan
-    folder: Path
-    console: Console
-
-    def compare(self) -> dict[str, Any]:
-        """Trains the undisturbed and then the disturbed run on one cluster; returns the report."""
-        stamp = time.strftime("%m%d-%H%M%S")
-        names = {which: f"{self.config.run}-{which}-{stamp}" for which in ("undisturbed", "disturbed")}
-        with ExitStack() as stack:
-            proxy = None
-            if self.config.store.endpoint_url:
-                proxy = stack.enter_context(FaultyProxy(self.config.store.endpoint_url, self.plan.seed))
-            nodes = stack.enter_context(self.cluster("tuned"))
-            with self.training(names["undisturbed"], nodes, self.config.store.endpoint_url) as process:
-                _await_end(process, names["undisturbed"])
-            through = proxy.endpoint_url if proxy else None
-            with self.training(names["disturbed"], nodes, through) as process:
-                injector = Injector(nodes, proxy, self.store_of(names["disturbed"]), random.Random(self.plan.seed))
-                faults = self.disturb(process, injector, lambda: self.progress_of(names["disturbed"]))
-                _await_end(process, names["disturbed"])
-                injector.settle()
-        undisturbed, disturbed = (self.summary(names[which]) for which in ("undisturbed", "disturbed"))
-        return {
-            "faults": costs(faults, disturbed["disruptions"], disturbed["started_at"]),
-            "loss_max_rel_diff": largest_difference(undisturbed.pop("losses"), disturbed.pop("losses")),
-            "same_digest": undisturbed["samples"]["digest"] == disturbed["samples"]["digest"],
-            "undisturbed": undisturbed,
-            **disturbed,
-        }
-
-    def baseline(self) -> dict[str, Any]:
-        """Trains on stock Ray Train under the same faults, without those of the store and those it cannot survive."""
-        kinds = [kind for kind in self.plan.kinds if KINDS[kind].in_baseline]
-        log, config = self.folder / "steps.jsonl", self.folder / "config.json"
-        config.write_text(json.dumps(resolved(self.config)))
-        log.touch()
-
-        def steps() -> list[dict[str, Any]]:
-            return [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
-
-        def newest() -> tuple[int, bool]:
-            return max((each["step"] for each in steps()), default=0), True
-
-        program = calling("orchestrator.chaos.stock_ray", "main")
-        command = [*program, str(config), str(log), "1", str(self.plan.nodes)]
-        with self.cluster("stock", stock=True) as nodes, self.program(command, nodes, "stock Ray") as process:
-            store, draw = stores(self.config)[1], random.Random(self.plan.seed)
-            injector = Injector(nodes, None, store, draw, title=STOCK_WORKER)
-            faults = self.disturb(process, injector, newest, kinds, count=self.plan.count or len(kinds))
-            after, _ = newest()
-            _await(process, lambda: newest()[0] > after, RECOVERY_S)
-        return {"faults": gaps_after(faults, steps())}
-
-    def disturb(
-        self,
-        process: subprocess.Popen[str],
-        injector: Injector,
-        progress: Callable[[], tuple[int, bool]],
-        kinds: Sequence[str] | None = None,
-        count: int | None = None,
-    ) -> list[Injected]:
-        """Injects faults until the run ends or `count` is reached.
-
-        Args:
-            progress: newest reported step, and whether the run trains.
-        """
-        plan, faults = self.plan, list[Injected]()
-
-        def advanced(before: int) -> bool:
-            step, trains = progress()
-            return trains and step > before
-
-        count = count or plan.count
-        drawn = draw_faults(kinds or plan.kinds, plan.seed, plan.nodes, MIN_NODES, plan.nodes + 1)
-        _await(process, lambda: progress()[0] > 0, RECOVERY_S)
-        for kind in drawn:
-            if count is not None and len(faults) == count:
-                break
-            due, (before, _) = time.monotonic() + plan.every_s, progress()
-            _await(process, lambda due=due: time.monotonic() >= due, plan.every_s + 1)  # type: ignore[misc]
-            _await(process, lambda before=before: advanced(before), RECOVERY_S)  # type: ignore[misc]
-            _await(process, lambda kind=kind: injector.can(kind), RECOVERY_S)  # type: ignore[misc]
-            if process.poll() is not None or not injector.can(kind):
-                break
-            faults.append(injector.inject(kind))
-            self.console.line(f"fault {len(faults)}: {kind}, {faults[-1].target}")
-        return faults
-
-    @contextmanager
-    def cluster(self, name: str, *, stock: bool = False) -> Iterator[LocalNodes]:
-        """Starts a head and nodes; `stock`: with Ray's default settings."""
-        folder = self.folder / name
-        folder.mkdir()
-        keys = {
-            "AWS_ACCESS_KEY_ID": self.config.store.access_key_id,
-            "AWS_SECRET_ACCESS_KEY": self.config.store.secret_access_key,
-        }
-        own = {name: value for name, value in keys.items() if value}
-        with LocalNodes(folder, environment=own, stock=stock) as nodes:
-            self.console.line(f"cluster: starting a head and {self.plan.nodes} nodes of one CPU")
-            nodes.add(self.plan.nodes)
-            yield nodes
-
-    def training(self, run: str, nodes: LocalNodes, endpoint_url: str | None) -> Any:
-        """Starts `manta train` on the cluster."""
-        sets = [*self.overrides, f"run={run}", "store.serve=null"]
-        if endpoint_url:
-            sets.append(f"store.endpoint_url={endpoint_url}")
-        scaling = self.config.scaling
-        if scaling.effective_min_workers == scaling.effective_max_workers:
-            sets += ["scaling.min_workers=1", f"scaling.max_workers={self.plan.nodes}"]
-        options = [part for each in sets for part in ("--set", each)]
-        return self.program([sys.executable, "-m", "manta_start", "train", str(self.recipe), *options], nodes, run)
-
-    @contextmanager
-    def program(self, command: Sequence[str], nodes: LocalNodes, name: str) -> Iterator[subprocess.Popen[str]]:
-        """Starts a command, shows its output, and ends it with the block."""
-        environment = {**os.environ, **nodes.environment, "PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
-        streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        process: subprocess.Popen[str] = subprocess.Popen(command, env=environment, start_new_session=True, **streams)
-        self.console.line(f"{name}: starts")
-        assert process.stdout is not None
-        output = process.stdout
-
-        def show() -> None:
-            for line in output:
-                self.console.line(f"  {line.rstrip()}")
-
-        reader = threading.Thread(target=show, daemon=True)
-        reader.start()
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(RECOVERY_S / 6)
-                process.kill()
-            process.wait()
-            reader.join(5)
-
-    def config_of(self, run: str) -> RunConfig:
-        """The recipe's config under another run's name."""
-        return self.config.model_copy(update={"run": run})
-
-    def store_of(self, run: str) -> Any:
-        """Folder of a run."""
-        return stores(self.config_of(run))[1]
-
-    def progress_of(self, run: str) -> tuple[int, bool]:
-        """Newest step that a run has reported, 0 before the first, and whether it trains."""
-        with suppress(MantaError):
-            attempt = load_record(self.store_of(run)).last
-            return attempt.step, attempt.phase == "training"
-        return 0, False
-
-    def summary(self, run: str) -> dict[str, Any]:
-        """The part of a run's summary that the report holds, with the run's losses and start."""
-        opened = open_run(self.config_of(run))
-        stored = read_state(opened.store, opened.record)
-        summary: Mapping[str, Any] = summary_of_run(opened, stored, audits_all=True)
-        wanted = ("run", "status", "samples", "world_sizes", "goodput", "tokens_per_s", "disruptions", "skipped_steps")
-        return {name: summary[name] for name in wanted} | {
-            "losses": stored.rows["loss"].to_pylist(),
-            "started_at": opened.record.attempts[0].started_at,
-        }
+def compare(runs: Runs) -> dict[str, Any]:
+    """Trains the undisturbed and then the disturbed run on one cluster; returns the report."""
+    names = {which: runs.name(which) for which in ("undisturbed", "disturbed")}
+    plan = runs.plan
+    with ExitStack() as stack:
+        proxy = runs.proxy(stack)
+        nodes = stack.enter_context(runs.cluster("tuned"))
+        with runs.training(names["undisturbed"], nodes) as command:
+            Disturber(command, None).await_end(names["undisturbed"])
+        with runs.training(names["disturbed"], nodes, proxy) as command:
+            injector = runs.injector(nodes, command, proxy, names["disturbed"])
+            disturber = Disturber(command, injector, runs.console)
+            drawn = draw_faults(plan.kinds, plan.seed, plan.nodes, MIN_NODES, plan.nodes + 1)
+            progress = lambda: runs.progress_of(names["disturbed"])  # noqa: E731
+            disturber.disturb(drawn, progress, plan.every_s, plan.count)
+            disturber.await_end(names["disturbed"])
+            injector.settle()
+    undisturbed, disturbed = (runs.summary(names[which]) for which in ("undisturbed", "disturbed"))
+    again = command_restarts(disturbed.pop("attempt_records"))
+    undisturbed.pop("attempt_records")
+    return {
+        "faults": costs(disturber.faults, [*disturbed["disruptions"], *again], disturbed["started_at"]),
+        "loss_max_rel_diff": largest_difference(undisturbed.pop("losses"), disturbed.pop("losses")),
+        "same_digest": undisturbed["samples"]["digest"] == disturbed["samples"]["digest"],
+        "undisturbed": undisturbed,
+        **disturbed,
+    }
 
 
-def _await(process: subprocess.Popen[str], condition: Callable[[], bool], patience_s: float) -> None:
-    """Waits until a condition holds or the program ends, at most `patience_s` seconds."""
-    deadline = time.monotonic() + patience_s
-    while process.poll() is None and time.monotonic() < deadline and not condition():
-        time.sleep(POLL_INTERVAL_S)
+def soak(runs: Runs, seconds: float) -> dict[str, Any]:
+    """Trains for `seconds` under faults drawn by `rates`, then stops the run and looks for what is lost or left."""
+    name, plan = runs.name("soak"), runs.plan
+    with ExitStack() as stack:
+        proxy = runs.proxy(stack)
+        nodes = stack.enter_context(runs.cluster("tuned"))
+        with runs.training(name, nodes, proxy) as command:
+            injector = runs.injector(nodes, command, proxy, name)
+            disturber = Disturber(command, injector, runs.console, always_again=True)
+            drawn = draw_by_rates(plan.kinds, plan.seed, plan.nodes, MIN_NODES, plan.nodes + 1)
+            progress = lambda: runs.progress_of(name)  # noqa: E731
+            disturber.soak(drawn, gaps(plan.every_s, plan.seed), progress, seconds, plan.count)
+            injector.settle()
+            disturber.come_to_rest(progress)
+            status = command.stop()
+            left = left_over(nodes, runs.store_of(name))
+    left["processes"] += still_running(nodes, command)
+    summary = runs.summary(name)
+    faults = costs(
+        disturber.faults,
+        [*summary["disruptions"], *command_restarts(summary.pop("attempt_records"))],
+        summary["started_at"],
+    )
+    summary.pop("losses")
+    return {
+        "soak_s": seconds,
+        "faults": faults,
+        "kinds": counted(faults),
+        "exit_status": status,
+        "ends": disturber.ends,
+        "tracebacks": command.tracebacks,
+        "left": left,
+        **summary,
+    }
 
 
-def _await_end(process: subprocess.Popen[str], name: str) -> None:
-    status = process.wait()
-    if status:
-        raise MantaError(f"{name} ended with status {status}; what it printed is above.")
+def stock_ray(runs: Runs) -> dict[str, Any]:
+    """Trains on stock Ray Train under the same faults, without those of the store and those it cannot survive."""
+    plan = runs.plan
+    kinds = [kind for kind in plan.kinds if KINDS[kind].in_baseline]
+    log, config = runs.folder / "steps.jsonl", runs.folder / "config.json"
+    config.write_text(json.dumps(resolved(runs.config)))
+    log.touch()
+
+    def steps() -> list[dict[str, Any]]:
+        return [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
+
+    def newest() -> tuple[int, bool]:
+        return max((each["step"] for each in steps()), default=0), True
+
+    arguments = [*calling("orchestrator.chaos.stock_ray", "main"), str(config), str(log), "1", str(plan.nodes)]
+    with (
+        runs.cluster("stock", stock=True) as nodes,
+        Command("stock Ray", arguments, nodes.environment, runs.console) as command,
+    ):
+        injector = Injector(nodes, command, None, stores(runs.config)[1], random.Random(plan.seed), title=STOCK_WORKER)
+        disturber = Disturber(command, injector, runs.console)
+        drawn = draw_faults(kinds, plan.seed, plan.nodes, MIN_NODES, plan.nodes + 1)
+        disturber.disturb(drawn, newest, plan.every_s, plan.count or len(kinds))
+        after, _ = newest()
+        disturber.await_(lambda: newest()[0] > after, RECOVERY_S)
+    return {"faults": gaps_after(disturber.faults, steps())}

@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from orchestrator.chaos.faults import Injected
+from orchestrator.run.record import Attempt
 
 
 def costs(
@@ -16,7 +17,8 @@ def costs(
 
     Args:
         faults: in the order of injection.
-        disruptions: see `Disruption.summary`; each belongs to the newest fault before it.
+        disruptions: see `Disruption.summary` and `command_restarts`, in any order; each belongs to the newest fault
+            before it.
         started_at: start of the run, seconds since the epoch.
 
     Returns:
@@ -24,6 +26,7 @@ def costs(
         first new step; `lost_s`, seconds without a new step, which for a planned restart start at the pause;
         `replayed_steps`; and the phases of the restart.
     """
+    disruptions = sorted(disruptions, key=lambda each: float(each["at"]))
     ends = [fault.at for fault in faults[1:]] + [float("inf")]
     return [
         _cost(fault, [each for each in disruptions if fault.at <= each["at"] < until], started_at)
@@ -61,6 +64,28 @@ def _stepped_at(disruption: Mapping[str, Any]) -> float | None:
     if disruption["lost_s"] is None:
         return None
     return float(disruption["at"] - disruption["detection_s"] + disruption["lost_s"])
+
+
+def command_restarts(attempts: Sequence[Attempt]) -> list[dict[str, Any]]:
+    """The starts of the command after its first one, in the form of `Disruption.summary`.
+
+    The end of the older attempt is not known if it was killed; its last heartbeat is at most seconds before.
+    """
+    return [
+        {
+            "cause": "command",
+            "at": after.started_at,
+            "detection_s": max(0.0, after.started_at - before.heartbeat_at),
+            "lost_s": None
+            if after.first_step_s is None
+            else after.first_step_s + max(0.0, after.started_at - before.heartbeat_at),
+            "replayed_steps": max(0, before.step - (after.from_step or 0)),
+            "workers": before.world_size,
+            "workers_after": after.world_size,
+            "phases": {},
+        }
+        for before, after in pairwise(attempts)
+    ]
 
 
 def largest_difference(one: Sequence[float | None], other: Sequence[float | None]) -> float | None:

@@ -1,4 +1,4 @@
-"""Injects faults into a run: signals, node drains, and a faulty proxy in front of the object store."""
+"""Injects faults into a run: signals, node drains, full memory, and a faulty proxy in front of the object store."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from cluster.local.faulty_proxy import FaultyProxy
 from cluster.local.nodes import LocalNode, LocalNodes
 from data.stores.store import Store
-from orchestrator.chaos.plan import KINDS
+from orchestrator.chaos.plan import FULL_S, KINDS
+from orchestrator.chaos.process import Command
+from orchestrator.chaos.skewed_clock import skewed
+from orchestrator.chaos.small_memory import fill
 from orchestrator.run.checkpoint import MODEL, list_checkpoints
 
 WORKER, STOCK_WORKER = "ray::TrainingWorker", "ray::RayTrainWorker"
@@ -32,6 +36,12 @@ STORE_DELAYS_S, STORE_AWAY_S = (0.5, 3.0, 10.0), (5.0, 60.0)
 SLOW_S, SLOW_SLICE_S = 10.0, 0.05
 """Seconds that a node is slow, and length of the slices in which its workers run and stop in turn."""
 
+FROZEN_S = 20.0
+"""Seconds that a node is frozen: the head counts it as lost after half of them, see `HEALTH_CHECK`."""
+
+SKEW_S = (-600, 600)
+"""Seconds that a wrong clock is ahead, one of which is drawn."""
+
 
 @dataclass
 class Injected:
@@ -41,23 +51,32 @@ class Injected:
     at: float
     target: str
 
+    @property
+    def over_at(self) -> float:
+        """When a command that it ended can go on, seconds since the epoch."""
+        return self.at + KINDS[self.kind].lasts_s
+
 
 @dataclass
 class Injector:
     """Injects faults into the run on `nodes`.
 
     Attributes:
+        command: the command that trains.
         proxy: proxy between run and object store; None without one, and then without store faults.
         store: the run's folder, reached directly and not through the proxy.
         draw: draws the targets.
         title: process title of the training workers.
+        memory: folder of the nodes' snapshots; None if it must not be filled.
     """
 
     nodes: LocalNodes
+    command: Command
     proxy: FaultyProxy | None
     store: Store
     draw: random.Random
     title: str = WORKER
+    memory: Path | None = None
     _later: list[threading.Thread] = field(default_factory=list)
 
     def inject(self, kind: str) -> Injected:
@@ -115,6 +134,45 @@ class Injector:
     def _add_node(self) -> tuple[float, str]:
         [node] = self.nodes.add()
         return time.time(), node.name
+
+    def _clock_skew(self) -> tuple[float, str]:
+        seconds = self.draw.choice(SKEW_S)
+        environment = skewed(self.nodes.folder / f"clock{seconds:+d}", seconds)
+        [node] = self.nodes.add(environment=environment)
+        return time.time(), f"{node.name}, {seconds:+d} s"
+
+    def _partition(self) -> tuple[float, str]:
+        node = self.draw.choice(self._with_workers())
+        at = time.time()
+        node.freeze()
+        self._after(FROZEN_S, node.thaw)
+        return at, f"{node.name} for {FROZEN_S:g} s"
+
+    def _kill_driver(self) -> tuple[float, str]:
+        at = time.time()
+        self.command.kill()
+        return at, f"process {self.command.sessions[-1]}"
+
+    def _kill_head(self) -> tuple[float, str]:
+        nodes = [node.name for node in self.nodes.living()]
+        at = time.time()
+        self.command.kill()  # it runs on the head's machine
+        self.nodes.restart()
+        return at, f"head and {', '.join(nodes)}"
+
+    def _full_shm(self) -> tuple[float, str]:
+        assert self.memory is not None
+        at = time.time()
+        ballast = fill(self.memory)
+        self._after(FULL_S, ballast.unlink)
+        return at, f"for {FULL_S:g} s"
+
+    def _full_disk(self) -> tuple[float, str]:
+        assert self.proxy is not None
+        at = time.time()
+        self.proxy.full = True
+        self._after(FULL_S, lambda: setattr(self.proxy, "full", False))
+        return at, f"for {FULL_S:g} s"
 
     def _store_errors(self) -> tuple[float, str]:
         assert self.proxy is not None

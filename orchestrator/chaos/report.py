@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -14,23 +14,8 @@ FILE_WIDTH = 116
 
 def print_report(report: Mapping[str, Any], console: Console) -> None:
     """Prints a table of the faults, one that compares the two runs, and one of the baseline if there is one."""
-    if not console.is_terminal:
-        console = Console(width=FILE_WIDTH, highlight=False)
-    faults = Table(title="faults", title_justify="left")
-    for name in ("at", "fault", "target", "detected", "restarted", "without a new step", "repeated", "workers"):
-        faults.add_column(name, justify="left" if name in ("fault", "target", "workers") else "right")
-    for row in report["faults"]:
-        faults.add_row(
-            f"{row['at_s']:.0f} s",
-            row["kind"],
-            row["target"],
-            _seconds(row["detect_s"]),
-            _seconds(row["restart_s"]) if row["restarts"] else "no restart",
-            _seconds(row["lost_s"]),
-            f"{row['replayed_steps']} steps",
-            " -> ".join(map(str, row.get("workers", []))),
-        )
-    console.print(faults)
+    console = _wide(console)
+    console.print(_faults(report["faults"]))
     runs = Table(title="the two runs", title_justify="left")
     for name in ("", "undisturbed", "disturbed"):
         runs.add_column(name)
@@ -50,6 +35,52 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
         for row in report["baseline"]["faults"]:
             stock.add_row(row["kind"], row["target"], _seconds(row["lost_s"]), f"{row['replayed_steps']} steps")
         console.print(stock)
+
+
+def print_soak(report: Mapping[str, Any], console: Console) -> None:
+    """Prints a table of the faults, one of their kinds, and one of what was lost and what is left."""
+    console = _wide(console)
+    console.print(_faults(report["faults"]))
+    kinds = Table(title="kinds", title_justify="left")
+    for name in ("fault", "times", "without a new step: mean", "longest"):
+        kinds.add_column(name, justify="left" if name == "fault" else "right")
+    for kind, row in report["kinds"].items():
+        kinds.add_row(kind, str(row["count"]), _seconds(row["mean_lost_s"]), _seconds(row["max_lost_s"]))
+    console.print(kinds)
+    table = Table(title=f"after {report['soak_s']:.0f} s", title_justify="left", show_header=False)
+    table.add_row("faults", str(len(report["faults"])))
+    table.add_row("samples", _samples(report["samples"]) if report["samples"] else "no checkpoint")
+    table.add_row("time", _goodput(report["goodput"]))
+    ends = [end["by"] or f"status {end['status']}: {' '.join(end['said'][-1:])}" for end in report["ends"]]
+    table.add_row("ends of the command", "\n".join(ends) or "none")
+    table.add_row("exit status when stopped", str(report["exit_status"]))
+    table.add_row("tracebacks", "\n".join(lines[-1] for lines in report["tracebacks"]) or "none")
+    for name, found in report["left"].items():
+        table.add_row(f"left: {name.replace('_', ' ')}", "\n".join(found) or "none")
+    console.print(table)
+
+
+def _wide(console: Console) -> Console:
+    """The console, with room for a table if the output is not a terminal."""
+    return console if console.is_terminal else Console(width=FILE_WIDTH, highlight=False)
+
+
+def _faults(rows: Sequence[Mapping[str, Any]]) -> Table:
+    faults = Table(title="faults", title_justify="left")
+    for name in ("at", "fault", "target", "detected", "restarted", "without a new step", "repeated", "workers"):
+        faults.add_column(name, justify="left" if name in ("fault", "target", "workers") else "right")
+    for row in rows:
+        faults.add_row(
+            f"{row['at_s']:.0f} s",
+            row["kind"],
+            row["target"],
+            _seconds(row["detect_s"]),
+            _seconds(row["restart_s"]) if row["restarts"] else "no restart",
+            _seconds(row["lost_s"]),
+            f"{row['replayed_steps']} steps",
+            " -> ".join(map(str, row.get("workers", []))),
+        )
+    return faults
 
 
 def _seconds(value: float | None) -> str:

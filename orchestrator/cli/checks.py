@@ -12,6 +12,15 @@ from orchestrator.cli.options import Address, AsJson, Overrides, Recipe, load_co
 
 app = typer.Typer()
 
+Soak = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME",
+        help="Train for this long, such as 30m, under faults drawn by how often they happen to large runs; then stop, "
+        "and report samples lost or doubled, tracebacks, and what is left over.",
+    ),
+]
+
 
 @app.command(
     epilog="Example: [bold]manta doctor recipes/quickstart.yaml[/], "
@@ -56,10 +65,14 @@ def chaos(
     faults: Annotated[
         str,
         typer.Option(
-            metavar="KIND,KIND,…", help="Kinds of faults to inject, or all: every kind once before any is repeated."
+            metavar="KIND,KIND,…",
+            help="Kinds of faults to inject, or all that are possible here: every kind once before any is repeated.",
         ),
     ] = "all",
-    every: Annotated[str, typer.Option(metavar="SECONDS", help="Time between two faults, such as 20s.")] = "20s",
+    every: Annotated[
+        str, typer.Option(metavar="SECONDS", help="Time between two faults, such as 20s; with --soak, their mean.")
+    ] = "20s",
+    soak: Soak = None,
     count: Annotated[
         int | None, typer.Option(min=1, help="Maximum number of faults; default: as many as fit into the run.")
     ] = None,
@@ -76,29 +89,37 @@ def chaos(
 ) -> None:
     """Train a run twice on a local cluster of real nodes, once with faults, and report the cost of every fault.
 
-    Faults: kill-worker, kill-node, drain-node, remove-node, add-node, hang-worker, slow-node, store-errors, store-slow,
-    store-away, corrupt-checkpoint, kill-monitor, kill-feeder, kill-agent. The exit status is 1 if the samples of the
-    two runs differ, or their losses by more than rounding.
+    Faults: kill-worker, kill-node, drain-node, remove-node, add-node, hang-worker, partition, clock-skew, slow-node,
+    store-errors, store-slow, store-away, full-disk, full-shm, corrupt-checkpoint, kill-monitor, kill-feeder,
+    kill-agent, kill-driver, kill-head. The exit status is 1 if the samples of the two runs differ, or their losses by
+    more than rounding; with [bold]--soak[/], if the run has lost or left anything.
     """
     from data.errors import InputError
-    from orchestrator.chaos.command import Plan, chaos, is_same_run
-    from orchestrator.chaos.plan import KINDS
-    from orchestrator.chaos.report import print_report
+    from orchestrator.chaos.command import chaos, is_same_run, possible_kinds
+    from orchestrator.chaos.plan import Plan
+    from orchestrator.chaos.report import print_report, print_soak
+    from orchestrator.chaos.soak import is_clean
     from orchestrator.cli.options import seconds_of
     from orchestrator.console import Console
 
     if baseline not in (None, "ray"):
         raise InputError(f"--baseline {baseline}: must be ray.")
-    kinds = list(KINDS) if faults == "all" else [kind.strip() for kind in faults.split(",") if kind.strip()]
-    plan = Plan(kinds, seconds_of(every), seed, count, nodes)
+    if soak is not None and baseline is not None:
+        raise InputError("--soak and --baseline cannot be combined: a soak has no undisturbed run to compare with.")
+    if faults == "all":
+        kinds = possible_kinds(load_config(recipe, overrides))
+    else:
+        kinds = [kind.strip() for kind in faults.split(",") if kind.strip()]
+    soak_s = None if soak is None else seconds_of(soak, "--soak")
+    plan = Plan(kinds, seconds_of(every), seed, count, nodes, soak_s)
 
     def write(report: dict[str, Any]) -> None:
         if json_file is not None:
             json_file.write_text(json.dumps(report, indent=1))
-        print_report(report, Console().rich)
+        (print_report if soak is None else print_soak)(report, Console().rich)
 
     report = chaos(recipe, overrides or [], plan, baseline is not None, write)
-    raise typer.Exit(0 if is_same_run(report) else 1)
+    raise typer.Exit(0 if (is_same_run if soak is None else is_clean)(report) else 1)
 
 
 @app.command(epilog="Example: [bold]manta schema --markdown[/]")

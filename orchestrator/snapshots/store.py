@@ -43,7 +43,8 @@ KEEP = 2
 COPIES = KEEP + 2
 """Snapshots a node may hold at once: those kept, one being written, and one being uploaded."""
 
-SHARED_MEMORY = Path("/dev/shm")
+SHARED_MEMORY = "MANTA_SHM"
+"""Variable with the folder in shared memory that holds snapshots; /dev/shm where it is not set."""
 
 _ROWS = "rows.npy"
 
@@ -256,8 +257,9 @@ def snapshot_roots(run_url: str) -> list[Path]:
     """Folders that may hold a run's snapshots on a node, the preferred one last."""
     label = hashlib.blake2b(run_url.encode(), digest_size=8).hexdigest()
     roots = [Path(tempfile.gettempdir()) / f"manta-state-{label}"]
-    if SHARED_MEMORY.is_dir():
-        roots.append(SHARED_MEMORY / f"manta-state-{label}")
+    memory = Path(os.environ.get(SHARED_MEMORY, "/dev/shm"))
+    if memory.is_dir():
+        roots.append(memory / f"manta-state-{label}")
     return roots
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from cluster.local.faulty_proxy import FaultyProxy
 from data.config import StoreConfig
-from data.errors import TransientStoreError
+from data.errors import DiskFullError, TransientStoreError
 from data.stores.open import open_store
 from data.stores.store import Store
 
@@ -48,6 +48,19 @@ def test_requests_that_all_fail_are_an_error_of_the_store_and_then_it_is_back(pr
         store.get("key")
     proxy.failing = 0.0
     assert store.get("key") == b"value"
+
+
+def test_a_full_store_takes_nothing_and_gives_and_deletes_what_it_has(proxy: FaultyProxy, store: Store) -> None:
+    for key in ("one", "two"):
+        store.put(key, b"value")
+    proxy.full = True
+    with pytest.raises(DiskFullError, match="507"):
+        store.put("three", b"value")
+    assert store.get("two") == b"value"
+    assert store.delete_prefix("one") == 1
+    proxy.full = False
+    store.put("three", b"value")
+    assert [info.key for info in store.list("")] == ["three", "two"]
 
 
 class CuttingProxy(FaultyProxy):

@@ -1,16 +1,18 @@
 """The order of faults, and the cost that is computed for each."""
 
 import itertools
+from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from data.errors import InputError
-from orchestrator.chaos.cost import costs, gaps_after, largest_difference
+from orchestrator.chaos.cost import command_restarts, costs, gaps_after, largest_difference
 from orchestrator.chaos.faults import Injected, Injector
-from orchestrator.chaos.plan import KINDS, draw_faults, refuse_unknown
+from orchestrator.chaos.plan import CAUSES, KINDS, draw_by_rates, draw_faults, gaps, rates, refuse_unknown
 from orchestrator.cli.options import seconds_of
+from orchestrator.run.record import Attempt
 
 kinds_given = st.lists(st.sampled_from(sorted(KINDS)), min_size=1, unique=True)
 
@@ -32,6 +34,39 @@ def test_every_kind_is_drawn_in_an_order_that_depends_on_the_seed_alone(kinds: l
 def test_every_kind_is_drawn_once_before_any_comes_again() -> None:
     drawn = draw_faults(list(KINDS), 1, 4, min_nodes=2, max_nodes=5)
     assert sorted(itertools.islice(drawn, len(KINDS))) == sorted(KINDS)
+
+
+def test_the_interruptions_are_those_of_the_paper_and_all_kinds_but_joining_nodes_have_a_rate() -> None:
+    assert sum(cause.interruptions for cause in CAUSES) == 419
+    imitated = [kind for cause in CAUSES for kind in cause.kinds]
+    assert sorted([*imitated, "add-node", "clock-skew"]) == sorted(KINDS)
+
+
+def test_shares_of_a_soak_keep_the_mix_of_causes() -> None:
+    everything = rates(list(KINDS))
+    assert sum(everything.values()) == pytest.approx(1)
+    assert everything["kill-worker"] / everything["hang-worker"] == pytest.approx(262 / 7)
+    leaving = sum(share for kind, share in everything.items() if KINDS[kind].node_change < 0)
+    assert everything["add-node"] + everything["clock-skew"] == pytest.approx(leaving), "nodes come as often as they go"
+    assert rates(["kill-monitor", "hang-worker"])["kill-monitor"] == pytest.approx(56 / 63), "all that software has"
+    with pytest.raises(InputError, match=r"add-node: no cause .* --soak needs others"):
+        rates(["add-node"])
+
+
+@given(seed=st.integers(0, 100), nodes=st.integers(2, 5))
+def test_a_soak_is_a_function_of_its_seed_and_keeps_to_the_rates_and_the_bounds(seed: int, nodes: int) -> None:
+    drawn = list(itertools.islice(draw_by_rates(list(KINDS), seed, nodes, min_nodes=2, max_nodes=5), 400))
+    assert drawn == list(itertools.islice(draw_by_rates(list(KINDS), seed, nodes, min_nodes=2, max_nodes=5), 400))
+    for kind in drawn:
+        nodes += KINDS[kind].node_change
+        assert 2 <= nodes <= 5
+    assert 0.4 < Counter(drawn)["kill-worker"] / 400 < 0.75
+
+
+def test_gaps_between_the_faults_of_a_soak_have_the_mean_that_was_asked_for() -> None:
+    drawn = list(itertools.islice(gaps(20, seed=1), 4000))
+    assert sum(drawn) / 4000 == pytest.approx(20, rel=0.1)
+    assert drawn == list(itertools.islice(gaps(20, seed=1), 4000))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -81,6 +116,24 @@ def test_a_disruption_belongs_to_the_fault_before_it() -> None:
     rows = costs(faults, disruptions, 90.0)
     assert [row["restarts"] for row in rows] == [0, 2, 0]
     assert [row["lost_s"] for row in rows] == [0.0, None, 0.0], "the second has not ended"
+
+
+def attempt(number: int, **fields: object) -> Attempt:
+    usual = {"host": "h", "boot_id": "b", "pid": 1, "pid_started": "1", "started_at": 0.0, "heartbeat_at": 0.0}
+    return Attempt(number, **{**usual, **fields})  # type: ignore[arg-type]
+
+
+def test_a_killed_command_costs_until_the_first_step_of_the_next_one() -> None:
+    """Last heartbeat at 98, killed at 100, started again at 101, a new step 9 s later."""
+    attempts = [
+        attempt(1, step=40, world_size=4, heartbeat_at=98.0),
+        attempt(2, from_step=37, step=90, world_size=3, started_at=101.0, first_step_s=9.0),
+    ]
+    again = command_restarts(attempts)
+    [row] = costs([Injected("kill-driver", 100.0, "x")], [disruption(at=130.0, detection_s=1.0, lost_s=4.0), *again], 0)
+    assert (row["restarts"], row["cause"], row["replayed_steps"], row["workers"]) == (2, "command", 6, [4, 2])
+    assert row["lost_s"] == pytest.approx(10.0 + 4.0)
+    assert command_restarts(attempts[:1]) == []
 
 
 def test_losses_are_compared_step_by_step() -> None:

@@ -1,0 +1,58 @@
+"""Faults that need neither cluster nor store: wrong clocks, and memory that is full."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from data.errors import InputError
+from orchestrator.chaos.command import chaos, possible_kinds
+from orchestrator.chaos.plan import KINDS, Plan
+from orchestrator.chaos.skewed_clock import skewed
+from orchestrator.chaos.small_memory import LEFT_BYTES, fill, small_memory
+from orchestrator.config.load import load_recipe
+from orchestrator.snapshots.store import snapshot_roots
+from tests.recipes import tiny_recipe, write_recipe
+
+
+def test_the_clock_of_a_process_is_shifted(tmp_path: Path) -> None:
+    code = "import logging, time; print(time.time()); print(time.time_ns()); print(logging.makeLogRecord({}).created)"
+    variables = {**os.environ, **skewed(tmp_path / "clock", -600)}
+    shown = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)
+    seconds, nanoseconds, logged = map(float, shown.stdout.split())
+    for shifted in (seconds, nanoseconds / 1e9, logged):
+        assert time.time() - shifted == pytest.approx(600, abs=60)
+
+
+def test_full_memory_has_no_room_for_a_snapshot_until_it_is_mended(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    before = snapshot_roots("run")
+    with small_memory(tmp_path / "memory") as folder:
+        assert snapshot_roots("run")[-1].parent == folder
+        ballast = fill(folder)
+        with pytest.raises(OSError, match="No space left"):
+            (folder / "snapshot").write_bytes(bytes(2 * LEFT_BYTES))
+        ballast.unlink()
+        (folder / "snapshot").write_bytes(bytes(2 * LEFT_BYTES))
+    assert snapshot_roots("run") == before
+    assert list(folder.iterdir()) == [], "it is unmounted"
+
+
+def test_all_faults_are_those_that_the_recipe_and_the_machine_allow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", tiny_recipe())
+    on_s3 = load_recipe(recipe, ["storage=s3://bucket/kept"])
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert possible_kinds(on_s3) == list(KINDS)
+    monkeypatch.setattr(os, "geteuid", lambda: 1)
+    left_out = set(KINDS) - set(possible_kinds(load_recipe(recipe)))
+    assert left_out == {"store-errors", "store-slow", "store-away", "full-disk", "full-shm"}
+    with pytest.raises(InputError, match="store-slow, full-disk need `storage: s3://"):
+        chaos(recipe, [], Plan(["store-slow", "full-disk"], 1.0, 1, None, 2), False, print)
