@@ -49,7 +49,7 @@ chaos: $(READY_DEV) ## inject real faults into a run on a local cluster: its res
 sweeps: $(READY_DEV) ## run the tests of whole sweeps, including killed ones and ones on clusters that are too small
 	$(BIN)/pytest -n 0 -m 'sweep and not soak' tests/end_to_end
 
-soak: $(READY_DEV) ## run the long tests of whole runs that CI leaves out, as before a release; an hour
+soak: $(READY_DEV) ## run the long tests that CI leaves out, among them every fault in every phase of a run; before a release
 	$(BIN)/pytest -n 0 -m soak
 
 test-fast: $(READY_DEV) ## run the tests that need neither cluster nor server

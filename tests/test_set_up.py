@@ -139,7 +139,7 @@ def test_running_needs_no_development_tools() -> None:
         would = make(ROOT, "--dry-run", "--always-make", target).stdout
         assert "[dev]" not in would and ".ready-dev" not in would
         assert would.index(f"'-c constraints.txt {torch}'") < would.index("'-c constraints.txt -e .'")
-    for target in ("test", "test-fast", "lint", "type", "chaos", "sweeps", "bench"):
+    for target in ("test", "test-fast", "lint", "type", "chaos", "soak", "sweeps", "bench"):
         would = make(ROOT, "--dry-run", "--always-make", target).stdout
         assert would.index("'-c constraints.txt -e .'") < would.index("'-c constraints.txt -e .[dev]'")
 

@@ -9,12 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from data.errors import InputError
 from orchestrator.chaos.command import chaos, possible_kinds
 from orchestrator.chaos.plan import KINDS, Plan
 from orchestrator.chaos.skewed_clock import skewed
 from orchestrator.chaos.small_memory import LEFT_BYTES, fill, small_memory
+from orchestrator.cli.main import app
 from orchestrator.config.load import load_recipe
 from orchestrator.snapshots.store import snapshot_roots
 from tests.recipes import tiny_recipe, write_recipe
@@ -56,3 +58,17 @@ def test_all_faults_are_those_that_the_recipe_and_the_machine_allow(
     assert left_out == {"store-errors", "store-slow", "store-away", "full-disk", "full-shm"}
     with pytest.raises(InputError, match="store-slow, full-disk need `storage: s3://"):
         chaos(recipe, [], Plan(["store-slow", "full-disk"], 1.0, 1, None, 2), False, print)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--soak", "1h"), "--soak 1h: not a duration"),
+        (("--soak", "5m", "--baseline", "ray"), "--soak and --baseline cannot be combined"),
+        (("--faults", "kill-drivr"), "No such fault: kill-drivr"),
+    ],
+)
+def test_wrong_options_are_refused(tmp_path: Path, options: tuple[str, ...], told: str) -> None:
+    done = CliRunner().invoke(app, ["chaos", str(write_recipe(tmp_path / "recipe.yaml", tiny_recipe())), *options])
+    assert done.exit_code == 2
+    assert told in done.output

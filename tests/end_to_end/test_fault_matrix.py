@@ -1,0 +1,201 @@
+"""Every fault in every phase of a run: what is told, that nothing is lost or doubled, and for how long it stands still.
+
+`make soak` runs it, for about half an hour. Seconds go to bench/results/fault_matrix.json, a table of them beside it.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.local.faulty_proxy import FaultyProxy
+from cluster.local.nodes import LocalNodes
+from cluster.local.s3 import LocalS3
+from data.config import StoreConfig
+from data.stores.open import open_store
+from orchestrator.chaos.cost import largest_difference
+from tests.end_to_end import fault_matrix
+from tests.end_to_end.fault_matrix import NODES, Cell, Site, standstill_s, write_results
+from tests.recipes import tiny_recipe, write_recipe, write_text
+
+pytestmark = pytest.mark.soak
+
+RESULTS = Path(__file__).parents[2] / "bench/results/fault_matrix.json"
+
+TOLD = {
+    "kill-worker": "starting the workers again: a worker died",
+    "hang-worker": "starting the workers again: the workers hung",
+    "kill-node": "starting the workers again: a node was lost",
+    "drain-node": "workers are on draining nodes",
+    "kill-driver": "",
+    "store-away": "the store fails: .*the store answers again",
+    "kill-monitor": "the monitor died, and has been started again",
+    "kill-feeder": "the feeder died, and has been started again",
+    "kill-agent": "",
+}
+"""The faults, and what the run says about each; "": nothing, as nothing is asked of anybody."""
+
+TOLD_IN = {
+    ("tokenizing", "kill-node"): "",
+    ("tokenizing", "drain-node"): "",
+}
+"""Where a run says something else, by phase and fault."""
+
+SETS = {
+    "starting": (),
+    "tokenizing": (),
+    "training": (),
+    "snapshot": (),
+    "save": ("checkpoint.every_s=1",),
+    "evaluation": ("eval.every_steps=1", "eval.background=false", "data.validation_sequences=2000"),
+    "resize": (),
+    "restart": (),
+}
+"""The phases, and the fields of the recipe with which a run is often in them."""
+
+OF_TOKENIZING = ("kill-node", "drain-node", "store-away", "kill-driver")
+"""Faults that there are before a run has workers and actors."""
+
+CELLS = [(phase, fault) for phase in SETS for fault in TOLD if phase != "tokenizing" or fault in OF_TOKENIZING]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The cells of a phase by fault, and the runs that they were done to, which are over.
+
+    Attributes:
+        runs: of each its metrics by step, and what is shown of it.
+        tracebacks: in the output of any.
+    """
+
+    cells: dict[str, Cell]
+    runs: list[tuple[list[dict[str, Any]], dict[str, Any]]]
+    tracebacks: list[list[str]]
+
+
+@pytest.fixture(scope="module")
+def site(s3_server: LocalS3, s3_store_config: StoreConfig) -> Iterator[Site]:
+    s3_server.ensure_bucket("matrix")
+    store = open_store("s3://matrix", s3_store_config)
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        tempfile.TemporaryDirectory(prefix="manta-", dir="/tmp") as scratch,  # sockets need a short path
+        FaultyProxy(s3_server.endpoint_url) as proxy,
+        LocalNodes(Path(scratch)) as nodes,
+    ):
+        patch.setattr("orchestrator.chaos.faults.STORE_AWAY_S", (10.0, 10.0))
+        folder = Path(scratch)
+        for shard in write_text(folder / "text", documents=24, words=30_000).iterdir():
+            store.put_file(f"text/{shard.name}", shard)
+        fields = tiny_recipe(
+            store=s3_store_config.model_dump(exclude_defaults=True) | {"endpoint_url": proxy.endpoint_url},
+            **{
+                "data.sources": [{"path": "s3://matrix/text"}],
+                "data.seq_len": 64,
+                "data.validation_fraction": 0.05,
+                "model.d_model": 128,
+                "train.global_batch_size": 16,
+                "train.micro_batch_size": 4,
+                "train.schedule": {"name": "constant"},
+                "scaling": {"num_workers": NODES, "min_workers": 1, "max_workers": NODES + 1},
+                "checkpoint.every_s": 3,
+            },
+        )
+        nodes.add(NODES)
+        yield Site(folder, nodes, proxy, store, write_recipe(folder / "recipe.yaml", fields))
+
+
+@pytest.fixture(scope="module")
+def trained(site: Site, request: pytest.FixtureRequest) -> Iterator[Trained]:
+    """A phase in which all faults were done."""
+    phase: str = request.param
+    made = tokenized(site) if phase == "tokenizing" else disturbed(site, phase)
+    write_results(list(made.cells.values()), RESULTS)
+    yield made
+
+
+def disturbed(site: Site, phase: str) -> Trained:
+    """One run, to which one fault after the other is done."""
+    run = site.run(phase, *SETS[phase])
+    cells = {}
+    with run.command:
+        run.await_new_step()
+        for seed, fault in enumerate(TOLD):
+            if phase == "starting":
+                assert run.command.stop() == 130, run.console.text
+                site.refill()
+            cells[fault] = run.do(phase, fault, getattr(fault_matrix, phase), run.injector(seed))
+        assert run.command.stop() == 130, run.console.text
+    rows = run.rows()
+    for cell in cells.values():
+        cell.standstill_s = None if cell.problem else standstill_s(rows, cell.at, cell.until)
+    return Trained(cells, [(rows, run.show())], run.command.tracebacks)
+
+
+def tokenized(site: Site) -> Trained:
+    """A run for every fault, each with a storage of its own, where nothing is tokenized yet."""
+    trained = Trained({}, [], [])
+    for seed, fault in enumerate(OF_TOKENIZING):
+        run = site.run("tokenizing", f"storage=s3://matrix/{fault}")
+        site.refill()
+        cell = run.do("tokenizing", fault, fault_matrix.tokenizing, run.injector(seed, title="ray::"))
+        assert run.command.stop() == 130, run.console.text
+        rows = run.rows()
+        cell.standstill_s = None if cell.problem else standstill_s(rows, cell.at, cell.until)
+        trained.cells[fault] = cell
+        trained.runs.append((rows, run.show()))
+        trained.tracebacks.extend(run.command.tracebacks)
+    return trained
+
+
+@pytest.mark.parametrize(
+    ("trained", "phase", "fault"),
+    [(phase, phase, fault) for phase, fault in CELLS],
+    indirect=["trained"],
+    ids=[f"{phase}-{fault}" for phase, fault in CELLS],
+)
+def test_a_run_goes_on_and_says_what_happened(trained: Trained, phase: str, fault: str) -> None:
+    cell = trained.cells[fault]
+    assert cell.problem == ""
+    assert cell.standstill_s is not None
+    told = TOLD_IN.get((phase, fault), TOLD[fault])
+    assert re.search(told, " ".join(cell.told)), cell.told
+
+
+@pytest.mark.parametrize("trained", SETS, indirect=True)
+def test_nothing_is_lost_or_doubled(trained: Trained) -> None:
+    for _, shown in trained.runs:
+        samples = shown["samples"]
+        assert samples["in_order"] and samples["seen"] == samples["expected"] == 16 * shown["step"]
+        assert (samples["duplicated"], samples["missing"]) == (0, 0)
+    assert trained.tracebacks == []
+
+
+@pytest.fixture(scope="module")
+def alone(site: Site) -> Iterator[Any]:
+    """Losses of a run that is left alone, up to any step: it is continued as far as that is asked for."""
+    run = site.run("alone", "checkpoint.every_s=30")
+    site.refill()
+
+    def losses(steps: int) -> list[float]:
+        if run.step() < steps:
+            with run.command:
+                run.wait(lambda: run.step() >= steps, f"step {steps}")
+                assert run.command.stop() == 130
+        return [row["loss"] for row in run.rows()[:steps]]
+
+    yield losses
+
+
+@pytest.mark.parametrize("trained", SETS, indirect=True)
+def test_losses_are_those_of_a_run_left_alone(trained: Trained, alone: Any) -> None:
+    for rows, _ in trained.runs:
+        losses = [row["loss"] for row in rows]
+        difference = largest_difference(alone(len(losses)), losses)
+        assert difference is not None and difference <= 1e-5
