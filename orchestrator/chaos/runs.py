@@ -32,6 +32,9 @@ POLL_INTERVAL_S = 0.5
 RECOVERY_S = 180.0
 """Seconds to wait for a new step after a fault before the next fault is injected anyway."""
 
+TARGET_S = 30.0
+"""Seconds in which a fault of a soak must find a target."""
+
 ENDS_WITHIN_S = 60.0
 """Seconds after a fault is over in which the command may still end because of it."""
 
@@ -150,7 +153,7 @@ class Disturber:
             before, _ = progress()
             self._sleep(every_s)
             self.await_(lambda before=before: _trains_after(before, progress), RECOVERY_S)  # type: ignore[misc]
-            if not self._inject(kind):
+            if not self._inject(kind, RECOVERY_S):
                 break
 
     def soak(
@@ -161,8 +164,9 @@ class Disturber:
         until = time.monotonic() + seconds
         for kind, gap_s in zip(drawn, gaps, strict=False):
             self._sleep(min(gap_s, max(0.0, until - time.monotonic())))
-            if time.monotonic() >= until or len(self.faults) == count or not self._inject(kind):
+            if time.monotonic() >= until or len(self.faults) == count or not self.runs():
                 break
+            self._inject(kind, TARGET_S)  # without a target in time, it is left out
         self._sleep(max(0.0, until - time.monotonic()))
 
     def come_to_rest(self, progress: Progress) -> None:
@@ -221,11 +225,11 @@ class Disturber:
         due = time.monotonic() + seconds
         self.await_(lambda: time.monotonic() >= due, seconds + 1)
 
-    def _inject(self, kind: str) -> bool:
-        """Injects a fault once it has a target; returns whether it did, before the run ended."""
+    def _inject(self, kind: str, patience_s: float) -> bool:
+        """Injects a fault once it has a target; returns whether it did, in time and before the run ended."""
         injector = self.injector
         assert injector is not None
-        self.await_(lambda: injector.can(kind), RECOVERY_S)
+        self.await_(lambda: injector.can(kind), patience_s)
         if not self.runs() or not injector.can(kind):
             return False
         self.faults.append(injector.inject(kind))
