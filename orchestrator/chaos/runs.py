@@ -194,28 +194,22 @@ class Disturber:
     def runs(self) -> bool:
         """Whether the command runs; if a fault has ended it, it is started again once the fault is over."""
         status = self.command.status
-        if not status:
-            return status is None
+        if not status or (self.ends and self.ends[-1]["at"] > self.command.started_at):
+            return status is None  # an end that has been seen before was for good
         fault = next((each for each in reversed(self.faults) if self._may_have_ended_it(each)), None)
-        self.ends.append(
-            {
-                "at": time.time(),
-                "status": status,
-                "by": fault.kind if fault else None,
-                "said": [] if status < 0 else self.command.last_lines(),
-            }
-        )
-        if fault is None and (not self.always_again or self._ends_in_a_row() > 1):
+        said = [] if status < 0 else self.command.last_lines()
+        self.ends.append({"at": time.time(), "status": status, "by": fault.kind if fault else None, "said": said})
+        if fault is None and (not self.always_again or self._unexplained_in_a_row() > 1):
             return False
         while fault is not None and time.time() < fault.over_at:
             time.sleep(POLL_INTERVAL_S)
         self.command.start()
         return True
 
-    def _ends_in_a_row(self) -> int:
-        """Ends of the command since the newest fault."""
+    def _unexplained_in_a_row(self) -> int:
+        """Ends of the command since the newest fault that no fault explains."""
         since = self.faults[-1].at if self.faults else 0.0
-        return sum(each["at"] >= since for each in self.ends)
+        return sum(each["at"] >= since and each["by"] is None for each in self.ends)
 
     def _may_have_ended_it(self, fault: Injected) -> bool:
         ends = KINDS[fault.kind].ends_command

@@ -58,6 +58,7 @@ def test_a_soak_starts_the_command_again_whatever_ended_it_but_not_for_ever(tmp_
         disturber = Disturber(running, None, always_again=True, faults=[Injected("kill-worker", time.time(), "x")])
         with pytest.raises(MantaError):
             disturber.await_end("run")
+        assert not disturber.runs()
     assert [end["by"] for end in disturber.ends] == [None, None]
 
 
