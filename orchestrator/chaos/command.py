@@ -14,7 +14,7 @@ from typing import Any
 
 from cluster.local.processes import calling
 from data.errors import InputError
-from orchestrator.chaos.cost import command_restarts, costs, gaps_after, largest_difference
+from orchestrator.chaos.cost import command_restarts, costs, gaps_after, largest_difference, standstill_s
 from orchestrator.chaos.faults import STOCK_WORKER, Injector
 from orchestrator.chaos.plan import KINDS, MIN_NODES, Plan, draw_by_rates, draw_faults, gaps, refuse_unknown
 from orchestrator.chaos.process import Command
@@ -111,8 +111,9 @@ def compare(runs: Runs) -> dict[str, Any]:
             disturber.await_end(names["disturbed"])
             injector.settle()
     undisturbed, disturbed = (runs.summary(names[which]) for which in ("undisturbed", "disturbed"))
-    again = command_restarts(disturbed.pop("attempt_records"))
-    undisturbed.pop("attempt_records")
+    again = command_restarts(disturbed["attempt_records"])
+    for summary in (undisturbed, disturbed):
+        del summary["attempt_records"], summary["steps_at"]
     return {
         "faults": costs(disturber.faults, [*disturbed["disruptions"], *again], disturbed["started_at"]),
         "loss_max_rel_diff": largest_difference(undisturbed.pop("losses"), disturbed.pop("losses")),
@@ -140,12 +141,13 @@ def soak(runs: Runs, seconds: float) -> dict[str, Any]:
             left = left_over(nodes, runs.store_of(name))
     left["processes"] += still_running(nodes, command)
     summary = runs.summary(name)
-    faults = costs(
-        disturber.faults,
-        [*summary["disruptions"], *command_restarts(summary.pop("attempt_records"))],
-        summary["started_at"],
-    )
-    summary.pop("losses")
+    again, steps_at = command_restarts(summary.pop("attempt_records")), summary.pop("steps_at")
+    faults = costs(disturber.faults, [*summary["disruptions"], *again], summary["started_at"])
+    del summary["losses"]
+    # A fault may hit the recovery from the one before, so both wait for the same step.
+    ends = [*(each.at for each in disturber.faults[1:]), float("inf")]
+    for row, fault, until in zip(faults, disturber.faults, ends, strict=True):
+        row["lost_s"] = standstill_s(steps_at, fault.at, until)
     return {
         "soak_s": seconds,
         "faults": faults,

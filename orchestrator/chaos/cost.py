@@ -66,6 +66,16 @@ def _stepped_at(disruption: Mapping[str, Any]) -> float | None:
     return float(disruption["at"] - disruption["detection_s"] + disruption["lost_s"])
 
 
+def standstill_s(steps_at: Sequence[float], at: float, until: float) -> float | None:
+    """Longest time between two steps, counted from `at` on, that began before `until`; None without a later step.
+
+    Args:
+        steps_at: when each step of the run was completed, in order, seconds since the epoch.
+    """
+    ends = [(before, after) for before, after in pairwise([float("-inf"), *steps_at]) if at < after and before < until]
+    return max((after - max(at, before) for before, after in ends), default=None)
+
+
 def command_restarts(attempts: Sequence[Attempt]) -> list[dict[str, Any]]:
     """The starts of the command after its first one, in the form of `Disruption.summary`.
 

@@ -78,6 +78,7 @@ class Injector:
     title: str = WORKER
     memory: Path | None = None
     _later: list[threading.Thread] = field(default_factory=list)
+    _frozen: list[LocalNode] = field(default_factory=list)
 
     def inject(self, kind: str) -> Injected:
         """Injects a fault of this kind."""
@@ -97,7 +98,8 @@ class Injector:
             timer.join()
 
     def _with_workers(self) -> list[LocalNode]:
-        return [node for node in self.nodes.living() if node.workers(self.title)]
+        awake = [node for node in self.nodes.living() if node not in self._frozen]
+        return [node for node in awake if node.workers(self.title)]
 
     def _kill_worker(self) -> tuple[float, str]:
         node = self.draw.choice(self._with_workers())
@@ -145,6 +147,7 @@ class Injector:
         node = self.draw.choice(self._with_workers())
         at = time.time()
         node.freeze()
+        self._frozen.append(node)
         self._after(FROZEN_S, node.thaw)
         return at, f"{node.name} for {FROZEN_S:g} s"
 

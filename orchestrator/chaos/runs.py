@@ -115,13 +115,14 @@ class Runs:
         return 0, False
 
     def summary(self, run: str) -> dict[str, Any]:
-        """The part of a run's summary that the report holds, with the run's losses, start and attempts."""
+        """The part of a run's summary that the report holds, with losses and times of all steps, start and attempts."""
         opened = open_run(self.config_of(run))
         summary: Mapping[str, Any] = summary_of_run(opened)
         wanted = ("run", "status", "samples", "world_sizes", "goodput", "tokens_per_s", "disruptions", "skipped_steps")
-        losses = [json.loads(line)["loss"] for line in metrics_lines(opened.store)]
+        rows = [json.loads(line) for line in metrics_lines(opened.store)]
         return {name: summary[name] for name in wanted} | {
-            "losses": losses,
+            "losses": [row["loss"] for row in rows],
+            "steps_at": [row["at"] for row in rows],
             "started_at": opened.record.attempts[0].started_at,
             "attempt_records": opened.record.attempts,
         }

@@ -22,6 +22,9 @@ REST_S = 30.0
 
 POLL_INTERVAL_S = 0.5
 
+OF_CLUSTER = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::_AutoscalingCoordinatorActor")
+"""Titles of processes that Ray starts for its nodes, or for all runs of a cluster."""
+
 BUDGET = "within an hour; the limit is"
 """What a run says that ends because it had too many failures in an hour, which a soak compresses into minutes."""
 
@@ -87,9 +90,9 @@ def still_running(nodes: LocalNodes, command: Command) -> list[str]:
 
 
 def _actors(nodes: LocalNodes) -> list[str]:
-    """Ray's workers that are not idle."""
+    """Ray's workers that are not idle, without those that belong to the cluster."""
     found = [(node, pid) for node in (nodes.head, *nodes.living()) for pid in node.workers("ray::")]
-    return [f"{node.name} {_title(pid)}" for node, pid in found if "ray::IDLE" not in command_line(pid)]
+    return [f"{node.name} {_title(pid)}" for node, pid in found if not command_line(pid).startswith(OF_CLUSTER)]
 
 
 def _title(pid: int) -> str:

@@ -54,7 +54,8 @@ def save_last_state(monitor: Any, progress: Progress, console: Console) -> bool:
         console.line(f"step {step}: saved from a node's memory.")
         return True
     except (MantaError, ray.exceptions.RayError) as error:
-        console.line(f"step {step}: could not be saved from a node's memory: {single_line(error)[-300:]}")
+        said = single_line(root_cause(error, MantaError) or error)
+        console.line(f"step {step}: could not be saved from a node's memory: {said[-300:]}")
         return False
 
 

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -190,17 +189,6 @@ class DisturbedRun:
         rows = [json.loads(line) for line in self.store.get("metrics.jsonl").splitlines()]
         assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
         return rows
-
-
-def standstill_s(rows: list[dict[str, Any]], at: float, until: float) -> float | None:
-    """Longest time between two steps that ended after `at`, and began before `until`; None without such steps."""
-    spans = [
-        after["at"] - max(at, before["at"])
-        for before, after in pairwise(rows)
-        if at < after["at"] and before["at"] < until
-    ]
-    first = [rows[0]["at"] - at] if rows and at < rows[0]["at"] else []
-    return max([*first, *spans], default=None)
 
 
 # How a run arrives in a phase.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,16 @@ from cluster.local.nodes import LocalNodes
 from cluster.local.s3 import LocalS3
 from data.config import StoreConfig
 from data.stores.open import open_store
-from orchestrator.chaos.cost import largest_difference
+from orchestrator.chaos.cost import largest_difference, standstill_s
 from tests.end_to_end import fault_matrix
-from tests.end_to_end.fault_matrix import NODES, Cell, Site, standstill_s, write_results
+from tests.end_to_end.fault_matrix import NODES, Cell, Site, write_results
 from tests.recipes import tiny_recipe, write_recipe, write_text
 
 pytestmark = pytest.mark.soak
 
 RESULTS = Path(__file__).parents[2] / "bench/results/fault_matrix.json"
+
+GLOBAL_BATCH_SIZE = 24
 
 TOLD = {
     "kill-worker": "starting the workers again: a worker died",
@@ -99,9 +101,9 @@ def site(s3_server: LocalS3, s3_store_config: StoreConfig) -> Iterator[Site]:
                 "data.sources": [{"path": "s3://matrix/text"}],
                 "data.seq_len": 64,
                 "data.validation_fraction": 0.05,
-                "model.d_model": 128,
-                "train.global_batch_size": 16,
-                "train.micro_batch_size": 4,
+                "model.d_model": 64,
+                "train.global_batch_size": GLOBAL_BATCH_SIZE,
+                "train.micro_batch_size": 2,  # so many micro-batches that four workers are faster than three
                 "train.schedule": {"name": "constant"},
                 "scaling": {"num_workers": NODES, "min_workers": 1, "max_workers": NODES + 1},
                 "checkpoint.every_s": 3,
@@ -133,8 +135,7 @@ def disturbed(site: Site, phase: str) -> Trained:
             cells[fault] = run.do(phase, fault, getattr(fault_matrix, phase), run.injector(seed))
         assert run.command.stop() == 130, run.console.text
     rows = run.rows()
-    for cell in cells.values():
-        cell.standstill_s = None if cell.problem else standstill_s(rows, cell.at, cell.until)
+    measure(cells.values(), rows)
     return Trained(cells, [(rows, run.show())], run.command.tracebacks)
 
 
@@ -147,11 +148,18 @@ def tokenized(site: Site) -> Trained:
         cell = run.do("tokenizing", fault, fault_matrix.tokenizing, run.injector(seed, title="ray::"))
         assert run.command.stop() == 130, run.console.text
         rows = run.rows()
-        cell.standstill_s = None if cell.problem else standstill_s(rows, cell.at, cell.until)
+        measure([cell], rows)
         trained.cells[fault] = cell
         trained.runs.append((rows, run.show()))
         trained.tracebacks.extend(run.command.tracebacks)
     return trained
+
+
+def measure(cells: Iterable[Cell], rows: list[dict[str, Any]]) -> None:
+    """Sets for how long the run stood still in each cell."""
+    for cell in cells:
+        steps_at = [row["at"] for row in rows]
+        cell.standstill_s = None if cell.problem else standstill_s(steps_at, cell.at, cell.until)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +180,7 @@ def test_a_run_goes_on_and_says_what_happened(trained: Trained, phase: str, faul
 def test_nothing_is_lost_or_doubled(trained: Trained) -> None:
     for _, shown in trained.runs:
         samples = shown["samples"]
-        assert samples["in_order"] and samples["seen"] == samples["expected"] == 16 * shown["step"]
+        assert samples["in_order"] and samples["seen"] == samples["expected"] == GLOBAL_BATCH_SIZE * shown["step"]
         assert (samples["duplicated"], samples["missing"]) == (0, 0)
     assert trained.tracebacks == []
 

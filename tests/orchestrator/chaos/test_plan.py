@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.errors import InputError
-from orchestrator.chaos.cost import command_restarts, costs, gaps_after, largest_difference
+from orchestrator.chaos.cost import command_restarts, costs, gaps_after, largest_difference, standstill_s
 from orchestrator.chaos.faults import Injected, Injector
 from orchestrator.chaos.plan import CAUSES, KINDS, draw_by_rates, draw_faults, gaps, rates, refuse_unknown
 from orchestrator.cli.options import seconds_of
@@ -134,6 +134,22 @@ def test_a_killed_command_costs_until_the_first_step_of_the_next_one() -> None:
     assert (row["restarts"], row["cause"], row["replayed_steps"], row["workers"]) == (2, "command", 6, [4, 2])
     assert row["lost_s"] == pytest.approx(10.0 + 4.0)
     assert command_restarts(attempts[:1]) == []
+
+
+@pytest.mark.parametrize(
+    ("at", "until", "seconds"),
+    [
+        (2.5, 8.0, 7.5),  # from the fault to the next step
+        (2.5, 2.6, 7.5),
+        (5.0, 8.0, 5.0),  # hits the recovery of the one before
+        (1.5, 8.0, 8.0),  # a step was completed after the fault, and none for long afterwards
+        (10.5, 99.0, 0.5),
+        (0.5, 0.6, 0.5),  # before the first step
+        (11.5, 99.0, None),
+    ],
+)
+def test_standstill_is_the_longest_time_between_two_steps(at: float, until: float, seconds: float | None) -> None:
+    assert standstill_s([1.0, 2.0, 10.0, 11.0], at, until) == seconds
 
 
 def test_losses_are_compared_step_by_step() -> None:
