@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import sys
 import time
@@ -21,9 +20,9 @@ from orchestrator.chaos.plan import KINDS, Plan
 from orchestrator.chaos.process import Command
 from orchestrator.config.recipe import RunConfig
 from orchestrator.console import Console
-from orchestrator.run.ledger import metrics_lines
 from orchestrator.run.record import load_record
 from orchestrator.run.run import open_run, stores
+from orchestrator.run.stored import read_state
 from orchestrator.run.summary import summary_of_run
 
 POLL_INTERVAL_S = 0.5
@@ -117,12 +116,12 @@ class Runs:
     def summary(self, run: str) -> dict[str, Any]:
         """The part of a run's summary that the report holds, with losses and times of all steps, start and attempts."""
         opened = open_run(self.config_of(run))
-        summary: Mapping[str, Any] = summary_of_run(opened)
+        stored = read_state(opened.store, opened.record)
+        summary: Mapping[str, Any] = summary_of_run(opened, stored, audits_all=True)
         wanted = ("run", "status", "samples", "world_sizes", "goodput", "tokens_per_s", "disruptions", "skipped_steps")
-        rows = [json.loads(line) for line in metrics_lines(opened.store)]
         return {name: summary[name] for name in wanted} | {
-            "losses": [row["loss"] for row in rows],
-            "steps_at": [row["at"] for row in rows],
+            "losses": stored.rows["loss"].to_pylist(),
+            "steps_at": stored.rows["at"].to_pylist(),
             "started_at": opened.record.attempts[0].started_at,
             "attempt_records": opened.record.attempts,
         }
