@@ -32,6 +32,9 @@ LEDGER = "ledger/"
 MERGED = 16
 """Neighbouring segments that are merged into one."""
 
+GROWTH = 8
+"""Least growth of the oldest of them. With less, rows are written again more often; with more, segments are more."""
+
 GROUP_IDS = 1 << 23
 """Least number of sample ids in a row group of a segment, where it has that many: 64 MB."""
 
@@ -183,14 +186,14 @@ class StepLedger:
 
 
 def due_merge(segments: Sequence[str]) -> slice | None:
-    """The first MERGED neighbours of which the newer ones have together at least as many steps as the oldest.
+    """The first MERGED neighbours of which the newer ones together have at least GROWTH times the steps of the oldest.
 
-    Where there are none, each segment has more steps than the MERGED - 1 after it together, so the number of segments
-    grows with the logarithm of the steps.
+    Where there are none, segments become the longer the older they are, so that their number grows with the logarithm
+    of the steps: 10,000 saves leave at most 45, and a row is written again about three times.
     """
     steps = [Segment.named(name).steps for name in segments]
     starts = range(len(steps) - MERGED + 1)
-    found = next((at for at in starts if sum(steps[at + 1 : at + MERGED]) >= steps[at]), None)
+    found = next((at for at in starts if sum(steps[at + 1 : at + MERGED]) >= GROWTH * steps[at]), None)
     return None if found is None else slice(found, found + MERGED)
 
 
@@ -262,14 +265,22 @@ def _write_groups(target: Any, tables: Iterable[pa.Table]) -> None:
     pending: list[pa.Table] = []
     dictionaries = ["world_size", *SAVE_SCHEMA.names]
     with pq.ParquetWriter(target, SCHEMA, compression="zstd", use_dictionary=dictionaries) as writer:
+
+        def flush() -> None:
+            whole = pa.concat_tables(pending)
+            writer.write_table(whole, row_group_size=-(-len(whole) // max(1, _id_count(whole) // GROUP_IDS)))
+            pending.clear()
+
         for table in tables:
             pending.append(table)
-            rows = max(1, GROUP_IDS * table.num_rows // max(1, len(table["sample_ids"].combine_chunks().values)))
-            if sum(each.num_rows for each in pending) >= rows:
-                writer.write_table(pa.concat_tables(pending), row_group_size=2 * rows)
-                pending.clear()
+            if sum(map(_id_count, pending)) >= GROUP_IDS:
+                flush()
         if pending:
-            writer.write_table(pa.concat_tables(pending))
+            flush()
+
+
+def _id_count(table: pa.Table) -> int:
+    return sum(len(chunk.flatten()) for chunk in table["sample_ids"].chunks)
 
 
 def _each_step_once(segment: Segment, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
