@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import ray
 
-from data.errors import TransientStoreError
+from data.errors import DiskFullError, TransientStoreError
 from orchestrator.driver.last_save import is_needed_later, save_last_state
 from orchestrator.errors import FencedError, WorkerDiedError
 from orchestrator.run.progress import Progress
@@ -74,3 +74,21 @@ def test_the_newest_snapshot_is_saved(
     assert agent.save.calls == saves
     monitor.agents.answer = ray.exceptions.RayActorError()
     assert save_last_state(monitor, Progress(restored_step=restored), console) is False
+
+
+def test_a_save_that_fails_names_the_problem_and_no_line_of_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = DiskFullError("Could not write x: the bucket has no space left.")
+    failed = ray.exceptions.RayTaskError("save", "Traceback\n  File agent.py, line 3\n", full).as_instanceof_cause()
+
+    def get(answer: Any, timeout: float) -> Any:
+        if answer is failed:
+            raise answer
+        return answer
+
+    monkeypatch.setattr(ray, "get", get)
+    agent = SimpleNamespace(newest=Method((7, 1)), save=Method(failed))
+    told: list[str] = []
+    console: Any = SimpleNamespace(line=told.append)
+    monitor = SimpleNamespace(agents=Method({"node": agent}))
+    assert save_last_state(monitor, Progress(restored_step=4), console) is False
+    assert told == [f"step 7: could not be saved from a node's memory: {full}"]
