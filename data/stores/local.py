@@ -141,6 +141,10 @@ class LocalStore(Store):
         with _errors("delete", path), contextlib.suppress(*_NO_OBJECT):
             os.unlink(path)
 
+    def delete_unfinished(self, prefix: str) -> None:
+        for key in self.unfinished(prefix):
+            self.delete(key)
+
     def delete_prefix(self, prefix: str) -> int:
         with _errors("delete", self.root):
             keys = list(self._keys(prefix))

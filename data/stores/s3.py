@@ -171,9 +171,12 @@ class S3Store(Store):
         keys = [info.key for info in self.list(prefix)]
         for first in range(0, len(keys), _DELETE_BATCH):
             self._delete_batch(prefix, [self._name(key) for key in keys[first : first + _DELETE_BATCH]])
+        self.delete_unfinished(prefix)
+        return len(keys)
+
+    def delete_unfinished(self, prefix: str) -> None:
         for key, upload in self._uploads(prefix):
             self._abort(key, upload)
-        return len(keys)
 
     def unfinished(self, prefix: str = "") -> Sequence[str]:
         return sorted({key for key, _ in self._uploads(prefix)})

@@ -143,6 +143,10 @@ class Store(ABC):
         """
 
     @abstractmethod
+    def delete_unfinished(self, prefix: str) -> None:
+        """Removes what `unfinished` lists. A write that is running fails then; objects stay as they are."""
+
+    @abstractmethod
     def delete_prefix(self, prefix: str) -> int:
         """Removes all objects whose key starts with `prefix`, and what `unfinished` lists; returns how many objects."""
 

@@ -111,6 +111,9 @@ def load_rows(path: Path) -> list[StepRow]:
     return [StepRow(**row, sample_ids=its) for row, its in zip(metrics, ids, strict=True)]
 
 
+_NAME = re.compile(r"(\d+)-(\d+)-a(\d+)\.parquet")
+
+
 class Segment(NamedTuple):
     """A segment as its name tells it: first and last step, and the attempt that wrote it."""
 
@@ -121,7 +124,9 @@ class Segment(NamedTuple):
     @classmethod
     def named(cls, name: str) -> Segment:
         """Inverse of `str`."""
-        return cls(*map(int, re.findall(r"\d+", name)))
+        match = _NAME.fullmatch(name)
+        assert match is not None, f"{name} is no segment"
+        return cls(*map(int, match.groups()))
 
     def __str__(self) -> str:
         return f"{self.first:08d}-{self.last:08d}-a{self.attempt}.parquet"
@@ -198,17 +203,19 @@ def due_merge(segments: Sequence[str]) -> slice | None:
 
 
 def sweep_segments(store: Store, lists: Iterable[Sequence[str]]) -> None:
-    """Deletes segments that were merged, or left by attempts that ended, and that nobody needs.
+    """Deletes segments that were merged, or left by attempts that ended, and that nobody needs; and unfinished ones.
 
     A segment is deleted where each of the lists has another one that covers its steps. What a save in progress has
     written is not: its new rows are in no other segment, and what it has merged is longer than its parts in the lists.
+    A merge in progress, of an agent whose group is gone, may fail, which its save survives.
 
     Args:
         lists: the segments of the checkpoint that the newest one continued, of the newest one, and of all kept ones. No
             more of them are taken than it needs to see that there is nothing to delete.
     """
+    store.delete_unfinished(LEDGER)
     names = [info.key.removeprefix(LEDGER) for info in store.list(LEDGER)]
-    unneeded = {name: Segment.named(name) for name in names}
+    unneeded = {name: Segment.named(name) for name in names if _NAME.fullmatch(name)}
     for each in lists:
         listed = {name: Segment.named(name) for name in each}
         unneeded = {

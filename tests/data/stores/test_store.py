@@ -156,6 +156,9 @@ class TestEveryStore:
         listed = {key.rpartition("/")[0] for key in store.unfinished()}
         assert listed == {"run/a", "run/b", "run-2"} and len(store.unfinished("run/a/")) == 1
         assert [info.key for info in store.list()] == ["run/a/whole"]
+        store.delete_unfinished("run/a")
+        assert {key.rpartition("/")[0] for key in store.unfinished()} == {"run/b", "run-2"}
+        assert [info.key for info in store.list()] == ["run/a/whole"]
         assert store.delete_prefix("run/") == 1
         assert [key.rpartition("/")[0] for key in store.unfinished()] == ["run-2"]
         assert list(store.list()) == []

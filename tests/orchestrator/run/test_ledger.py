@@ -365,8 +365,11 @@ SWEPT = {
 @pytest.mark.parametrize("case", SWEPT)
 def test_segments_are_deleted_once_no_checkpoint_needs_them(case: str, store: LocalStore) -> None:
     lists, unlisted, swept = SWEPT[case]
+    store.put("ledger/notes.txt", b"of the user")
+    (Path(store.root) / "ledger/.tmp~1").write_bytes(b"half of a merge whose process was killed")
     for name in {name for each in (*lists, unlisted) for name in each}:
         store.put(f"ledger/{name}", b"rows")
     everything = {info.key.removeprefix("ledger/") for info in store.list("ledger/")}
     sweep_segments(store, lists)
     assert everything - {info.key.removeprefix("ledger/") for info in store.list("ledger/")} == set(swept)
+    assert store.unfinished("ledger/") == [] and store.get("ledger/notes.txt") == b"of the user"
