@@ -11,9 +11,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from cluster.local.faulty_proxy import FaultyProxy
 from cluster.local.nodes import LocalNode, LocalNodes
+from data.errors import MantaError
 from data.stores.store import Store
 from orchestrator.chaos.plan import FULL_S, KINDS
 from orchestrator.chaos.process import Command
@@ -35,6 +37,11 @@ STORE_DELAYS_S, STORE_AWAY_S = (0.5, 3.0, 10.0), (5.0, 60.0)
 
 SLOW_S, SLOW_SLICE_S = 10.0, 0.05
 """Seconds that a node is slow, and length of the slices in which its workers run and stop in turn."""
+
+TARGET_S, POLL_INTERVAL_S = 60.0, 0.1
+"""Seconds to wait for a worker as the target of a fault, and between two looks."""
+
+_Target = TypeVar("_Target")
 
 FROZEN_S = 20.0
 """Seconds that a node is frozen: the head counts it as lost after half of them, see `HEALTH_CHECK`."""
@@ -98,37 +105,51 @@ class Injector:
             timer.join()
 
     def _with_workers(self) -> list[LocalNode]:
+        return list(dict.fromkeys(node for node, _ in self._workers()))
+
+    def _workers(self) -> list[tuple[LocalNode, int]]:
         awake = [node for node in self.nodes.living() if node not in self._frozen]
-        return [node for node in awake if node.workers(self.title)]
+        return [(node, pid) for node in awake for pid in node.workers(self.title)]
+
+    def _drawn(self, targets: Callable[[], list[_Target]]) -> _Target:
+        """Draws one of the targets; waits for one where the workers have gone since `can`.
+
+        Raises:
+            MantaError: there is none for TARGET_S.
+        """
+        deadline = time.monotonic() + TARGET_S
+        while not (found := targets()):
+            if time.monotonic() > deadline:
+                raise MantaError(f"no worker for a fault within {TARGET_S:.0f} s")
+            time.sleep(POLL_INTERVAL_S)
+        return self.draw.choice(found)
 
     def _kill_worker(self) -> tuple[float, str]:
-        node = self.draw.choice(self._with_workers())
-        pid = self.draw.choice(node.workers(self.title))
+        node, pid = self._drawn(self._workers)
         at = time.time()
         os.kill(pid, signal.SIGKILL)
         return at, f"process {pid} on {node.name}"
 
     def _hang_worker(self) -> tuple[float, str]:
-        node = self.draw.choice(self._with_workers())
-        pid = self.draw.choice(node.workers(self.title))
+        node, pid = self._drawn(self._workers)
         at = time.time()
         os.kill(pid, signal.SIGSTOP)
         return at, f"process {pid} on {node.name}"
 
     def _kill_node(self) -> tuple[float, str]:
-        node = self.draw.choice(self._with_workers())
+        node = self._drawn(self._with_workers)
         at = time.time()
         node.kill()
         return at, node.name
 
     def _drain_node(self) -> tuple[float, str]:
-        node = self.draw.choice(self._with_workers())
+        node = self._drawn(self._with_workers)
         at = node.drain(self.nodes.address, GRACE_S, self.nodes.environment)
         self._after(GRACE_S, node.kill)
         return at, node.name
 
     def _remove_node(self) -> tuple[float, str]:
-        node = self.draw.choice(self._with_workers())
+        node = self._drawn(self._with_workers)
         at = time.time()
         node.terminate()
         return at, node.name
@@ -144,7 +165,7 @@ class Injector:
         return time.time(), f"{node.name}, {seconds:+d} s"
 
     def _partition(self) -> tuple[float, str]:
-        node = self.draw.choice(self._with_workers())
+        node = self._drawn(self._with_workers)
         at = time.time()
         node.freeze()
         self._frozen.append(node)
@@ -216,7 +237,7 @@ class Injector:
         return at, f"process {pid} on {node.name}"
 
     def _slow_node(self) -> tuple[float, str]:
-        node = self.draw.choice(self._with_workers())
+        node = self._drawn(self._with_workers)
         at = time.time()
         slowing = threading.Thread(target=self._slow, args=(node,), daemon=True)
         self._later.append(slowing)

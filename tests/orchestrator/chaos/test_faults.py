@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from data.errors import InputError
 from orchestrator.chaos.command import chaos, possible_kinds
+from orchestrator.chaos.faults import Injector
 from orchestrator.chaos.plan import KINDS, Plan
 from orchestrator.chaos.skewed_clock import skewed
 from orchestrator.chaos.small_memory import LEFT_BYTES, fill, small_memory
@@ -58,6 +62,18 @@ def test_all_faults_are_those_that_the_recipe_and_the_machine_allow(
     assert left_out == {"store-errors", "store-slow", "store-away", "full-disk", "full-shm"}
     with pytest.raises(InputError, match="store-slow, full-disk need `storage: s3://"):
         chaos(recipe, [], Plan(["store-slow", "full-disk"], 1.0, 1, None, 2), False, print)
+
+
+def test_a_worker_that_has_just_gone_is_waited_for() -> None:
+    """A fault during a restart: between two looks at a node its worker ends, and another one starts."""
+    ended: Any = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    looks = iter([[], [], [ended.pid]])
+    node = SimpleNamespace(name="node-1", workers=lambda title: next(looks))
+    nodes: Any = SimpleNamespace(living=lambda: [node])
+    injector = Injector(nodes, ended, None, ended, random.Random(1))
+    assert injector.inject("kill-worker").target == f"process {ended.pid} on node-1"
+    ended.stdin.close()
+    assert ended.wait() == -9
 
 
 @pytest.mark.parametrize(
