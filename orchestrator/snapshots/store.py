@@ -79,7 +79,8 @@ class NodeMemory:
                 memory.folder.mkdir(parents=True, exist_ok=True)
                 adopted.rename(memory.folder / adopted.name)
             else:
-                free = shutil.disk_usage(roots[-1].parent).free - unfilled_object_store_bytes()
+                memory_folder = roots[-1].parent
+                free = shutil.disk_usage(memory_folder).free - unfilled_object_store_bytes(memory_folder)
                 fits = free >= COPIES * state_bytes
                 memory = cls((roots[-1] if fits else roots[0]) / owner.folder / node_id)
             for folder in earlier:
@@ -221,8 +222,8 @@ class NodeMemory:
             shutil.rmtree(self.path(other), ignore_errors=True)
 
 
-def unfilled_object_store_bytes() -> int:
-    """Bytes of shared memory that the object store of this process's raylet has mapped and will take as it fills.
+def unfilled_object_store_bytes(folder: Path) -> int:
+    """Bytes of shared memory, `folder`, that the object store of this process's raylet will take as it fills.
 
     The file system still calls them free. A node that runs out of shared memory kills the process that writes there.
     """
@@ -230,7 +231,7 @@ def unfilled_object_store_bytes() -> int:
     with suppress(OSError):  # the parent process is another user's, so no raylet
         for open_file in Path(f"/proc/{os.getppid()}/fd").iterdir():
             with suppress(OSError):  # closed meanwhile
-                if os.readlink(open_file).startswith(f"{SHARED_MEMORY}/plasma"):
+                if os.readlink(open_file).startswith(f"{folder}/plasma"):
                     mapped = open_file.stat()
                     unfilled += max(0, mapped.st_size - mapped.st_blocks * 512)
     return unfilled
