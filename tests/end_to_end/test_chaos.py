@@ -14,7 +14,7 @@ from tests.end_to_end.manta_process import MantaProcess
 
 pytestmark = pytest.mark.chaos
 
-FAULTS = ("kill-worker", "kill-node", "drain-node", "add-node", "store-errors", "corrupt-checkpoint", "kill-driver")
+FAULTS = ("kill-worker", "kill-node", "drain-node", "add-node", "store-errors", "corrupt-checkpoint")
 STEPS, GLOBAL_BATCH_SIZE = 2000, 16
 RECIPE = {
     "run": "small",

@@ -165,6 +165,7 @@ def tokenized(site: Site) -> Trained:
         rows = run.rows()
         measure([cell], rows)
         trained.cells[fault] = cell
+        write_results([cell], RESULTS)
         trained.runs.append((rows, run.show()))
         trained.tracebacks.extend(run.command.tracebacks)
     return trained
