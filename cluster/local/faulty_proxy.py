@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
 import threading
 from contextlib import suppress
 from types import TracebackType
@@ -36,7 +37,8 @@ class FaultyProxy:
         target = urlsplit(endpoint_url)
         self._target = target.hostname or "127.0.0.1", target.port or 80
         self.failing, self.delay_s, self.full = 0.0, 0.0, False
-        self._is_cut = False
+        self._place = socket.socket()  # keeps the port while nothing listens on it
+        self._server: asyncio.Server | None = None
         self._serving: set[asyncio.Task[None] | None] = set()  # asyncio itself keeps weak references only
         self._draw = random.Random(seed)
         self._loop = asyncio.new_event_loop()
@@ -45,48 +47,49 @@ class FaultyProxy:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        starting = asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self._server = asyncio.run_coroutine_threadsafe(starting, self._loop).result()
-        self.endpoint_url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self._place.bind(("127.0.0.1", 0))
+        self.endpoint_url = f"http://127.0.0.1:{self._place.getsockname()[1]}"
+        self.mend()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.cut()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+        self._place.close()
+
+    def cut(self) -> None:
+        """Cuts all connections, and refuses new ones until `mend`, as a machine does on which no store runs."""
+
         async def end() -> None:
-            self._server.close()
+            if self._server is not None:
+                self._server.close()
+                self._server = None
             while tasks := asyncio.all_tasks() - {asyncio.current_task()}:  # a new connection may arrive meanwhile
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
         asyncio.run_coroutine_threadsafe(end(), self._loop).result(10)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-        self._loop.close()
-
-    def cut(self) -> None:
-        """Cuts all connections, and refuses new ones until `mend`, like a pulled cable."""
-        self._is_cut = True
-
-        async def end() -> None:
-            for task in list(self._serving):
-                if task is not None:
-                    task.cancel()
-
-        asyncio.run_coroutine_threadsafe(end(), self._loop).result(10)
 
     def mend(self) -> None:
         """Forwards connections again."""
-        self._is_cut = False
+
+        async def begin() -> None:
+            if self._server is None:
+                self._server = await asyncio.start_server(self._serve, *self._place.getsockname(), reuse_port=True)
+
+        asyncio.run_coroutine_threadsafe(begin(), self._loop).result(10)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._serving.add(asyncio.current_task())
         ends, requests = [writer], None
         # Cancellation is suppressed: asyncio reports a cancelled handler as an error.
         with suppress(OSError, asyncio.CancelledError):
-            if self._is_cut:
-                raise ConnectionResetError
             answers, upstream = await asyncio.open_connection(*self._target)
             ends.append(upstream)
             requests = asyncio.create_task(self._requests(reader, upstream, writer))

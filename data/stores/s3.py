@@ -40,6 +40,9 @@ _T = TypeVar("_T")
 PARTS_AT_ONCE = 4
 """Parts of a large file that are sent or fetched at the same time."""
 
+_ANSWERED: set[str] = set()
+"""Where a service has answered this process: there, silence is an outage, and not a wrong address."""
+
 
 class S3Store(Store):
     """A prefix of an S3 bucket."""
@@ -49,8 +52,11 @@ class S3Store(Store):
         self.bucket = bucket
         self.prefix = prefix
         self.config = config
-        # Pickled too: a worker's first call is not the first contact where the driver has used the store.
         self._reached = reached
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker's first call is not the first contact where the driver has used the store.
+        return {**self.__dict__, "_reached": self._answered_before}
 
     def __repr__(self) -> str:
         return f"S3Store({self.url_of()!r})"
@@ -222,6 +228,15 @@ class S3Store(Store):
     def child(self, prefix: str) -> S3Store:
         return S3Store(self.bucket, self._name(prefix.strip("/")), self.config, self._reached)
 
+    @property
+    def _answered_before(self) -> bool:
+        return self._reached or S3Access.of(self.config).where in _ANSWERED
+
+    def _answers(self) -> None:
+        if not self._reached:
+            self._reached = True
+            _ANSWERED.add(S3Access.of(self.config).where)
+
     def check(self) -> None:
         def ask() -> None:
             # LIST, because the answer to HEAD has no body, so it does not distinguish a missing bucket from a refused
@@ -233,7 +248,7 @@ class S3Store(Store):
         try:
             self._call(f"list {self.url_of()}", ask)
         except TransientStoreError as error:
-            if self._reached:
+            if self._answered_before:
                 raise
             raise StoreSilentError(f"{error} Check that store.endpoint_url is an S3 endpoint and is up.") from error
 
@@ -253,9 +268,10 @@ class S3Store(Store):
             raise
         except Exception as error:
             translated = self._translated(error, doing)
-            self._reached = self._reached or isinstance(translated, ObjectNotFoundError | ConflictError)
+            if isinstance(translated, ObjectNotFoundError | ConflictError):
+                self._answers()
             raise translated from error
-        self._reached = True
+        self._answers()
         return result
 
     def _translated(self, error: Exception, doing: str) -> MantaError:
@@ -278,9 +294,9 @@ class S3Store(Store):
             )
         if isinstance(error, boto.EndpointConnectionError | boto.ConnectTimeoutError | boto.ProxyConnectionError):
             message = f"Could not {doing}: no connection to {where} in {ATTEMPTS} attempts ({first_line(error)})."
-            if self._reached:
+            if self._answered_before:
                 return TransientStoreError(f"{message} It answered before, so it may come back.")
-            return StoreAccessError(f"{message} Is store.endpoint_url (or AWS_ENDPOINT_URL) right, and the store up?")
+            return StoreSilentError(f"{message} Is store.endpoint_url (or AWS_ENDPOINT_URL) right, and the store up?")
         if isinstance(error, boto.ParamValidationError | ValueError):
             return StoreAccessError(f"Could not {doing} at {where}: {first_line(error)}. Check URL and endpoint.")
         return TransientStoreError(f"Could not {doing}: {where} did not answer in full ({first_line(error)}).")

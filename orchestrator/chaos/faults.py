@@ -7,7 +7,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,6 @@ from typing import TypeVar
 
 from cluster.local.faulty_proxy import FaultyProxy
 from cluster.local.nodes import LocalNode, LocalNodes
-from data.errors import MantaError
 from data.stores.store import Store
 from orchestrator.chaos.plan import FULL_S, KINDS
 from orchestrator.chaos.process import Command
@@ -38,9 +37,6 @@ STORE_DELAYS_S, STORE_AWAY_S = (0.5, 3.0, 10.0), (5.0, 60.0)
 SLOW_S, SLOW_SLICE_S = 10.0, 0.05
 """Seconds that a node is slow, and length of the slices in which its workers run and stop in turn."""
 
-TARGET_S, POLL_INTERVAL_S = 60.0, 0.1
-"""Seconds to wait for a worker as the target of a fault, and between two looks."""
-
 _Target = TypeVar("_Target")
 
 FROZEN_S = 20.0
@@ -48,6 +44,10 @@ FROZEN_S = 20.0
 
 SKEW_S = (-600, 600)
 """Seconds that a wrong clock is ahead, one of which is drawn."""
+
+
+class _NoTargetError(Exception):
+    pass
 
 
 @dataclass
@@ -87,17 +87,14 @@ class Injector:
     _later: list[threading.Thread] = field(default_factory=list)
     _frozen: list[LocalNode] = field(default_factory=list)
 
-    def inject(self, kind: str) -> Injected:
-        """Injects a fault of this kind."""
+    def inject(self, kind: str) -> Injected | None:
+        """Injects a fault of this kind; None if there is no target for it now."""
         inject: Callable[[], tuple[float, str]] = getattr(self, f"_{kind.replace('-', '_')}")
-        at, target = inject()
+        try:
+            at, target = inject()
+        except (_NoTargetError, ProcessLookupError):  # the latter: it has gone since it was looked for
+            return None
         return Injected(kind, at, target)
-
-    def can(self, kind: str) -> bool:
-        """Whether the fault has a target now."""
-        if kind == "corrupt-checkpoint" and len(list_checkpoints(self.store)) < 2:  # the run needs one to fall back to
-            return False
-        return not KINDS[kind].needs_workers or bool(self._with_workers())
 
     def settle(self) -> None:
         """Waits for the end of faults that last: drains and store faults."""
@@ -111,45 +108,37 @@ class Injector:
         awake = [node for node in self.nodes.living() if node not in self._frozen]
         return [(node, pid) for node in awake for pid in node.workers(self.title)]
 
-    def _drawn(self, targets: Callable[[], list[_Target]]) -> _Target:
-        """Draws one of the targets; waits for one where the workers have gone since `can`.
-
-        Raises:
-            MantaError: there is none for TARGET_S.
-        """
-        deadline = time.monotonic() + TARGET_S
-        while not (found := targets()):
-            if time.monotonic() > deadline:
-                raise MantaError(f"no worker for a fault within {TARGET_S:.0f} s")
-            time.sleep(POLL_INTERVAL_S)
-        return self.draw.choice(found)
+    def _drawn(self, targets: Sequence[_Target]) -> _Target:
+        if not targets:
+            raise _NoTargetError
+        return self.draw.choice(targets)
 
     def _kill_worker(self) -> tuple[float, str]:
-        node, pid = self._drawn(self._workers)
+        node, pid = self._drawn(self._workers())
         at = time.time()
         os.kill(pid, signal.SIGKILL)
         return at, f"process {pid} on {node.name}"
 
     def _hang_worker(self) -> tuple[float, str]:
-        node, pid = self._drawn(self._workers)
+        node, pid = self._drawn(self._workers())
         at = time.time()
         os.kill(pid, signal.SIGSTOP)
         return at, f"process {pid} on {node.name}"
 
     def _kill_node(self) -> tuple[float, str]:
-        node = self._drawn(self._with_workers)
+        node = self._drawn(self._with_workers())
         at = time.time()
         node.kill()
         return at, node.name
 
     def _drain_node(self) -> tuple[float, str]:
-        node = self._drawn(self._with_workers)
+        node = self._drawn(self._with_workers())
         at = node.drain(self.nodes.address, GRACE_S, self.nodes.environment)
         self._after(GRACE_S, node.kill)
         return at, node.name
 
     def _remove_node(self) -> tuple[float, str]:
-        node = self._drawn(self._with_workers)
+        node = self._drawn(self._with_workers())
         at = time.time()
         node.terminate()
         return at, node.name
@@ -165,7 +154,7 @@ class Injector:
         return time.time(), f"{node.name}, {seconds:+d} s"
 
     def _partition(self) -> tuple[float, str]:
-        node = self._drawn(self._with_workers)
+        node = self._drawn(self._with_workers())
         at = time.time()
         node.freeze()
         self._frozen.append(node)
@@ -228,16 +217,13 @@ class Injector:
         return self._kill_actor("ray::SnapshotAgent", self._with_workers())
 
     def _kill_actor(self, title: str, nodes: list[LocalNode]) -> tuple[float, str]:
-        found = [(node, pid) for node in nodes for pid in node.workers(title)]
-        if not found:  # it is being started again after the fault before
-            return time.time(), "none was running"
-        node, pid = self.draw.choice(found)
+        node, pid = self._drawn([(node, pid) for node in nodes for pid in node.workers(title)])
         at = time.time()
         os.kill(pid, signal.SIGKILL)
         return at, f"process {pid} on {node.name}"
 
     def _slow_node(self) -> tuple[float, str]:
-        node = self._drawn(self._with_workers)
+        node = self._drawn(self._with_workers())
         at = time.time()
         slowing = threading.Thread(target=self._slow, args=(node,), daemon=True)
         self._later.append(slowing)
@@ -254,12 +240,14 @@ class Injector:
                 time.sleep(SLOW_SLICE_S)
 
     def _corrupt_checkpoint(self) -> tuple[float, str]:
-        newest = list_checkpoints(self.store)[-1]
+        checkpoints, killed = list_checkpoints(self.store), self._with_workers()
+        if len(checkpoints) < 2 or not killed:  # the run needs one to fall back to
+            raise _NoTargetError
+        newest = checkpoints[-1]
         key = f"checkpoints/{newest}/{MODEL}"
         content = bytearray(self.store.get(key))
         content[len(content) // 2] ^= 1
         self.store.put(key, bytes(content))
-        killed = self._with_workers()
         at = time.time()
         for node in killed:
             node.kill()

@@ -41,7 +41,6 @@ class Kind:
 
     Attributes:
         node_change: change of the number of nodes.
-        needs_workers: it hits a worker or a node with workers, so there must be one.
         needs_store: it needs an object store, in front of which a proxy can stand.
         needs_mount: it needs the right to mount a small file system.
         ends_command: the command may end with it, and is started again once it is over.
@@ -51,7 +50,6 @@ class Kind:
 
     description: str
     node_change: int = 0
-    needs_workers: bool = False
     needs_store: bool = False
     needs_mount: bool = False
     ends_command: bool = False
@@ -60,26 +58,22 @@ class Kind:
 
 
 KINDS = {
-    "kill-worker": Kind("SIGKILL to a training worker", needs_workers=True, in_baseline=True),
-    "kill-node": Kind("SIGKILL to a node, raylet and workers", node_change=-1, needs_workers=True, in_baseline=True),
+    "kill-worker": Kind("SIGKILL to a training worker", in_baseline=True),
+    "kill-node": Kind("SIGKILL to a node, raylet and workers", node_change=-1, in_baseline=True),
     "drain-node": Kind(
         "a drain notice to a node, which is killed at the deadline",
         node_change=-1,
-        needs_workers=True,
         in_baseline=True,
     ),
-    "remove-node": Kind(
-        "SIGTERM to a node, as when its pod is deleted", node_change=-1, needs_workers=True, in_baseline=True
-    ),
+    "remove-node": Kind("SIGTERM to a node, as when its pod is deleted", node_change=-1, in_baseline=True),
     "add-node": Kind("a node joins", node_change=1, in_baseline=True),
-    "hang-worker": Kind("SIGSTOP to a training worker", needs_workers=True),
+    "hang-worker": Kind("SIGSTOP to a training worker"),
     "partition": Kind(
         "a node is frozen, and silent, until the others count it as lost; then it wakes up",
         node_change=-1,
-        needs_workers=True,
     ),
     "clock-skew": Kind("a node joins whose clock is minutes off", node_change=1),
-    "slow-node": Kind("a node's workers get half of their time for some seconds", needs_workers=True),
+    "slow-node": Kind("a node's workers get half of their time for some seconds"),
     "store-errors": Kind("requests to the object store fail or are cut off for some seconds", needs_store=True),
     "store-slow": Kind("the object store answers late for some seconds", needs_store=True),
     "store-away": Kind("the object store cannot be reached for some seconds", needs_store=True),
@@ -92,12 +86,10 @@ KINDS = {
         ends_command=True,
         lasts_s=FULL_S,
     ),
-    "corrupt-checkpoint": Kind(
-        "a bit of the newest checkpoint is flipped, and all nodes with workers are killed", needs_workers=True
-    ),
+    "corrupt-checkpoint": Kind("a bit of the newest checkpoint is flipped, and all nodes with workers are killed"),
     "kill-monitor": Kind("SIGKILL to the actor through which driver and workers talk"),
     "kill-feeder": Kind("SIGKILL to the actor that makes the batches"),
-    "kill-agent": Kind("SIGKILL to the actor that uploads a node's checkpoints", needs_workers=True),
+    "kill-agent": Kind("SIGKILL to the actor that uploads a node's checkpoints"),
     "kill-driver": Kind("SIGKILL to the command, which is started again", ends_command=True),
     "kill-head": Kind(
         "SIGKILL to the head, the command and all nodes, which cannot outlive it; all start again", ends_command=True

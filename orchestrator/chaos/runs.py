@@ -153,7 +153,8 @@ class Disturber:
             before, _ = progress()
             self._sleep(every_s)
             self.await_(lambda before=before: _trains_after(before, progress), RECOVERY_S)  # type: ignore[misc]
-            if not self._inject(kind, RECOVERY_S):
+            self._inject(kind, RECOVERY_S)
+            if not self.runs():
                 break
 
     def soak(
@@ -166,7 +167,7 @@ class Disturber:
             self._sleep(min(gap_s, max(0.0, until - time.monotonic())))
             if time.monotonic() >= until or len(self.faults) == count or not self.runs():
                 break
-            self._inject(kind, TARGET_S)  # without a target in time, it is left out
+            self._inject(kind, TARGET_S)
         self._sleep(max(0.0, until - time.monotonic()))
 
     def come_to_rest(self, progress: Progress) -> None:
@@ -219,17 +220,25 @@ class Disturber:
         due = time.monotonic() + seconds
         self.await_(lambda: time.monotonic() >= due, seconds + 1)
 
-    def _inject(self, kind: str, patience_s: float) -> bool:
-        """Injects a fault once it has a target; returns whether it did, in time and before the run ended."""
-        injector = self.injector
+    def _inject(self, kind: str, patience_s: float) -> None:
+        """Injects a fault once it has a target; without one for `patience_s` seconds, it is left out."""
+        injector, before = self.injector, len(self.faults)
         assert injector is not None
-        self.await_(lambda: injector.can(kind), patience_s)
-        if not self.runs() or not injector.can(kind):
-            return False
-        self.faults.append(injector.inject(kind))
+
+        def injected() -> bool:
+            if fault := injector.inject(kind):
+                self.faults.append(fault)
+            return fault is not None
+
+        self.await_(injected, patience_s)
+        if len(self.faults) > before:
+            self._tell(f"fault {len(self.faults)}: {kind}, {self.faults[-1].target}")
+        elif self.runs():
+            self._tell(f"{kind} is left out: there was no target for it within {patience_s:.0f} s")
+
+    def _tell(self, line: str) -> None:
         if self.console is not None:
-            self.console.line(f"fault {len(self.faults)}: {kind}, {self.faults[-1].target}")
-        return True
+            self.console.line(line)
 
 
 def _trains_after(before: int, progress: Progress) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,18 +159,6 @@ def remember_recipe(run: str, fields: dict[str, Any]) -> None:
         (REMEMBERED / f"{run}.yaml").write_text(yaml.safe_dump(fields, sort_keys=False))
     except OSError:  # a convenience: an unwritable folder must not prevent training
         return
-
-
-def is_remembered(run: str, fields: Mapping[str, Any]) -> bool:
-    """Whether the run was started from this folder before, with the storage of this resolved recipe."""
-    try:
-        before = yaml.safe_load((REMEMBERED / f"{run}.yaml").read_text())
-        return bool(
-            before["storage"] == fields["storage"]
-            and before["store"]["endpoint_url"] == fields["store"]["endpoint_url"]
-        )
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
-        return False
 
 
 def find_recipe(run_or_recipe: str, folder: Path = Path("recipes")) -> Path:

@@ -14,6 +14,7 @@ from model.eager import skip_compiler
 from orchestrator.config.recipe import RunConfig
 from orchestrator.console import Console
 from orchestrator.nodes.ray_session import RaySession
+from orchestrator.run.first_contact import reach_storage
 from orchestrator.run.run import Run, reaching_storage, stores
 from orchestrator.run.vocabulary import Vocabulary, vocabulary_of
 
@@ -23,7 +24,7 @@ def prepare(config: RunConfig) -> None:
     console = Console()
     with reaching_storage(config) as config, RaySession(config, console.line) as start_ray:
         root, _ = stores(config)
-        root.check()
+        reach_storage(root, config, console.line)
         data = prepared(config, root, Pins(), console.line, start_ray)
         console.line(f"ready: {data.summary()}")
 

@@ -9,11 +9,10 @@ from collections.abc import Callable
 from contextlib import ExitStack, nullcontext, suppress
 
 from cluster.local.ray import joins_cluster
-from data.errors import StoreSilentError, TransientStoreError
 from data.stores.patience import Patience, telling
 from data.stores.store import Store
 from orchestrator.config.recipe import RunConfig
-from orchestrator.config.recipe_file import is_remembered, remember_recipe
+from orchestrator.config.recipe_file import remember_recipe
 from orchestrator.config.result_fields import resolved, result_fields
 from orchestrator.console import Console
 from orchestrator.driver.prepare import initial_weights_of, prepared
@@ -24,6 +23,7 @@ from orchestrator.nodes.watch import watching_nodes
 from orchestrator.observe.trackers import refuse_missing_packages
 from orchestrator.run.checkpoint import list_checkpoints
 from orchestrator.run.fence import HEARTBEAT_S, Fence
+from orchestrator.run.first_contact import reach_storage
 from orchestrator.run.heartbeat import Heartbeat
 from orchestrator.run.record import load_record
 from orchestrator.run.run import Run, open_run, reaching_storage, refuse_changed_config, stores
@@ -54,16 +54,18 @@ def _train(
 ) -> None:
     refuse_missing_packages(config.observe)
     # Importing Ray Train takes a second, and so does starting Ray.
-    threading.Thread(target=import_quietly, args=("orchestrator.driver.attempt",), daemon=True).start()
+    importing = threading.Thread(target=import_quietly, args=("orchestrator.driver.attempt",), daemon=True)
+    importing.start()
     console = Console()
     fields = resolved(config)
     with ExitStack() as stack:
+        stack.callback(importing.join)  # a process that ends amid an import may abort, with a status of its own
         ray_session = stack.enter_context(RaySession(config, console.line, trains=True))
         if config.store.serve is not None:
             ray_session.begin()  # the object store takes seconds to come up, and so does Ray
         config = stack.enter_context(reaching_storage(config))
         root, store = stores(config)
-        reach_storage(root, config, is_known=is_remembered(config.run, fields), log=console.line)
+        reach_storage(root, config, console.line)
         remember_recipe(config.run, fields)
         fence = claim_when_free(store, config, console.line, wait_s=wait_s, takeover=takeover, started_at=started_at)
         if fence is None:
@@ -80,29 +82,6 @@ def _train(
         from orchestrator.report.terminal import print_run
 
         print_run(open_run(config), console)
-
-
-def reach_storage(root: Store, config: RunConfig, *, is_known: bool, log: Callable[[str], None]) -> None:
-    """Checks that the storage answers.
-
-    Args:
-        is_known: the storage has answered before, so it is waited for, for `store.patience`; else silence is an error,
-            which a wrong endpoint shows as well.
-
-    Raises:
-        StoreAccessError: the storage cannot be used.
-        TransientStoreError: it is known, and has been silent for `store.patience`.
-    """
-
-    def ask() -> None:
-        try:
-            root.check()
-        except StoreSilentError as error:
-            if not is_known:
-                raise
-            raise TransientStoreError(str(error)) from error
-
-    Patience(config.store.patience, telling(log, "starting")).call(ask)
 
 
 def claim_when_free(

@@ -25,6 +25,7 @@ from orchestrator.errors import ConfigChangedError, RunInUseError, UnknownRunErr
 from orchestrator.nodes.capacity import refuse_small_cluster
 from orchestrator.observe.trackers import refuse_missing_packages
 from orchestrator.run.fence import Fence
+from orchestrator.run.first_contact import reach_storage
 from orchestrator.run.heartbeat import Heartbeat
 from orchestrator.run.record import load_record
 from orchestrator.run.run import reaching_storage, stores
@@ -65,7 +66,7 @@ def tune(
     with reaching_storage(sweep.base) as base:
         sweep = replace(sweep, base=base)
         root, _ = stores(base)
-        root.check()
+        reach_storage(root, base, console.line)
         store = root.child(f"sweeps/{sweep.name}")
         book = TrialBook(store)
         refuse_changed(sweep, store, book)

@@ -29,8 +29,6 @@ NODES = 3
 
 PATIENCE_S = 120.0
 
-ACTORS = {"kill-monitor": "ray::Monitor", "kill-feeder": "ray::Feeder", "kill-agent": "ray::SnapshotAgent"}
-
 
 class Lines:
     """Takes the lines of a command in place of a console."""
@@ -66,6 +64,13 @@ class Cell:
     until: float = 0.0
     standstill_s: float | None = None
     problem: str = ""
+
+    def done_by(self, injector: Injector) -> bool:
+        """Does the fault, if there is a target for it now."""
+        injected = injector.inject(self.fault)
+        if injected is not None:
+            self.at, self.target = injected.at, injected.target
+        return injected is not None
 
 
 @dataclass
@@ -157,13 +162,8 @@ class DisturbedRun:
         cell = Cell(phase, fault)
         try:
             arrive(self)
-            if title := ACTORS.get(fault):
-                nodes = [self.site.nodes.head, *self.site.nodes.living()]
-                self.wait(lambda: any(node.workers(title) for node in nodes), title, poll_s=0.02)
-            self.wait(lambda: injector.can(fault), f"a target for {fault}", poll_s=0.02)
             told = len(self.console.lines)
-            injected = injector.inject(fault)
-            cell.at, cell.target = injected.at, injected.target
+            self.wait(lambda: cell.done_by(injector), f"a target for {fault}", poll_s=0.02)
             if KINDS[fault].ends_command:
                 self.command.start()
             self.await_new_step()
@@ -238,7 +238,8 @@ def restart(run: DisturbedRun) -> None:
     run.three_nodes()
     again = "starting the workers again"
     told = run.console.text.count(again)
-    run.injector(seed=0).inject("kill-worker")
+    injector = run.injector(seed=0)
+    run.wait(lambda: injector.inject("kill-worker"), "a worker", poll_s=0.02)
     run.wait(lambda: run.console.text.count(again) > told, "a restart", poll_s=0.02)
 
 

@@ -126,6 +126,7 @@ def trained(site: Site) -> Trained:
         assert site.saved_step("cut") == saved_step
         site.proxy.mend()
         process.wait_until(lambda: site.saved_step("cut") > told, "a checkpoint again")
+        process.wait_until(lambda: "record: the store answers again" in process.output, "the record is written again")
         process.interrupt()
         assert process.wait() == 130, process.output
         output = process.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import subprocess
@@ -18,6 +19,7 @@ from data.errors import InputError
 from orchestrator.chaos.command import chaos, possible_kinds
 from orchestrator.chaos.faults import Injector
 from orchestrator.chaos.plan import KINDS, Plan
+from orchestrator.chaos.runs import Disturber
 from orchestrator.chaos.skewed_clock import skewed
 from orchestrator.chaos.small_memory import LEFT_BYTES, fill, small_memory
 from orchestrator.cli.main import app
@@ -64,16 +66,21 @@ def test_all_faults_are_those_that_the_recipe_and_the_machine_allow(
         chaos(recipe, [], Plan(["store-slow", "full-disk"], 1.0, 1, None, 2), False, print)
 
 
-def test_a_worker_that_has_just_gone_is_waited_for() -> None:
-    """A fault during a restart: between two looks at a node its worker ends, and another one starts."""
-    ended: Any = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    looks = iter([[], [], [ended.pid]])
+def test_a_fault_waits_for_a_target() -> None:
+    """In a restart there are no workers for a moment, or one ends between the look at it and the signal."""
+    worker: Any = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        gone.wait()
+    looks = iter([[], [gone.pid], [worker.pid]])
     node = SimpleNamespace(name="node-1", workers=lambda title: next(looks))
     nodes: Any = SimpleNamespace(living=lambda: [node])
-    injector = Injector(nodes, ended, None, ended, random.Random(1))
-    assert injector.inject("kill-worker").target == f"process {ended.pid} on node-1"
-    ended.stdin.close()
-    assert ended.wait() == -9
+    command: Any = SimpleNamespace(status=None)
+    disturber = Disturber(command, Injector(nodes, command, None, command, random.Random(1)))
+    steps = itertools.count(1)
+    disturber.disturb(iter(["kill-worker"]), lambda: (next(steps), True), every_s=0.0, count=1)
+    worker.stdin.close()
+    assert worker.wait() == -9
+    assert [fault.target for fault in disturber.faults] == [f"process {worker.pid} on node-1"]
 
 
 @pytest.mark.parametrize(
