@@ -18,6 +18,7 @@ from typing import Any
 import ray
 
 from orchestrator.policy.hang import Beat, Phase, beat_interval_s
+from orchestrator.workers.collectives import newest_collectives
 
 SendBeat = Callable[[Beat], bool]
 """Sends a beat; returns whether to send the stacks, too. Picklable."""
@@ -77,7 +78,9 @@ class Beacon:
         while True:
             with suppress(Exception):  # the monitor may be away for a while
                 if self._send(self.beat()):
-                    self._send(self.beat(stacks_of_threads()))
+                    self._send(self.beat(stacks := stacks_of_threads()))
+                    if collectives := newest_collectives():  # afterwards: a device that hangs may not answer
+                        self._send(self.beat(f"{collectives}\n{stacks}"))
             time.sleep(self._interval_s)
 
 

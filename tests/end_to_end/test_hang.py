@@ -69,7 +69,7 @@ def test_stopped_workers_are_found_in_an_evaluation_and_while_a_group_is_formed(
     assert (shown["samples"]["duplicated"], shown["samples"]["missing"]) == (0, 0)
     stacks = [path.read_text() for path in (tmp_path / "store/runs/tiny/hangs").iterdir()]
     assert any("orchestrator/train/evaluate.py" in each and "evaluation, no progress" in each for each in stacks)
-    print(output)
+    assert any("Newest collectives:\n  group 0 default_pg, " in each for each in stacks)
 
 
 def stop(pid: int) -> int:

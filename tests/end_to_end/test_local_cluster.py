@@ -64,6 +64,7 @@ def nodes(folder: Path, name: str) -> dict[str, list[dict[str, Any]]]:
     return groups
 
 
+@pytest.mark.soak
 def test_runs_bring_nodes_wait_for_them_survive_a_reclaim_and_leave_none(name: str, tmp_path: Path) -> None:
     assert nodes(tmp_path, name).keys() == {"head"}
     # Neither run ends by itself: nothing here depends on how fast this machine trains.

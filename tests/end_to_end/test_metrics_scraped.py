@@ -21,7 +21,7 @@ from cluster.local.nodes import LocalNodes
 from tests.end_to_end.manta_process import MantaProcess
 from tests.orchestrator.finished_run import recipe_in
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.soak]
 
 RUN = "scraped"
 REPORT_MS = 2000

@@ -80,6 +80,7 @@ def assert_whole(told: Mapping[str, Any]) -> None:
     assert (samples["duplicated"], samples["missing"], samples["in_order"]) == (0, 0, True)
 
 
+@pytest.mark.soak
 def test_a_submitted_run_survives_the_network_and_a_node(nodes: LocalNodes, tmp_path: Path) -> None:
     path = recipe(tmp_path, "submitted")
     with (

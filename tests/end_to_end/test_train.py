@@ -470,6 +470,7 @@ def test_stopped_killed_and_continued(stopped: Run, alone: Run, summary: dict[st
     assert shows_every_step(stopped, tmp_path)
 
 
+@pytest.mark.soak
 def test_damaged_checkpoint_is_named_and_the_one_before_used(
     stopped: Run, alone: Run, summary: dict[str, Any], tmp_path: Path
 ) -> None:

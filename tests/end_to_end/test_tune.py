@@ -134,6 +134,7 @@ def test_a_failing_trial_is_recorded_with_its_values_and_the_sweep_goes_on(site:
     assert summary["best"] is not None and summary["best"]["id"] == good["id"]
 
 
+@pytest.mark.soak
 def test_pbt_goes_on_from_the_donors_state_with_other_values(site: SweepSite, ray_here: None) -> None:
     points, steps = [{"train.lr": 3e-3}, {"train.lr": 1e-6}], 100
     recipe = site.recipe(

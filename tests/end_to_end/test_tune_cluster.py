@@ -47,6 +47,7 @@ def test_more_trials_than_the_cluster_holds_do_not_wait_for_each_other(site: Swe
     assert all(end <= begin for (_, end), (begin, _) in pairwise(spans))  # type: ignore[operator]
 
 
+@pytest.mark.soak
 def test_a_trial_that_loses_a_node_goes_on_smaller(site: SweepSite, ray_folder: Path) -> None:
     scaling = {"scaling.num_workers": 2, "scaling.min_workers": 1, "scaling.max_workers": 2}
     recipe = site.recipe(

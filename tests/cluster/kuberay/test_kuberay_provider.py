@@ -113,6 +113,7 @@ def test_pending_work_starts_the_suitable_group_and_idle_nodes_are_removed(
     assert drained == {"AUTOSCALER_DRAIN_IDLE": 3}
 
 
+@pytest.mark.soak
 def test_nodes_stay_while_the_rest_of_their_group_is_pending(cluster: KubeRayCluster, driver: Driver) -> None:
     cluster.capacity["train"] = 0
     driver.request({"shelf": 1}, {"shelf": 1}, {"GPU": 1})
@@ -136,6 +137,7 @@ def test_a_reclaimed_pod_in_use_is_replaced(cluster: KubeRayCluster, driver: Dri
     assert removed_pods(cluster, "tokenize") == []
 
 
+@pytest.mark.soak
 def test_a_failed_pod_is_replaced(cluster: KubeRayCluster, driver: Driver) -> None:
     driver.hold(1, GPU=1)
     wait_until(lambda: len(driver.placed()) == 1, "an actor placed", WAIT_S)
@@ -167,6 +169,7 @@ def test_no_fewer_pods_than_min_replicas(cluster: KubeRayCluster, driver: Driver
     await_pods(cluster, tokenize=0)
 
 
+@pytest.mark.soak
 def test_a_pod_without_a_machine_waits_for_one(cluster: KubeRayCluster, driver: Driver) -> None:
     cluster.capacity["tokenize"] = 1
     driver.request({"shelf": 1}, {"shelf": 1})
