@@ -92,6 +92,14 @@ def find_free_capacity(per_worker: Mapping[str, float], *, probe: bool = False) 
     return FreeCapacity(free, total, draining, spare_cpus)
 
 
+def has_process(actor: Any) -> bool:
+    """Whether an actor has been given a process, though it may still be on its way to answer calls."""
+    from ray._private.state import actors
+
+    told: Mapping[str, Any] = actors(actor._actor_id.hex())
+    return bool(told.get("Pid"))
+
+
 def _answers(node: Mapping[str, Any]) -> bool:
     try:
         socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), PROBE_TIMEOUT_S).close()

@@ -17,6 +17,9 @@ from orchestrator.workers.pool import PoolAction, StartAction
 SETTLING_S = 2.0
 """Seconds from the beginning within which the cluster may not have its resources back from tokenizing yet."""
 
+STEPPING = ("training", "waiting for data", "evaluating")
+"""Phases between steps, after which a run can change its size: an evaluation may take most of the time."""
+
 
 class ControllerInterface(MonitorInterface):
     """Methods that the controller's hooks call, see `orchestrator.workers.hooks`: policies decide, this records."""
@@ -74,10 +77,11 @@ class ControllerInterface(MonitorInterface):
     def decide_running(self, seen: Observation) -> PoolAction:
         """Decides while workers run: whether they hang, the number of warm spares, and the nodes to request."""
         state, progress, now = self._state, self._state.progress, self._state.now()
-        row = progress.row if state.has_reported and progress.phase == "training" else {}
+        steps = progress.phase in STEPPING
+        row = progress.row if state.has_reported and steps else {}
         if (hang := self._judge(seen.members)) is not None:
             return PoolAction(hung=hang)
-        if state.requests.pause or progress.phase != "training" or row.get("world_size") != seen.workers:
+        if state.requests.pause or not steps or row.get("world_size") != seen.workers:
             return PoolAction()
         seen = seen.at(now, row.get("step_s"), state.steps - row["step"])
         decision, wanted = state.scaling.when_running(seen), state.scaling.wanted(seen)

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple, get_args
 
 Phase = Literal[
     "idle",
+    "created",
     "starting",
     "joining",
     "restoring",
@@ -26,7 +27,10 @@ Phase = Literal[
     "saving",
     "evaluation",
 ]
-"""What a worker is doing; "idle" outside of a group, and after its training function has ended."""
+"""What a worker is doing; "idle" outside of a group, and after its training function has ended.
+
+"created" is told by the process that started the worker: its process is there, and has not sent a beat of its own yet.
+"""
 
 PHASES = get_args(Phase)
 
@@ -52,8 +56,9 @@ FIRST_S = 900.0
 MOST_PATIENCE = 4
 """Factor by which limits grow at most: each hang doubles that of its phase, since the limit may have been too short."""
 
-SILENCE_S, STARTING_SILENCE_S, MOST_SILENCE_S = 8.0, 30.0, 60.0
-"""Seconds without a beat that are no hang; while a process imports its modules; and at most, if beats come unevenly."""
+SILENCE_S, CREATED_SILENCE_S, STARTING_SILENCE_S, MOST_SILENCE_S = 8.0, 12.0, 30.0, 60.0
+"""Seconds without a beat that are no hang; before a process's first one; while it imports its modules; and at most, if
+beats come unevenly."""
 
 BEAT_S, BEATS_PER_S = 2.0, 100.0
 """Seconds between two beats of a worker, and the most beats of all workers in a second."""
@@ -150,7 +155,11 @@ class HangPolicy:
         self._account_for_standstill(now)
         if beat.worker in self._newest:
             before, at = self._newest[beat.worker]
-            if before.phase != "starting":  # imports may hold the interpreter's lock for long
+            if beat.phase == "created":
+                return False
+            if before.phase == "created":
+                self._longest_s["created"] = max(self._longest_s.get("created", 0.0), now - at)
+            elif before.phase != "starting":  # imports may hold the interpreter's lock for long
                 self._longest_gap_s = max(self._longest_gap_s, now - at)
             if beat.marks == before.marks:
                 beat = beat._replace(stacks=beat.stacks or before.stacks)
@@ -183,6 +192,7 @@ class HangPolicy:
         silent = [(age_s, beat) for age_s, limit_s, beat in silence_s if age_s > limit_s]
         self._suspected = frozenset()
         if silent:
+            self._hangs.update({beat.phase for _, beat in silent if beat.phase == "created"})
             why = "; ".join(f"{beat.who} has not answered for {age_s:.0f} s ({beat.phase})" for age_s, beat in silent)
             return Hang(why, tuple(beat.worker for _, beat in silent))
         idle_s, limit_s, phase = self._idle_time(newest, now, store_fails) if len(newest) == len(workers) else _NO_LIMIT
@@ -208,7 +218,11 @@ class HangPolicy:
         """Seconds since any of the workers made progress, how many are no hang, and the phase that sets this limit."""
         working = [(beat, at) for beat, at in newest if beat.phase != "idle"]
         phases = {beat.phase for beat, _ in working}
-        if not phases or "starting" in phases or (store_fails and not phases.isdisjoint(_NEED_STORE)):
+        if (
+            not phases
+            or not phases.isdisjoint(("created", "starting"))
+            or (store_fails and not phases.isdisjoint(_NEED_STORE))
+        ):
             return _NO_LIMIT
         if phases == {"waiting for data"}:  # tokenizing may take any time; but once one has the data, all soon have
             return _NO_LIMIT
@@ -226,10 +240,16 @@ class HangPolicy:
             return LEAST_S[phase]
         longest_s = self._longest_s.get(phase)
         limit_s = FIRST_S if longest_s is None else max(LEAST_S.get(phase, 0.0), HANG_FACTOR * longest_s)
-        return limit_s * min(MOST_PATIENCE, 1 << self._hangs[phase])
+        return limit_s * self._patience(phase)
+
+    def _patience(self, phase: Phase) -> int:
+        return min(MOST_PATIENCE, 1 << self._hangs[phase])
 
     def _silence_s(self, beat: Beat) -> float:
         """Seconds without a beat, after this one, that are no hang."""
+        if beat.phase == "created":
+            longest_s = self._longest_s.get("created", 0.0)
+            return max(CREATED_SILENCE_S, HANG_FACTOR * longest_s) * self._patience("created")
         least_s = STARTING_SILENCE_S if beat.phase == "starting" else SILENCE_S
         return max(least_s, 3 * beat.interval_s, min(2 * self._longest_gap_s, MOST_SILENCE_S))
 

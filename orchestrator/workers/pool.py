@@ -17,8 +17,8 @@ from typing import Any, NamedTuple, Protocol
 import ray
 
 from cluster.demand import resource_options
-from cluster.ray_nodes import on_node
-from orchestrator.policy.hang import Hang
+from cluster.ray_nodes import has_process, on_node
+from orchestrator.policy.hang import BEAT_S, Beat, Hang
 from orchestrator.policy.scaling import Observation
 from orchestrator.workers.beacon import SendBeat
 from orchestrator.workers.worker import TrainingWorker
@@ -99,6 +99,7 @@ class PooledWorker:
         metadata: reference to the worker's metadata, available once it is warm.
         ready: reference that is available once the worker is warm.
         is_killed: whether it was killed as a member of a group; its process may live for a moment longer.
+        is_told_of: whether its beats are watched; see `WorkerPool.tell_of_processes`.
     """
 
     name: str
@@ -108,6 +109,7 @@ class PooledWorker:
     metadata: ray.ObjectRef[Any]
     ready: ray.ObjectRef[None]
     is_killed: bool = False
+    is_told_of: bool = False
 
     def is_ready(self) -> bool:
         """Whether the worker is up and warm, or has failed to become so."""
@@ -158,6 +160,16 @@ class WorkerPool:
     def names(self, workers: int | None = None) -> tuple[str, ...]:
         """Names of the first `workers` workers, by default of the group's members. Can be called from any thread."""
         return tuple(member.name for member in self._members[: self.group_size if workers is None else workers])
+
+    def tell_of_processes(self) -> None:
+        """Sends a beat on behalf of each worker that has got a process: one that hangs before its own is missed, too.
+
+        Can be called from any thread.
+        """
+        for member in list(self._members):
+            if not member.is_told_of and has_process(member.actor):
+                self._send(Beat(member.name, member.node_id, None, 0, "created", 0, 0.0, BEAT_S))
+                member.is_told_of = True
 
     def nodes_of(self, ranks: Iterable[int]) -> set[str]:
         """Nodes of these ranks of the group."""

@@ -47,5 +47,6 @@ class StartWatch(threading.Thread):
         if time.monotonic() > self._deadline:
             return Hang(f"the workers did not start within {self._start.timeout_s:.0f} s", workers)
         with suppress(Exception):  # the hook may fail for a while; the deadline stands
+            self._pool.tell_of_processes()
             return self._size.while_starting(workers)
         return None

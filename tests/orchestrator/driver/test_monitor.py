@@ -145,11 +145,13 @@ def trained(monitor: Monitor, world_size: int, step: int = 100) -> LoopRequests:
     return monitor.report(row={"step": step, "step_s": 0.5, "world_size": world_size}, goodput={"training": 1.0})
 
 
-def test_free_capacity_that_stays_leads_to_one_resize(clock: Clock) -> None:
+@pytest.mark.parametrize("phase", ["training", "evaluating", "waiting for data"])
+def test_free_capacity_that_stays_leads_to_one_resize(phase: str, clock: Clock) -> None:
     monitor = monitor_of(clock)
     monitor.begin_group(step=0, nodes=["n"] * 2, clock_s=0.0)
     assert trained(monitor, 2) == LoopRequests()
     for _ in range(3):
+        monitor.report(phase=phase)
         running(monitor, workers=2, slots=4)
         clock.now += SETTLE_S
     assert trained(monitor, 2) == LoopRequests(pause=True)

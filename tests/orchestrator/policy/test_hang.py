@@ -8,6 +8,7 @@ import pytest
 
 from orchestrator.policy.hang import (
     BEATS_PER_S,
+    CREATED_SILENCE_S,
     FIRST_S,
     HANG_FACTOR,
     LEAST_S,
@@ -73,7 +74,7 @@ class Group:
         assert self.wait(1) is None
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", [phase for phase in PHASES if phase != "created"])
 def test_a_worker_that_is_stopped_is_found_within_seconds_in_every_phase(phase: Phase) -> None:
     group = Group(3)
     group.mark(phase)
@@ -212,6 +213,41 @@ def test_workers_that_sent_nothing_yet_are_not_judged() -> None:
     group.phases["w2"], group.marks["w2"], group.marked_at["w2"] = "starting", 0, group.now
     group.stopped.add("w2")
     assert group.wait(FIRST_S) is None, "its slot may not be free yet"
+
+
+def created(worker: str) -> Beat:
+    """What the process tells that has started a worker."""
+    return Beat(worker, "node-0", None, 0, "created", 0, 0.0, 1)
+
+
+def test_a_process_that_stops_before_its_first_beat_is_found_and_the_next_has_more_time() -> None:
+    group, found_after_s = Group(1), []
+    group.names.append("w1")
+    group.phases["w1"], group.marks["w1"], group.marked_at["w1"] = "starting", 0, group.now
+    group.stopped.add("w1")
+    for _ in range(2):
+        group.policy.expect_group(1.0, group.now)
+        group.policy._newest.pop("w1", None)  # a worker has its name once
+        group.policy.hear(created("w1"), group.now)
+        began = group.now
+        hang = group.wait(FIRST_S)
+        assert hang is not None and hang.workers == ("w1",) and "(created)" in hang.why
+        found_after_s.append(group.now - began)
+    assert found_after_s == [CREATED_SILENCE_S + 1, 2 * CREATED_SILENCE_S + 1]
+
+
+def test_processes_that_are_slow_to_send_their_first_beat_are_given_longer() -> None:
+    group = Group(2)
+    group.phases.update(dict.fromkeys(group.names, "starting"))
+    group.stopped.update(group.names)
+    for name in group.names:
+        group.policy.hear(created(name), group.now)
+    assert group.wait(10) is None
+    group.stopped.remove("w0")
+    assert group.wait(30) is None, "the first took 11 s, so others may take five times as long"
+    assert group.policy.hear(created("w0"), group.now) is False
+    assert group.wait(2) is None, "and it is not in this phase again"
+    assert group.wait(20) is not None
 
 
 @pytest.mark.parametrize("workers", [1, 10, 1024, 10_000])

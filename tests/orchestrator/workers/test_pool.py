@@ -10,6 +10,7 @@ import ray
 from cluster.ray_nodes import driver_node_id
 from orchestrator.policy.hang import Beat, Hang
 from orchestrator.workers.pool import DEATHS, StartTimeoutError, WorkerPool
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster_small")]
 
@@ -86,6 +87,24 @@ def test_a_node_to_avoid_gets_workers_only_where_no_other_has_room() -> None:
     here, other, pool = driver_node_id(), "0" * 56, new_pool()
     pool.fill(2, {other: 3, here: 1}, avoid={other})
     assert pool.nodes() == Counter({here: 1, other: 1})
+    pool.end()
+
+
+def test_a_worker_with_a_process_is_told_of_once_and_one_without_a_slot_is_not() -> None:
+    told: list[Beat] = []
+    here = driver_node_id()
+    pool = WorkerPool({"CPU": 3}, nothing, lambda beat: told.append(beat) is not None, most_workers=4)
+    pool.fill(2, {here: 2})  # the node has room for one
+    first, _ = pool.names(2)
+
+    def tells() -> bool:
+        pool.tell_of_processes()
+        return bool(told)
+
+    wait_until(tells, "a process")
+    pool.form_group(1, TIMEOUT_S)
+    pool.tell_of_processes()
+    assert [(beat.worker, beat.node, beat.phase, beat.rank) for beat in told] == [(first, here, "created", None)]
     pool.end()
 
 
