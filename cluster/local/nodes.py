@@ -266,8 +266,10 @@ class LocalNodes:
 
     def living(self) -> list[LocalNode]:
         """Nodes that run; those that have ended are removed from `nodes`."""
-        self.nodes = [node for node in self.nodes if node.is_alive()]
-        return self.nodes
+        living = [node for node in self.nodes if node.is_alive()]
+        # Its `ray start` ends a moment after its raylet, and has to be waited for.
+        self.nodes = [node for node in self.nodes if node.exit_status is None]
+        return living
 
     def _start_head(self) -> None:
         self._head = self._node("head", self._head_options)

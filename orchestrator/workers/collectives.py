@@ -1,4 +1,4 @@
-"""The newest collectives of this process, from PyTorch's flight recorder: which of them a rank waits in, and for whom."""
+"""The newest collectives of this process, from PyTorch's flight recorder: which of them a rank waits in."""
 
 from __future__ import annotations
 

@@ -123,12 +123,14 @@ class DisturbedRun:
         attempt = self.attempt()
         return attempt.step if attempt else 0
 
-    def wait(self, condition: Callable[[], object], what: str, poll_s: float = 0.2) -> None:
+    def wait(
+        self, condition: Callable[[], object], what: str, poll_s: float = 0.2, patience_s: float = PATIENCE_S
+    ) -> None:
         """Waits for a condition; the command must live until then."""
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + patience_s
         while not condition():
             assert self.command.status is None, f"ended with {self.command.status} before {what}:\n{self.console.text}"
-            assert time.monotonic() < deadline, f"{what}: not within {PATIENCE_S:.0f} s:\n{self.console.text}"
+            assert time.monotonic() < deadline, f"{what}: not within {patience_s:.0f} s:\n{self.console.text}"
             time.sleep(poll_s)
 
     def await_new_step(self, workers: int | None = None) -> None:

@@ -15,7 +15,7 @@ from tests.end_to_end.manta_process import MantaProcess
 pytestmark = pytest.mark.chaos
 
 FAULTS = ("kill-worker", "kill-node", "drain-node", "add-node", "store-errors", "corrupt-checkpoint")
-STEPS, GLOBAL_BATCH_SIZE = 2000, 16
+STEPS, GLOBAL_BATCH_SIZE = 1100, 16
 RECIPE = {
     "run": "small",
     "data": {"tokenizer": {"kind": "bytes"}, "seq_len": 64, "validation_fraction": 0},
@@ -54,7 +54,7 @@ def report(s3_server: LocalS3, tmp_path_factory: pytest.TempPathFactory) -> dict
         "--faults",
         ",".join(FAULTS),
         "--every",
-        "4s",
+        "2.5s",
         "--seed",
         "2",
         "--nodes",
