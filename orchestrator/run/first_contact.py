@@ -40,7 +40,8 @@ def reach_storage(root: Store, config: RunConfig, log: Callable[[str], None]) ->
             raise TransientStoreError(str(error)) from error
 
     Patience(config.store.patience, telling(log, "starting")).call(ask)
-    if config.storage.startswith("s3://") and where not in _known():
+    is_remote = config.storage.startswith("s3://") and config.store.serve is None
+    if is_remote and where not in _known():
         _remember(where)
 
 
