@@ -22,7 +22,7 @@ from cluster.errors import ClusterError
 from cluster.local.processes import RAYLET, children, command_line, is_alive, of_session
 from cluster.local.ray_command import RAY, path_with_commands, without_ray
 from cluster.local.spot import notice
-from cluster.node_environment import HEALTH_CHECK
+from cluster.node_environment import FAILOVER
 
 START_TIMEOUT_S = 60.0
 """Seconds for a node to start: two interpreters and a raylet, on a machine that may be busy."""
@@ -34,7 +34,7 @@ STORE_BYTES = 100 << 20
 
 _METRICS = "RAY_enable_metrics_collection"
 
-_TUNED = {"RAY_prestart_worker_first_driver": "0", _METRICS: "0", **HEALTH_CHECK}
+_TUNED = {"RAY_prestart_worker_first_driver": "0", _METRICS: "0", **FAILOVER}
 
 
 class LocalNode:

@@ -40,7 +40,7 @@ SLOW_S, SLOW_SLICE_S = 10.0, 0.05
 _Target = TypeVar("_Target")
 
 FROZEN_S = 20.0
-"""Seconds that a node is frozen: the head counts it as lost after half of them, see `HEALTH_CHECK`."""
+"""Seconds that a node is frozen: the head counts it as lost after half of them, see `FAILOVER`."""
 
 SKEW_S = (-600, 600)
 """Seconds that a wrong clock is ahead, one of which is drawn."""

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import ClusterError
-from cluster.node_environment import HEALTH_CHECK
+from cluster.node_environment import FAILOVER
 from cluster.render.kuberay import RAY_VERSION, manifests, object_name, ray_cluster, ray_job
 from cluster.render.kuberay_comments import COMMENTS
 from cluster.render.kuberay_pods import SPOT
@@ -153,7 +153,7 @@ class TestContract:
         from ray._private import ray_constants
         from ray.dashboard.modules.job import job_supervisor
 
-        for name in HEALTH_CHECK:
+        for name in FAILOVER:
             assert hasattr(_config, name.removeprefix("RAY_")), name
         assert '"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"' in inspect.getsource(ray_constants)
         assert '"RAY_JOB_STOP_WAIT_TIME_S"' in inspect.getsource(job_supervisor)
@@ -219,7 +219,7 @@ class TestReclaims:
 
     def test_the_head_notices_a_lost_node_and_takes_no_work(self) -> None:
         manifest = ray_cluster(spec_of())
-        assert HEALTH_CHECK.items() <= variables(pods(manifest)[0]).items()
+        assert FAILOVER.items() <= variables(pods(manifest)[0]).items()
         assert manifest["spec"]["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}
 
 
