@@ -162,10 +162,7 @@ class WorkerPool:
         return tuple(member.name for member in self._members[: self.group_size if workers is None else workers])
 
     def tell_of_processes(self) -> None:
-        """Sends a beat on behalf of each worker that has got a process: one that hangs before its own is missed, too.
-
-        Can be called from any thread.
-        """
+        """Sends a beat on behalf of each worker that has got a process, which is missed if none of its own follows."""
         for member in list(self._members):
             if not member.is_told_of and has_process(member.actor):
                 self._send(Beat(member.name, member.node_id, None, 0, "created", 0, 0.0, BEAT_S))

@@ -40,8 +40,8 @@ def test_bleu_is_that_of_the_formula(pairs: list[tuple[str, str]]) -> None:
     translations, references = ([pair[side] for pair in pairs] for side in (0, 1))
     expected = bleu_by_formula(translations, references)
     found = translation_scores(translations, references, "en")["bleu"]
-    # Where an n-gram length never matches, sacrebleu smooths it to something small.
-    assert math.isclose(found, expected, abs_tol=1e-9) if expected else found < 60
+    # Where an n-gram length never matches, sacrebleu takes half a match for it: a precision of 1/2 at most.
+    assert math.isclose(found, expected, abs_tol=1e-9) if expected else found <= 100 * 0.5**0.25
 
 
 def test_chinese_words_are_characters() -> None:
