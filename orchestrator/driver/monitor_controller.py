@@ -77,11 +77,11 @@ class ControllerInterface(MonitorInterface):
     def decide_running(self, seen: Observation) -> PoolAction:
         """Decides while workers run: whether they hang, the number of warm spares, and the nodes to request."""
         state, progress, now = self._state, self._state.progress, self._state.now()
-        steps = progress.phase in STEPPING
-        row = progress.row if state.has_reported and steps else {}
+        is_stepping = progress.phase in STEPPING
+        row = progress.row if state.has_reported and is_stepping else {}
         if (hang := self._judge(seen.members)) is not None:
             return PoolAction(hung=hang)
-        if state.requests.pause or not steps or row.get("world_size") != seen.workers:
+        if state.requests.pause or not is_stepping or row.get("world_size") != seen.workers:
             return PoolAction()
         seen = seen.at(now, row.get("step_s"), state.steps - row["step"])
         decision, wanted = state.scaling.when_running(seen), state.scaling.wanted(seen)

@@ -192,7 +192,7 @@ class HangPolicy:
         silent = [(age_s, beat) for age_s, limit_s, beat in silence_s if age_s > limit_s]
         self._suspected = frozenset()
         if silent:
-            self._hangs.update({beat.phase for _, beat in silent if beat.phase == "created"})
+            self._hangs["created"] += any(beat.phase == "created" for _, beat in silent)
             why = "; ".join(f"{beat.who} has not answered for {age_s:.0f} s ({beat.phase})" for age_s, beat in silent)
             return Hang(why, tuple(beat.worker for _, beat in silent))
         idle_s, limit_s, phase = self._idle_time(newest, now, store_fails) if len(newest) == len(workers) else _NO_LIMIT

@@ -48,11 +48,15 @@ TOLD = {
 }
 """The faults, and what the run says about each; "": nothing, as nothing is asked of anybody."""
 
-IN_A_RESTART = r"starting the workers again|starting \d workers: \d are alive"
-"""What a run says of a death while the workers start again anyway: nothing else, if that group had not been formed."""
+LEFT_OUT = r"starting \d workers: \d are alive"
+"""What a run says of a death while the workers start again anyway, if that group had not been formed."""
 
 TOLD_IN = {
-    **{(phase, fault): IN_A_RESTART for phase in ("resize", "restart") for fault in ("kill-worker", "kill-node")},
+    **{
+        (phase, fault): f"{TOLD[fault]}|{LEFT_OUT}"
+        for phase in ("resize", "restart")
+        for fault in ("kill-worker", "kill-node")
+    },
     ("starting", "drain-node"): "starting the workers again: a node was lost",
     ("tokenizing", "kill-node"): "",
     ("tokenizing", "drain-node"): "",
