@@ -95,16 +95,16 @@ def test_a_worker_with_a_process_is_told_of_once_and_one_without_a_slot_is_not()
     here = driver_node_id()
     pool = WorkerPool({"CPU": 3}, nothing, lambda beat: told.append(beat) is not None, most_workers=4)
     pool.fill(2, {here: 2})  # the node has room for one
-    first, _ = pool.names(2)
 
     def tells() -> bool:
         pool.tell_of_processes()
         return bool(told)
 
     wait_until(tells, "a process")
-    pool.form_group(1, TIMEOUT_S)
     pool.tell_of_processes()
-    assert [(beat.worker, beat.node, beat.phase, beat.rank) for beat in told] == [(first, here, "created", None)]
+    [beat] = told
+    assert beat.worker in pool.names(2)  # Ray chooses which of them gets the slot
+    assert (beat.node, beat.phase, beat.rank) == (here, "created", None)
     pool.end()
 
 
