@@ -249,6 +249,7 @@ class TestVocabulary:
 
 
 @pytest.mark.ray
+@pytest.mark.soak
 def test_skipped_and_replaced_are_counted(shards: Path) -> None:
     (shards / "b.jsonl").write_bytes(json_lines(3) + b"{'text': 1}\n")
     (shards / "c.jsonl.gz").write_bytes(gzip.compress(json_lines())[:-20])

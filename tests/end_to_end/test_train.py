@@ -242,14 +242,14 @@ def summary(alone: Run) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def stopped_once(site: Site) -> Run:
-    """A run stopped by SIGINT to the command alone; to be copied, not continued.
+    """A run stopped by Ctrl-C in a terminal; to be copied, not continued.
 
     It tokenizes while it trains, in a store where nothing has been tokenized yet.
     """
     run = site.run("stopped", storage="untouched")
     with run.command("train", "--set", "data.prepare=streaming") as process:
         process.wait_until(run.has_saved(SAVE_EVERY), "a checkpoint")
-        process.interrupt()
+        process.interrupt_group()
         assert process.wait() == 130, process.output
         assert "tokenized as training needs them" in process.output
         assert "saving, then stopping" in process.output
@@ -398,6 +398,7 @@ class TestLeftAlone:
         assert "'alone' is finished" in alone.train("--set", "scaling.num_workers=4", "--set", "checkpoint.keep=1")
 
 
+@pytest.mark.soak
 def test_a_killed_worker_costs_seconds_and_no_sample(site: Site, alone: Run) -> None:
     """Either of the two, and no checkpoint is written before the end: what they go on from is in memory."""
     run = site.run("killed-worker")
@@ -447,24 +448,14 @@ def test_stopped_killed_and_continued(stopped: Run, alone: Run, summary: dict[st
     assert killed_at < STEPS, "killed too late to tell anything"
     assert stopped.summary()["status"] == "died"
 
-    with stopped.command("train") as process:  # stopped by Ctrl-C in a terminal
-        process.wait_until(
-            lambda: len(stopped.record()["attempts"]) == 3 and stopped.step_told() >= killed_at, "going on"
-        )
-        process.interrupt_group()
-        assert process.wait() == 130, process.output
-        assert "Traceback" not in process.output
-    third = stopped.summary()
-    assert (third["status"], third["attempts"]) == ("stopped", 3)
-    assert killed_at <= third["step"] == max(stopped.saved_steps()) < STEPS
-    assert stopped.losses() == alone.losses()[: third["step"]], "the same, bit by bit, at the same world size"
-
     stopped.train("--set", "scaling.num_workers=3")
-    assert stopped.losses() == pytest.approx(alone.losses(), rel=1e-6)
-    found = same_samples(stopped, summary)
-    assert found["world_sizes"] == [[1, 2], [third["step"] + 1, 3]]
     beginnings = [attempt["from_step"] for attempt in stopped.record()["attempts"]]
-    assert beginnings[:2] == [0, first["step"]] and beginnings[2] >= killed_at and beginnings[3] == third["step"]
+    assert beginnings[:2] == [0, first["step"]] and beginnings[2] >= killed_at
+    losses, reference = stopped.losses(), alone.losses()
+    assert losses[: beginnings[2]] == reference[: beginnings[2]], "the same, bit by bit, at the same world size"
+    assert losses == pytest.approx(reference, rel=1e-6)
+    found = same_samples(stopped, summary)
+    assert found["world_sizes"] == [[1, 2], [beginnings[2] + 1, 3]]
     assert found["goodput"]["idle_s"] > 0
     assert adds_up(found["goodput"]), found["goodput"]
     assert shows_every_step(stopped, tmp_path)

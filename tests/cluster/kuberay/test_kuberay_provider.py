@@ -125,6 +125,7 @@ def test_nodes_stay_while_the_rest_of_their_group_is_pending(cluster: KubeRayClu
     assert removed_pods(cluster, "tokenize") == [] and len(cluster.pods_of("train", "Pending")) == 1
 
 
+@pytest.mark.soak
 def test_a_reclaimed_pod_in_use_is_replaced(cluster: KubeRayCluster, driver: Driver) -> None:
     driver.hold(2, CPU=1)
     wait_until(lambda: len(driver.placed()) == 2, "actors placed", WAIT_S)
@@ -148,6 +149,7 @@ def test_a_failed_pod_is_replaced(cluster: KubeRayCluster, driver: Driver) -> No
     wait_until(lambda: len(now := driver.placed()) == 1 and failed not in now, "the actor is elsewhere", WAIT_S)
 
 
+@pytest.mark.soak
 def test_no_more_pods_than_max_replicas(cluster: KubeRayCluster, driver: Driver) -> None:
     driver.hold(MAX_PODS + 1, shelf=1)
     wait_until(lambda: len(driver.placed()) == MAX_PODS, "actors placed", WAIT_S)
@@ -156,6 +158,7 @@ def test_no_more_pods_than_max_replicas(cluster: KubeRayCluster, driver: Driver)
     assert max(patched(cluster, "tokenize", "replicas")) == MAX_PODS == len(cluster.pods_of("tokenize"))
 
 
+@pytest.mark.soak
 def test_no_fewer_pods_than_min_replicas(cluster: KubeRayCluster, driver: Driver) -> None:
     cluster.set_field("tokenize", "minReplicas", 1)
     try:

@@ -119,6 +119,7 @@ class TestWithACluster:
         cause = root_cause(error, MantaError)
         assert type(cause) is BadShardError and str(cause) == MESSAGE
 
+    @pytest.mark.soak
     def test_a_start_that_hangs_is_ended_and_repeated(self, tmp_path: Path) -> None:
         def retry(error: BaseException, losses: Losses) -> bool:
             (tmp_path / "retried").write_text(str(root_cause(error, WorkersHung)))
