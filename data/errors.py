@@ -5,6 +5,7 @@
     │   ├── StoreAccessError        bucket missing, credentials refused, endpoint not reachable
     │   ├── BadShardError           a shard cannot be read as its format says
     │   ├── ShardChangedError       a shard is not the one the manifest pinned
+    │   ├── DamagedObjectError      an object that we stored is gone, or not what we stored
     │   ├── DiskFullError           no space where something had to be written
     │   ├── CleaningError           a function of data.cleaning failed on a document
     │   └── TokenizerError          a tokenizer does not fit what it is asked to do
@@ -23,6 +24,7 @@ __all__ = [
     "BadShardError",
     "CleaningError",
     "ConflictError",
+    "DamagedObjectError",
     "DiskFullError",
     "InputError",
     "MantaError",
@@ -63,6 +65,10 @@ class BadShardError(InputError):
 
 class ShardChangedError(InputError):
     """A shard was replaced, changed or removed after the manifest pinned it."""
+
+
+class DamagedObjectError(InputError):
+    """An object that this project stored is missing, damaged or replaced; the message names it."""
 
 
 class DiskFullError(InputError):

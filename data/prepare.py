@@ -2,7 +2,7 @@
 
     manifests/<digest>.parquet     the shards, immutable
     tokenizers/<digest>.json       a vocabulary; tokenizers/for/<key> names the one learned from a given input
-    unit-tables/<key>.parquet      a row per unit: tokens, documents, bytes, problems; exists once all are tokenized
+    unit-tables/<key>.arrow        a row per unit: tokens, documents, bytes, problems; exists once all are tokenized
     tokens/<k>/<key>.arrow         a tokenized unit, see data.tokens.unit
     duplicates/, fingerprints/     where a recipe removes duplicates, see data.cleaning.duplicate_pass
 
@@ -12,24 +12,25 @@ The key of each artifact is a hash of what it was made from, so a second prepara
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from data.cleaning.clean import check_steps, report_lines
 from data.cleaning.duplicate_pass import bad_shards_message, find_duplicates, up_to_last_dedup
 from data.cleaning.identity import differences, identity
-from data.cleaning.units import FOLDER, Cleaning
+from data.cleaning.units import Cleaning, has_removed
 from data.config import DataConfig, StoreConfig
-from data.errors import BadShardError, InputError, ObjectNotFoundError
+from data.errors import BadShardError, DamagedObjectError, InputError, ObjectNotFoundError
 from data.prepared import UNIT_COLUMNS, Pins, PreparedData
 from data.shards.build import build_manifest
 from data.shards.listing import check_unchanged
-from data.shards.manifest import Manifest
-from data.shards.unit_rows import Log, json_digest, with_progress
+from data.shards.manifest import Manifest, read_manifest
+from data.shards.unit_rows import Log, deserialize, serialize, with_progress
+from data.stores.artifact import json_digest
 from data.stores.patience import telling
 from data.stores.store import Store
 from data.tokens.pipeline import tokenized_units_in_chunks
@@ -98,7 +99,7 @@ class _Preparation:
     def manifest(self, pinned: str | None) -> Manifest:
         """The pinned manifest, its shards unchanged; or a new one."""
         if pinned is not None:
-            manifest = Manifest.from_bytes(self.store.get(f"manifests/{pinned}.parquet"))
+            manifest = self._pinned(pinned)
             new = check_unchanged(manifest, self.store_config)
             self.log(
                 f"manifest: {manifest.num_shards:,} shards, unchanged"
@@ -108,10 +109,27 @@ class _Preparation:
         manifest = build_manifest(self.config.sources, self.store_config)
         if manifest.num_units == 0:
             raise InputError("The shards of data.sources hold no units. Are they parquet files without row groups?")
-        key = f"manifests/{manifest.digest}.parquet"
-        if self.store.head(key) is None:
-            self.store.put(key, manifest.to_bytes())
+        self.store.put(f"manifests/{manifest.digest}.parquet", manifest.to_bytes())
         self.log(f"manifest: {manifest.num_shards:,} shards, {manifest.total_bytes / 1e6:,.1f} MB")
+        return manifest
+
+    def _pinned(self, digest: str) -> Manifest:
+        """The manifest with this digest; made again where it is missing from the storage or damaged there."""
+        try:
+            return read_manifest(self.store, digest)
+        except DamagedObjectError as error:
+            damage = error
+        self.log(f"manifest: {damage} Making it again.")
+        try:
+            manifest = build_manifest(self.config.sources, self.store_config)
+        except InputError as error:
+            raise DamagedObjectError(f"{damage} It cannot be made again: {error}") from error
+        if manifest.digest != digest:
+            raise DamagedObjectError(
+                f"{damage} It cannot be made again, because the shards of data.sources are others now. Restore the "
+                "object or the shards, or start a new run (--set run=NAME)."
+            )
+        self.store.put(f"manifests/{digest}.parquet", manifest.to_bytes())
         return manifest
 
     def cleaning(self, manifest: Manifest, pinned: Mapping[str, Any] | None, *, ahead: bool) -> Cleaning | None:
@@ -126,8 +144,7 @@ class _Preparation:
                 f"{differences(code, pinned['code'])}. Restore it, or start a new run (--set run=NAME)."
             )
         duplicates = pinned["duplicates"] if pinned else None
-        is_missing = not pinned or (duplicates is not None and self.store.head(f"{FOLDER}/{duplicates}.arrow") is None)
-        if is_missing and up_to_last_dedup(steps):
+        if (duplicates is None or not has_removed(self.store, duplicates)) and up_to_last_dedup(steps):
             found = self._duplicates(manifest, ahead=ahead)
             if pinned and found != duplicates:
                 raise InputError(f"The duplicates found now ({found[:12]}) differ from those the run is pinned to.")
@@ -152,23 +169,26 @@ class _Preparation:
         made_from = {"manifest": manifest.digest, "units": [job.cache_key(manifest.unit(first)) for first in firsts]}
         if job.cleaning is not None:  # the units' own keys depend on their own duplicates only
             made_from["steps"] = job.cleaning.digest
-        key = f"unit-tables/{json_digest(made_from)}.parquet"
-        try:
-            table = pq.read_table(pa.BufferReader(self.store.get(key)))
+        key = f"unit-tables/{json_digest(made_from)}.arrow"
+        if (table := self._stored_table(key)) is not None:
             self.log(f"tokens: found, {pc.sum(table['train_tokens']).as_py():,} to train on")
             return table
-        except ObjectNotFoundError:
-            if not make:
-                return None
+        if not make:
+            return None
         self.log(f"tokens: tokenizing {manifest.num_units:,} units")
         columns = (*UNIT_COLUMNS, *excluded_columns(job))
         rows = tokenized_units_in_chunks(manifest, job, columns, self.start_ray, tell=telling(self.log, "tokenizing"))
         table = pa.concat_tables(with_progress(rows, manifest.num_units, "tokens", self.log))
         if table["problem"].null_count == len(table):  # a later version of the reader may read bad shards
-            sink = pa.BufferOutputStream()
-            pq.write_table(table, sink)
-            self.store.put(key, sink.getvalue().to_pybytes())
+            self.store.put(key, serialize(table))
         return table
+
+    def _stored_table(self, key: str) -> pa.Table | None:
+        with suppress(ObjectNotFoundError):
+            if (table := deserialize(self.store.get(key))) is not None:
+                return table
+            self.log(f"tokens: {self.store.url_of(key)} is damaged, and is made again from tokenized units")
+        return None
 
 
 def _refuse_unusable(config: DataConfig, manifest: Manifest, table: pa.Table) -> None:

@@ -11,6 +11,7 @@
     │   ├── StoreAccessError            (data) bucket missing, credentials refused, or endpoint not reachable
     │   ├── BadShardError               (data) a shard cannot be read in its format
     │   ├── ShardChangedError           (data) a shard differs from the one that the manifest pins
+    │   ├── DamagedObjectError          (data) an object in storage is gone, or not what was written there
     │   ├── DiskFullError               (data) no disk space left
     │   ├── CleaningError               (data) a function of data.cleaning failed on a document
     │   └── TokenizerError              (data) a tokenizer does not fit its use
@@ -34,6 +35,7 @@ from data.errors import (
     BadShardError,
     CleaningError,
     ConflictError,
+    DamagedObjectError,
     DiskFullError,
     InputError,
     MantaError,
@@ -53,6 +55,7 @@ __all__ = [
     "ClusterTooSmallError",
     "ConfigChangedError",
     "ConflictError",
+    "DamagedObjectError",
     "DiskFullError",
     "FencedError",
     "InitialWeightsError",

@@ -14,8 +14,6 @@ Memory of that process per document: 6 bytes and its fingerprints (16 bytes for 
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,13 +27,14 @@ from data.cleaning.config import DedupStep, DedupSteps, NearDedupStep, Step
 from data.cleaning.duplicates import Mask, duplicates
 from data.cleaning.fingerprint import Bytes, fingerprint, width
 from data.cleaning.identity import identity, refuse_other_code
-from data.cleaning.units import FOLDER, Documents, Removed, store_removed
+from data.cleaning.units import FOLDER, Documents, Removed, load_removed, store_removed
 from data.config import DataConfig, StoreConfig
-from data.errors import BadShardError, CleaningError, ObjectNotFoundError
+from data.errors import BadShardError, CleaningError, DamagedObjectError
 from data.ray_data import chunks, rows_in_order
 from data.readers.documents import documents_depend_on, is_for_training, read_documents
 from data.shards.manifest import Manifest, Unit
 from data.shards.unit_rows import Log, load_cached, load_or_make, row_key, with_progress
+from data.stores.artifact import json_digest, read_pointer
 from data.stores.store import Store
 
 FORMAT_VERSION = 1
@@ -113,14 +112,14 @@ def find_duplicates(
     job = FingerprintJob(data, store_config, steps, identity(steps), store.child("fingerprints"))
     firsts = [units.start for source in range(len(data.sources)) if (units := manifest.units_of_source(source))]
     made_from = [manifest.digest, *(job.cache_key(manifest.unit(first)) for first in firsts)]
-    pointer = f"{FOLDER}/for/{hashlib.sha256(json.dumps(made_from).encode()).hexdigest()}"
-    try:
-        digest = store.get(pointer).decode()
-        if store.head(f"{FOLDER}/{digest}.arrow") is not None:
+    pointer = f"{FOLDER}/for/{json_digest(made_from)}"
+    if (digest := read_pointer(store, pointer)) is not None:
+        try:
+            load_removed(store, digest)
             log("duplicates: found from an earlier run")
             return digest
-    except ObjectNotFoundError:
-        pass
+        except DamagedObjectError as damage:
+            log(f"duplicates: {damage} Making it again.")
     if not ahead:
         log(f"duplicates: data.prepare = {data.prepare}, but all units are read now: any may hold a copy of another's")
     log(f"duplicates: comparing the documents of {manifest.num_units:,} units")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -16,9 +15,10 @@ from data.cleaning.clean import StepCounts, cleaner
 from data.cleaning.config import Step
 from data.cleaning.identity import digest_of, refuse_other_code
 from data.config import DataConfig, StoreConfig
-from data.errors import BadShardError, CleaningError, InputError, ObjectNotFoundError
+from data.errors import BadShardError, CleaningError, DamagedObjectError
 from data.readers.documents import Document, is_for_training, read_documents
 from data.shards.manifest import Unit
+from data.stores.artifact import read_artifact, sha256
 from data.stores.store import Store
 
 FOLDER = "duplicates"
@@ -58,7 +58,7 @@ class Cleaning:
         """What the unit's cleaned documents depend on besides the unit. Duplicates of other units are not included."""
         removed = self._removed_of(unit)
         lists = json.dumps([[step, removed[step].tolist()] for step in sorted(removed)])
-        return [self.code, hashlib.sha256(lists.encode()).hexdigest()]
+        return [self.code, sha256(lists.encode())]
 
     def of_unit(self, unit: Unit) -> UnitCleaner:
         """The cleaner of the unit's documents.
@@ -113,7 +113,7 @@ def store_removed(store: Store, removed: Removed) -> str:
     with pa.ipc.new_stream(sink, _SCHEMA, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
         writer.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA))
     content = sink.getvalue().to_pybytes()
-    digest = hashlib.sha256(content).hexdigest()
+    digest = sha256(content)
     store.put(f"{FOLDER}/{digest}.arrow", content)
     return digest
 
@@ -139,6 +139,15 @@ def documents_of(
             raise
 
 
+def has_removed(store: Store, digest: str) -> bool:
+    """Whether the artifact with this digest is stored, undamaged."""
+    try:
+        load_removed(store, digest)
+    except DamagedObjectError:
+        return False
+    return True
+
+
 _loaded: dict[str, Removed] = {}  # the artifact that this process used last; a run has one
 
 
@@ -146,16 +155,10 @@ def load_removed(store: Store, digest: str) -> Removed:
     """The inverse of `store_removed`, read once per process.
 
     Raises:
-        InputError: the artifact is missing or damaged.
+        DamagedObjectError: the artifact is missing or damaged.
     """
     if digest not in _loaded:
-        key = f"{FOLDER}/{digest}.arrow"
-        try:
-            content = store.get(key)
-        except ObjectNotFoundError:
-            raise InputError(f"{store.url_of(key)}, which lists duplicates, is missing. {_REMEDY}") from None
-        if hashlib.sha256(content).hexdigest() != digest:
-            raise InputError(f"{store.url_of(key)}, which lists duplicates, is damaged. {_REMEDY}")
+        content = read_artifact(store, f"{FOLDER}/{digest}.arrow", digest, bytes, sha256)
         with pa.ipc.open_stream(pa.py_buffer(content)) as reader:
             rows = reader.read_all().to_pylist()
         removed: dict[int, dict[int, Documents]] = {}
@@ -164,6 +167,3 @@ def load_removed(store: Store, digest: str) -> Removed:
         _loaded.clear()
         _loaded[digest] = removed
     return _loaded[digest]
-
-
-_REMEDY = "Delete the folder `duplicates` of the storage: it is made again with the same content."

@@ -16,9 +16,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from data.errors import InputError
+from data.stores.artifact import json_digest, read_artifact
+from data.stores.store import Store
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+_PATHS = ("manta.source_paths", "manta.input_paths")
+"""Metadata of a manifest's file, which the digest of its shards does not cover."""
+
+_PATHS_DIGEST = "manta.paths_digest"
 
 
 class FoundShard(NamedTuple):
@@ -158,8 +166,8 @@ class Manifest:
         import pyarrow.parquet as pq
 
         sink = pa.BufferOutputStream()
-        paths = {"manta.source_paths": json.dumps(self.source_paths), "manta.input_paths": json.dumps(self.input_paths)}
-        table = self._table.replace_schema_metadata(paths)
+        paths = dict(zip(_PATHS, (json.dumps(self.source_paths), json.dumps(self.input_paths)), strict=True))
+        table = self._table.replace_schema_metadata({**paths, _PATHS_DIGEST: json_digest(paths)})
         pq.write_table(table, sink, compression="zstd")
         data: bytes = sink.getvalue().to_pybytes()
         return data
@@ -176,11 +184,24 @@ class Manifest:
 
         try:
             table = pq.read_table(pa.BufferReader(data))
-            source_paths = json.loads(table.schema.metadata[b"manta.source_paths"])
-            input_paths = json.loads(table.schema.metadata.get(b"manta.input_paths", b"[]"))
+            named = {name.decode(): value.decode() for name, value in (table.schema.metadata or {}).items()}
+            paths = {name: named[name] for name in _PATHS if name in named}  # older versions knew no paths of inputs
+            if named.get(_PATHS_DIGEST, json_digest(paths)) != json_digest(paths):
+                raise ValueError("the paths of its sources have another digest")
+            source_paths, input_paths = json.loads(paths[_PATHS[0]]), json.loads(paths.get(_PATHS[1], "[]"))
             return cls(table.select(manifest_schema().names).cast(manifest_schema()), source_paths, input_paths)
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"The manifest cannot be read ({error}). Start a new run to make one.") from error
+            raise InputError(f"This is not a manifest: {error}.") from error
+
+
+def read_manifest(root: Store, digest: str) -> Manifest:
+    """Reads a manifest from a recipe's storage.
+
+    Raises:
+        DamagedObjectError: it is missing, or is not the one with this digest.
+    """
+    key = f"manifests/{digest}.parquet"
+    return read_artifact(root, key, digest, Manifest.from_bytes, lambda manifest: manifest.digest)
 
 
 def manifest_schema() -> pa.Schema:

@@ -7,7 +7,6 @@ Its key is a hash of everything it depends on, so nothing is ever invalidated: a
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeVar
@@ -16,6 +15,7 @@ import pyarrow as pa
 
 from data.errors import ObjectNotFoundError
 from data.shards.manifest import Unit
+from data.stores.artifact import json_digest
 from data.stores.store import Store
 
 Log = Callable[[str], None]
@@ -52,11 +52,6 @@ def load_or_make(unit: Unit, job: UnitJob, make: Callable[[], pa.Table]) -> pa.T
     return table
 
 
-def json_digest(value: object) -> str:
-    """sha256 of a value as JSON: equal values have equal digests."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
 def row_key(depends_on: object) -> str:
     """The cache key of a row that depends on `depends_on`."""
     digest = json_digest(depends_on)
@@ -72,7 +67,7 @@ def load_cached(unit: Unit, job: UnitJob) -> pa.Table | None:
 
 
 def serialize(table: pa.Table) -> bytes:
-    """The row as bytes for the store."""
+    """A row, or any table, as bytes for the store."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
         writer.write_table(table)
@@ -80,13 +75,14 @@ def serialize(table: pa.Table) -> bytes:
     return hashlib.sha256(content).digest() + content
 
 
-def deserialize(data: bytes, schema: pa.Schema) -> pa.Table | None:
+def deserialize(data: bytes, schema: pa.Schema | None = None) -> pa.Table | None:
     """Inverse of `serialize`; None where the bytes are damaged."""
     sha256, content = data[:32], memoryview(data)[32:]
     if hashlib.sha256(content).digest() != sha256:
         return None
     with pa.ipc.open_stream(pa.py_buffer(content)) as reader:
-        return reader.read_all().cast(schema)
+        table = reader.read_all()
+        return table if schema is None else table.cast(schema)
 
 
 def with_progress(rows: Iterable[_Row], total: int, label: str, log: Log) -> Iterator[_Row]:

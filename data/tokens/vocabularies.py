@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from data.cleaning.units import Cleaning, documents_of
 from data.config import DataConfig, SourceConfig, StoreConfig, TokenizerConfig
-from data.errors import ObjectNotFoundError
+from data.errors import DamagedObjectError, InputError, ObjectNotFoundError
 from data.shards.manifest import Manifest, Unit
-from data.shards.unit_rows import Log, json_digest
+from data.shards.unit_rows import Log
+from data.stores.artifact import json_digest, read_artifact, read_pointer
 from data.stores.open import open_store
 from data.stores.store import Store
 from data.tokens.hf_tokenizer import read_tokenizer
@@ -34,29 +35,67 @@ class Vocabularies:
         """The pinned tokenizer, the one in a file, or one learned from these sides of the documents.
 
         Args:
-            pinned: digest of the tokenizer that the run is pinned to.
+            pinned: digest of the tokenizer that the run is pinned to. Where it is missing from the storage or damaged
+                there, it is made again.
+
+        Raises:
+            DamagedObjectError: the pinned one is missing or damaged, and the data now give another one.
         """
-        store, name = self.store, "input tokenizer" if "text" not in sides else "tokenizer"
+        name = "input tokenizer" if "text" not in sides else "tokenizer"
         if pinned is not None:
-            return Tokenizer.from_bytes(store.get(f"tokenizers/{pinned}.json"))
+            try:
+                return self._stored(pinned)
+            except DamagedObjectError as damage:
+                self.log(f"{name}: {damage} Making it again.")
+                return self._again(config, pinned, sides, damage)
         if config.path is not None:
-            folder, _, file = config.path.rpartition("/")
-            tokenizer = read_tokenizer(open_store(folder or ".", self.store_config).get(file))
-            store.put(f"tokenizers/{tokenizer.digest}.json", tokenizer.to_bytes())
+            tokenizer = self._in_file(config.path)
+            self._put(tokenizer)
             return tokenizer
         pointer = f"tokenizers/for/{json_digest(self._learned_from(config, sides))}"
-        try:
-            digest = store.get(pointer).decode()
-            tokenizer = Tokenizer.from_bytes(store.get(f"tokenizers/{digest}.json"))
-            self.log(f"{name}: found, {tokenizer.vocab_size:,} entries")
-        except ObjectNotFoundError:
-            self.log(f"{name}: learning a {config.kind} vocabulary")
-            texts = self._training_texts(config.train_bytes, sides)
-            tokenizer = train_tokenizer(config, texts)
-            store.put(f"tokenizers/{tokenizer.digest}.json", tokenizer.to_bytes())
-            store.put(pointer, tokenizer.digest.encode())
-            self.log(f"{name}: learned, {tokenizer.vocab_size:,} entries")
+        if (digest := read_pointer(self.store, pointer)) is not None:
+            try:
+                tokenizer = self._stored(digest)
+                self.log(f"{name}: found, {tokenizer.vocab_size:,} entries")
+                return tokenizer
+            except DamagedObjectError as damage:
+                self.log(f"{name}: {damage} Making it again.")
+        self.log(f"{name}: learning a {config.kind} vocabulary")
+        tokenizer = self._learned(config, sides)
+        self._put(tokenizer)
+        self.store.put(pointer, tokenizer.digest.encode())
+        self.log(f"{name}: learned, {tokenizer.vocab_size:,} entries")
         return tokenizer
+
+    def _again(
+        self, config: TokenizerConfig, pinned: str, sides: Sequence[str], damage: DamagedObjectError
+    ) -> Tokenizer:
+        try:
+            tokenizer = self._in_file(config.path) if config.path is not None else self._learned(config, sides)
+        except (InputError, ObjectNotFoundError) as error:
+            raise DamagedObjectError(f"{damage} It cannot be made again: {error}") from error
+        if tokenizer.digest != pinned:
+            source = config.path if config.path is not None else "data.sources"
+            raise DamagedObjectError(
+                f"{damage} It cannot be made again: {source} now gives another one, {tokenizer.digest[:12]}…. "
+                "Restore the object, or start a new run (--set run=NAME)."
+            )
+        self._put(tokenizer)
+        return tokenizer
+
+    def _stored(self, digest: str) -> Tokenizer:
+        key = f"tokenizers/{digest}.json"
+        return read_artifact(self.store, key, digest, Tokenizer.from_bytes, lambda tokenizer: tokenizer.digest)
+
+    def _put(self, tokenizer: Tokenizer) -> None:
+        self.store.put(f"tokenizers/{tokenizer.digest}.json", tokenizer.to_bytes())
+
+    def _in_file(self, path: str) -> Tokenizer:
+        folder, _, file = path.rpartition("/")
+        return read_tokenizer(open_store(folder or ".", self.store_config).get(file))
+
+    def _learned(self, config: TokenizerConfig, sides: Sequence[str]) -> Tokenizer:
+        return train_tokenizer(config, self._training_texts(config.train_bytes, sides))
 
     def _learned_from(self, config: TokenizerConfig, sides: Sequence[str]) -> dict[str, object]:
         data = self.data

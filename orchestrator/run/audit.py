@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from data.feed.spec import FeedSpec
 from data.order.sample_order import Ints, SampleOrder
-from data.shards.manifest import Manifest
+from data.shards.manifest import read_manifest
 from orchestrator.run.ledger import IDS_SCHEMA, read_segments
 from orchestrator.run.run import Run
 
@@ -58,7 +58,7 @@ def audit_run(run: Run, state: Mapping[str, Any], counts: Ints | None, *, audits
     expected = state["step"] * config.train.global_batch_size
     if expected > MOST_AUDITED and not audits_all:
         return {"expected": expected}
-    manifest = Manifest.from_bytes(run.root.get(f"manifests/{run.record.manifest}.parquet"))
+    manifest = read_manifest(run.root, run.record.manifest)
     order = FeedSpec.order_of(manifest, config.data, config.seed)
     done = audit(
         order,
