@@ -94,7 +94,7 @@ def worker_group_trainer(run: Run, job: TrainJob, *, tokenizes: bool, life: int 
         tokenizes=TokenizingHook(job.feeder, is_done=not tokenizes),
         retry=RetryHook(job.monitor),
         size=SizeHook(job.monitor),
-        prepare=partial(prepare_worker, run.config),
+        prepare=partial(prepare_worker, job),
         send=BeatHook(job.monitor),
         train_loop_config={"job": job},
         # Ranks may wait for one of them that waits for the store.

@@ -1,6 +1,6 @@
 """Decides whether workers hang, from what each reports about itself. Pure: reports and times in, decisions out.
 
-Every worker's process sends a beat every few seconds from a thread of its own, whatever its training thread does. So
+Every worker's process sends a beat every second from a thread of its own, whatever its training thread does. So
 there are two kinds of hang. A worker that sends no beats is stopped, starved or cut off; that is found within
 `SILENCE_S` in every phase. If all send beats and none makes progress, the limit depends on what they are doing: it is a
 multiple of the longest time without progress that the phase has taken in this run.
@@ -56,11 +56,11 @@ FIRST_S = 900.0
 MOST_PATIENCE = 4
 """Factor by which limits grow at most: each hang doubles that of its phase, since the limit may have been too short."""
 
-SILENCE_S, CREATED_SILENCE_S, STARTING_SILENCE_S, MOST_SILENCE_S = 8.0, 12.0, 30.0, 60.0
+SILENCE_S, CREATED_SILENCE_S, STARTING_SILENCE_S, MOST_SILENCE_S = 6.0, 12.0, 30.0, 60.0
 """Seconds without a beat that are no hang; before a process's first one; while it imports its modules; and at most, if
 beats come unevenly."""
 
-BEAT_S, BEATS_PER_S = 2.0, 100.0
+BEAT_S, BEATS_PER_S = 1.0, 100.0
 """Seconds between two beats of a worker, and the most beats of all workers in a second."""
 
 STANDSTILL_S = 5.0

@@ -22,6 +22,7 @@ import ray
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from cluster.answers import ANSWER_S, later_than
 from cluster.ray_nodes import on_node
 from data.errors import MantaError, ObjectNotFoundError
 from data.order.known_units import KnownUnits
@@ -50,9 +51,6 @@ from orchestrator.run.state import START, RunState
 from orchestrator.snapshots.housekeeping import Housekeeping
 from orchestrator.snapshots.resume_point import ResumePoint, newest_holder
 from orchestrator.snapshots.store import NodeMemory, remove_runs
-
-ANSWER_S = 2.0
-"""Seconds to wait for the agents of nodes without workers to report their newest snapshots."""
 
 REMOVAL_TIMEOUT_S = 10.0
 """Seconds to wait for nodes to delete snapshots; nodes that are gone never answer."""
@@ -271,9 +269,8 @@ class SnapshotAgent:
         """`NodeMemory.newest` of all other nodes that answer within ANSWER_S; nodes that are gone never do."""
         agents = ray.get(self._job.monitor.agents.remote())
         calls = {agent.newest.remote(): node_id for node_id, agent in agents.items() if node_id not in nodes}
-        answered, _ = ray.wait(list(calls), num_returns=len(calls), timeout=ANSWER_S) if calls else ([], [])
         held = {}
-        for answer in answered:
+        for answer in calls.keys() - later_than(ANSWER_S, list(calls)):
             with suppress(ray.exceptions.RayError):
                 held[calls[answer]] = ray.get(answer)
         return held

@@ -5,14 +5,19 @@ A short module of its own: the driver imports it to hand the functions to Ray, a
 
 from __future__ import annotations
 
-from orchestrator.config.recipe import RunConfig
+import ray
+
 from orchestrator.run.job import TrainJob
 from orchestrator.workers.beacon import mark
 
 
-def prepare_worker(config: RunConfig) -> None:
-    """Imports the training loop, torch included, before a group needs it; takes seconds."""
-    if not config.train.compile:
+def prepare_worker(job: TrainJob) -> None:
+    """Imports the training loop, torch included, before a group needs it, while the node's agent starts; takes seconds.
+
+    The answer about the agent is not waited for: the worker asks again when it joins a group.
+    """
+    job.monitor.agent_of.remote(ray.get_runtime_context().get_node_id(), job)
+    if not job.config.train.compile:
         from model.eager import skip_compiler
 
         skip_compiler()

@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 
+from cluster.answers import ANSWER_S
 from orchestrator.policy.hang import Beat, Phase, beat_interval_s
 from orchestrator.workers.collectives import newest_collectives
 
@@ -25,9 +26,6 @@ SendBeat = Callable[[Beat], bool]
 
 STACKS_CHARS = 20_000
 """Most characters of stacks in a beat."""
-
-ANSWER_S = 2.0
-"""Seconds between two checks whether an actor that works on a long call is alive."""
 
 
 class Beacon:

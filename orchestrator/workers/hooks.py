@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 
+from cluster.answers import ANSWER_S, is_true
 from cluster.ray_nodes import root_cause
 from data.errors import MantaError
 from orchestrator.errors import BadLossError
@@ -18,11 +19,8 @@ from orchestrator.policy.hang import Beat, Hang
 from orchestrator.policy.scaling import Observation
 from orchestrator.run.job import PlannedRestart
 from orchestrator.workers.failure_causes import cause_of
-from orchestrator.workers.pool import PoolAction, StartAction, is_true
+from orchestrator.workers.pool import PoolAction, StartAction
 from orchestrator.workers.pooled_group import Losses, timed_out_starting
-
-ANSWER_S = 2.0
-"""Seconds to wait for the monitor's answer in a thread that has nothing else to do, but must ask again."""
 
 
 @dataclass(frozen=True)

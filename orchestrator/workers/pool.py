@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 import ray
 
+from cluster.answers import ANSWER_S, is_true, later_than
 from cluster.demand import resource_options
 from cluster.ray_nodes import has_process, on_node
 from orchestrator.policy.hang import BEAT_S, Beat, Hang
@@ -25,9 +26,6 @@ from orchestrator.workers.worker import TrainingWorker
 
 LEAVE_S = 5.0
 """Seconds a worker may take to end its training thread; starting another in its place takes no longer."""
-
-ANSWER_S = 2.0
-"""Seconds within which a worker that does not hang answers a call."""
 
 DEATHS = (ray.exceptions.RayActorError, ray.exceptions.ActorUnschedulableError)
 """Errors of a worker whose process died, or whose node was lost before it started."""
@@ -190,14 +188,20 @@ class WorkerPool:
     def leave_group(self) -> Counter[str]:
         """Takes all members out of their group; returns the number of workers lost in this, by node.
 
-        A worker whose training thread does not end is of no use to the next group, and is killed.
+        A worker that does not answer, or whose training thread does not end, is of no use to the next group, and is
+        killed.
         """
-        killed, lost = [member for member in self._members if member.is_killed], []
+        killed = [member for member in self._members if member.is_killed]
         self._remove(killed)
-        leaving = {member.actor.leave.remote(LEAVE_S): member for member in self._members if member.is_ready()}
-        if leaving:
-            done, late = ray.wait(list(leaving), num_returns=len(leaving), timeout=LEAVE_S + ANSWER_S)
-            lost = [leaving[answer] for answer in (*late, *(answer for answer in done if not is_true(answer)))]
+        asked = [member for member in self._members if member.is_ready()]
+        answers = [(member.actor.execute.remote(int), member.actor.leave.remote(LEAVE_S)) for member in asked]
+        silent = later_than(ANSWER_S, [answer for answer, _ in answers])
+        late = later_than(LEAVE_S + ANSWER_S, [left for answer, left in answers if answer not in silent])
+        lost = [
+            member
+            for member, (answer, left) in zip(asked, answers, strict=True)
+            if answer in silent or left in late or not is_true(left)
+        ]
         self._remove(lost)
         self.group_size = 0
         return Counter(member.node_id for member in (*killed, *lost))
@@ -308,11 +312,3 @@ class WorkerPool:
                 self.group_size -= self._members.index(member) < self.group_size
                 self._members.remove(member)
             ray.kill(member.actor)
-
-
-def is_true(answer: ray.ObjectRef[bool]) -> bool:
-    """The value of an actor's answer; False if the call failed."""
-    try:
-        return ray.get(answer)
-    except ray.exceptions.RayError:
-        return False

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import ray
 
-from orchestrator.policy.hang import Beat, HangPolicy
+from orchestrator.policy.hang import BEAT_S, Beat, HangPolicy
 from orchestrator.workers import beacon as beacon_module
 from orchestrator.workers.beacon import STACKS_CHARS, Beacon, answer_of, mark, stacks_of_threads
 from orchestrator.workers.worker import TrainingWorker
@@ -39,7 +39,7 @@ def test_it_tells_what_the_worker_is_doing(beacon: Beacon) -> None:
     mark("step")
     mark()
     second = beacon.beat()
-    assert second._replace(age_s=0.0) == Beat("w0", "here", 3, 1, "step", 3, 0.0, 2.0)
+    assert second._replace(age_s=0.0) == Beat("w0", "here", 3, 1, "step", 3, 0.0, BEAT_S)
     assert 0 <= second.age_s < first.age_s + 60
     beacon.leave()
     assert (beacon.beat().rank, beacon.beat().phase, beacon.beat().interval_s) == (None, "idle", 10.0)

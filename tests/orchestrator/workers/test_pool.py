@@ -108,6 +108,17 @@ def test_a_worker_with_a_process_is_told_of_once_and_one_without_a_slot_is_not()
     pool.end()
 
 
+def test_a_worker_that_is_stopped_is_not_waited_for_as_long_as_one_that_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("orchestrator.workers.pool.LEAVE_S", 3600.0)
+    here, pool = driver_node_id(), new_pool()
+    pool.fill(2, {here: 2})
+    os.kill(pids(pool, 2)[0], signal.SIGSTOP)
+    assert pool.leave_group() == Counter({here: 1}) and pool.ready() == 1
+    pool.end()
+
+
 def test_the_wait_for_an_occupied_slot_ends() -> None:
     here, pool = driver_node_id(), new_pool(cpus=3)
     pool.fill(1, {here: 1})
