@@ -7,6 +7,7 @@
     │   ├── ConfigChangedError          a run is continued with other values of fields that decide its result
     │   ├── RunInUseError               another attempt at the run is alive
     │   ├── InitialWeightsError         the initial weights do not fit the model, or have changed since the run started
+    │   ├── CheckpointsLostError        the run's record knows a checkpoint that is not in its storage
     │   ├── ClusterTooSmallError        the cluster has fewer CPUs or GPUs, or less memory, than the recipe needs
     │   ├── StoreAccessError            (data) bucket missing, credentials refused, or endpoint not reachable
     │   ├── BadShardError               (data) a shard cannot be read in its format
@@ -50,6 +51,7 @@ __all__ = [
     "BadLossError",
     "BadShardError",
     "CheckpointDamagedError",
+    "CheckpointsLostError",
     "CleaningError",
     "ClusterError",
     "ClusterTooSmallError",
@@ -96,6 +98,10 @@ class RunInUseError(InputError):
 
 class ClusterTooSmallError(InputError):
     """The cluster does not have the CPUs, GPUs or memory that the recipe needs."""
+
+
+class CheckpointsLostError(InputError):
+    """The run's record knows a checkpoint that is not in its storage; the user decides what the run goes on from."""
 
 
 class CheckpointDamagedError(MantaError):

@@ -99,7 +99,7 @@ def _local_listed(start: str) -> Iterator[FoundShard]:
             return
         top = start if os.path.isdir(start) else os.path.dirname(start)
         seen: set[tuple[int, int]] = set()
-        for folder, folders, names in os.walk(top, followlinks=True):
+        for folder, folders, names in os.walk(top, onerror=_raise_unless_hidden_or_gone, followlinks=True):
             # Links to other folders are common in datasets; a link to a parent folder would never end.
             below = [(name, os.path.join(folder, name)) for name in folders]
             folders[:] = [name for name, path in below if _leads_to(path, start) and _first_visit(path, seen)]
@@ -109,6 +109,14 @@ def _local_listed(start: str) -> Iterator[FoundShard]:
                     yield _local_shard(path)
     except OSError as error:
         raise_local_error(error, "list", start)
+
+
+def _raise_unless_hidden_or_gone(error: OSError) -> None:
+    """A folder that cannot be read must not count as empty: its shards would be left out without a word."""
+    name = os.path.basename(str(error.filename))
+    is_hidden = _hidden(name, whole_names=True) or name == "lost+found"  # a file system's own, for root alone
+    if not (is_hidden or isinstance(error, FileNotFoundError | NotADirectoryError)):
+        raise error
 
 
 def _leads_to(folder: str, start: str) -> bool:

@@ -130,7 +130,7 @@ class LocalStore(Store):
 
     def _keys(self, prefix: str, *, temporary: bool = False) -> Iterator[str]:
         start = os.path.join(self.root, os.path.dirname(prefix))
-        for folder, _, names in os.walk(start):
+        for folder, _, names in os.walk(start, onerror=_raise_unless_gone):
             for name in names:
                 key = os.path.relpath(os.path.join(folder, name), self.root).replace(os.sep, "/")
                 if key.startswith(prefix) and name.startswith(_TEMP) == temporary and not name.startswith(_LOCK):
@@ -252,6 +252,12 @@ def _folder_lock(path: str) -> Iterator[None]:
     with open(os.path.join(os.path.dirname(path), _LOCK), "ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # released by the close, also when the process is killed
         yield
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    """What cannot be listed must not count as empty; what was removed meanwhile, or never was, is."""
+    if not isinstance(error, _NO_OBJECT):
+        raise error
 
 
 def _etag_of(path: str) -> str:

@@ -61,15 +61,34 @@ def train(
             "--set train.init_from=FOLDER.",
         ),
     ] = None,
+    from_step: Annotated[
+        int | None,
+        typer.Option(
+            metavar="STEP",
+            min=1,
+            help="Continue from the checkpoint of this step, not from the newest; what came after it is trained again, "
+            "and replaced.",
+        ),
+    ] = None,
+    from_scratch: Annotated[
+        bool,
+        typer.Option(
+            "--from-scratch",
+            help="Begin a run of this name anew at step 1; its checkpoints are deleted once there are new ones.",
+        ),
+    ] = False,
 ) -> None:
     """Train, or continue a stopped run of this name. Ctrl-C saves, then stops."""
     given = [] if init_from is None else [f"train.init_from={json.dumps(init_from)}"]
     wait_s = seconds_of(patience, "--patience")
+    if from_scratch and from_step is not None:
+        raise typer.BadParameter("give --from-step or --from-scratch, not both")
     config = load_config(recipe, [*(overrides or []), *given])
     from orchestrator.driver.train import train
     from orchestrator.run.fence import process_started_at
 
-    train(config, takeover=takeover, started_at=process_started_at(), wait_s=wait_s)
+    begin = 0 if from_scratch else from_step
+    train(config, takeover=takeover, started_at=process_started_at(), wait_s=wait_s, from_step=begin)
 
 
 @app.command(epilog="Example: [bold]manta show quickstart --json[/]")

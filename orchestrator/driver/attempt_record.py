@@ -111,10 +111,12 @@ class AttemptRecord:
         goodput = dict(progress.goodput) | {"startup": progress.goodput.get("startup", 0.0) + startup_s}
         cause = _CAUSE_OF_PHASE.get(progress.phase, "training")
         goodput[cause] = goodput.get(cause, 0.0) + rest
+        restored = progress.restored_step
         return {
-            "status": "running" if progress.restored_step is not None else "preparing",
-            "from_step": progress.restored_step,
-            "step": progress.row.get("step", progress.restored_step or 0),
+            "status": "running" if restored is not None else "preparing",
+            "from_step": restored if restored is not None else self._fence.record.last.from_step,
+            "saved_step": None if progress.saved is None else progress.saved[0],
+            "step": progress.row.get("step", restored or 0),
             "world_size": progress.world_size if progress.has_workers else 0,
             "device": progress.device,
             "flops_per_token": self._flops.value if progress.row else None,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, nullcontext, suppress
 
 from cluster.local.ray import joins_cluster
+from data.errors import InputError
 from data.stores.patience import Patience, telling
 from data.stores.store import Store
 from orchestrator.config.recipe import RunConfig
@@ -17,27 +18,36 @@ from orchestrator.config.result_fields import resolved, result_fields
 from orchestrator.console import Console
 from orchestrator.driver.prepare import initial_weights_of, prepared
 from orchestrator.driver.stop_requests import StopRequests, stop_requests
-from orchestrator.errors import RunInUseError
+from orchestrator.errors import CheckpointsLostError, RunInUseError
 from orchestrator.nodes.ray_session import RaySession
 from orchestrator.nodes.watch import watching_nodes
 from orchestrator.observe.trackers import refuse_missing_packages
-from orchestrator.run.checkpoint import list_checkpoints
+from orchestrator.run.checkpoint import list_checkpoints, refuse_lost_checkpoints
 from orchestrator.run.fence import HEARTBEAT_S, Fence
 from orchestrator.run.first_contact import reach_storage
 from orchestrator.run.heartbeat import Heartbeat
-from orchestrator.run.record import load_record
+from orchestrator.run.record import RECORD, load_record
 from orchestrator.run.run import Run, open_run, reaching_storage, refuse_changed_config, stores
 
 
-def train(config: RunConfig, *, takeover: bool = False, started_at: float | None = None, wait_s: float = 0.0) -> None:
+def train(
+    config: RunConfig,
+    *,
+    takeover: bool = False,
+    started_at: float | None = None,
+    wait_s: float = 0.0,
+    from_step: int | None = None,
+) -> None:
     """Trains the recipe's run, or continues it where it stopped; prints its progress and its end.
 
     Args:
         takeover: fence off an attempt that still seems to be alive.
         wait_s: seconds to wait until such an attempt ends or misses its heartbeats; after them it is an error.
         started_at: start of the command, seconds since the epoch; default now.
+        from_step: step of the checkpoint to continue from, 0 to begin anew; default the newest state.
 
     Raises:
+        CheckpointsLostError: the run's record knows a checkpoint that is not in its storage.
         ConfigChangedError: the run began with other values of fields that change its result.
         RunInUseError: a live attempt holds the run, and `takeover` is not set.
         FencedError: a newer attempt has taken over the run.
@@ -46,11 +56,17 @@ def train(config: RunConfig, *, takeover: bool = False, started_at: float | None
         MantaError: see `orchestrator.errors`.
     """
     with stop_requests() as requests:
-        _train(config, requests, takeover=takeover, started_at=started_at, wait_s=wait_s)
+        _train(config, requests, takeover=takeover, started_at=started_at, wait_s=wait_s, from_step=from_step)
 
 
 def _train(
-    config: RunConfig, requests: StopRequests, *, takeover: bool, started_at: float | None, wait_s: float
+    config: RunConfig,
+    requests: StopRequests,
+    *,
+    takeover: bool,
+    started_at: float | None,
+    wait_s: float,
+    from_step: int | None,
 ) -> None:
     refuse_missing_packages(config.observe)
     # Importing Ray Train takes a second, and so does starting Ray.
@@ -67,7 +83,15 @@ def _train(
         root, store = stores(config)
         reach_storage(root, config, console.line)
         remember_recipe(config.run, fields)
-        fence = claim_when_free(store, config, console.line, wait_s=wait_s, takeover=takeover, started_at=started_at)
+        fence = claim_when_free(
+            store,
+            config,
+            console.line,
+            wait_s=wait_s,
+            takeover=takeover,
+            started_at=started_at,
+            from_step=from_step,
+        )
         if fence is None:
             console.line(f"run {config.run!r} is finished: nothing left to do.")
         else:
@@ -92,6 +116,7 @@ def claim_when_free(
     wait_s: float = 0.0,
     takeover: bool = False,
     started_at: float | None = None,
+    from_step: int | None = None,
 ) -> Fence | None:
     """Claims the recipe's run, which is created if it is new; None if the run is finished.
 
@@ -102,14 +127,18 @@ def claim_when_free(
     until = time.monotonic() + wait_s
     logged = False
     while True:
-        begun = bool(list_checkpoints(store))
-        if begun:
-            refuse_changed_config(record := load_record(store), config)
-            if record.last.status == "finished":
-                return None
+        begun = _continues(store, config, from_step)
+        if begun and from_step is None and load_record(store).last.status == "finished":
+            return None
         try:
             return Fence.claim(
-                store, config.run, result_fields(config), keep_pins=begun, started_at=started_at, takeover=takeover
+                store,
+                config.run,
+                result_fields(config),
+                keep_pins=begun,
+                started_at=started_at,
+                takeover=takeover,
+                from_step=from_step,
             )
         except RunInUseError as error:
             if time.monotonic() >= until:
@@ -118,6 +147,29 @@ def claim_when_free(
                 log(f"{str(error).partition('. ')[0]}: waiting up to {wait_s:.0f} s for it")
                 logged = True
         time.sleep(HEARTBEAT_S)
+
+
+def _continues(store: Store, config: RunConfig, from_step: int | None) -> bool:
+    """Whether an attempt continues from a checkpoint, and may; see `claim_when_free`."""
+    if store.head(RECORD) is None:
+        if list_checkpoints(store):
+            raise CheckpointsLostError(
+                f"There are checkpoints in {store.url_of('checkpoints')}, but no record of their run: "
+                f"{store.url_of(RECORD)} is missing. Restore it, delete what is there, or choose another `run:` name."
+            )
+        return False
+    record = load_record(store)
+    names = list_checkpoints(store, record)
+    if from_step == 0:
+        return False
+    if from_step is None:
+        refuse_lost_checkpoints(store, record)
+    elif from_step not in [name.step for name in names]:
+        steps = ", ".join(str(name.step) for name in names) or "none"
+        raise InputError(f"--from-step {from_step}: run {config.run!r} has no checkpoint of it. There are: {steps}.")
+    if names:
+        refuse_changed_config(record, config)
+    return bool(names)
 
 
 def begin_attempt(

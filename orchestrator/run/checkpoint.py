@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 
 from data.errors import DiskFullError, MantaError, ObjectNotFoundError
 from data.stores.store import Store
-from orchestrator.errors import CheckpointDamagedError
+from orchestrator.errors import CheckpointDamagedError, CheckpointsLostError
 from orchestrator.run.record import RunRecord
 
 logger = logging.getLogger(__name__)
@@ -74,6 +74,27 @@ def list_checkpoints(store: Store, record: RunRecord | None = None) -> list[Chec
     return [name for name in complete if record is None or record.continues(name.attempt, name.step)]
 
 
+def refuse_lost_checkpoints(store: Store, record: RunRecord) -> None:
+    """Checks that the newest checkpoint which the record knows is in storage, or a newer one.
+
+    Raises:
+        CheckpointsLostError: it is not, nor was it found damaged.
+    """
+    if (known := record.saved_step) is None:
+        return
+    found = _files(info.key for info in store.list("checkpoints/"))
+    steps = [name.step for name, files in found.items() if MANIFEST in files or DAMAGED in files]
+    if max(steps, default=-1) >= known:
+        return
+    there = f"the newest there is that of step {max(steps)}" if steps else "there is none"
+    choice = f"`manta train --from-step {max(steps)}` continues from that one; " if steps else ""
+    raise CheckpointsLostError(
+        f"By its record, run {record.run!r} has a checkpoint of step {known}, but in {store.url_of('checkpoints')} "
+        f"{there}. Restore what is missing, or choose what to do without: {choice}`manta train --from-scratch` "
+        "begins anew at step 1."
+    )
+
+
 def _files(keys: Iterable[str]) -> dict[CheckpointName, set[str]]:
     """Names of files by checkpoint."""
     found: dict[CheckpointName, set[str]] = {}
@@ -116,7 +137,10 @@ def newest_undamaged(
 
     Raises:
         CheckpointDamagedError: there are checkpoints, and every one is damaged.
+        CheckpointsLostError: see `refuse_lost_checkpoints`.
     """
+    if record is not None:
+        refuse_lost_checkpoints(store, record)
     damage: dict[CheckpointName, str] = {}
     while names := [name for name in list_checkpoints(store, record) if name not in damage]:
         try:

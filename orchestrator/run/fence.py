@@ -53,6 +53,7 @@ class Fence:
         started_at: float | None = None,
         takeover: bool = False,
         key: str = RECORD,
+        from_step: int | None = None,
         tries: int = CLAIM_TRIES,
     ) -> Fence:
         """Adds an attempt to the run; creates the run if it is new.
@@ -63,6 +64,8 @@ class Fence:
             started_at: when the command was started, seconds since the epoch; default now.
             takeover: fence off an attempt that seems alive.
             key: key of the record.
+            from_step: step that the attempt continues from by the user's choice; what was written after it by earlier
+                attempts is no part of the run any more.
             tries: tries left if a heartbeat of the attempt to be fenced off comes in between.
 
         Raises:
@@ -79,7 +82,8 @@ class Fence:
         if not keep_pins:
             record = _without_pins(record, result_fields)
         record = replace(
-            record, attempts=(*shortened(record.attempts), _this_attempt(len(record.attempts) + 1, started_at))
+            record,
+            attempts=(*shortened(record.attempts), _this_attempt(len(record.attempts) + 1, started_at, from_step)),
         )
         try:
             return cls(store, record, _put(store, key, record, info.etag if info else None), key)
@@ -95,6 +99,7 @@ class Fence:
                 started_at=started_at,
                 takeover=True,
                 key=key,
+                from_step=from_step,
                 tries=tries - 1,
             )
         raise RunInUseError(f"Run {run!r} was claimed by another command at this very moment. Wait for it or stop it.")
@@ -207,7 +212,7 @@ def liveness(last: Attempt, store: Store, key: str = RECORD, *, mine: bool = Fal
     return f"sent a heartbeat {silence_s:.0f} s ago"
 
 
-def _this_attempt(number: int, started_at: float | None) -> Attempt:
+def _this_attempt(number: int, started_at: float | None, from_step: int | None) -> Attempt:
     now, pid = time.time(), os.getpid()
     return Attempt(
         number,
@@ -217,6 +222,7 @@ def _this_attempt(number: int, started_at: float | None) -> Attempt:
         start_time(pid) or "",
         started_at or now,
         now,
+        from_step=from_step,
         versions=versions(),
     )
 

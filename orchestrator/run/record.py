@@ -42,8 +42,9 @@ class Attempt:
         boot_id, pid, pid_started: identify the process, see `orchestrator.run.fence.liveness`.
         started_at, heartbeat_at: seconds since the epoch by the attempt's own clock.
         status: "preparing", "running", "finished", "stopped" or "failed".
-        from_step: step of the state it continued from; None until known.
+        from_step: step of the state it continued from; None until known, or until the user chose one.
         step: newest reported step.
+        saved_step: step of the newest checkpoint that it saved or continued from; None before.
         world_size: workers; 0 while there are none.
         phase: what its loop is doing, see `Progress.phase`.
         disruptions: the newest ends of worker groups before the end of the attempt, see `Disruption.summary`.
@@ -82,6 +83,7 @@ class Attempt:
     message: str = ""
     device: str = ""
     flops_per_token: float | None = None
+    saved_step: int | None = None
 
     @property
     def identity(self) -> tuple[int, str, int, str, float]:
@@ -135,6 +137,14 @@ class RunRecord:
         """Differs between runs of the same name, and once the fields that decide the result, or the data, change."""
         pinned = (self.created_at, self.result_fields, asdict(self.pins), self.init)
         return hashlib.blake2b(json.dumps(pinned, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+
+    @property
+    def saved_step(self) -> int | None:
+        """Step of a checkpoint that must be in storage, or a newer one; None where none is known to be."""
+        for attempt in reversed(self.attempts):
+            if attempt.saved_step is not None:
+                return attempt.saved_step if self.continues(attempt.number, attempt.saved_step) else None
+        return None
 
     def newest_step_of(self, attempt: int) -> int | None:
         """The newest step that belongs to the run of what `attempt` wrote or may still write; None: any step."""

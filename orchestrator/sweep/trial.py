@@ -22,7 +22,7 @@ from orchestrator.driver.attempt import run_attempt
 from orchestrator.driver.prepare import initial_weights_of
 from orchestrator.driver.stop_requests import StopRequests
 from orchestrator.driver.train import close_attempt
-from orchestrator.run.checkpoint import CheckpointName, list_checkpoints
+from orchestrator.run.checkpoint import CheckpointName, list_checkpoints, refuse_lost_checkpoints
 from orchestrator.run.fence import Fence
 from orchestrator.run.heartbeat import Heartbeat
 from orchestrator.run.progress import Progress
@@ -249,7 +249,9 @@ class Trial:
             donor = assignment.donor
             fork(root.child(f"runs/{donor.run}"), CheckpointName(donor.step, donor.attempt), self._store)
         begun = bool(list_checkpoints(self._store))
-        record = load_record(self._store) if begun and self._store.head(RECORD) is not None else None
+        record = load_record(self._store) if self._store.head(RECORD) is not None else None
+        if record is not None:
+            refuse_lost_checkpoints(self._store, record)
         if begun:
             rows = read_state(self._store, record).rows
             self._seen.losses.update(zip(rows["step"].to_pylist(), rows["loss"].to_pylist(), strict=True))
@@ -259,7 +261,7 @@ class Trial:
             self._store,
             config.run,
             result_fields(config),
-            keep_pins=record is not None,
+            keep_pins=begun and record is not None,
             started_at=assignment.started_at,
             takeover=True,  # the sweep's own fence already excludes other attempts
         )

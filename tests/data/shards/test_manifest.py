@@ -1,5 +1,6 @@
 """The manifest: what a path names, what is refused, how units are numbered, and which shards count as changed."""
 
+import errno
 import gzip
 import hashlib
 import os
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.config import SourceConfig, StoreConfig
-from data.errors import InputError, ShardChangedError
+from data.errors import InputError, ShardChangedError, StoreAccessError
 from data.shards.build import build_manifest
 from data.shards.listing import check_unchanged, list_shards, stat_shard
 from data.shards.manifest import Manifest
@@ -98,6 +99,26 @@ class TestWhatAPathNames:
         os.symlink(tmp_path / "elsewhere", tmp_path / "elsewhere" / "loop")
         found = [shard.path for shard in list_shards(str(folder / "z"), STORE)]
         assert found == [str(folder / "z" / "link" / "linked.txt"), str(folder / "z" / "part-5.txt")]
+
+    @pytest.mark.parametrize(("name", "is_refused"), [("sub", True), (".git", False), ("lost+found", False)])
+    def test_a_folder_that_cannot_be_read_is_not_empty(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, is_refused: bool
+    ) -> None:
+        scandir = os.scandir
+
+        def scan(path: str) -> object:
+            if str(path) == str(folder / name):
+                raise PermissionError(errno.EACCES, "Permission denied", path)
+            return scandir(path)
+
+        (folder / name).mkdir(exist_ok=True)
+        found = list_shards(str(folder), StoreConfig())
+        monkeypatch.setattr(os, "scandir", scan)  # rights do not hold for root, as whom tests may run
+        if is_refused:
+            with pytest.raises(StoreAccessError, match="Permission denied"):
+                list_shards(str(folder), StoreConfig())
+        else:
+            assert list_shards(str(folder), StoreConfig()) == found
 
     def test_a_relative_path_is_pinned_as_absolute(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(folder)
@@ -237,12 +258,12 @@ class TestAsBytes:
 
     @pytest.mark.parametrize("data", [b"", b"PAR1 no manifest PAR1"], ids=["nothing", "no parquet"])
     def test_something_else_is_refused(self, data: bytes) -> None:
-        with pytest.raises(InputError, match="manifest cannot be read"):
+        with pytest.raises(InputError, match="not a manifest"):
             Manifest.from_bytes(data)
 
     def test_another_parquet_file_is_refused(self, tmp_path: Path) -> None:
         write_parquet(tmp_path / "x.parquet", 1)
-        with pytest.raises(InputError, match="manifest cannot be read"):
+        with pytest.raises(InputError, match="not a manifest"):
             Manifest.from_bytes((tmp_path / "x.parquet").read_bytes())
 
     def test_a_hundred_thousand_shards_are_small(self) -> None:

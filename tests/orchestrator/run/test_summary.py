@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data.errors import ObjectNotFoundError
+from data.errors import DamagedObjectError
 from orchestrator.config.load import load_recipe
 from orchestrator.config.result_fields import result_fields
 from orchestrator.run.audit import MOST_AUDITED, audit_run
@@ -100,7 +100,7 @@ def test_many_samples_are_audited_only_if_asked_for(run: Run) -> None:
     state, counts = {"step": MOST_AUDITED // batch + 1, "ledger": []}, np.ones(1, np.int64)
     assert audit_run(run, state, counts) == {"expected": batch * state["step"]}
     for asked in ({"state": state, "audits_all": True}, {"state": state | {"step": 1}}):
-        with pytest.raises(ObjectNotFoundError, match="manifests/0000"):  # it begins with reading the manifest
+        with pytest.raises(DamagedObjectError, match="manifests/0000"):  # it begins with reading the manifest
             audit_run(run, counts=counts, **asked)
     assert audit_run(run, state, None) == {}
 
