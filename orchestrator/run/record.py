@@ -17,6 +17,7 @@ from typing import Any
 
 from data.errors import ObjectNotFoundError
 from data.prepared import Pins
+from data.stores.sealed_json import sealed, unsealed
 from data.stores.store import Store
 from orchestrator.config.renamed import with_new_names
 from orchestrator.errors import UnknownRunError
@@ -161,12 +162,22 @@ class RunRecord:
         attempts = ",\n  ".join(json.dumps(vars(attempt)) for attempt in self.attempts)
         fields = {name: json.dumps(value) for name, value in vars(self).items() if name != "attempts"}
         fields["attempts"] = f"[\n  {attempts}\n ]"
-        return ("{\n" + ",\n".join(f' "{name}": {text}' for name, text in fields.items()) + "\n}").encode()
+        return sealed(("{\n" + ",\n".join(f' "{name}": {text}' for name, text in fields.items()) + "\n}").encode())
 
     @classmethod
-    def from_json(cls, content: bytes) -> RunRecord:
-        """Inverse of `to_json`."""
-        fields = json.loads(content)
+    def from_json(cls, content: bytes, url: str = RECORD) -> RunRecord:
+        """Inverse of `to_json`.
+
+        Args:
+            url: where the record is stored, for the message.
+
+        Raises:
+            DamagedObjectError: it is damaged.
+        """
+        return unsealed(content, url, cls._of_fields)
+
+    @classmethod
+    def _of_fields(cls, fields: dict[str, Any]) -> RunRecord:
         known = Attempt.__dataclass_fields__.keys()  # another version may have written other fields
         for attempt in fields["attempts"]:  # older versions listed all disruptions
             attempt.setdefault("restart_counts", Counter(each["cause"] for each in attempt.get("disruptions", ())))
@@ -200,9 +211,10 @@ def load_record(store: Store, key: str = RECORD) -> RunRecord:
 
     Raises:
         UnknownRunError: there is none.
+        DamagedObjectError: it is damaged.
     """
     try:
-        return RunRecord.from_json(store.get(key))
+        return RunRecord.from_json(store.get(key), store.url_of(key))
     except ObjectNotFoundError:
         raise UnknownRunError(f"There is no run at {store.url_of('')}; `manta train RECIPE` makes one.") from None
 

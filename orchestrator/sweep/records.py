@@ -18,6 +18,7 @@ from typing import Any
 
 from data.errors import ConflictError, ObjectNotFoundError
 from data.stores.patience import Patience
+from data.stores.sealed_json import sealed, unsealed
 from data.stores.store import Store
 from orchestrator.config.renamed import with_new_names
 from orchestrator.run.fence import fenced
@@ -155,12 +156,22 @@ class TrialRecord:
 
     def to_json(self) -> bytes:
         """Encodes the record."""
-        return json.dumps(asdict(self), indent=1).encode()
+        return sealed(json.dumps(asdict(self), indent=1).encode())
 
     @classmethod
-    def from_json(cls, content: bytes) -> TrialRecord:
-        """Inverse of `to_json`."""
-        fields = json.loads(content)
+    def from_json(cls, content: bytes, url: str = "the trial's record") -> TrialRecord:
+        """Inverse of `to_json`.
+
+        Args:
+            url: where the record is stored, for the message.
+
+        Raises:
+            DamagedObjectError: it is damaged.
+        """
+        return unsealed(content, url, cls._of_fields)
+
+    @classmethod
+    def _of_fields(cls, fields: dict[str, Any]) -> TrialRecord:
         if "stints" in fields:  # version 0.1.0 called them stints
             fields["trial_runs"] = fields.pop("stints")
             fields["reports"] = [
@@ -195,7 +206,7 @@ class TrialBook:
         self._trials: dict[str, TrialRecord] = {}
         self._etags: dict[str, str] = {}
         for info in store.list("trials/"):
-            record = TrialRecord.from_json(store.get(info.key))
+            record = TrialRecord.from_json(store.get(info.key), store.url_of(info.key))
             self._trials[record.id], self._etags[record.id] = record, info.etag
         self._reports = max((report.number for record in self for report in record.reports), default=0)
 
@@ -257,7 +268,7 @@ class TrialBook:
         if info is None or found is None:
             self._etags.pop(name, None)
             return False
-        if TrialRecord.from_json(found).attempt > self._attempt:
+        if TrialRecord.from_json(found, self._store.url_of(key)).attempt > self._attempt:
             raise fenced(load_record(self._store, RECORD), self._attempt)
         self._etags[name] = info.etag
         return found == content
