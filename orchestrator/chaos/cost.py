@@ -67,13 +67,15 @@ def _stepped_at(disruption: Mapping[str, Any]) -> float | None:
 
 
 def standstill_s(steps_at: Sequence[float], at: float, until: float) -> float | None:
-    """Longest time between two steps, counted from `at` on, that began before `until`; None without a later step.
+    """Longest time between two steps, as far as it is after `at` and before `until`; None without a later step.
 
     Args:
+        at: of a fault.
+        until: of the next one, whose part of a time without steps is not counted.
         steps_at: when each step of the run was completed, in order, seconds since the epoch.
     """
     ends = [(before, after) for before, after in pairwise([float("-inf"), *steps_at]) if at < after and before < until]
-    return max((after - max(at, before) for before, after in ends), default=None)
+    return max((min(after, until) - max(at, before) for before, after in ends), default=None)
 
 
 def command_restarts(attempts: Sequence[Attempt]) -> list[dict[str, Any]]:

@@ -78,6 +78,7 @@ class ControllerInterface(MonitorInterface):
         """Decides while workers run: whether they hang, the number of warm spares, and the nodes to request."""
         state, progress, now = self._state, self._state.progress, self._state.now()
         is_stepping = progress.phase in STEPPING
+        state.free_agents()
         row = progress.row if state.has_reported and is_stepping else {}
         if (hang := self._judge(seen.members)) is not None:
             return PoolAction(hung=hang)

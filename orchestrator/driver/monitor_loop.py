@@ -53,10 +53,8 @@ class LoopInterface(MonitorInterface):
         """
         state, progress, now, world_size = self._state, self._state.progress, self._state.now(), len(nodes)
         progress.device = device
-        for node_id in state.agents.keys() - set(nodes):  # an autoscaler removes a node only when nothing runs on it
-            agent = state.agents.pop(node_id)
-            state.leaving[node_id] = agent.free.remote(), agent
-        state.forget_agents_that_left()
+        state.group_nodes = frozenset(nodes)
+        state.free_agents()
         state.longest_start_s = max(state.longest_start_s or 0.0, now - state.start_began_at)
         done = max(step, progress.row.get("step", step))  # the newest report may be older than the newest snapshot
         if progress.restored_step is None:

@@ -35,6 +35,7 @@ class MonitorState:
         steps: length of the run.
         keep: keeps the state now, see `kept_state`; calls that are marked as `not_kept` need it.
         agents: handles of the snapshot agents by node.
+        group_nodes: nodes of the newest group.
         job: what agents are started with, pickled; None before the first.
         evaluations: scores so far, and the evaluation that runs in the background.
         made_at: when the monitor started.
@@ -69,6 +70,7 @@ class MonitorState:
         self.progress, self.requests, self.failures = Progress(), LoopRequests(), FailurePolicy()
         self.hangs = HangPolicy()
         self.agents: dict[str, Any] = {}
+        self.group_nodes = frozenset[str]()
         self.evaluations = Evaluations(self.progress.evaluations, self.log, start_evaluation)
         self.made_at = self.group_began_at = self.start_began_at = self.last_report_at = self.failed_at = now()
         self.checkpoint_at = self.made_at
@@ -109,6 +111,13 @@ class MonitorState:
         if self.job is not None:
             job = cloudpickle.loads(self.job)
             self.agents = {node: self.start_agent(node, job) for node in nodes}
+
+    def free_agents(self) -> None:
+        """Ends the agents of nodes where no worker is: an autoscaler removes a node only when nothing runs on it."""
+        for node_id in self.agents.keys() - self.group_nodes - self.hangs.nodes(self.now()):
+            agent = self.agents.pop(node_id)
+            self.leaving[node_id] = agent.free.remote(), agent
+        self.forget_agents_that_left()
 
     def forget_agents_that_left(self) -> None:
         """Drops the handles of agents whose last call has ended; the last handle ends the process."""

@@ -179,6 +179,10 @@ class HangPolicy:
                 self._longest_s[phase] *= max(1.0, slower)
         self._newest = {worker: each for worker, each in self._newest.items() if now - each[1] < FORGET_S}
 
+    def nodes(self, now: float) -> set[str]:
+        """Nodes with workers, in a group or not, that are not silent."""
+        return {beat.node for beat, at in self._newest.values() if now - at <= self._silence_s(beat)}
+
     def judge(self, workers: Sequence[str], now: float, *, store_fails: bool = False) -> Hang | None:
         """Decides whether the group of these workers hangs.
 

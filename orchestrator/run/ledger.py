@@ -9,22 +9,20 @@ with the logarithm of the steps. `metrics.jsonl` holds the same rows without sam
 from __future__ import annotations
 
 import json
-import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from io import RawIOBase
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from data.errors import MantaError
+from data.errors import DamagedObjectError, MantaError, ObjectNotFoundError
 from data.order.sample_order import Ints
 from data.stores.store import Store
+from orchestrator.run.segment_file import REMEDY, read_segment, write_segment
 
 LEDGER = "ledger/"
 """Folder of the segments below the run's folder."""
@@ -34,12 +32,6 @@ MERGED = 16
 
 GROWTH = 8
 """Least growth of the oldest of them. With less, rows are written again more often; with more, segments are more."""
-
-GROUP_IDS = 1 << 23
-"""Least number of sample ids in a row group of a segment, where it has that many: 64 MB."""
-
-WHOLE_BYTES = 1 << 20
-"""Largest segment of which all columns are read, because that takes a single request."""
 
 METRICS_SCHEMA = pa.schema(
     {
@@ -132,6 +124,11 @@ class Segment(NamedTuple):
         return f"{self.first:08d}-{self.last:08d}-a{self.attempt}.parquet"
 
     @property
+    def span(self) -> tuple[int, int]:
+        """Its first and last step."""
+        return self.first, self.last
+
+    @property
     def steps(self) -> int:
         """Number of its rows."""
         return self.last - self.first + 1
@@ -166,7 +163,7 @@ class StepLedger:
         columns = {name: [getattr(row, name) for row in new] for name in (*METRICS_SCHEMA.names, "sample_ids")}
         saved = {"save": [segment.last] * len(new), "attempt": [segment.attempt] * len(new)}
         sink = pa.BufferOutputStream()
-        _write_groups(sink, [pa.table({**columns, **saved}, schema=SCHEMA)])
+        write_segment(sink, segment.span, [pa.table({**columns, **saved}, schema=SCHEMA)], SCHEMA)
         self._store.put(f"{LEDGER}{segment}", sink.getvalue().to_pybytes())
         self.segments, self.step = [*self.segments, str(segment)], segment.last
 
@@ -185,7 +182,7 @@ class StepLedger:
         merged = Segment(Segment.named(sources[0]).first, Segment.named(sources[-1]).last, self._attempt)
         with tempfile.TemporaryDirectory(prefix="manta-ledger-") as folder:
             path = Path(folder) / str(merged)
-            _write_groups(path, _each_step_once(merged, read_segments(self._store, sources)))
+            write_segment(path, merged.span, _each_step_once(merged, read_segments(self._store, sources)), SCHEMA)
             self._store.put_file(f"{LEDGER}{merged}", path)
         self.segments = [*self.segments[: due.start], str(merged), *self.segments[due.stop :]]
 
@@ -234,25 +231,24 @@ def read_segments(store: Store, segments: Sequence[str], schema: pa.Schema = SCH
 
     Args:
         schema: the columns to read: a part of SCHEMA. Of a large segment, no others are transferred.
+
+    Raises:
+        DamagedObjectError: a segment is missing, or damaged; perhaps after its rows.
     """
     for name in segments:
-        with store.open(f"{LEDGER}{name}") as file:
-            parquet = _opened(file)
-            stored = set(parquet.schema_arrow.names)
-            for group in range(parquet.num_row_groups):
-                table = parquet.read_row_group(group, [column for column in schema.names if column in stored])
-                yield _completed(table, Segment.named(name), schema)
+        segment, key = Segment.named(name), f"{LEDGER}{name}"
+        try:
+            file = store.open(key)
+        except ObjectNotFoundError as error:
+            raise DamagedObjectError(f"{store.url_of(key)} is missing. {REMEDY}") from error
+        with file:
+            for table in read_segment(file, store.url_of(key), segment.span, schema.names, SAVE_SCHEMA.names):
+                yield _completed(table, segment, schema)
 
 
 def read_rows(store: Store, segments: Sequence[str], schema: pa.Schema = METRICS_SCHEMA) -> pa.Table:
     """The rows of the segments in step order; see `read_segments`."""
     return pa.concat_tables([schema.empty_table(), *read_segments(store, segments, schema)])
-
-
-def _opened(file: RawIOBase) -> pq.ParquetFile:
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    return pq.ParquetFile(pa.BufferReader(file.read(size)) if size <= WHOLE_BYTES else file, pre_buffer=True)
 
 
 def _completed(table: pa.Table, segment: Segment, schema: pa.Schema) -> pa.Table:
@@ -265,29 +261,6 @@ def _completed(table: pa.Table, segment: Segment, schema: pa.Schema) -> pa.Table
         for field in schema
     ]
     return pa.table(columns, schema=schema)
-
-
-def _write_groups(target: Any, tables: Iterable[pa.Table]) -> None:
-    """Writes tables as a Parquet file, in row groups of about GROUP_IDS to twice as many sample ids."""
-    pending: list[pa.Table] = []
-    dictionaries = ["world_size", *SAVE_SCHEMA.names]
-    with pq.ParquetWriter(target, SCHEMA, compression="zstd", use_dictionary=dictionaries) as writer:
-
-        def flush() -> None:
-            whole = pa.concat_tables(pending)
-            writer.write_table(whole, row_group_size=-(-len(whole) // max(1, _id_count(whole) // GROUP_IDS)))
-            pending.clear()
-
-        for table in tables:
-            pending.append(table)
-            if sum(map(_id_count, pending)) >= GROUP_IDS:
-                flush()
-        if pending:
-            flush()
-
-
-def _id_count(table: pa.Table) -> int:
-    return sum(len(chunk.flatten()) for chunk in table["sample_ids"].chunks)
 
 
 def _each_step_once(segment: Segment, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

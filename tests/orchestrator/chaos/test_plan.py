@@ -139,12 +139,12 @@ def test_a_killed_command_costs_until_the_first_step_of_the_next_one() -> None:
 @pytest.mark.parametrize(
     ("at", "until", "seconds"),
     [
-        (2.5, 8.0, 7.5),  # from the fault to the next step
-        (2.5, 2.6, 7.5),
-        (5.0, 8.0, 5.0),  # hits the recovery of the one before
-        (1.5, 8.0, 8.0),  # a step was completed after the fault, and none for long afterwards
+        (2.5, 99.0, 7.5),  # from the fault to the next step
+        (2.5, 8.0, 5.5),  # or to the next fault, which is in its way
+        (5.0, 99.0, 5.0),  # hits the recovery of the one before
+        (1.5, 99.0, 8.0),  # a step was completed after the fault, and none for long afterwards
         (10.5, 99.0, 0.5),
-        (0.5, 0.6, 0.5),  # before the first step
+        (0.5, 0.7, pytest.approx(0.2)),  # before the first step
         (11.5, 99.0, None),
     ],
 )

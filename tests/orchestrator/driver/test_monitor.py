@@ -413,6 +413,20 @@ def test_memory_of_nodes_without_workers_is_freed(clock: Clock) -> None:
     assert monitor.agents() == {"kept": kept} and (kept.freed, left.freed) == (False, True)
 
 
+def test_the_agent_of_a_node_with_a_spare_worker_stays_until_that_has_gone(clock: Clock) -> None:
+    monitor = monitor_of(clock)
+    monitor.agent_of("kept", None)
+    monitor.beat(Beat("spare", "other", None, 0, "starting", 0, 0.0, 1.0))
+    spares = monitor.agent_of("other", None)
+    monitor.begin_group(step=0, nodes=["kept"], clock_s=0.0)
+    monitor.beat(Beat("spare", "other", None, 0, "idle", 1, 0.0, 1.0))
+    running(monitor, slots=2, workers=1)
+    assert not spares.freed
+    clock.now += 2 * SILENCE_S
+    running(monitor, slots=2, workers=1)
+    assert spares.freed and monitor.agents().keys() == {"kept"}
+
+
 def test_the_agent_of_a_node_without_workers_lives_until_its_upload_has_ended(clock: Clock) -> None:
     monitor = monitor_of(clock)
     left = monitor.agent_of("left", None)

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import random
 import uuid
 from collections import Counter
 from collections.abc import Sequence
@@ -16,13 +17,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data.errors import MantaError, TransientStoreError
+from data.errors import DamagedObjectError, MantaError, TransientStoreError
 from data.order.sample_order import SampleOrder
 from data.stores.local import LocalStore
 from data.stores.shard_file import ShardFile
-from orchestrator.run import ledger as ledger_module
+from orchestrator.run import segment_file
 from orchestrator.run.audit import audit
 from orchestrator.run.ledger import (
+    IDS_SCHEMA,
     MERGED,
     METRICS_SCHEMA,
     SAVE_SCHEMA,
@@ -314,7 +316,7 @@ def test_row_groups_are_neither_tiny_nor_larger_than_memory_allows(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Reading and merging hold a few of them at a time."""
-    monkeypatch.setattr(ledger_module, "GROUP_IDS", 5 * BATCH)
+    monkeypatch.setattr(segment_file, "GROUP_IDS", 5 * BATCH)
     ledger = StepLedger(store, 1, 0, [])
     for length in (23, *[13] * (MERGED - 1)):
         ledger.write(rows(ledger.step + 1, ledger.step + length))
@@ -373,3 +375,45 @@ def test_segments_are_deleted_once_no_checkpoint_needs_them(case: str, store: Lo
     sweep_segments(store, lists)
     assert everything - {info.key.removeprefix("ledger/") for info in store.list("ledger/")} == set(swept)
     assert store.unfinished("ledger/") == [] and store.get("ledger/notes.txt") == b"of the user"
+
+
+@pytest.mark.parametrize("schema", [METRICS_SCHEMA, IDS_SCHEMA], ids=["metrics", "ids"])
+def test_a_changed_byte_changes_no_row_or_is_found(store: LocalStore, schema: pa.Schema) -> None:
+    ledger = StepLedger(store, 1, 0, [])
+    ledger.write([row(step) for step in range(1, 40)])
+    [segment] = ledger.segments
+    path = Path(store.url_of(f"ledger/{segment}"))
+    content, expected = path.read_bytes(), read_rows(store, [segment], schema)
+    found = 0
+    draw = random.Random(5)
+    for place in [*draw.sample(range(len(content)), 250), *range(len(content) - 12, len(content))]:
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << draw.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            assert read_rows(store, [segment], schema).equals(expected), place
+        except DamagedObjectError as error:
+            assert str(path) in str(error)
+            found += 1
+    assert found > 20
+
+
+def test_a_missing_segment_and_one_of_other_steps_are_named(store: LocalStore) -> None:
+    ledger = StepLedger(store, 1, 0, [])
+    ledger.write(rows(1, 3))
+    ledger.write(rows(4, 6))
+    first, second = (f"ledger/{name}" for name in ledger.segments)
+    store.put(second, store.get(first))
+    with pytest.raises(DamagedObjectError, match=r"00000004-00000006-a1\.parquet is damaged: steps differ"):
+        read_rows(store, ledger.segments, IDS_SCHEMA)
+    store.delete(second)
+    with pytest.raises(DamagedObjectError, match="is missing"):
+        read_rows(store, ledger.segments)
+
+
+def test_segments_of_older_versions_have_no_digests(store: LocalStore) -> None:
+    ledger = StepLedger(store, 1, 0, [])
+    ledger.write(rows(1, 3))
+    path = Path(store.url_of(f"ledger/{ledger.segments[0]}"))
+    pq.write_table(pq.read_table(path).replace_schema_metadata(None), path)
+    assert read_rows(store, ledger.segments)["step"].to_pylist() == [1, 2, 3]
