@@ -1,13 +1,15 @@
-"""Console output: log lines, and a live progress line on a terminal."""
+"""Console output: log lines, tables, and a live progress line on a terminal. All text goes through `Terminal`."""
 
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from rich.console import Console as RichConsole
 from rich.live import Live
 from rich.text import Text
 
+from orchestrator.printable import printable
 from orchestrator.run.progress import Progress
 
 PLAIN_INTERVAL_S = 10.0
@@ -16,18 +18,29 @@ PLAIN_INTERVAL_S = 10.0
 _STARTED_AT = time.monotonic()
 
 
+class Terminal(RichConsole):
+    """A console of Rich for which strings are data: it finds no markup in them, and shows control characters."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """A string as it is printed, in a table or by itself."""
+        return super().render_str(printable(text), **options)
+
+
 class Console:
     """Prints a run's log lines and progress to standard output."""
 
     def __init__(self) -> None:
-        self.rich = RichConsole(highlight=False)
+        self.rich = Terminal()
         self._live: Live | None = None
         self._printed_at = 0.0
         self._rate: tuple[float, int] | None = None
 
     def line(self, text: str) -> None:
         """Prints a log line with the seconds since the start of the process."""
-        self.rich.print(Text(f"[{time.monotonic() - _STARTED_AT:6.1f} s] {text}"), soft_wrap=True)
+        self.rich.print(f"[{time.monotonic() - _STARTED_AT:6.1f} s] {text}", soft_wrap=True)
 
     def progress(self, progress: Progress, steps: int) -> None:
         """Updates the progress line; if the output is not a terminal, prints a log line every PLAIN_INTERVAL_S."""

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("cluster", "data", "model", "orchestrator")
 
 LAYERS = (
-    ("errors",),
+    ("errors", "printable"),
     ("config",),
     ("policy",),
     ("run",),

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+
+from orchestrator.console import Terminal
 
 FILE_WIDTH = 116
 """Width in columns if the output is not a terminal."""
 
 
-def print_report(report: Mapping[str, Any], console: Console) -> None:
+def print_report(report: Mapping[str, Any], console: Terminal) -> None:
     """Prints a table of the faults, one that compares the two runs, and one of the baseline if there is one."""
     console = _wide(console)
     console.print(_faults(report["faults"]))
@@ -37,7 +38,7 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
         console.print(stock)
 
 
-def print_soak(report: Mapping[str, Any], console: Console) -> None:
+def print_soak(report: Mapping[str, Any], console: Terminal) -> None:
     """Prints a table of the faults, one of their kinds, and one of what was lost and what is left."""
     console = _wide(console)
     console.print(_faults(report["faults"]))
@@ -60,9 +61,9 @@ def print_soak(report: Mapping[str, Any], console: Console) -> None:
     console.print(table)
 
 
-def _wide(console: Console) -> Console:
+def _wide(console: Terminal) -> Terminal:
     """The console, with room for a table if the output is not a terminal."""
-    return console if console.is_terminal else Console(width=FILE_WIDTH, highlight=False)
+    return console if console.is_terminal else Terminal(width=FILE_WIDTH)
 
 
 def _faults(rows: Sequence[Mapping[str, Any]]) -> Table:

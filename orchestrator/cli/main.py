@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from data.errors import MantaError
 from orchestrator.cli import checks, cluster, jobs, models, runs, tune
+from orchestrator.printable import printable
 
 _INTERRUPTED = 130
 """Exit status after Ctrl-C, 128 + SIGINT as in a shell, so that scripts stop too."""
@@ -30,7 +31,7 @@ class _Commands(TyperGroup):
             # Ray wraps an error of a task in a class whose text is a traceback; the error itself is its cause.
             cause = getattr(error, "cause", error)
             typer.secho("error:", fg=typer.colors.RED, bold=True, err=True, nl=False)
-            typer.echo(f" {cause}", err=True)
+            typer.echo(f" {printable(str(cause))}", err=True)
             raise typer.Exit(error.exit_status) from None
 
 

@@ -21,6 +21,7 @@ from cluster.spec import GPU_STAND_IN, ClusterSpec
 from data.errors import InputError
 from orchestrator.commands.jobs import STOP_GRACE_S
 from orchestrator.console import Console
+from orchestrator.printable import printable
 
 
 def bring_up(spec: ClusterSpec) -> None:
@@ -65,7 +66,7 @@ def show_status(name: str | None, as_json: bool) -> None:
         kind = "spot" if spec.spot else "on demand"
         print(f"{spec.name}: {up[spec.name]} of {spec.min} to {spec.max} nodes, {kind}")
     for group, ago_s, why in state.failures:
-        print(f"{group}: a start failed {ago_s:.0f} s ago: {why}")
+        print(printable(f"{group}: a start failed {ago_s:.0f} s ago: {why}"))
     for bundle, count in state.demands:
         print(f"requested: {count} times {', '.join(f'{amount:g} {kind}' for kind, amount in bundle.items())}")
 

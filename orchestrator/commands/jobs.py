@@ -16,6 +16,7 @@ from cluster.local.background import BackgroundCluster, find_cluster, running_cl
 from data.errors import InputError
 from data.stores.store import split_url
 from orchestrator.console import Console
+from orchestrator.printable import printable_log
 
 RUN, STORAGE, SUBMISSION = "manta_run", "manta_storage", "manta_submission"
 """Metadata keys of a job: its run, the run's storage, and a random id of the submission."""
@@ -169,7 +170,7 @@ def normalized(storage: str) -> str:
 
 def print_log(text: str) -> None:
     """Prints a part of a log at once."""
-    sys.stdout.write(text)
+    sys.stdout.write(printable_log(text))
     sys.stdout.flush()
 
 

@@ -137,8 +137,8 @@ def compare_with_nearest(run: Run, console: Console) -> None:
     for each, written in zip(shown, summaries(run, [each.input or "" for each in shown]), strict=True):
         source = (each.input or "").splitlines()
         more = f" … ({len(source)} lines)" if len(source) > 1 else ""
-        console.rich.print(source[0] + more, style="bold", markup=False, highlight=False)
-        console.rich.print(f"  model: {written}\n  truth: {each.text}", markup=False, highlight=False)
+        console.rich.print(source[0] + more, style="bold")
+        console.rich.print(f"  model: {written}\n  truth: {each.text}")
 
 
 def summaries(run: Run, sources: list[str]) -> list[str]:

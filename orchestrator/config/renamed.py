@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from orchestrator.printable import printable
+
 RENAMED = {
     "data.steps": "data.cleaning",
     "eval.beside": "eval.background",
@@ -80,7 +82,7 @@ def rename_dotted(fields: Mapping[str, Any], where: str) -> tuple[dict[str, Any]
 def print_notices(where: str, notices: Sequence[str]) -> None:
     """Prints notices to standard error, which keeps the output of `--json` clean."""
     for notice in notices:
-        print(f"{where}: {notice}", file=sys.stderr)
+        print(printable(f"{where}: {notice}"), file=sys.stderr)
 
 
 def _notice(old: str) -> str:

@@ -17,6 +17,7 @@ from orchestrator.evaluation.translate import scores_of_texts
 from orchestrator.inference.parallel import Part, evaluate_in_tasks, evaluate_part
 from orchestrator.inference.trained_model import load_trained
 from orchestrator.nodes.ray_session import RaySession
+from orchestrator.printable import printable
 from orchestrator.run.run import feed_spec, open_run, reaching_storage
 
 
@@ -42,7 +43,7 @@ def evaluate(
         run = open_run(config)
         trained = load_trained(config, run, step)
         spec = feed_spec(run, trained.data)
-        with RaySession(config, lambda line: print(line, file=sys.stderr)) as start_ray:
+        with RaySession(config, lambda line: print(printable(line), file=sys.stderr)) as start_ray:
             batches = fixed_batches(spec, split, start_ray)
             translates = config.data.has_pairs and config.eval.translate
             pairs = pairs_to_translate(spec, split, config.eval.translate, start_ray) if translates else None

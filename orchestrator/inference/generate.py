@@ -114,10 +114,10 @@ def print_samples(trained: TrainedModel, config: RunConfig, console: Console) ->
 def _print(title: str, texts: Sequence[str], sample: SampleConfig, console: Console, *, apart: bool) -> None:
     """Prints every prompt and its text; `apart`: on separate lines, for texts that do not continue the prompt."""
     for prompt, text in zip(sample.prompts or ("",), texts, strict=True):
-        console.rich.print(title, style="bold", markup=False, highlight=False)
+        console.rich.print(title, style="bold")
         end = "\n" if apart else ""
-        console.rich.print(prompt, style="bold", end=end, markup=False, highlight=False, soft_wrap=True)
-        console.rich.print(text, markup=False, highlight=False, soft_wrap=True)
+        console.rich.print(prompt, style="bold", end=end, soft_wrap=True)
+        console.rich.print(text, soft_wrap=True)
 
 
 def continuations(

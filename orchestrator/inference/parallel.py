@@ -19,6 +19,7 @@ from data.order.pairs import InputBatch
 from model.eager import skip_compiler
 from orchestrator.config.recipe import RunConfig
 from orchestrator.nodes.watch import watching_nodes
+from orchestrator.printable import printable
 from orchestrator.run.run import Run
 
 if TYPE_CHECKING:
@@ -94,4 +95,4 @@ def _load_and_evaluate(run: Run, step: int, batches: Mapping[int, MicroBatch], i
 
 
 def _log(line: str) -> None:
-    print(line, file=sys.stderr)
+    print(printable(line), file=sys.stderr)

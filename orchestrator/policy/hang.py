@@ -47,8 +47,9 @@ LEAST_S: dict[str, float] = {
 }
 """Seconds without progress that are no hang, by phase; in the other phases, workers only hang by sending no beats."""
 
-HANG_FACTOR = 5.0
-"""Multiple of the longest time without progress in a phase so far that is no hang either."""
+HANG_FACTOR, CREATED_FACTOR = 5.0, 3.0
+"""Multiples of the longest time without progress in a phase so far that is no hang either; and of the longest time to a
+first beat, where a mistake costs no more than another process."""
 
 FIRST_S = 900.0
 """Seconds without progress that are no hang in a phase that has not been measured yet: the first step may compile."""
@@ -253,7 +254,7 @@ class HangPolicy:
         """Seconds without a beat, after this one, that are no hang."""
         if beat.phase == "created":
             longest_s = self._longest_s.get("created", 0.0)
-            return max(CREATED_SILENCE_S, HANG_FACTOR * longest_s) * self._patience("created")
+            return max(CREATED_SILENCE_S, CREATED_FACTOR * longest_s) * self._patience("created")
         least_s = STARTING_SILENCE_S if beat.phase == "starting" else SILENCE_S
         return max(least_s, 3 * beat.interval_s, min(2 * self._longest_gap_s, MOST_SILENCE_S))
 

@@ -22,6 +22,7 @@ from orchestrator.driver.attempt import run_attempt
 from orchestrator.driver.prepare import initial_weights_of
 from orchestrator.driver.stop_requests import StopRequests
 from orchestrator.driver.train import close_attempt
+from orchestrator.printable import printable
 from orchestrator.run.checkpoint import CheckpointName, list_checkpoints, refuse_lost_checkpoints
 from orchestrator.run.fence import Fence
 from orchestrator.run.heartbeat import Heartbeat
@@ -172,7 +173,7 @@ class Trial:
 
     def line(self, text: str) -> None:
         """Prints a line to the log of the trial's process."""
-        print(f"[{time.time() - self.assignment.started_at:6.1f} s] {text}", flush=True)
+        print(printable(f"[{time.time() - self.assignment.started_at:6.1f} s] {text}"), flush=True)
 
     def close(self) -> None:
         """Does nothing: there is no live line to remove."""

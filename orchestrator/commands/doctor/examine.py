@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -25,6 +24,7 @@ from orchestrator.commands.doctor.packages import (
 )
 from orchestrator.commands.doctor.services import check_ray, check_recipe_storage
 from orchestrator.config.recipe import RunConfig
+from orchestrator.console import Terminal
 
 
 def examine(config: RunConfig | None) -> list[Check]:
@@ -49,7 +49,5 @@ def print_checks(checks: Sequence[Check]) -> None:
     table = Table("", "check", "found", "what to do", title_justify="left")
     colours = {"ok": "green", "warn": "yellow", "fail": "red"}
     for check in checks:
-        table.add_row(
-            Text(check.status, style=colours[check.status]), Text(check.name), Text(check.found), Text(check.remedy)
-        )
-    Console().print(table)
+        table.add_row(Text(check.status, style=colours[check.status]), check.name, check.found, check.remedy)
+    Terminal().print(table)

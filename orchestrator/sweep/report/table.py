@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
-from rich.text import Text
 
+from orchestrator.console import Terminal
 from orchestrator.report.format import duration, is_number, label
 from orchestrator.sweep.report.facts import Facts, Summary, Trial, config_text, read
 
@@ -21,7 +21,7 @@ _ORDER = ("running", "finished", "stopped", "failed", "pending")
 def live_table(summary: Summary, max_rows: int = MAX_ROWS) -> Table:
     """The table of trials for a terminal of 100 columns: the best, then running ones, then the others."""
     facts = read(summary, curves=False)
-    table = Table(title=Text(_title(summary, facts)), title_justify="left", caption_justify="left", width=100)
+    table = Table(title=_title(summary, facts), title_justify="left", caption_justify="left", width=100)
     table.add_column("trial", no_wrap=True, overflow="ellipsis", max_width=16)
     table.add_column("status", no_wrap=True)
     table.add_column("step", justify="right", no_wrap=True)
@@ -34,16 +34,16 @@ def live_table(summary: Summary, max_rows: int = MAX_ROWS) -> Table:
     )  # within a status by loss, as the sort is stable
     for trial in trials[:max_rows]:
         table.add_row(*_row(trial, facts), style="bold" if trial.is_best else _STYLES.get(trial.status, ""))
-    table.caption = Text(_caption(summary, trials[max_rows:]))
+    table.caption = _caption(summary, trials[max_rows:])
     return table
 
 
-def print_sweep(summary: Summary, console: Console) -> None:
+def print_sweep(summary: Summary, console: Terminal) -> None:
     """Prints a sweep for `manta show`: its facts, cost and best trial, and the table of all trials."""
     facts = read(summary, curves=False)
-    table = Table(title=Text(f"sweep {_flat(summary.get('sweep', ''))}"), show_header=False, title_justify="left")
+    table = Table(title=f"sweep {_flat(summary.get('sweep', ''))}", show_header=False, title_justify="left")
     for name, text in _facts(summary, facts):
-        table.add_row(name, Text(text))
+        table.add_row(name, text)
     console.print(Group(table, live_table(summary, max_rows=max(MAX_ROWS, len(facts.trials)))))
 
 
@@ -96,7 +96,7 @@ def _caption(summary: Summary, hidden: list[Trial]) -> str:
     return "; ".join(parts)
 
 
-def _row(trial: Trial, facts: Facts) -> list[Text]:
+def _row(trial: Trial, facts: Facts) -> list[str]:
     config = " ".join(
         label(f.of(trial)) if f is facts.main else f"{f.short}={label(f.of(trial))}"
         for f in sorted(facts.fields, key=lambda f: f is not facts.main)
@@ -113,7 +113,7 @@ def _row(trial: Trial, facts: Facts) -> list[Text]:
         str(trial.workers) if trial.status == "running" else "",
         duration(trial.worker_s),
     ]
-    return [Text(_flat(cell)) for cell in cells]
+    return [_flat(cell) for cell in cells]
 
 
 def _rank(trial: Trial) -> int:

@@ -7,8 +7,8 @@ from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from rich.cells import cell_len
-from rich.console import Console
 
+from orchestrator.console import Terminal
 from orchestrator.report.format import duration, label
 from orchestrator.sweep.report.facts import short_names
 from orchestrator.sweep.report.table import live_table, print_sweep
@@ -16,7 +16,7 @@ from tests.orchestrator.sweep.summaries import realistic, summaries
 
 
 def printed(thing: Any, width: int = 100) -> str:
-    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console = Terminal(file=io.StringIO(), width=width, color_system=None)
     print_sweep(thing, console) if isinstance(thing, dict) else console.print(thing)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
