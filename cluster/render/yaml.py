@@ -8,14 +8,13 @@ from typing import Any
 
 import yaml
 
+from cluster.strict_yaml import Dumper, represent_text
+
 _WIDTH = 100
 
 
-class _Dumper(yaml.SafeDumper):
-    """Indents lists below their key, writes text of several lines as a block, and repeats values without anchors."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
+class _Dumper(Dumper):
+    """Indents lists below their key, and writes text of several lines as a block."""
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
         super().increase_indent(flow, False)
@@ -26,7 +25,9 @@ _OTHER_BREAKS = frozenset("\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029")
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    style = '"' if _OTHER_BREAKS & set(text) else "|" if "\n" in text else None
+    if _OTHER_BREAKS.isdisjoint(text) and "\n" not in text:
+        return represent_text(dumper, text)
+    style = "|" if _OTHER_BREAKS.isdisjoint(text) else '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 

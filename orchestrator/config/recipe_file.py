@@ -11,40 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from cluster import strict_yaml
+from cluster.spec import looks_secret
+from cluster.strict_yaml import StrictYamlError
 from orchestrator.config.renamed import new_name
 from orchestrator.errors import RecipeError, UnknownRunError
 
 REMEMBERED = Path(".manta/runs")
 """Folder of the resolved recipes of runs that were started from the working directory."""
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML that refuses duplicate keys and reads 3e-4 as a number."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        # Before merge keys (<<) are resolved, since a merged key may be overridden.
-        for key, _ in node.value:
-            if key.tag == "tag:yaml.org,2002:merge":
-                continue
-            if key.tag != "tag:yaml.org,2002:str":
-                raise _at(key, f"a name is expected here, not {getattr(key, 'value', '')!r}; quote it if it is one")
-            if key.value in seen:
-                raise _at(key, f"{key.value} is given twice in this section; keep one")
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def _at(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
-    return yaml.constructor.ConstructorError(problem=problem, problem_mark=node.start_mark)
-
-
-# YAML 1.1 requires a dot in the number and a sign in its exponent, so 3e-4 and 1.5e9 would be strings.
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
 
 
 def read_recipe(path: Path, what: str = "recipe") -> dict[str, Any]:
@@ -64,13 +38,13 @@ def read_recipe(path: Path, what: str = "recipe") -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"The {what} {path} cannot be read: {error}. It is a YAML file in UTF-8.") from None
     try:
-        document = _load(text)
-    except yaml.YAMLError as error:
+        document = strict_yaml.load(text)
+    except StrictYamlError as error:
         raise RecipeError(_describe_syntax(path, text, error)) from None
     if document is None:
         return {}
     if not isinstance(document, dict):
-        raise RecipeError(f"{path}: a {what} maps names to values, such as `name: value`; found {document!r:.80}.")
+        raise RecipeError(f"{path}: a {what} maps names to values, such as `name: value`; found {_kind_of(document)}.")
     return document
 
 
@@ -83,19 +57,12 @@ def apply_overrides(document: dict[str, Any], overrides: Sequence[str]) -> list[
             problems.append(f"--set {override}: must be NAME=VALUE, such as --set train.lr=3e-4")
             continue
         try:
-            assign(document, new_name(name).split("."), _load(text))
-        except yaml.YAMLError as error:
-            what = getattr(error, "problem", None) or error
-            problems.append(
-                f"--set {name}: the value is not YAML ({what}); quote it"
-            )  # the value may be a secret key, so it is not shown
+            assign(document, new_name(name).split("."), strict_yaml.load(text))
+        except StrictYamlError as error:  # the value may be a secret key, so it is not shown
+            problems.append(f"--set {name}: the value is not YAML ({error.problem}); quote it")
         except LookupError as error:
             problems.append(f"--set {name}: {error.args[0]}")
     return problems
-
-
-def _load(text: str) -> Any:
-    return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (a SafeLoader)
 
 
 def assign(document: dict[str, Any], path: Sequence[str], value: Any) -> None:
@@ -121,22 +88,31 @@ def assign(document: dict[str, Any], path: Sequence[str], value: Any) -> None:
             if not last and current.get(key) is None:
                 current[key] = [] if path[depth + 1] == "0" else {}
         else:
-            raise LookupError(f"{here} is {current!r}, which has no fields to set")
+            raise LookupError(f"{here} is {_kind_of(current)}, which has no fields to set")
         if last:
             current[key] = value
         else:
             current = current[key]
 
 
-def _describe_syntax(path: Path, text: str, error: yaml.YAMLError) -> str:
-    """The file, line and column of the error, and the line itself with a caret below the column."""
-    mark = getattr(error, "problem_mark", None)
-    if mark is None:
-        return f"{path} is not YAML: {error}"
-    lines = text.splitlines()
-    shown = lines[mark.line] if mark.line < len(lines) else ""
-    what = getattr(error, "problem", None) or "not YAML"
-    return f"{path}:{mark.line + 1}:{mark.column + 1}: {what}\n    {shown}\n    {' ' * mark.column}^"
+def _describe_syntax(path: Path, text: str, error: StrictYamlError) -> str:
+    """The file, line and column of the error, and the line itself with a caret below the column.
+
+    The line is left out where it, or the one before, may hold a key.
+    """
+    if error.line is None or error.column is None:
+        return f"{path} is not YAML: {error.problem}"
+    at = f"{path}:{error.line + 1}:{error.column + 1}: {error.problem}"
+    near = text.split("\n")[max(0, error.line - 1) : error.line + 1]
+    if any(looks_secret(word) for line in near for word in re.findall(r"\w+", line)):
+        return at
+    return f"{at}\n    {near[-1]}\n    {' ' * error.column}^"
+
+
+def _kind_of(value: Any) -> str:
+    """What a value is, for messages that must not show it: it may be a key."""
+    kinds = {str: "a text", list: "a list", bool: "true or false", type(None): "null"}
+    return kinds.get(type(value), "a number")
 
 
 def _nearby_recipes(path: Path) -> str:
@@ -156,7 +132,7 @@ def remember_recipe(run: str, fields: dict[str, Any]) -> None:
     """Stores a run's resolved recipe in REMEMBERED, so that `manta show RUN` finds the run with its overrides."""
     try:
         REMEMBERED.mkdir(parents=True, exist_ok=True)
-        (REMEMBERED / f"{run}.yaml").write_text(yaml.safe_dump(fields, sort_keys=False))
+        (REMEMBERED / f"{run}.yaml").write_text(strict_yaml.dump(fields))
     except OSError:  # a convenience: an unwritable folder must not prevent training
         return
 

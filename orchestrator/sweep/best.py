@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from cluster import strict_yaml
 from data.config import SECRET
 from orchestrator.config.load import config_from
 from orchestrator.config.recipe_file import read_recipe
@@ -41,7 +40,7 @@ def write_best(sweep: Sweep, best: TrialRecord) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     values = ", ".join(f"{name} = {value}" for name, value in best.point.items())
     header = f"# The best trial of sweep {sweep.name}: trial {best.id} with loss {best.loss:.4f}.\n# {values}\n"
-    path.write_text(header + yaml.safe_dump(_plain(best_recipe(sweep, best)), sort_keys=False))
+    path.write_text(header + strict_yaml.dump(_plain(best_recipe(sweep, best))))
     return path
 
 
@@ -51,7 +50,7 @@ def remember_sweep(sweep: Sweep) -> None:
     spec |= {"recipe": _plain(sweep.document), "set": {}}
     try:
         REMEMBERED.mkdir(parents=True, exist_ok=True)
-        (REMEMBERED / f"{sweep.name}.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
+        (REMEMBERED / f"{sweep.name}.yaml").write_text(strict_yaml.dump(spec))
     except OSError:  # a convenience
         return
 
