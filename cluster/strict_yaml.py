@@ -99,6 +99,18 @@ def dump_line(value: Any) -> str:
     return _UNWRITABLE.sub(lambda match: json.dumps(match[0])[1:-1], json.dumps(value, ensure_ascii=False))
 
 
+def override(name: str, value: Any) -> str:
+    """`NAME=VALUE` as `--set` takes it; the only way to write one. A text is in quotes only where it has to be."""
+    if isinstance(value, str):
+        try:
+            is_plain = load(value) == value and "\n" not in value
+        except StrictYamlError:
+            is_plain = False
+        if is_plain:
+            return f"{name}={value}"
+    return f"{name}={dump_line(value)}"
+
+
 class _Reader:
     """Makes values of the events of a parser."""
 

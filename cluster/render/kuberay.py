@@ -27,6 +27,7 @@ from cluster.render.kuberay_pods import (
     worker_pod,
 )
 from cluster.spec import MARKET_LABEL, ClusterSpec, GroupSpec
+from cluster.strict_yaml import override
 
 RAY_VERSION = "2.60.0"
 """Ray version of the image, pinned in pyproject.toml. KubeRay chooses probes and refuses options by it."""
@@ -119,7 +120,7 @@ def entrypoint(spec: ClusterSpec, storage: str | None) -> str:
         f"{grace_period_s(spec) + PRESUMED_DEAD_MARGIN_S}s",
     ]
     if storage is not None:
-        arguments += ["--set", f"storage={storage}"]
+        arguments += ["--set", override("storage", storage)]
     return shlex.join(arguments)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from cluster.local.faulty_proxy import FaultyProxy
 from cluster.local.nodes import LocalNodes
+from cluster.strict_yaml import override
 from data.errors import MantaError
 from data.stores.store import Store
 from orchestrator.chaos.faults import Injected, Injector
@@ -88,9 +89,9 @@ class Runs:
     def training(self, run: str, nodes: LocalNodes, proxy: FaultyProxy | None = None) -> Command:
         """The command `manta train` on the cluster, which reaches its store through the proxy if there is one."""
         endpoint_url = proxy.endpoint_url if proxy else self.config.store.endpoint_url
-        sets = [*self.overrides, f"run={run}", "store.serve=null"]
+        sets = [*self.overrides, override("run", run), "store.serve=null"]
         if endpoint_url:
-            sets.append(f"store.endpoint_url={endpoint_url}")
+            sets.append(override("store.endpoint_url", endpoint_url))
         scaling = self.config.scaling
         if scaling.effective_min_workers == scaling.effective_max_workers:
             sets += ["scaling.min_workers=1", f"scaling.max_workers={self.plan.nodes}"]

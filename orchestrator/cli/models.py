@@ -152,14 +152,15 @@ def generate(
         "top_p": top_p,
         "seed": seed,
         "beam_size": beam_size,
-        "prompts": json.dumps(prompts, ensure_ascii=False) if prompts else None,
     }
+    from cluster.strict_yaml import override
+    from model.eager import skip_compiler
+
     all_overrides = [
         *(overrides or []),
         *(f"sample.{name}={value}" for name, value in given.items() if value is not None),
+        *([override("sample.prompts", prompts)] if prompts else []),
     ]
-    from model.eager import skip_compiler
-
     if run is not None and folder is None:
         config = load_run_config(run, all_overrides)
         skip_compiler()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -79,7 +78,9 @@ def train(
     ] = False,
 ) -> None:
     """Train, or continue a stopped run of this name. Ctrl-C saves, then stops."""
-    given = [] if init_from is None else [f"train.init_from={json.dumps(init_from)}"]
+    from cluster.strict_yaml import override
+
+    given = [] if init_from is None else [override("train.init_from", init_from)]
     wait_s = seconds_of(patience, "--patience")
     if from_scratch and from_step is not None:
         raise typer.BadParameter("give --from-step or --from-scratch, not both")

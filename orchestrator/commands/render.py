@@ -5,6 +5,7 @@ Problems that would make a pod fail after minutes are refused here, all at once.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, get_args
@@ -13,6 +14,7 @@ from cluster.render import kuberay, vm
 from cluster.render.kuberay_comments import COMMENTS
 from cluster.render.yaml import dump, dump_all
 from cluster.spec import ClusterSpec
+from cluster.strict_yaml import override
 from data.errors import InputError
 from orchestrator.config.cluster_spec import load_cluster
 from orchestrator.config.load import load_recipe
@@ -20,6 +22,7 @@ from orchestrator.config.portability import image_needs, keys_in, local_files, l
 from orchestrator.config.problems import listed
 from orchestrator.config.recipe import RunConfig
 from orchestrator.errors import RecipeError
+from orchestrator.printable import printable
 
 Target = Literal["kuberay", "vm"]
 
@@ -61,10 +64,10 @@ def render(
     spec = load_cluster(path, overrides)
     if to == "vm":
         _refuse(path, vm.spec_problems(spec))
-        return _heading(path, overrides, "--to vm") + dump(vm.ray_config(spec), vm.COMMENTS)
+        return _heading(path, overrides, "--to", "vm") + dump(vm.ray_config(spec), vm.COMMENTS)
     _refuse(path, kuberay.spec_problems(spec))
     if kind == "raycluster":
-        return _heading(path, overrides, "--kind raycluster") + dump(kuberay.ray_cluster(spec), COMMENTS)
+        return _heading(path, overrides, "--kind", "raycluster") + dump(kuberay.ray_cluster(spec), COMMENTS)
     if recipe is None:
         raise InputError(
             "A RayJob runs one recipe: give --recipe RECIPE. For a cluster that jobs are submitted to, give "
@@ -73,12 +76,14 @@ def render(
     config, text = _checked(recipe, spec)
     objects = kuberay.manifests(spec, config.run, text, spec.store.url)
     needs = "".join(f"# The image must contain {need}.\n" for need in image_needs(config))
-    return _heading(path, overrides, f"--recipe {recipe}") + needs + dump_all(objects, COMMENTS)
+    return _heading(path, overrides, "--recipe", str(recipe)) + needs + dump_all(objects, COMMENTS)
 
 
-def _heading(path: Path, overrides: Sequence[str], options: str) -> str:
-    words = ["manta cluster render", str(path), options, *(f"--set {override}" for override in overrides)]
-    return f"# {' '.join(words)}\n"
+def _heading(path: Path, overrides: Sequence[str], *options: str) -> str:
+    """The command, as a comment."""
+    sets = (word for each in overrides for word in ("--set", each))
+    command = shlex.join(["manta", "cluster", "render", str(path), *options, *sets])
+    return "".join(f"# {line}\n" for line in printable(command).split("\n"))
 
 
 def _refuse(path: Path, problems: Sequence[str]) -> None:
@@ -92,7 +97,7 @@ def _checked(recipe: Path, spec: ClusterSpec) -> tuple[RunConfig, str]:
     Raises:
         RecipeError: it is not a valid recipe, contains keys, or needs files of this machine.
     """
-    config = load_recipe(recipe, [f"storage={spec.store.url}"] if spec.store.url is not None else [])
+    config = load_recipe(recipe, [override("storage", spec.store.url)] if spec.store.url is not None else [])
     _refuse(recipe, [f"{name}: {_NO_KEY}" for name in keys_in(config)])
     text = recipe.read_text(encoding="utf-8")
     problems = list(_local_resource_problems(config))

@@ -12,6 +12,7 @@ from typing import Any
 from cluster.errors import ClusterError
 from cluster.jobs import Job, JobExistsError, Jobs
 from cluster.spec import GPU_STAND_IN, ClusterSpec
+from cluster.strict_yaml import override
 from data.errors import InputError
 from manta_start import PACKAGES, has_packages
 from orchestrator.commands.jobs import (
@@ -121,11 +122,11 @@ def adapt_to_local_cluster(config: RunConfig, spec: ClusterSpec) -> tuple[RunCon
     overrides = []
     if spec.store.url is not None:
         config = config.model_copy(update={"storage": spec.store.url})
-        overrides.append(f"storage={spec.store.url}")
+        overrides.append(override("storage", spec.store.url))
     if config.scaling.on_gpu:
         scaling = config.scaling.model_copy(update={"gpu_resource": GPU_STAND_IN})
         config = config.model_copy(update={"scaling": scaling})
-        overrides.append(f"scaling.gpu_resource={GPU_STAND_IN}")
+        overrides.append(override("scaling.gpu_resource", GPU_STAND_IN))
     return config, overrides
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from cluster.strict_yaml import override
 from data.cleaning.config import FunctionStep
 from data.config import SECRET
 from data.stores.store import split_url
@@ -87,7 +88,7 @@ def local_paths(config: RunConfig, recipe: Path, *, this_machine: bool) -> list[
     relative = [(name, path) for name, path in local_files(config) if not path.startswith(("/", "file://"))]
     if this_machine:
         served = [("store.serve", config.store.serve)] if config.store.serve is not None else []
-        return [f"{name}={split_url(path)[1]}" for name, path in [*relative, *served]]
+        return [override(name, split_url(path)[1]) for name, path in [*relative, *served]]
     problems = [
         f"{name} = {path!r}: the cluster does not have the files of this machine; name a bucket, or an absolute path "
         "on a file system that all nodes share"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from typing import Any
 
 import pytest
@@ -12,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster import strict_yaml
-from cluster.strict_yaml import MOST_DEPTH, StrictYamlError, dump, dump_line, load
+from cluster.strict_yaml import MOST_DEPTH, StrictYamlError, dump, dump_line, load, override
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=12),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=12),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
     max_leaves=12,
 )
@@ -152,3 +153,20 @@ def test_any_text_gives_a_value_or_one_message(text: str) -> None:
         load(text)
     except StrictYamlError as error:
         assert error.problem and "\n" not in error.problem
+
+
+@given(VALUES)
+def test_an_override_is_read_as_its_value(value: Any) -> None:
+    name, _, text = override("data.sources.0.path", value).partition("=")
+    assert name == "data.sources.0.path" and load(text) == value
+
+
+@pytest.mark.parametrize("text", ["s3://bucket/a b", "/x #2", "/a: b", "~", "1e3", "=", "", "[a]", "it's", '"', "a\nb"])
+def test_hostile_paths_survive_the_road_of_a_shell(text: str) -> None:
+    [_, given] = shlex.split(shlex.join(["--set", override("storage", text)]))
+    assert load(given.partition("=")[2]) == text
+
+
+def test_plain_texts_are_written_plainly() -> None:
+    assert override("storage", "s3://bucket/runs") == "storage=s3://bucket/runs"
+    assert override("storage", "/data/x #2") == 'storage="/data/x #2"'
