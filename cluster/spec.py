@@ -49,7 +49,7 @@ def bytes_of(quantity: str) -> int:
 class _Part(BaseModel):
     """A part of the spec: immutable; unknown names are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class SecretRef(_Part):

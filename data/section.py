@@ -5,6 +5,7 @@ A module of its own, because sections are defined in many places, and those of `
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -14,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 class Section(BaseModel):
     """A section of a recipe: immutable; unknown names are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def without_password(url: str) -> str:
@@ -32,5 +33,18 @@ def without_password(url: str) -> str:
     return url
 
 
-UrlOrPath = Annotated[str, AfterValidator(without_password)]
+def without_variables(url: str) -> str:
+    """The URL or path, unchanged.
+
+    Raises:
+        ValueError: it means something else than it says: a variable, which nothing expands, or half of a URL.
+    """
+    if variable := re.search(r"\$\{?[A-Za-z_]\w*", url):
+        raise ValueError(f"variables such as {variable[0]} are not expanded; write what it stands for")
+    if half := re.match(r"(s3|gs|file|https?):(?!//)", url):
+        raise ValueError(f"begins with {half[0]} and is no URL; write {half[0]}//…, or ./{half[0]}… for a folder")
+    return url
+
+
+UrlOrPath = Annotated[str, AfterValidator(without_password), AfterValidator(without_variables)]
 """A URL or path."""

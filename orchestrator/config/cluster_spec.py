@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from cluster.spec import ClusterSpec
-from orchestrator.config.problems import field_problems, listed
+from orchestrator.config.problems import field_problems, listed, number_problems
 from orchestrator.config.recipe_file import apply_overrides, read_recipe
 from orchestrator.errors import RecipeError
 
@@ -28,7 +28,7 @@ def load_cluster(path: Path, overrides: Sequence[str] = ()) -> ClusterSpec:
         RecipeError: the file cannot be read, or has problems; all of them are in the message.
     """
     document = read_recipe(path, "cluster spec")
-    problems = apply_overrides(document, overrides)
+    problems = [*apply_overrides(document, overrides), *number_problems(document, ClusterSpec)]
     try:
         spec = ClusterSpec.model_validate(document)
     except ValidationError as error:

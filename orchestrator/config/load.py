@@ -9,7 +9,7 @@ from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from orchestrator.config.problems import field_problems, listed
+from orchestrator.config.problems import field_problems, listed, number_problems
 from orchestrator.config.recipe import RunConfig
 from orchestrator.config.recipe_file import REMEMBERED, apply_overrides, read_recipe
 from orchestrator.config.renamed import notices_of, print_notices, rename_fields
@@ -53,7 +53,7 @@ def config_from(document: dict[str, Any], where: str, problems: Sequence[str] = 
         RecipeError: there are problems; all of them are in the message.
     """
     document = _without_empty_sections(RunConfig, document)
-    problems = [*problems, *rename_fields(document)[1]]
+    problems = [*problems, *rename_fields(document)[1], *number_problems(document, RunConfig)]
     try:
         config = RunConfig.model_validate(document)
     except ValidationError as error:

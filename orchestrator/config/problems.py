@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -40,6 +40,44 @@ def field_problems(error: ValidationError, model: type[BaseModel] = RunConfig) -
         return any(inner != outer and inner[: len(outer)] == outer for inner in locations)
 
     return [_describe(e, model) for e in found if not has_inner_error(e["loc"])]
+
+
+MOST = 2**63 - 1
+"""Largest integer of a recipe: stored tables and torch have no larger ones."""
+
+
+def number_problems(value: Any, annotation: Any, name: str = "") -> Iterator[str]:
+    """Yields the problems of numbers that pydantic accepts though nobody means them: booleans, and beyond 64 bits.
+
+    Args:
+        value: of a section or field, as it was given.
+        annotation: of the field, or the section's class.
+        name: dotted name.
+    """
+    if isinstance(value, dict):
+        section = next(filter(None, map(section_of, (annotation, *get_args(annotation)))), None)
+        for each, inner in value.items():
+            known = section.model_fields.get(each) if section else None
+            if known or not section:
+                of = known.annotation if known else annotation
+                yield from number_problems(inner, of, f"{name}.{each}" if name else str(each))
+    elif isinstance(value, list):
+        kinds = variants_of(annotation)
+        for index, inner in enumerate(value):
+            tags = [each for each in inner.values() if isinstance(each, str)] if isinstance(inner, dict) else []
+            kind = next((kinds[tag] for tag in tags if tag in kinds), None)
+            yield from number_problems(inner, kind or element_of(annotation) or annotation, f"{name}.{index}")
+    elif isinstance(value, bool):
+        if (types := set(_scalar_types(annotation))) & {int, float} and bool not in types:
+            yield f"{name} = {json.dumps(value)}: should be a number, not true or false"
+    elif isinstance(value, int) and abs(value) > MOST:
+        yield f"{name} = {_shown(name, value)}: should be at most {MOST:,}"
+
+
+def _scalar_types(annotation: Any) -> Iterator[Any]:
+    yield annotation
+    for part in get_args(annotation):
+        yield from _scalar_types(part)
 
 
 def _describe(error: ErrorDetails, model: type[BaseModel]) -> str:

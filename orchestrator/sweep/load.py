@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from orchestrator.config.load import config_from
-from orchestrator.config.problems import field_problems, listed
+from orchestrator.config.problems import field_problems, listed, number_problems
 from orchestrator.config.recipe import RunConfig
 from orchestrator.config.recipe_file import apply_overrides, read_recipe
 from orchestrator.config.renamed import notices_of, print_notices, rename_dotted, rename_fields, with_new_names
@@ -40,7 +40,7 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> Sweep:
     of_sweep = [each for each in overrides if each.partition("=")[0].split(".")[0] not in RunConfig.model_fields]
     of_run = [each for each in overrides if each not in of_sweep]
     print_notices("--set", notices_of(override.partition("=")[0] for override in of_run))
-    problems += apply_overrides(document, of_sweep)
+    problems += [*apply_overrides(document, of_sweep), *number_problems(document, SweepSpec)]
     try:
         spec = SweepSpec.model_validate(document)
     except ValidationError as error:

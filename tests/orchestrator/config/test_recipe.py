@@ -388,3 +388,30 @@ class TestSchema:
     )
     def test_nearest_name(self, given: str, meant: str | None) -> None:
         assert nearest_name(RunConfig, given) == meant
+
+
+class TestSenselessValues:
+    @pytest.mark.parametrize(
+        ("override", "problem"),
+        [
+            ("seed=18446744073709551616", r"seed = 18446744073709551616: should be at most 9,223,372,036,854,775,807"),
+            ("seed=no", r'seed = "no": should be a valid integer'),
+            ("seed=true", r"seed = true: should be a number, not true or false"),
+            ("train.lr=on", r'train\.lr = "on": should be a valid number'),
+            ("train.lr=true", r"train\.lr = true: should be a number"),
+            ("data.sources.0.weight=.inf", r"data\.sources\.0\.weight = Infinity: should be a finite number"),
+            ("data.sources.0.weight=true", r"data\.sources\.0\.weight = true: should be a number"),
+            ("train.label_smoothing=.nan", r"train\.label_smoothing = NaN: should be"),
+            ("checkpoint.every_s=1:30", r'checkpoint\.every_s = "1:30": should be a valid number'),
+            ("storage=s3:b", r"storage: begins with s3: and is no URL; write s3://"),
+            ("storage=$HOME/runs", r"storage: variables such as \$HOME are not expanded"),
+            ("data.sources.0.path=${DATA}/x", r"data\.sources\.0\.path: variables such as \$\{DATA are not expanded"),
+        ],
+    )
+    def test_is_refused_by_name(self, recipe: Path, override: str, problem: str) -> None:
+        (line,) = problems(recipe, override)
+        assert re.match(r"\s*" + problem, line), line
+
+    @pytest.mark.parametrize(("text", "value"), [("010", 10), ("0o17", 15), ("1e3", 1000), ("1000", 1000)])
+    def test_numbers_are_those_of_yaml_1_2(self, recipe: Path, text: str, value: int) -> None:
+        assert load_recipe(recipe, [f"train.steps={text}"]).train.steps == value
