@@ -9,6 +9,7 @@
     │   ├── DiskFullError           no space where something had to be written
     │   ├── CleaningError           a function of data.cleaning failed on a document
     │   └── TokenizerError          a tokenizer does not fit what it is asked to do
+    ├── OutOfMemoryError            this node has too little memory for what it was to read; exit status 1
     ├── TransientStoreError         the store did not answer in time; worth a retry, exit status 1
     ├── ObjectNotFoundError         no object under this key; for the caller to act on
     └── ConflictError               a conditional write lost to another writer; for the caller to act on
@@ -29,6 +30,7 @@ __all__ = [
     "InputError",
     "MantaError",
     "ObjectNotFoundError",
+    "OutOfMemoryError",
     "ShardChangedError",
     "StoreAccessError",
     "TokenizerError",
@@ -81,6 +83,10 @@ class CleaningError(InputError):
 
 class TokenizerError(InputError):
     """The tokenizer does not fit the text or the model."""
+
+
+class OutOfMemoryError(MantaError):
+    """This node has too little memory to read a shard, which may be sound: another node would read it."""
 
 
 class TransientStoreError(MantaError):

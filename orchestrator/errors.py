@@ -16,6 +16,7 @@
     │   ├── DiskFullError               (data) no disk space left
     │   ├── CleaningError               (data) a function of data.cleaning failed on a document
     │   └── TokenizerError              (data) a tokenizer does not fit its use
+    ├── OutOfMemoryError                (data) a node has too little memory to read a shard
     ├── TransientStoreError             (data) the store did not answer in time; worth a retry
     ├── ObjectNotFoundError             (data) no object under this key; callers handle it
     ├── ConflictError                   (data) a conditional write came second; callers handle it
@@ -41,6 +42,7 @@ from data.errors import (
     InputError,
     MantaError,
     ObjectNotFoundError,
+    OutOfMemoryError,
     ShardChangedError,
     StoreAccessError,
     TokenizerError,
@@ -64,6 +66,7 @@ __all__ = [
     "InputError",
     "MantaError",
     "ObjectNotFoundError",
+    "OutOfMemoryError",
     "RecipeError",
     "RunInUseError",
     "ShardChangedError",

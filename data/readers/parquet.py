@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from data.errors import BadShardError
+from data.errors import BadShardError, MantaError, OutOfMemoryError
 from data.readers.reading import Location, RawDocument, Reading, near_names, reason_of
 from data.stores.shard_file import ShardFile
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 
 BATCH_BYTES = 8 << 20
 """Bytes of text of the rows held at once, by the row group's average."""
+
+MOST_BYTES = 1 << 32
+"""Most memory that a sound shard asks for at once: a page, or a dictionary of texts, which have 32-bit sizes."""
 
 BATCH_ROWS = 512
 """Most rows held at once: a long text that repeats is stored once, so the average makes it look short."""
@@ -58,11 +62,29 @@ def read_parquet(file: ShardFile, row_group: int, reading: Reading) -> Iterator[
             for of_row in zip(*values, strict=True):
                 yield Location(f"row group {row_group}, row {row}"), [value.as_py() for value in of_row]
                 row += 1
+    except MemoryError as error:  # Arrow's, too
+        raise _without_memory(reading, Location(f"row group {row_group}, after row {row}"), error) from error
     except (pa.ArrowException, OSError) as error:
         location = Location(f"row group {row_group}, after row {row}")
         raise reading.bad(
             location, f"truncated or damaged Parquet ({reason_of(error)}). Write the shard again."
         ) from error
+
+
+def _without_memory(reading: Reading, location: Location, error: MemoryError) -> MantaError:
+    """The error for memory that was refused.
+
+    Whether a shard is left out must not depend on the memory of the node that reads it. So one that asks for more than
+    any sound one needs is bad everywhere, and any other one is read by another node, or not at all.
+    """
+    asked = max(map(int, re.findall(r"\d+", str(error))), default=0)
+    if asked > MOST_BYTES:
+        remedy = "Write the shard again, in smaller row groups."
+        return reading.bad(location, f"it asks for {asked / 1e9:,.0f} GB of memory at once. {remedy}")
+    return OutOfMemoryError(
+        f"{reading.path}, {location.name}: this node has too little memory to read it ({reason_of(error)}). Use nodes "
+        "with more memory, or write the shard again in smaller row groups."
+    )
 
 
 def _as_bytes(values: Any) -> Any:
@@ -87,7 +109,11 @@ def _open(file: ShardFile) -> Any:
 
     try:
         # Without a buffer size it would fetch the column of a whole row group at once.
-        return pq.ParquetFile(pa.PythonFile(file, mode="r"), buffer_size=4 << 20)
+        return pq.ParquetFile(
+            pa.PythonFile(file, mode="r"),
+            buffer_size=4 << 20,
+            page_checksum_verification=True,  # where the writer has written any
+        )
     except (pa.ArrowException, OSError) as error:
         reason = reason_of(error)
         raise BadShardError(f"{file.url} is truncated or no Parquet: its footer cannot be read ({reason}).") from error

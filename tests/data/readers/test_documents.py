@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+import random
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.config import DataConfig, SourceConfig, StoreConfig
-from data.errors import BadShardError, MantaError, ShardChangedError, TransientStoreError
+from data.errors import BadShardError, MantaError, OutOfMemoryError, ShardChangedError, TransientStoreError
 from data.readers import parquet, unpack
 from data.readers.documents import Document, read_documents
 from data.readers.reading import ReadReport
@@ -235,6 +236,32 @@ class TestBadShards:
         with pytest.raises(BadShardError, match=r"a\.parquet, row group 0, after row \d+: (truncated|invalid)"):
             read(path, row_group=0)
         assert len(read(path, row_group=1)) == 2500
+
+    def test_page_checksums_are_verified_where_there_are_any(self, tmp_path: Path) -> None:
+        sink = io.BytesIO()
+        table = pa.table({"text": [f"some text {i}" for i in range(300)]})
+        pq.write_table(table, sink, compression="none", use_dictionary=False, write_page_checksum=True)
+        content, sound = sink.getvalue(), [f"some text {i}" for i in range(300)]
+        draw = random.Random(3)
+        for place in draw.sample(range(200, 4000), 20):  # those of the page, after its header
+            damaged = bytearray(content)
+            damaged[place] ^= 1 << draw.randrange(8)
+            with pytest.raises(BadShardError, match=r"damaged Parquet"):
+                texts(written(tmp_path / "a.parquet", bytes(damaged)))
+        assert texts(written(tmp_path / "a.parquet", content)) == sound
+
+    @pytest.mark.parametrize(("size", "error"), [(1 << 20, OutOfMemoryError), (1 << 35, BadShardError)])
+    def test_a_node_with_little_memory_leaves_out_no_sound_shard(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, error: type[MantaError]
+    ) -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise pa.ArrowMemoryError(f"malloc of size {size} failed")
+
+        path = written(tmp_path / "a.parquet", as_parquet({"text": ["a"]}))
+        monkeypatch.setattr(pq.ParquetFile, "iter_batches", fail)
+        with pytest.raises(error, match=r"a\.parquet, row group 0, after row 0: .*smaller row groups") as raised:
+            read(path)
+        assert type(raised.value) is error
 
     def test_invalid_utf8_in_parquet(self, tmp_path: Path) -> None:
         values = pa.StringArray.from_buffers(2, pa.array([0, 2, 5], pa.int32()).buffers()[1], pa.py_buffer(b"okab\xff"))
