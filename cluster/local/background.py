@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import threading
@@ -25,6 +24,7 @@ from cluster.errors import ClusterError
 from cluster.local.autoscaled import AutoscaledCluster
 from cluster.local.nodes import START_TIMEOUT_S
 from cluster.local.processes import calling, end_session, start_time
+from cluster.private_folder import private_folder
 from cluster.spec import ClusterSpec
 
 STOP_TIMEOUT_S = 30.0
@@ -81,12 +81,7 @@ def records_folder() -> Path:
     Raises:
         ClusterError: the folder belongs to another user, or others have access to it.
     """
-    folder = Path(f"/tmp/manta-clusters-{os.getuid()}")
-    folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
-    if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o077:
-        raise ClusterError(f"{folder} is accessible to other users, so its content cannot be trusted. Remove it.")
-    return folder
+    return private_folder(Path(f"/tmp/manta-clusters-{os.getuid()}"))
 
 
 def running_clusters() -> list[BackgroundCluster]:

@@ -1,6 +1,6 @@
 """NodeMemory: snapshots of a run's state in the memory of its nodes, outside of any worker process.
 
-    /dev/shm/manta-state-<run>/a<attempt>-<identity>/<node>/step-00000140/model.safetensors
+    /dev/shm/manta-state-<user>-<run>/a<attempt>-<identity>/<node>/step-00000140/model.safetensors
                                                                           optimizer.safetensors
                                                                           average.safetensors
                                                                           rows.npy
@@ -32,7 +32,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.errors import DiskFullError
+from cluster.private_folder import is_private, private_folder
+from data.errors import DiskFullError, InputError
 from orchestrator.errors import SnapshotGoneError
 from orchestrator.run.job import Owner
 from orchestrator.run.ledger import StepRow, load_rows, save_rows
@@ -68,6 +69,11 @@ class NodeMemory:
         if found := cls.found_on_this_node(owner, node_id):
             return found
         roots = snapshot_roots(owner.run_url)
+        if not roots:
+            raise InputError(
+                f"Snapshots have no place on this node: manta-state-{os.geteuid()}-* in {tempfile.gettempdir()} and in "
+                f"/dev/shm are other users' folders. Remove them, or set {SHARED_MEMORY} to a folder of your own."
+            )
         with ExitStack() as stack:  # several nodes may be on this machine
             for root in roots:
                 stack.enter_context(_folder_lock(root))
@@ -76,7 +82,7 @@ class NodeMemory:
             earlier = [folder for folder in others if _attempt_of(folder) <= owner.attempt]
             if adopted := _newest_adoptable(earlier, owner):
                 memory = cls(adopted.parents[2] / owner.folder / node_id)
-                memory.folder.mkdir(parents=True, exist_ok=True)
+                memory.make_folder()
                 adopted.rename(memory.folder / adopted.name)
             else:
                 memory_folder = roots[-1].parent
@@ -92,6 +98,11 @@ class NodeMemory:
         """The folder of an attempt's snapshots on this node; None where there is none yet."""
         folders = (root / owner.folder / node_id for root in snapshot_roots(owner.run_url))
         return next((cls(folder) for folder in folders if folder.is_dir()), None)
+
+    def make_folder(self) -> None:
+        """Creates the node's folder, closed to other users, unless it is there."""
+        private_folder(self.folder.parents[1])
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     def unpin(self) -> None:
         """Deletes what `pinned` yielded to a process that was killed."""
@@ -136,7 +147,7 @@ class NodeMemory:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Holds the node's lock, so that one of its processes writes at a time."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.make_folder()
         with (self.folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
@@ -255,13 +266,14 @@ def remove_attempt(run_url: str, attempt: int) -> None:
 
 
 def snapshot_roots(run_url: str) -> list[Path]:
-    """Folders that may hold a run's snapshots on a node, the preferred one last."""
+    """Folders that may hold a run's snapshots on a node, the preferred one last; none that another user has made."""
     label = hashlib.blake2b(run_url.encode(), digest_size=8).hexdigest()
-    roots = [Path(tempfile.gettempdir()) / f"manta-state-{label}"]
+    places = [Path(tempfile.gettempdir())]
     memory = Path(os.environ.get(SHARED_MEMORY, "/dev/shm"))
     if memory.is_dir():
-        roots.append(memory / f"manta-state-{label}")
-    return roots
+        places.append(memory)
+    roots = [place / f"manta-state-{os.geteuid()}-{label}" for place in places]
+    return [root for root in roots if is_private(root)]
 
 
 def _attempt_of(folder: Path) -> int:

@@ -1,5 +1,6 @@
 """NodeMemory: snapshots are complete or absent, the newest are kept, and another node can receive them."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import ray
 import torch
 
-from data.errors import DiskFullError
+from data.errors import DiskFullError, InputError
 from model.config import ModelConfig
 from model.optim.config import OptimizerConfig
 from model.optim.optimizer import build_optimizer
@@ -24,6 +25,7 @@ from orchestrator.snapshots.store import (
     KEEP,
     NodeMemory,
     remove_attempt,
+    remove_runs,
     snapshot_roots,
     unfilled_object_store_bytes,
 )
@@ -241,3 +243,41 @@ def test_what_the_object_store_will_take_shrinks_as_it_fills() -> None:
     assert 128 << 20 <= before <= 512 << 20, "the cluster's object store has 256 MB"
     assert before - after >= 48 << 20
     del held
+
+
+def hostile(root: Path, kind: str, theirs: Path) -> None:
+    """Another user's folder in place of a run's."""
+    if kind == "link":
+        root.symlink_to(theirs)
+    else:
+        root.mkdir(mode=0o700)
+        (root / "a1-planted").mkdir()
+        if kind == "open to all":
+            root.chmod(0o777)
+        else:
+            os.chown(root, 12345, 12345)
+
+
+@pytest.mark.parametrize("kind", ["link", "open to all", "theirs"])
+def test_a_folder_that_another_user_made_is_neither_used_nor_emptied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    if kind == "theirs" and os.geteuid() != 0:
+        pytest.skip("only root gives a folder to another user")
+    for name in ("shm", "tmp", "victim/a1-x"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.setenv(store_module.SHARED_MEMORY, str(tmp_path / "shm"))
+    monkeypatch.setattr(store_module.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
+    here, there = snapshot_roots("s3://bucket/runs/night")
+    hostile(there, kind, tmp_path / "victim")
+    owner = Owner("s3://bucket/runs/night", 2, "mine", {1: None})
+    memory = NodeMemory.on_this_node(owner, "node", 1)
+    write(memory, 1, trainee(0), rows(1, 1))
+    assert here in memory.folder.parents and here.stat().st_mode & 0o077 == 0
+    remove_attempt(owner.run_url, 1)
+    remove_runs([owner.run_url])
+    assert (tmp_path / "victim/a1-x").is_dir() and (kind == "link" or (there / "a1-planted").is_dir())
+
+    hostile(here, kind, tmp_path / "victim")
+    with pytest.raises(InputError, match="are other users' folders"):
+        NodeMemory.on_this_node(owner, "node", 1)
