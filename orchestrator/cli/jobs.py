@@ -30,6 +30,10 @@ def submit(
         Path, typer.Option("--working-dir", metavar="FOLDER", help="Folder that is shipped; the recipe must be in it.")
     ] = Path(),
     takeover: Takeover = False,
+    dry: Annotated[
+        bool,
+        typer.Option("--dry-run", help="List what would be shipped, and what is left out and why."),
+    ] = False,
 ) -> None:
     """Train on a cluster: ship this folder, run [bold]manta train[/] there, and follow it. Ctrl-C leaves it running.
 
@@ -38,7 +42,8 @@ def submit(
     config = load_config(recipe, overrides)
     from orchestrator.commands.submit import submit
 
-    raise typer.Exit(submit(config, recipe, overrides or [], address, folder=folder, wait=wait, takeover=takeover))
+    status = submit(config, recipe, overrides or [], address, folder=folder, wait=wait, takeover=takeover, dry=dry)
+    raise typer.Exit(status)
 
 
 @app.command(epilog="Example: [bold]manta jobs --address http://HOST:8265[/]")

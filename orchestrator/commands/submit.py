@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import secrets
 import shlex
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from cluster.errors import ClusterError
 from cluster.jobs import Job, JobExistsError, Jobs
 from cluster.spec import GPU_STAND_IN, ClusterSpec
 from cluster.strict_yaml import override
+from data.cleaning.config import FunctionStep
 from data.errors import InputError
 from manta_start import PACKAGES, has_packages
 from orchestrator.commands.jobs import (
@@ -28,17 +31,13 @@ from orchestrator.commands.jobs import (
     normalized,
     reach,
 )
+from orchestrator.commands.shipped import Shipment, shipment
 from orchestrator.config.portability import local_paths, refuse_keys
 from orchestrator.config.recipe import RunConfig
 from orchestrator.console import Console
 from orchestrator.errors import RunInUseError
+from orchestrator.printable import printable
 from orchestrator.run.fence import PRESUMED_DEAD_S
-
-EXCLUDED = (
-    *(".git", ".venv", "venv", ".manta", "__pycache__", "*_cache", "*.egg-info"),
-    *(".env", ".env.*", ".aws", ".ssh", ".netrc", "*.pem", "*.key", "*.credentials"),
-)
-"""Files that are not shipped, besides those of the .gitignore: derived files, and files with keys."""
 
 PATIENCE_S = PRESUMED_DEAD_S + 15
 """Seconds that a job waits for an attempt that seems alive; the heartbeat of a dead one becomes stale meanwhile."""
@@ -61,6 +60,7 @@ def submit(
     folder: Path,
     wait: bool,
     takeover: bool = False,
+    dry: bool = False,
 ) -> int:
     """Submits the recipe's run as a job; returns its exit status if it is followed, else 0.
 
@@ -70,18 +70,23 @@ def submit(
         folder: the folder that is shipped; the recipe is in it.
         wait: whether to follow the job to its end.
         takeover: whether the job takes the run from an attempt that seems alive.
+        dry: only list what would be shipped.
 
     Raises:
         InputError: the recipe needs files of this machine, or contains keys.
         RunInUseError: a job of the run is running or waiting on the cluster.
         ClusterError: the cluster does not answer, or refuses the job.
     """
+    shipped = path_in_shipped(recipe, folder)
+    ships = shipment(folder, needed_files(config, shipped, folder))
+    if dry:
+        print(printable("\n".join(ships.report())))
+        return 0
     local, address = reach(address)
     if local is not None:
         config, changes = adapt_to_local_cluster(config, local.spec)
         overrides = [*overrides, *changes]
     refuse_keys(config, recipe)
-    shipped = path_in_shipped(recipe, folder)
     absolute = local_paths(config, recipe, this_machine=local is not None)
     console = Console()
     jobs = Jobs(address, console.line)
@@ -90,9 +95,14 @@ def submit(
         *(word for override in (*overrides, *absolute) for word in ("--set", override)),
         *(["--takeover"] if takeover else []),
     ]
+    console.line(
+        f"shipping {len(ships.files):,} files of {folder.resolve()}, {ships.bytes / 1e6:,.1f} MB; "
+        f"{len(ships.left_out):,} left out, see manta submit --dry-run"
+    )
     for is_again in (False, True):
         metadata = {RUN: config.run, STORAGE: normalized(config.storage), SUBMISSION: secrets.token_hex(8)}
-        job_id = _submit(jobs, shlex.join(command), runtime_env(folder), metadata)
+        with packed(ships) as environment:
+            job_id = _submit(jobs, shlex.join(command), environment, metadata)
         console.line(f"job {job_id} submitted to {address}")
         if not wait:
             where = at_address(jobs)
@@ -148,12 +158,31 @@ def path_in_shipped(recipe: Path, folder: Path) -> Path:
         ) from None
 
 
-def runtime_env(folder: Path | None) -> dict[str, Any]:
-    """The runtime environment of a job: ships the project's folder, if any, and Manta if it is not in the folder."""
-    is_manta = folder is not None and has_packages(folder)
-    project = {} if folder is None else {"working_dir": str(folder.resolve()), "excludes": list(EXCLUDED)}
-    modules = {} if is_manta else {"py_modules": [str(_ROOT / name) for name in ("manta_start", *PACKAGES)]}
-    return {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S)}, **project, **modules}
+def needed_files(config: RunConfig, recipe: Path, folder: Path) -> list[str]:
+    """Paths in the folder that the job cannot do without: the recipe, and the modules of the user's functions."""
+    needed = [recipe.as_posix()]
+    for step in config.data.cleaning:
+        if isinstance(step, FunctionStep):
+            module = step.path.rpartition(".")[0].replace(".", "/")
+            needed += [name for name in (f"{module}.py", f"{module}/__init__.py") if (folder / name).is_file()]
+    return needed
+
+
+@contextmanager
+def packed(ships: Shipment | None) -> Iterator[dict[str, Any]]:
+    """The runtime environment of a job, with a package that exists in the block.
+
+    It ships the project's files, if any, and Manta if it is not in their folder.
+    """
+    environment: dict[str, Any] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S)}}
+    if ships is None or not has_packages(ships.folder):
+        environment["py_modules"] = [str(_ROOT / name) for name in ("manta_start", *PACKAGES)]
+    with tempfile.TemporaryDirectory(prefix="manta-submit-") as scratch:
+        if ships is not None:
+            package = Path(scratch) / "project.zip"
+            ships.write(package)
+            environment["working_dir"] = str(package)
+        yield environment
 
 
 def _submit(jobs: Jobs, entrypoint: str, environment: Mapping[str, Any], metadata: Mapping[str, str]) -> str:

@@ -13,7 +13,8 @@ from cluster.jobs import Job, Jobs
 from data.errors import MantaError
 from orchestrator.commands.doctor.check import Check
 from orchestrator.commands.jobs import reach
-from orchestrator.commands.submit import adapt_to_local_cluster, path_in_shipped, runtime_env
+from orchestrator.commands.shipped import shipment
+from orchestrator.commands.submit import adapt_to_local_cluster, packed, path_in_shipped
 from orchestrator.config.portability import local_paths, refuse_keys
 from orchestrator.config.recipe import RunConfig
 
@@ -38,7 +39,7 @@ def examine_cluster(
     except ClusterError as error:
         return [Check("cluster", "fail", str(error), "Give the cluster's dashboard: --address http://HOST:8265")]
     checks = [Check("cluster", "ok", f"{address} answers; {len(live)} jobs running or waiting")]
-    arguments = ["doctor", "--json"]
+    arguments, ships = ["doctor", "--json"], None
     if config is not None and recipe is not None:
         try:
             if local is not None:
@@ -46,6 +47,7 @@ def examine_cluster(
                 overrides = [*overrides, *changes]
             refuse_keys(config, recipe)
             shipped = path_in_shipped(recipe, folder)
+            ships = shipment(folder, [shipped.as_posix()])
             absolute = local_paths(config, recipe, this_machine=local is not None)
         except MantaError as error:
             return [*checks, Check("recipe", "fail", str(error), "Fix what the message names.")]
@@ -53,8 +55,8 @@ def examine_cluster(
         arguments = ["doctor", str(shipped), "--json", *sets]
     try:
         job_id = f"doctor-{secrets.token_hex(4)}"
-        environment = runtime_env(folder if recipe else None)
-        jobs.submit(shlex.join(["python", "-m", "manta_start", *arguments]), job_id, environment, {})
+        with packed(ships) as environment:
+            jobs.submit(shlex.join(["python", "-m", "manta_start", *arguments]), job_id, environment, {})
         checks += head_checks(_wait_for_end(jobs, job_id), jobs.logs(job_id))
     except ClusterError as error:
         checks.append(Check("head", "fail", str(error), "Jobs fail on the cluster: see the logs on its dashboard."))

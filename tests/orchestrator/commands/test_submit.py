@@ -12,7 +12,8 @@ from cluster.jobs import Job
 from cluster.spec import GPU_STAND_IN, ClusterSpec, GroupSpec, StoreSpec
 from data.errors import InputError
 from orchestrator.commands.jobs import exit_status, newest_job, reach
-from orchestrator.commands.submit import adapt_to_local_cluster, next_id, path_in_shipped, runtime_env, submit, was_lost
+from orchestrator.commands.shipped import Shipment
+from orchestrator.commands.submit import adapt_to_local_cluster, next_id, packed, path_in_shipped, submit, was_lost
 from orchestrator.config.load import load_recipe
 from orchestrator.config.portability import local_paths, refuse_keys
 from orchestrator.config.result_fields import differing_fields, result_fields
@@ -58,9 +59,10 @@ def test_a_recipe_outside_of_the_shipped_folder_is_refused_before_the_cluster_is
 
 
 def test_manta_is_shipped_with_a_project_that_lacks_it(tmp_path: Path) -> None:
-    root = Path(__file__).parents[3]
-    assert "py_modules" not in runtime_env(root)
-    shipped = runtime_env(tmp_path)["py_modules"]
+    with packed(Shipment(Path(__file__).parents[3], {}, ())) as environment:
+        assert "py_modules" not in environment
+    with packed(Shipment(tmp_path, {}, ())) as environment:
+        shipped = environment["py_modules"]
     assert [Path(each).name for each in shipped] == ["manta_start", "cluster", "data", "model", "orchestrator"]
 
 
