@@ -99,6 +99,8 @@ class S3Store(Store):
             answer = self._s3.put_object(
                 Bucket=self.bucket, Key=self._name(key), Body=data, ContentMD5=digest, **condition
             )
+            if "ETag" not in answer:
+                raise self._is_no_store("it keeps no version of what is written")
             return _bare(answer["ETag"])
 
         return self._call(f"write {self.url_of(key)}", write)
@@ -238,19 +240,36 @@ class S3Store(Store):
             _ANSWERED.add(S3Access.of(self.config).where)
 
     def check(self) -> None:
+        from botocore.parsers import ResponseParserError
+
         def ask() -> None:
             # LIST, because the answer to HEAD has no body, so it does not distinguish a missing bucket from a refused
             # key. With a short read time-out: a server that accepts connections and stays silent is no S3 endpoint.
             access = S3Access.of(self.config)
             client = s3_client(access, access.timeout_s / ATTEMPTS)
-            client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
+            try:
+                answer = client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
+            except ResponseParserError as error:
+                raise self._is_no_store(first_line(error)) from error
+            if not {"Name", "IsTruncated", "KeyCount"} & answer.keys():
+                raise self._is_no_store("its list of objects is none")
 
         try:
             self._call(f"list {self.url_of()}", ask)
+        except ObjectNotFoundError as error:  # a store that lacks the bucket says so
+            raise self._is_no_store("404") from error
         except TransientStoreError as error:
             if self._answered_before:
                 raise
             raise StoreSilentError(f"{error} Check that store.endpoint_url is an S3 endpoint and is up.") from error
+
+    def _is_no_store(self, what: str) -> StoreAccessError:
+        """The error for a web server, or a page to log in at, in place of an object store."""
+        where = S3Access.of(self.config).where
+        return StoreAccessError(
+            f"Could not list {self.url_of()}: {where} answers, but not as an object store ({what}). Check "
+            "store.endpoint_url: the port, and whether a proxy or a page to log in at is in between."
+        )
 
     @property
     def _s3(self) -> Any:

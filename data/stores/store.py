@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import errno
 import os
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from io import RawIOBase
 from typing import NoReturn
 from urllib.parse import unquote
 
-from data.errors import DiskFullError, InputError, StoreAccessError, TransientStoreError
+from data.errors import DiskFullError, InputError, MantaError, StoreAccessError, TransientStoreError
 
 ATTEMPTS = 3
 """Attempts of every request, with a back-off of at most 1 + 2 s.
@@ -166,6 +168,30 @@ class Store(ABC):
             StoreAccessError: names what failed (endpoint, bucket, credentials, folder) and the remedy.
             StoreSilentError: it has not answered this process yet, and does not now.
         """
+
+
+def prove(store: Store) -> None:
+    """Proves that a store keeps what is written, and has nothing that was not, before anything rests on it.
+
+    Raises:
+        StoreAccessError: it does not, or refuses the writing.
+    """
+    key, content = f"probe-{uuid.uuid4().hex}", os.urandom(64)
+    store.put(key, content)
+    try:
+        if (found := store.get(key)) != content:
+            raise StoreAccessError(
+                f"{store.url_of()} does not keep what is written: of 64 bytes, {len(found)} others came back. Check "
+                "store.endpoint_url."
+            )
+        if store.head(f"{key}-never-written") is not None:
+            raise StoreAccessError(
+                f"{store.url_of()} has every object that it is asked for, so it is no object store. Check "
+                "store.endpoint_url."
+            )
+    finally:
+        with suppress(MantaError):  # such as no right to delete; what was found out matters more
+            store.delete(key)
 
 
 def checked_key(key: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from data.errors import StoreSilentError, TransientStoreError
 from data.stores.patience import Patience, telling
 from data.stores.s3_access import S3Access
-from data.stores.store import Store
+from data.stores.store import Store, prove
 from orchestrator.config.recipe import RunConfig
 
 KNOWN = Path(".manta/endpoints")
@@ -42,6 +42,7 @@ def reach_storage(root: Store, config: RunConfig, log: Callable[[str], None]) ->
     Patience(config.store.patience, telling(log, "starting")).call(ask)
     is_remote = config.storage.startswith("s3://") and config.store.serve is None
     if is_remote and where not in _known():
+        prove(root)
         _remember(where)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import socket
 import threading
 import time
@@ -25,7 +26,7 @@ from data.errors import (
 from data.stores.open import open_store
 from data.stores.s3 import S3Store
 from data.stores.shard_file import ShardFile
-from data.stores.store import ATTEMPTS
+from data.stores.store import ATTEMPTS, prove
 
 Answer = tuple[int, dict[str, str], bytes]
 
@@ -109,6 +110,35 @@ class TestFailuresOfS3:
             with pytest.raises(StoreAccessError, match=rf"{url}.*endpoint"):
                 S3Store("bucket", "runs", s3_config(url)).check()
             assert time.monotonic() - start < 8  # 1 s of time-outs, back-off of at most 3 s, and a slow machine
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            (404, {"Content-Type": "text/html"}, b"<html><body>Not Found</body></html>"),
+            (200, {"Content-Type": "text/html"}, b"<html><body>Log in</body></html>"),
+            (200, {"Content-Type": "text/html"}, b"<!doctype html><p>Log in<br>"),
+            (200, {}, b"hello"),
+            (200, {}, b""),
+        ],
+    )
+    def test_a_web_server_is_no_store(self, answer: Answer) -> None:
+        with fake_s3(lambda number, path: answer) as config, pytest.raises(StoreAccessError) as raised:
+            S3Store("bucket", "runs", config).check()
+        assert str(config.endpoint_url) in str(raised.value)
+        assert re.search("answers, but not as an object store|store.endpoint_url is an S3 endpoint", str(raised.value))
+
+    def test_what_keeps_nothing_is_told_before_anything_rests_on_it(self) -> None:
+        page: list[Answer] = [(200, {"ETag": '"1"'}, b""), (200, {}, b"Log in")]
+        with (
+            fake_s3(lambda number, path: page.pop(0) if len(page) > 1 else page[0]) as config,
+            pytest.raises(StoreAccessError, match="does not keep what is written"),
+        ):
+            prove(S3Store("bucket", "runs", config))
+        with (
+            fake_s3(lambda number, path: (200, {}, b"")) as config,
+            pytest.raises(StoreAccessError, match="not as an object store"),
+        ):
+            S3Store("bucket", "runs", config).put("key", b"1")
 
     def test_the_default_time_out_ends_within_15_s_at_worst(self) -> None:
         longest_back_off_s = sum(2**attempt for attempt in range(ATTEMPTS - 1))
