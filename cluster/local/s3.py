@@ -11,6 +11,7 @@ The folder holds everything. Kernel locks record who uses the server; they are r
     start.lock      held while the server is started or stopped
     server.json     pid and ports of the server
     s3.json         SeaweedFS's configuration with the keys, created once, readable by its owner only
+    security.toml   keys of the server's parts among themselves, made at each start, with server.crt and server.key
     weed.log        the server's log since its last start
     data/, master/  the objects, and the ids of the volumes that contain them
 """

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import ClusterError
+from cluster.local.seaweed_security import write_security
 
 HOST = "127.0.0.1"
 
@@ -40,6 +41,8 @@ _OPTIONS = (
     "-s3.iam=false",
     "-s3.port.iceberg=0",
     "-s3.port.lance=0",
+    # Only S3 serves people, and it has keys; the other parts talk over gRPC, see `seaweed_security`.
+    "-disableHttp",
     # A misspelt bucket is an error, as on every other store.
     "-s3.autoCreateBucket=false",
 )
@@ -73,6 +76,7 @@ def spawn(folder: Path, ports: Ports, lock: int) -> int:
     """
     for name in ("data", "master"):
         (folder / name).mkdir(exist_ok=True)
+    write_security(folder)
     with open(folder / "weed.log", "wb") as log:
         started = subprocess.run(
             ["/bin/sh", "-c", '"$@" >&2 & echo $!', "sh", *_command(folder, ports)],
@@ -107,10 +111,8 @@ def _weed() -> str:
 
 
 def is_ready(ports: Ports) -> bool:
-    """Whether objects can be written: S3 answers, and the master knows its volume server."""
-    status = _get(ports["master"], "/dir/status")
-    has_volumes = status is not None and json.loads(status)["Topology"]["Max"] > 0
-    return has_volumes and _get(ports["s3"], "/healthz") is not None
+    """Whether objects can be written: S3 answers, and the volume server, which does once the master knows it."""
+    return _get(ports["volume"], "/healthz") is not None and _get(ports["s3"], "/healthz") is not None
 
 
 def _get(port: int, path: str) -> bytes | None:

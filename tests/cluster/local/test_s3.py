@@ -7,10 +7,12 @@ import json
 import os
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +173,65 @@ def test_damaged_keys_are_named(folder: Path) -> None:
     (folder / "s3.json").write_text("{}")
     with pytest.raises(ClusterError, match=r"s3\.json is damaged"), LocalS3(folder):
         pass
+
+
+def asked(port: int, method: str, path: str, body: bytes | None = None) -> int:
+    """Status of an answer to another user of the machine, who has no keys; 0 where there is none."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request(method, path, body)
+        return connection.getresponse().status
+    except (OSError, HTTPException):
+        return 0
+    finally:
+        connection.close()
+
+
+def test_whoever_has_no_keys_reads_changes_and_deletes_nothing(folder: Path) -> None:
+    """Every port of the server is open to all users of the machine."""
+    with LocalS3(folder) as server:
+        server.ensure_bucket("alpha")
+        client(server).put_object(Bucket="alpha", Key="a/k", Body=b"data" * 1000)
+        ports = json.loads((folder / "server.json").read_text())["ports"]
+        status, found = HTTPConnection("127.0.0.1", ports["volume"], timeout=5), []
+        status.request("GET", "/status")
+        volumes = json.loads(status.getresponse().read())["Volumes"]
+        status.close()
+        for port in ports.values():
+            for method, path, body in (
+                ("GET", "/buckets/alpha/a/k", None),
+                ("PUT", "/buckets/alpha/a/k", b"another"),
+                ("DELETE", "/buckets/alpha?recursive=true", None),
+                ("GET", "/dir/assign", None),
+                ("GET", "/col/delete?collection=alpha", None),
+                ("POST", "/submit", b"x"),
+                ("GET", "/alpha/a/k", None),
+                ("DELETE", "/alpha/a/k", None),
+                ("DELETE", "/alpha", None),
+                *(("GET", f"/{volume['Id']},01637037d6", None) for volume in volumes),
+                *(("DELETE", f"/{volume['Id']},01637037d6", None) for volume in volumes),
+            ):
+                answer = asked(port, method, path, body)
+                if 200 <= answer < 400:
+                    found.append((port, method, path, answer))
+        assert found == []
+        assert client(server).get_object(Bucket="alpha", Key="a/k")["Body"].read() == b"data" * 1000
+        for name in ("security.toml", "server.key", "s3.json"):
+            assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("component", ["master", "filer", "volume"])
+def test_grpc_asks_for_a_certificate(folder: Path, component: str) -> None:
+    with LocalS3(folder):
+        ports = json.loads((folder / "server.json").read_text())["ports"]
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context.set_alpn_protocols(["h2"])
+        with (
+            socket.create_connection(("127.0.0.1", ports[f"{component}.grpc"]), timeout=5) as plain,
+            pytest.raises((ssl.SSLError, ConnectionError)),
+            context.wrap_socket(plain) as secure,
+        ):
+            secure.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+            assert secure.recv(100) == b"", "closed without a word"
+            raise ConnectionError
