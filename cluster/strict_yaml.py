@@ -81,7 +81,7 @@ class Dumper(yaml.SafeDumper):
 def represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     """A text, in quotes where it would be read as something else."""
     # PyYAML quotes what YAML 1.1 does not read as text; 1e3 is a number in 1.2 alone.
-    style = None if plain_value(text) is text else "'"
+    style = '"' if _UNWRITABLE.search(text) else None if plain_value(text) is text else "'"
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
@@ -114,7 +114,7 @@ def override(name: str, value: Any) -> str:
 class _Reader:
     """Makes values of the events of a parser."""
 
-    def __init__(self, events: Iterator[yaml.Event]) -> None:
+    def __init__(self, events: Iterator[Any]) -> None:
         self._events = events
         self._anchors: dict[str, tuple[Any, int]] = {}  # a value, and how many values it consists of
         self._count = 0
@@ -130,7 +130,7 @@ class _Reader:
             raise _error(event, "a second document begins here; there can be one")
         return value
 
-    def _value(self, event: yaml.Event, depth: int) -> Any:
+    def _value(self, event: Any, depth: int) -> Any:
         self._add(event, 1)
         if depth > MOST_DEPTH:
             raise _error(event, f"more than {MOST_DEPTH} levels of nesting")
@@ -170,17 +170,17 @@ class _Reader:
                 own[name] = value
         return merged | own
 
-    def _until(self, end: type[yaml.Event]) -> Iterator[yaml.Event]:
+    def _until(self, end: type[Any]) -> Iterator[Any]:
         while not isinstance(event := next(self._events), end):
             yield event
 
-    def _add(self, event: yaml.Event, count: int) -> None:
+    def _add(self, event: Any, count: int) -> None:
         self._count += count
         if self._count > MOST_VALUES:
             raise _error(event, f"more than {MOST_VALUES:,} values, where aliases are written out")
 
 
-def _merged(key: yaml.Event, value: Any) -> dict[str, Any]:
+def _merged(key: Any, value: Any) -> dict[str, Any]:
     """What `<<` merges into a mapping: of several mappings, the first that has a name gives its value."""
     given = value if isinstance(value, list) else [value]
     merged: dict[str, Any] = {}
@@ -191,7 +191,7 @@ def _merged(key: yaml.Event, value: Any) -> dict[str, Any]:
     return merged
 
 
-def _scalar(event: yaml.ScalarEvent) -> Any:
+def _scalar(event: Any) -> Any:
     if event.tag is not None and event.tag not in _TEXT_TAGS:
         raise _unknown_tag(event)
     text = _text(event)
@@ -203,7 +203,7 @@ def _scalar(event: yaml.ScalarEvent) -> Any:
         raise _error(event, str(error)) from None
 
 
-def _text(event: yaml.ScalarEvent) -> str:
+def _text(event: Any) -> str:
     """The text of a scalar; JSON writes a character beyond 16 bits as two escapes."""
     text: str = event.value
     if not _SURROGATE.search(text):
@@ -234,10 +234,10 @@ def plain_value(text: str) -> Any:
     return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10)) if is_integer else float(text)
 
 
-def _unknown_tag(event: yaml.Event) -> StrictYamlError:
+def _unknown_tag(event: Any) -> StrictYamlError:
     tag = event.tag.replace("tag:yaml.org,2002:", "!!")
     return _error(event, f"the tag {tag} has no meaning here; leave it out")
 
 
-def _error(event: yaml.Event, problem: str) -> StrictYamlError:
+def _error(event: Any, problem: str) -> StrictYamlError:
     return StrictYamlError(problem, event.start_mark.line, event.start_mark.column)

@@ -21,7 +21,7 @@ from data.errors import (
 )
 from data.stores.config import StoreConfig
 from data.stores.s3_access import READ_TIMEOUT_S, S3Access, s3_client
-from data.stores.s3_errors import answer_error
+from data.stores.s3_errors import answer_error, no_store_error
 from data.stores.shard_file import ShardFile
 from data.stores.store import (
     ATTEMPTS,
@@ -264,12 +264,7 @@ class S3Store(Store):
             raise StoreSilentError(f"{error} Check that store.endpoint_url is an S3 endpoint and is up.") from error
 
     def _is_no_store(self, what: str) -> StoreAccessError:
-        """The error for a web server, or a page to log in at, in place of an object store."""
-        where = S3Access.of(self.config).where
-        return StoreAccessError(
-            f"Could not list {self.url_of()}: {where} answers, but not as an object store ({what}). Check "
-            "store.endpoint_url: the port, and whether a proxy or a page to log in at is in between."
-        )
+        return no_store_error(self.url_of(), S3Access.of(self.config).where, what)
 
     @property
     def _s3(self) -> Any:

@@ -59,3 +59,11 @@ def answer_error(answer: dict[str, Any], doing: str, bucket: str, where: str) ->
     if (status >= 500 and status != _NOT_IMPLEMENTED) or status == 429 or code in _TRANSIENT:
         return TransientStoreError(f"Could not {doing}: {where} kept failing through {ATTEMPTS} attempts ({said}).")
     return StoreAccessError(f"Could not {doing}: {where} refused ({said}). Check the URL, the endpoint and the region.")
+
+
+def no_store_error(url: str, where: str, what: str) -> StoreAccessError:
+    """The error for a web server, or a page to log in at, in place of an object store."""
+    return StoreAccessError(
+        f"Could not use {url}: {where} answers, but not as an object store ({what}). Check store.endpoint_url: the "
+        "port, and whether a proxy or a page to log in at is in between."
+    )

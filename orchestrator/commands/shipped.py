@@ -63,7 +63,7 @@ MOST_NAMED = 10
 _IGNORE_FILES = (".gitignore", ".rayignore")
 
 
-class LeftOut(NamedTuple):
+class Excluded(NamedTuple):
     """A file or folder that is not shipped, relative to the folder, and why."""
 
     path: str
@@ -77,12 +77,12 @@ class Shipment:
     Attributes:
         folder: the folder.
         files: bytes of each file, by its path relative to the folder, in the order of paths.
-        left_out: what is not shipped; of a folder that is left out as a whole, the folder alone.
+        excluded: what is not shipped; of a folder that is left out as a whole, the folder alone.
     """
 
     folder: Path
     files: Mapping[str, int]
-    left_out: tuple[LeftOut, ...]
+    excluded: tuple[Excluded, ...]
 
     @property
     def bytes(self) -> int:
@@ -93,9 +93,9 @@ class Shipment:
         """Lines for the terminal: every file with its size, and everything left out with its reason."""
         for name, size in self.files.items():
             yield f"{size:>12,}  {name}"
-        for name, reason in self.left_out:
+        for name, reason in self.excluded:
             yield f"{'left out':>12}  {name}: {reason}"
-        yield f"{self.bytes:>12,}  bytes in {len(self.files):,} files; {len(self.left_out):,} left out"
+        yield f"{self.bytes:>12,}  bytes in {len(self.files):,} files; {len(self.excluded):,} left out"
 
     def write(self, package: Path) -> None:
         """Writes the package of the files. The same files give the same bytes, by which Ray knows a package.
@@ -131,7 +131,7 @@ def shipment(folder: Path, needed: Iterable[str]) -> Shipment:
     """
     folder, needed = folder.resolve(), frozenset(needed)
     files: dict[str, int] = {}
-    left_out: list[LeftOut] = []
+    excluded: list[Excluded] = []
     for name in sorted(needed):
         if (reason := _unfit(folder / name, name, folder)) is not None:
             raise InputError(f"{folder / name} cannot be shipped: it {reason}.")
@@ -139,8 +139,8 @@ def shipment(folder: Path, needed: Iterable[str]) -> Shipment:
         if reason is None:
             files[name] = (folder / name).stat().st_size
         else:
-            left_out.append(LeftOut(name, reason))
-    return Shipment(folder, dict(sorted(files.items())), tuple(sorted(left_out)))
+            excluded.append(Excluded(name, reason))
+    return Shipment(folder, dict(sorted(files.items())), tuple(sorted(excluded)))
 
 
 _DERIVED, _SECRET = GitIgnoreSpec.from_lines(DERIVED), GitIgnoreSpec.from_lines(SECRET)

@@ -97,13 +97,20 @@ def submit(
     ]
     console.line(
         f"shipping {len(ships.files):,} files of {folder.resolve()}, {ships.bytes / 1e6:,.1f} MB; "
-        f"{len(ships.left_out):,} left out, see manta submit --dry-run"
+        f"{len(ships.excluded):,} left out, see manta submit --dry-run"
     )
+    return _run(jobs, config, command, ships, console, wait=wait)
+
+
+def _run(
+    jobs: Jobs, config: RunConfig, command: Sequence[str], ships: Shipment, console: Console, *, wait: bool
+) -> int:
+    """Submits the job, once more if the cluster lost what was shipped; returns its exit status if it is followed."""
     for is_again in (False, True):
         metadata = {RUN: config.run, STORAGE: normalized(config.storage), SUBMISSION: secrets.token_hex(8)}
         with packed(ships) as environment:
             job_id = _submit(jobs, shlex.join(command), environment, metadata)
-        console.line(f"job {job_id} submitted to {address}")
+        console.line(f"job {job_id} submitted to {jobs.address}")
         if not wait:
             where = at_address(jobs)
             console.line(

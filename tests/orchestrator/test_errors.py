@@ -26,6 +26,7 @@ def test_exit_status_says_whether_the_user_can_fix_it() -> None:
         "MantaError",
         "ClusterError",
         "TransientStoreError",
+        "OutOfMemoryError",
         "ObjectNotFoundError",
         "ConflictError",
         "CheckpointDamagedError",

@@ -55,7 +55,7 @@ def folder(tmp_path: Path) -> Path:
 def test_the_right_files_go_and_nothing_secret_does(folder: Path) -> None:
     ships = shipment(folder, ["mine.yaml"])
     assert ships.files == {name: len(content) for name, content in sorted(SOUND.items())}
-    reasons = {name.rstrip("/"): reason for name, reason in ships.left_out}
+    reasons = {name.rstrip("/"): reason for name, reason in ships.excluded}
     for name in SECRETS:
         parents = [str(parent) for parent in Path(name).parents]
         assert any("may hold keys" in reasons.get(each, "") for each in (name, *parents)), name
@@ -79,7 +79,7 @@ def test_what_would_hang_break_or_lead_out_is_left_out_by_name(folder: Path, tmp
     (folder / os.fsdecode(b"caf\xe9.txt")).write_text("x")
     (folder / "large.bin").write_bytes(b"x" * 21_000_000)
     ships = shipment(folder, ["mine.yaml"])
-    reasons = dict(ships.left_out)
+    reasons = dict(ships.excluded)
     assert reasons["pipe"] == reasons["socket"] == "is no file, but a pipe, socket or device"
     assert "outside the folder" in reasons["out/"] and "outside the folder" in reasons["out.txt"]
     assert reasons["gone"] == "is missing, or a link to what is"
@@ -96,7 +96,7 @@ def test_the_folders_own_ignore_files_are_honoured_and_the_recipe_goes_all_the_s
     (folder / "src/.gitignore").write_text("*.py\n!clean.py\n")
     ships = shipment(folder, ["mine.yaml"])
     assert ships.files.keys() == {"mine.yaml", "train.py", "src/clean.py", ".gitignore", ".rayignore", "src/.gitignore"}
-    reasons = dict(ships.left_out)
+    reasons = dict(ships.excluded)
     assert reasons["docs/"] == "is ignored by .gitignore"
     assert reasons["empty/"] == "is ignored by .rayignore"
     assert reasons["src/token_count.py"] == "is ignored by src/.gitignore"
@@ -109,7 +109,7 @@ def test_a_recipe_below_an_ignored_folder_goes_without_its_neighbours(folder: Pa
     (folder / ".gitignore").write_text("recipes/\n")
     ships = shipment(folder, ["recipes/mine.yaml"])
     assert "recipes/mine.yaml" in ships.files and "recipes/other.yaml" not in ships.files
-    assert dict(ships.left_out)["recipes/other.yaml"] == "is ignored by .gitignore"
+    assert dict(ships.excluded)["recipes/other.yaml"] == "is ignored by .gitignore"
 
 
 def test_a_recipe_with_a_key_is_refused(folder: Path) -> None:

@@ -22,6 +22,7 @@ from orchestrator.cli.main import app
 from orchestrator.inference.export import write_folder
 from orchestrator.inference.hf_folder import HfFolder
 from orchestrator.inference.trained_model import TrainedModel
+from orchestrator.printable import printable
 from tests.orchestrator.finished_run import STEP, finish, recipe_in, run_of
 
 pytestmark = pytest.mark.slow  # transformers takes seconds to import
@@ -70,7 +71,7 @@ def test_transformers_generates_the_same_text(model: dict[str, Any], kind: str, 
         # Their context does not slide, so no further than ours goes without.
         new = theirs.generate(**ids, do_sample=False, max_new_tokens=20)[0, ids["input_ids"].shape[1] :]
     assert difference < 1e-4
-    found = tokenizer.decode(new, skip_special_tokens=True)
+    found = printable(tokenizer.decode(new, skip_special_tokens=True))
     options = ("--prompt", prompt, "--temperature", "0", "--max-new-tokens", "20")
     for printed in (
         texts_of(manta("generate", "--from", "exported", *options), str(tmp_path / "exported")),
