@@ -18,6 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from data.cleaning.clean import check_steps, report_lines
 from data.cleaning.duplicate_pass import bad_shards_message, find_duplicates, up_to_last_dedup
@@ -109,7 +110,10 @@ class _Preparation:
         manifest = build_manifest(self.config.sources, self.store_config)
         if manifest.num_units == 0:
             raise InputError("The shards of data.sources hold no units. Are they parquet files without row groups?")
-        self.store.put(f"manifests/{manifest.digest}.parquet", manifest.to_bytes())
+        try:
+            read_manifest(self.store, manifest.digest)
+        except DamagedObjectError:
+            self.store.put(f"manifests/{manifest.digest}.parquet", manifest.to_bytes())
         self.log(f"manifest: {manifest.num_shards:,} shards, {manifest.total_bytes / 1e6:,.1f} MB")
         return manifest
 
@@ -169,7 +173,7 @@ class _Preparation:
         made_from = {"manifest": manifest.digest, "units": [job.cache_key(manifest.unit(first)) for first in firsts]}
         if job.cleaning is not None:  # the units' own keys depend on their own duplicates only
             made_from["steps"] = job.cleaning.digest
-        key = f"unit-tables/{json_digest(made_from)}.arrow"
+        key = f"unit-tables/{json_digest(made_from)}"
         if (table := self._stored_table(key)) is not None:
             self.log(f"tokens: found, {pc.sum(table['train_tokens']).as_py():,} to train on")
             return table
@@ -180,14 +184,23 @@ class _Preparation:
         rows = tokenized_units_in_chunks(manifest, job, columns, self.start_ray, tell=telling(self.log, "tokenizing"))
         table = pa.concat_tables(with_progress(rows, manifest.num_units, "tokens", self.log))
         if table["problem"].null_count == len(table):  # a later version of the reader may read bad shards
-            self.store.put(key, serialize(table))
+            self.store.put(f"{key}.arrow", serialize(table))
         return table
 
     def _stored_table(self, key: str) -> pa.Table | None:
-        with suppress(ObjectNotFoundError):
-            if (table := deserialize(self.store.get(key))) is not None:
-                return table
-            self.log(f"tokens: {self.store.url_of(key)} is damaged, and is made again from tokenized units")
+        """The table under `key`, or one that version 0.2.0 wrote, without a digest; None where there is none."""
+        for name, read in ((f"{key}.arrow", deserialize), (f"{key}.parquet", _of_parquet)):
+            with suppress(ObjectNotFoundError):
+                if (table := read(self.store.get(name))) is not None:
+                    return table
+                self.log(f"tokens: {self.store.url_of(name)} is damaged, and is made again from tokenized units")
+        return None
+
+
+def _of_parquet(content: bytes) -> pa.Table | None:
+    try:
+        return pq.read_table(pa.BufferReader(content))
+    except (pa.ArrowException, OSError):
         return None
 
 
