@@ -48,7 +48,7 @@ TOLD = {
 }
 """The faults, and what the run says about each; "": nothing, as nothing is asked of anybody."""
 
-LEFT_OUT = r"starting \d workers: \d are alive"
+LEFT_OUT = r"starting \d workers: \d (?:are alive|slots)"
 """What a run says of a death while the workers start again anyway, if that group had not been formed."""
 
 TOLD_IN = {
