@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 
+from cluster.private_folder import private_folder
 from cluster.ray_nodes import driver_node_id, on_node
 from data.feed.feeder import Feeder
 from data.prepared import PreparedData
@@ -21,7 +22,7 @@ from orchestrator.policy.scaling import scaling_policy
 from orchestrator.run.job import Owner, TrainJob
 from orchestrator.run.run import Run, feed_spec
 from orchestrator.snapshots.agent import SnapshotAgent
-from orchestrator.snapshots.store import snapshot_roots
+from orchestrator.snapshots.store import usable_roots
 
 AGENT_THREADS = 4
 """Concurrent calls of a snapshot agent: an upload, and the calls of a group that starts at the same time."""
@@ -38,7 +39,8 @@ def start_actors(run: Run, data: PreparedData, owner: Owner) -> tuple[Any, Any]:
 
     What outlives their processes is beside the attempt's snapshots, and is deleted with them.
     """
-    folder = snapshot_roots(owner.run_url)[0] / owner.folder / "actors"
+    folder = private_folder(usable_roots(owner.run_url)[0]) / owner.folder / "actors"
+    folder.mkdir(parents=True, exist_ok=True)
     here = {"num_cpus": 0, **on_node(driver_node_id()), **FOREVER}
     config = run.config
     scaling = scaling_policy(config)

@@ -68,12 +68,7 @@ class NodeMemory:
         """
         if found := cls.found_on_this_node(owner, node_id):
             return found
-        roots = snapshot_roots(owner.run_url)
-        if not roots:
-            raise InputError(
-                f"Snapshots have no place on this node: manta-state-{os.geteuid()}-* in {tempfile.gettempdir()} and in "
-                f"/dev/shm are other users' folders. Remove them, or set {SHARED_MEMORY} to a folder of your own."
-            )
+        roots = usable_roots(owner.run_url)
         with ExitStack() as stack:  # several nodes may be on this machine
             for root in roots:
                 stack.enter_context(_folder_lock(root))
@@ -263,6 +258,16 @@ def remove_attempt(run_url: str, attempt: int) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):  # not empty, or not there
             root.rmdir()
+
+
+def usable_roots(run_url: str) -> list[Path]:
+    """As `snapshot_roots`; raises InputError where there is none."""
+    if roots := snapshot_roots(run_url):
+        return roots
+    raise InputError(
+        f"Snapshots have no place on this node: in {tempfile.gettempdir()} and /dev/shm, manta-state-{os.geteuid()}-* "
+        f"are other users' folders. Remove them, or set {SHARED_MEMORY} to a folder of your own."
+    )
 
 
 def snapshot_roots(run_url: str) -> list[Path]:
