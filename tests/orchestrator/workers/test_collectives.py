@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from orchestrator.workers.collectives import MOST_LINES, NEWEST, newest_collectives
+from tests.waiting import wait_until
 
 C10D = "torch._C._distributed_c10d"
 
@@ -22,9 +23,11 @@ def test_what_a_process_group_has_done_is_told() -> None:
     sizes = range(1, 3 * NEWEST)
     for size in sizes:
         gloo.allreduce([torch.ones(size)]).wait()
+    newest = f"gloo:all_reduce of [[{sizes[-1]}]], ended"  # which the recorder notes a moment later
+    wait_until(lambda: newest in newest_collectives(), "the newest one's end")
     lines = newest_collectives().splitlines()
     assert lines[0] == "Newest collectives:"
-    found = [line for line in lines if f"gloo:all_reduce of [[{sizes[-1]}]], ended" in line]
+    found = [line for line in lines if newest in line]
     assert len(found) == 1 and len(lines) <= MOST_LINES + 2
 
 
