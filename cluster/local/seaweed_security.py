@@ -8,6 +8,7 @@ parts know one another by a certificate of this start; HTTP to the others is off
 from __future__ import annotations
 
 import datetime
+import ipaddress
 import secrets
 from pathlib import Path
 
@@ -22,41 +23,37 @@ DAYS = 3650
 """Days until the certificate ends; a server may run as long as a cluster on this machine."""
 
 
-def write_security(folder: Path) -> None:
-    """Writes the configuration for a start in `folder`, which only its owner may read."""
-    certificate, key = _certificate()
+def security_files(folder: Path) -> dict[str, str]:
+    """Content by name of the files for a start in `folder`, which only its owner may read."""
+    certificate, key = own_certificate("manta-local-s3", "127.0.0.1")
     sections = [f'[{name}]\nkey = "{secrets.token_hex(32)}"\n' for name in _SIGNED]
     sections += [f'[grpc]\nca = "{folder / CERTIFICATE}"\n']
     sections += [f'[grpc.{part}]\ncert = "{folder / CERTIFICATE}"\nkey = "{folder / KEY}"\n' for part in _PARTS]
-    for name, content in {CERTIFICATE: certificate, KEY: key, FILE: "\n".join(sections).encode()}.items():
-        path = folder / name
-        path.unlink(missing_ok=True)
-        path.touch(mode=0o600)
-        path.write_bytes(content)
+    return {CERTIFICATE: certificate, KEY: key, FILE: "\n".join(sections)}
 
 
-def _certificate() -> tuple[bytes, bytes]:
-    """A certificate that is its own authority, and its key."""
+def own_certificate(name: str, address: str) -> tuple[str, str]:
+    """A certificate that is its own authority, for servers at an IP address and for their clients; and its key."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.x509.oid import NameOID
 
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "manta-local-s3")])
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
     certificate = (
         x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
+        .subject_name(subject)
+        .issuer_name(subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(days=1))  # clocks are set back
         .not_valid_after(now + datetime.timedelta(days=DAYS))
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))]), critical=False)
         .sign(key, hashes.SHA256())
     )
     pem = serialization.Encoding.PEM
     private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    return certificate.public_bytes(pem), private
+    return certificate.public_bytes(pem).decode(), private.decode()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import ClusterError
-from cluster.local.seaweed_security import write_security
+from cluster.local.seaweed_security import security_files
 
 HOST = "127.0.0.1"
 
@@ -76,7 +76,8 @@ def spawn(folder: Path, ports: Ports, lock: int) -> int:
     """
     for name in ("data", "master"):
         (folder / name).mkdir(exist_ok=True)
-    write_security(folder)
+    for name, text in security_files(folder).items():
+        write_atomically(folder / name, text)
     with open(folder / "weed.log", "wb") as log:
         started = subprocess.run(
             ["/bin/sh", "-c", '"$@" >&2 & echo $!', "sh", *_command(folder, ports)],

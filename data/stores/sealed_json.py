@@ -11,13 +11,13 @@ An object without this line is read, too: older versions wrote none, and people 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from data.errors import DamagedObjectError
+from data.stores.artifact import sha256
 
 _SEALED = re.compile(rb'(.*),\n "sha256": "([0-9a-f]{64})"\n\}', re.DOTALL)
 
@@ -28,7 +28,7 @@ def sealed(content: bytes) -> bytes:
     """Adds its sha256 to a JSON object that ends with a line break and a brace."""
     inside = content.removesuffix(b"\n}")
     assert len(inside) < len(content), "it ends otherwise"
-    return inside + b',\n "sha256": "' + hashlib.sha256(inside).hexdigest().encode() + b'"\n}'
+    return inside + b',\n "sha256": "' + sha256(inside).encode() + b'"\n}'
 
 
 def unsealed(content: bytes, url: str, parse: Callable[[dict[str, Any]], _Value]) -> _Value:
@@ -41,7 +41,7 @@ def unsealed(content: bytes, url: str, parse: Callable[[dict[str, Any]], _Value]
         DamagedObjectError: it differs from its sha256, is no JSON object, or `parse` fails on it.
     """
     match = _SEALED.fullmatch(content)
-    if match is not None and hashlib.sha256(match[1]).hexdigest() != match[2].decode():
+    if match is not None and sha256(match[1]) != match[2].decode():
         raise DamagedObjectError(
             f"{url} is damaged: its content does not have the sha256 in its last line. Restore an earlier version; or, "
             "if you have changed it by hand, remove that line."

@@ -158,10 +158,10 @@ def _continues(store: Store, config: RunConfig, from_step: int | None) -> bool:
                 f"{store.url_of(RECORD)} is missing. Restore it, delete what is there, or choose another `run:` name."
             )
         return False
-    record = load_record(store)
-    names = list_checkpoints(store, record)
     if from_step == 0:
         return False
+    record = load_record(store)
+    names = list_checkpoints(store, record)
     if from_step is None:
         refuse_lost_checkpoints(store, record)
     elif from_step not in [name.step for name in names]:

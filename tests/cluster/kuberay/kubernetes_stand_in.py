@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import datetime
 import http.server
-import ipaddress
 import json
 import re
 import ssl
@@ -21,9 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cluster.local.seaweed_security import own_certificate
 
 Object = dict[str, Any]
 
@@ -235,21 +232,5 @@ def _handler_of(api: KubernetesApi) -> type[http.server.BaseHTTPRequestHandler]:
 
 def _write_certificate(certificate: Path, key: Path) -> None:
     """One that vouches for itself: it is the server's, its clients', and the authority of both."""
-    own = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "kubernetes")])
-    now = datetime.datetime.now(datetime.UTC)
-    built = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(own.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(HOST))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(own, hashes.SHA256())
-    )
-    certificate.write_bytes(built.public_bytes(serialization.Encoding.PEM))
-    pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-    key.write_bytes(own.private_bytes(pem, pkcs8, serialization.NoEncryption()))
+    for path, pem in zip((certificate, key), own_certificate("kubernetes", HOST), strict=True):
+        path.write_text(pem)
