@@ -8,7 +8,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cluster.spec import GPU_STAND_IN, ClusterSpec, Machine, bytes_of
+from cluster.kubernetes_syntax import bytes_of
+from cluster.spec import GPU_STAND_IN, ClusterSpec, Machine
 
 FAILOVER = {
     "RAY_health_check_initial_delay_ms": "10000",

@@ -1,8 +1,12 @@
-"""Text from outside, as it may go to a terminal: data must not move the cursor, hide lines or set a title there."""
+"""Text from outside, as it may go to a terminal: data must not move the cursor, hide lines or set a title there, and
+secrets must not be read there.
+"""
 
 from __future__ import annotations
 
 import re
+
+from cluster.known_secrets import struck
 
 # Control characters but for tab and line break (C0, DEL, C1), marks that change the direction of text, line and
 # paragraph separators, and halves of surrogate pairs, which no encoding can write.
@@ -16,13 +20,13 @@ _BUT_COLOURS = re.compile(rf"({_COLOUR}|\r\n)|{_UNSAFE}")
 
 
 def printable(text: str) -> str:
-    """The text with what a terminal would obey in place of showing it written as in Python, such as `\\x1b`."""
-    return _ANY.sub(lambda match: _escaped(match[0]), text)
+    """The text without known secrets, and with what a terminal would obey written as in Python, such as `\\x1b`."""
+    return _ANY.sub(lambda match: _escaped(match[0]), struck(text))
 
 
 def printable_log(text: str) -> str:
     """Like `printable`, for logs of processes: sequences that set a colour stay."""
-    return _BUT_COLOURS.sub(lambda match: match[1] or _escaped(match[0]), text)
+    return _BUT_COLOURS.sub(lambda match: match[1] or _escaped(match[0]), struck(text))
 
 
 def _escaped(char: str) -> str:

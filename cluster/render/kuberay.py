@@ -17,6 +17,7 @@ import shlex
 from typing import Any, Literal
 
 from cluster.errors import ClusterError
+from cluster.kubernetes_syntax import RULES, SUBDOMAIN
 from cluster.render.kuberay_pods import (
     RECIPE_FILE,
     RECIPE_FOLDER,
@@ -42,10 +43,16 @@ Kind = Literal["rayjob", "raycluster"]
 
 
 def spec_problems(spec: ClusterSpec) -> list[str]:
-    """What must be added to the spec before it can be rendered; one line per field."""
+    """What must be added to the spec, or changed in it, before it can be rendered; one line per field."""
+    problems = []
     if spec.image is None:
-        return ["image: missing; the container image with Manta in it, built from the Dockerfile"]
-    return []
+        problems.append("image: missing; the container image with Manta in it, built from the Dockerfile")
+    account = spec.service_account
+    if account is not None and not re.fullmatch(SUBDOMAIN, account):
+        problems.append(
+            f"service_account = {account!r}: not a Kubernetes service account; its name is {RULES[SUBDOMAIN]}"
+        )
+    return problems
 
 
 def manifests(spec: ClusterSpec, run: str, recipe: str, storage: str | None = None) -> list[dict[str, Any]]:

@@ -97,7 +97,7 @@ def _pod(
         pod["nodeSelector"] = dict(machine.node_selector)
     pod["affinity"] = {"nodeAffinity": _prefer_spot() if is_spot else _exclude_spot()}
     tolerated = [*(tolerations or []), *(_spot_tolerations() if is_spot else [])]
-    tolerated += [taint.model_dump(exclude_none=True) for taint in machine.tolerations]
+    tolerated += [taint.in_kubernetes for taint in machine.tolerations]
     if tolerated:
         pod["tolerations"] = tolerated
     pod["securityContext"] = {

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.options import AsJson, Overrides, seconds_of
+from orchestrator.printable import printable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -119,4 +120,7 @@ def render(
     """
     from orchestrator.commands.render import render
 
-    typer.echo(render(spec, to, kind, recipe, overrides or ()), nl=False)
+    def warn(text: str) -> None:
+        typer.echo(f"warning: {printable(text)}", err=True)
+
+    typer.echo(render(spec, to, kind, recipe, overrides or (), warn), nl=False)

@@ -6,10 +6,12 @@ Problems that would make a pod fail after minutes are refused here, all at once.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
+from cluster.known_secrets import form_of_key, held_in
+from cluster.machines import room_warnings
 from cluster.render import kuberay, vm
 from cluster.render.kuberay_comments import COMMENTS
 from cluster.render.yaml import dump, dump_all
@@ -41,6 +43,7 @@ def render(
     kind: str | None = None,
     recipe: Path | None = None,
     overrides: Sequence[str] = (),
+    warn: Callable[[str], None] = lambda text: None,
 ) -> str:
     """Renders the spec as manifests for `kubectl apply`, or as YAML for `ray up`.
 
@@ -50,6 +53,7 @@ def render(
         kind: "rayjob" (the default) or "raycluster"; kuberay only.
         recipe: the recipe of a RayJob's run.
         overrides: `dotted.name=value` for fields of the spec.
+        warn: receives what can be rendered but is unlikely to work.
 
     Raises:
         RecipeError: spec or recipe cannot be rendered; all problems of the first one that has any are in the message.
@@ -63,8 +67,21 @@ def render(
         raise InputError(f"--recipe {recipe}: only a RayJob runs a recipe. To run it elsewhere: manta submit {recipe}")
     spec = load_cluster(path, overrides)
     if to == "vm":
-        _refuse(path, vm.spec_problems(spec))
-        return _heading(path, overrides, "--to", "vm") + dump(vm.ray_config(spec), vm.COMMENTS)
+        text = _of_vms(path, spec, overrides)
+    else:
+        for warning in room_warnings(spec):
+            warn(f"{path}: {warning}")
+        text = _of_kuberay(path, spec, kind, recipe, overrides)
+    _refuse(path, [f"the result would contain the value of {name}: {_NO_KEY}" for name in held_in(text)])
+    return text
+
+
+def _of_vms(path: Path, spec: ClusterSpec, overrides: Sequence[str]) -> str:
+    _refuse(path, vm.spec_problems(spec))
+    return _heading(path, overrides, "--to", "vm") + dump(vm.ray_config(spec), vm.COMMENTS)
+
+
+def _of_kuberay(path: Path, spec: ClusterSpec, kind: str | None, recipe: Path | None, overrides: Sequence[str]) -> str:
     _refuse(path, kuberay.spec_problems(spec))
     if kind == "raycluster":
         return _heading(path, overrides, "--kind", "raycluster") + dump(kuberay.ray_cluster(spec), COMMENTS)
@@ -100,6 +117,8 @@ def _checked(recipe: Path, spec: ClusterSpec) -> tuple[RunConfig, str]:
     config = load_recipe(recipe, [override("storage", spec.store.url)] if spec.store.url is not None else [])
     _refuse(recipe, [f"{name}: {_NO_KEY}" for name in keys_in(config)])
     text = recipe.read_text(encoding="utf-8")
+    if (kind := form_of_key(text)) is not None:
+        _refuse(recipe, [f"the file contains {kind}: {_NO_KEY}"])
     problems = list(_local_resource_problems(config))
     if len(text.encode()) > _MOST_RECIPE_BYTES:
         problems.append(f"the file has {len(text):,} characters, and Kubernetes limits a ConfigMap to 1 MiB")

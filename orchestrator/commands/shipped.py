@@ -8,7 +8,6 @@ the recipe is never left out.
 from __future__ import annotations
 
 import os
-import re
 import stat
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,6 +17,7 @@ from typing import NamedTuple
 
 from pathspec import GitIgnoreSpec
 
+from cluster.known_secrets import form_of_key
 from data.errors import InputError
 from orchestrator.printable import printable
 
@@ -37,19 +37,6 @@ SECRET = (
     *("credentials.json", "application_default_credentials.json", "client_secret*.json", "*service[-_]account*.json"),
 )
 """What holds keys by its name."""
-
-_KEYS = {
-    rb"-----BEGIN [A-Z ]*PRIVATE KEY( BLOCK)?-----": "a private key",
-    rb"\b(AKIA|ASIA)[0-9A-Z]{16}\b": "an AWS access key",
-    rb"(?i)aws_secret_access_key[\"']?\s*[:=]\s*[\"']?[A-Za-z0-9/+]{40}\b": "an AWS secret key",
-    rb"(?im)^\s*secret_access_key\s*:\s*[\"']?[^\s\"'#${}]{8,}": "a secret key of a store",
-    rb"\"type\"\s*:\s*\"service_account\"": "a service account's key",
-    rb"\b(ghp|gho|ghs|github_pat)_[A-Za-z0-9_]{30,}": "a GitHub token",
-    rb"\bhf_[A-Za-z]{30,}\b": "a Hugging Face token",
-    rb"\bxox[abpr]-[A-Za-z0-9-]{20,}": "a Slack token",
-    rb"\bglpat-[A-Za-z0-9_-]{20,}": "a GitLab token",
-}
-"""Keys that are told by their form."""
 
 MOST_BYTES = 20_000_000
 """Largest file that is shipped by itself; larger ones belong into a bucket."""
@@ -225,7 +212,8 @@ def _unfit(path: Path, name: str, folder: Path) -> str | None:
         return "is missing, or a link to what is"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    return next((f"holds {what}" for pattern, what in _KEYS.items() if re.search(pattern, content)), None)
+    key = form_of_key(content.decode("latin-1"))  # forms are ASCII, and files any bytes
+    return f"holds {key}" if key else None
 
 
 def _is_inside(path: Path, folder: Path) -> bool:

@@ -11,7 +11,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from cluster.spec import ClusterSpec, looks_secret
+from cluster.known_secrets import looks_secret
+from cluster.kubernetes_syntax import RULES
+from cluster.spec import ClusterSpec
 from data.config import SECRET
 from orchestrator.config.recipe import RunConfig
 from orchestrator.config.schema import element_of, nearest_name, section_of, variants_of
@@ -97,7 +99,8 @@ def _describe(error: ErrorDetails, model: type[BaseModel]) -> str:
         return f"{name}: " + str(error.get("ctx", {}).get("error", error["msg"]))
     allowed = error["msg"].removeprefix("Input ").replace("String should", "should")
     if error["type"] == "string_pattern_mismatch":
-        allowed = _meaning(error["loc"], model)
+        rule = RULES.get(error.get("ctx", {}).get("pattern", ""))
+        allowed = _meaning(error["loc"], model) + (f" It is {rule}." if rule else "")
     if error["type"] == "string_type" and isinstance(error["input"], (int, float)):
         allowed += "; put it in quotes"
     return f"{name} = {_shown(name, error['input'])}: {allowed}"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import strict_yaml
-from cluster.spec import looks_secret
+from cluster.known_secrets import looks_secret
 from cluster.strict_yaml import StrictYamlError
 from orchestrator.config.renamed import new_name
 from orchestrator.errors import RecipeError, UnknownRunError

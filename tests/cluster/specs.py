@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from cluster.spec import ClusterSpec, looks_secret
+from cluster.known_secrets import looks_secret
+from cluster.spec import ClusterSpec
 
 _names = st.from_regex(r"[a-z]([a-z0-9-]{0,10}[a-z0-9])?", fullmatch=True)
 _group_names = _names.filter(lambda name: name != "head")
-_quantities = st.builds("{}{}".format, st.integers(1, 900), st.sampled_from(["Mi", "Gi", "M", "G"]))
+_quantities = st.builds("{}{}".format, st.integers(1, 900), st.sampled_from(["Gi", "G", "000Mi", "000M"]))
 _values = st.from_regex(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,20}[A-Za-z0-9])?", fullmatch=True)
 _variables = st.from_regex(r"[A-Z][A-Z_]{0,5}", fullmatch=True).filter(lambda name: not looks_secret(name))
 _texts = st.text(st.characters(codec="utf-8", exclude_categories=("C",), exclude_characters="@"), max_size=30)
 _tolerations = st.fixed_dictionaries(
-    {"key": _values}, optional={"operator": st.just("Exists"), "effect": st.sampled_from(["NoExecute", None])}
-)
+    {"key": _values},
+    optional={"operator": st.sampled_from(["Exists", None]), "effect": st.sampled_from(["NoExecute", None])},
+) | st.fixed_dictionaries({"key": _values, "value": _values}, optional={"operator": st.sampled_from(["Equal", None])})
 _machines = {
     "cpus": st.integers(1, 96),
     "memory": _quantities,

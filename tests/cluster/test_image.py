@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from cluster.known_secrets import looks_secret
 from cluster.render.kuberay import RAY_VERSION, ray_cluster
-from cluster.spec import ClusterSpec, looks_secret
+from cluster.spec import ClusterSpec
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

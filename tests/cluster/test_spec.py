@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from cluster.spec import ClusterSpec, bytes_of
+from cluster.kubernetes_syntax import bytes_of
+from cluster.spec import ClusterSpec, Toleration
 from orchestrator.config.cluster_spec import load_cluster
 from orchestrator.errors import RecipeError
 
@@ -136,3 +137,89 @@ def test_names_of_variables_are_checked() -> None:
         ClusterSpec.model_validate(
             {"cluster": "night", "groups": [{"name": "train", "max": 1}], "environment": {"a-b": "1"}}
         )
+
+
+@pytest.mark.parametrize(
+    ("taint", "expected"),
+    [
+        ({"key": "team", "value": "a"}, {"key": "team", "operator": "Equal", "value": "a", "effect": "NoSchedule"}),
+        ({"key": "team"}, {"key": "team", "operator": "Exists", "effect": "NoSchedule"}),
+        ({"key": "team", "effect": None}, {"key": "team", "operator": "Exists"}),
+        (
+            {"key": "team", "operator": "Equal", "value": "a", "effect": "NoExecute"},
+            {"key": "team", "operator": "Equal", "value": "a", "effect": "NoExecute"},
+        ),
+    ],
+)
+def test_a_tolerations_operator_follows_from_its_value(taint: dict[str, Any], expected: dict[str, str]) -> None:
+    assert Toleration.model_validate(taint).in_kubernetes == expected
+
+
+@pytest.mark.parametrize(
+    ("group", "says"),
+    [
+        ({"max": 99999999999}, "max"),
+        ({"cpus": 10**9}, "cpus"),
+        ({"gpus": 10**6}, "gpus"),
+        ({"memory": "99999999Ti"}, "groups.0.memory = 99999999Ti: from 512Mi to 64Ti"),
+        ({"memory": "1Mi"}, "groups.0.memory = 1Mi: from 512Mi to 64Ti"),
+        ({"name": "a" * 41}, "name"),
+        ({"instance_type": ""}, "instance_type"),
+        ({"instance_type": "g5 2xlarge"}, "instance_type"),
+        ({"node_selector": {"a b": "c"}}, "groups.0.node_selector.a b: not a valid key of a label"),
+        ({"node_selector": {"a": "-"}}, "groups.0.node_selector.a = '-': not a valid value of a label"),
+        ({"tolerations": [{"key": "a", "operator": "Exists", "value": "b"}]}, "operator Exists takes no value"),
+        ({"tolerations": [{"key": "a", "operator": "Equal"}]}, "operator Equal takes a value"),
+        ({"tolerations": [{"key": "a b"}]}, "groups.0.tolerations.0: taint.a b: not a valid key"),
+        ({"gpu_resource": "gpu"}, "groups.0.gpu_resource = 'gpu': not a name of a GPU resource"),
+        ({"gpu_resource": "nvidia.com/g pu"}, "not a name of a GPU resource"),
+        ({"resources": {"disk": 1e300}}, "groups.0.resources.disk = 1e+300"),
+    ],
+)
+def test_what_kubernetes_or_a_cloud_would_refuse_is_refused(group: dict[str, Any], says: str) -> None:
+    assert says in refused(**group)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("image=''", "image = "),
+        ("image='a b'", "It is registry/path:tag"),
+        ("image=Registry.example.com/Manta:1", "the path in lower case"),
+        ("cluster=Night", "It is lower-case letters, digits and -, a letter first"),
+        ("cluster=2024-01-01", "It is lower-case letters"),
+        (f"kubernetes.namespace={'a' * 64}", "at most 63 characters"),
+        ("kubernetes.queue=a_b", "kubernetes.queue"),
+        ("kubernetes.image_pull_secrets=[A]", "kubernetes.image_pull_secrets: 'A' is not a valid name"),
+        ("kubernetes.retries=99999999999", "kubernetes.retries"),
+        ("secrets={A_KEY: {name: A_B, key: x}}", "It is lower-case letters, digits, - and ."),
+        ("secrets={A_KEY: {name: a, key: 'x y'}}", "secrets.A_KEY.key"),
+        ("service_account='a b'", "service_account"),
+        ("store.url=gs://bucket/manta", "Storage of runs, as s3://bucket/manta"),
+        ("store.url=/data", "Storage of runs, as s3://bucket/manta"),
+        ("store.endpoint_url=minio:9000", "http(s) URL of the S3 endpoint"),
+        ("vm.ssh_user='a b'", "User for ssh"),
+        ("vm.region=''", "Region of the machines"),
+        ("vm.disk_gb=99999999999", "vm.disk_gb"),
+        ('environment={A: "a\\0b"}', "environment.A: it contains a NUL"),
+    ],
+)
+def test_names_and_amounts_are_refused_with_their_rule(spec: Path, override: str, says: str) -> None:
+    with pytest.raises(RecipeError) as raised:
+        load_cluster(spec, [override])
+    assert says in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "manta",
+        "manta:0.2.0",
+        "registry.example.com/team/manta:0.2.0",
+        "localhost:5000/manta",
+        "123456789012.dkr.ecr.us-east-1.amazonaws.com/manta:1_a",
+        f"ghcr.io/team/manta@sha256:{'a' * 64}",
+    ],
+)
+def test_references_of_images_are_accepted(spec: Path, image: str) -> None:
+    assert load_cluster(spec, [f"image={image}"]).image == image

@@ -15,12 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import ClusterError
+from cluster.kubernetes_syntax import bytes_of
 from cluster.node_environment import FAILOVER
 from cluster.render.kuberay import RAY_VERSION, manifests, object_name, ray_cluster, ray_job
 from cluster.render.kuberay_comments import COMMENTS
 from cluster.render.kuberay_pods import SPOT
 from cluster.render.yaml import dump_all
-from cluster.spec import GROUP_LABEL, MARKET_LABEL, ClusterSpec, bytes_of
+from cluster.spec import GROUP_LABEL, MARKET_LABEL, ClusterSpec
 from tests.cluster.render.kuberay_schema import SCHEMA, schema_of, trimmed_schemas
 from tests.cluster.specs import cluster_specs
 

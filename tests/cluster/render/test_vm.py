@@ -37,9 +37,17 @@ def spec_of(**fields: Any) -> ClusterSpec:
     return ClusterSpec.model_validate(usual | fields)
 
 
-def gcp(**fields: Any) -> ClusterSpec:
-    vm = {"provider": "gcp", "region": "us-west1", "zones": ["us-west1-a"], "project": "mine", **fields}
-    return spec_of(vm=vm, service_account="manta@mine.iam.gserviceaccount.com")
+def gcp(group: dict[str, Any] | None = None, **fields: Any) -> ClusterSpec:
+    vm = {
+        "provider": "gcp",
+        "region": "us-west1",
+        "zones": ["us-west1-a"],
+        "project": "mine",
+        "image_id": "x",
+        **fields,
+    }
+    train = {"name": "train", "max": 3, "instance_type": "g2-standard-8", "gpus": 1, "spot": True}
+    return spec_of(vm=vm, groups=[{**train, **(group or {})}], service_account="manta@mine.iam.gserviceaccount.com")
 
 
 def by_ray(config: dict[str, Any]) -> dict[str, Any]:
@@ -104,7 +112,7 @@ def test_gcp_has_its_own_fields() -> None:
     prepared = by_ray(ray_config(gcp()))
     assert prepared["provider"] | {"availability_zone": "us-west1-a", "project_id": "mine"} == prepared["provider"]
     train = prepared["available_node_types"]["train"]["node_config"]
-    assert train["machineType"] == "g5.2xlarge"
+    assert train["machineType"] == "g2-standard-8"
     assert train["scheduling"] == [{"preemptible": True}, {"onHostMaintenance": "TERMINATE"}]
     assert train["serviceAccounts"][0]["email"] == "manta@mine.iam.gserviceaccount.com"
     assert "scheduling" not in prepared["available_node_types"]["head"]["node_config"]
@@ -157,6 +165,34 @@ class TestRefusals:
     def test_other_secrets_than_keys_are_refused(self) -> None:
         with pytest.raises(ClusterError, match=r"secrets.WANDB_API_KEY: virtual machines have no secrets"):
             ray_config(spec_of(secrets={"WANDB_API_KEY": {"name": "wandb", "key": "key"}}))
+
+    @pytest.mark.parametrize(
+        ("group", "vm", "says"),
+        [
+            ({}, {"image_id": None}, "vm.image_id: missing; groups with GPUs need an image with NVIDIA's driver"),
+            (
+                {"instance_type": "n1-standard-8"},
+                {},
+                "accelerator: missing; the type of the 1 GPUs to attach to n1-",
+            ),
+            ({"accelerator": "nvidia-l4"}, {}, "accelerator = nvidia-l4: g2-standard-8 comes with its GPUs; remove it"),
+            (
+                {"gpus": 0, "instance_type": "n1-standard-8", "accelerator": "nvidia-tesla-t4"},
+                {},
+                "accelerator = nvidia-tesla-t4: gpus is 0; set it, too",
+            ),
+        ],
+    )
+    def test_gcp_says_what_machines_with_gpus_need(self, group: dict[str, Any], vm: dict[str, Any], says: str) -> None:
+        with pytest.raises(ClusterError) as raised:
+            ray_config(gcp(group, **vm))
+        assert says in str(raised.value)
+
+    def test_gpus_are_attached_where_a_machine_type_has_none(self) -> None:
+        config = ray_config(gcp({"instance_type": "n1-standard-8", "gpus": 2, "accelerator": "nvidia-tesla-t4"}))
+        node = config["available_node_types"]["train"]["node_config"]
+        assert node["guestAccelerators"] == [{"acceleratorType": "nvidia-tesla-t4", "acceleratorCount": 2}]
+        assert "guestAccelerators" not in ray_config(gcp())["available_node_types"]["train"]["node_config"]
 
     def test_gcp_takes_one_zone(self) -> None:
         with pytest.raises(ClusterError, match=r"vm.zones = \[\]: Ray's provider for gcp takes exactly one"):

@@ -64,6 +64,26 @@ def test_a_recipe_with_keys_is_refused_and_they_are_not_shown(tmp_path: Path) ->
     assert "service_account" in said and "the-secret-itself" not in said and "AKIA-mine" not in said
 
 
+def test_secrets_are_known_by_their_value_and_by_their_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_SERVICE_TOKEN", "planted-value-1")
+    said = refused(recipe_of(tmp_path), "environment.HARMLESS=planted-value-1")
+    assert "the result would contain the value of MY_SERVICE_TOKEN" in said and "planted-value-1" not in said
+    with pytest.raises(RecipeError, match="MY_SERVICE_TOKEN"):
+        render(EXAMPLE, to="vm", overrides=["secrets={}", "environment.HARMLESS=a planted-value-1"])
+    recipe = recipe_of(tmp_path)
+    recipe.write_text(f"# mine: {'AKIA' + 'ABCDEFGH' * 2}\n{recipe.read_text()}")
+    said = refused(recipe)
+    assert "the file contains an AWS access key" in said and "ABCDEFGH" not in said
+
+
+def test_a_spec_without_room_for_the_node_is_warned_about_beside_the_manifests(tmp_path: Path) -> None:
+    command = ["cluster", "render", str(EXAMPLE), "--recipe", str(recipe_of(tmp_path))]
+    done = CliRunner().invoke(app, [*command, "--set", "groups.1.cpus=8", "--set", "groups.1.memory=32Gi"])
+    assert done.exit_code == 0 and "warning: " not in done.stdout
+    assert "warning: " in done.stderr and "what fits: cpus: 7, memory: 27Gi" in done.stderr
+    assert "warning: " not in CliRunner().invoke(app, command).stderr
+
+
 def test_what_only_this_machine_has_is_refused_all_at_once(tmp_path: Path) -> None:
     recipe = recipe_of(
         tmp_path,
