@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import secrets
 from collections.abc import Iterator
 
 import pytest
@@ -18,6 +19,9 @@ _numbers = itertools.count(1)
 # How long an example takes says nothing on a busy machine.
 settings.register_profile("manta", deadline=None, max_examples=40)
 settings.load_profile("manta")
+
+# Ray reads its token once in a process, and a cluster that is started here has one of its own.
+os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(16)
 
 # transformers, against which exported models are held, must never look for anything outside of this machine.
 os.environ["HF_HUB_OFFLINE"] = "1"

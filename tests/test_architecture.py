@@ -40,7 +40,7 @@ LAYERS = (
 BELOW = {
     "cluster": (),
     "model": (),
-    "data": ("cluster.errors", "cluster.ray_nodes"),
+    "data": ("cluster.errors", "cluster.known_secrets", "cluster.local.seaweedfs", "cluster.ray_nodes"),
     "orchestrator": ("cluster", "data", "model"),
 }
 """What each package may import of the others, by the beginning of module names."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
 import threading
 import time
@@ -75,7 +76,9 @@ def ray_cluster(num_cpus: int, num_gpus: int = 0) -> Iterator[None]:
     Raises:
         ClusterError: the cluster cannot be joined or started.
     """
-    variables = _ENVIRONMENT if joins_cluster() else _ENVIRONMENT | _OWN_CLUSTER
+    # Ray asks for a token; its usual one is in a file that others can read, depending on umask and home folder.
+    own_token = {"RAY_AUTH_TOKEN": secrets.token_hex(16)}
+    variables = _ENVIRONMENT if joins_cluster() else _ENVIRONMENT | _OWN_CLUSTER | own_token
     os.environ.update({name: os.environ.get(name, value) for name, value in variables.items()})
     import ray
 

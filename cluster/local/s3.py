@@ -35,6 +35,7 @@ from cluster.errors import ClusterError
 from cluster.local.processes import is_alive
 from cluster.local.seaweedfs import (
     HOST,
+    KEYS_FILE,
     all_free,
     free_ports,
     is_ready,
@@ -79,7 +80,7 @@ class LocalS3:
             users_lock = os.open(self.folder / "users.lock", os.O_RDWR | os.O_CREAT, 0o600)
             fcntl.flock(users_lock, fcntl.LOCK_SH)
             try:
-                self.access_key_id, self.secret_access_key = read_or_create_keys(self.folder / "s3.json")
+                self.access_key_id, self.secret_access_key = read_or_create_keys(self.folder / KEYS_FILE)
                 record = self._running() or self._start()
             except BaseException:
                 os.close(users_lock)

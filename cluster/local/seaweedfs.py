@@ -20,6 +20,9 @@ from cluster.local.seaweed_security import security_files
 
 HOST = "127.0.0.1"
 
+KEYS_FILE = "s3.json"
+"""File in the server's folder with its keys, in SeaweedFS's format."""
+
 _COMPONENTS = ("master", "volume", "filer", "s3")
 """Each serves HTTP on one port and gRPC on another; without options for them it takes SeaweedFS's well-known ports."""
 
@@ -96,7 +99,7 @@ def spawn(folder: Path, ports: Ports, lock: int) -> int:
 def _command(folder: Path, ports: Ports) -> list[str]:
     command = [_weed(), "-logtostderr=true", "server", f"-ip={HOST}", f"-ip.bind={HOST}"]
     command += [f"-dir={folder / 'data'}", f"-master.dir={folder / 'master'}"]
-    command += [f"-s3.config={folder / 's3.json'}", *_OPTIONS]
+    command += [f"-s3.config={folder / KEYS_FILE}", *_OPTIONS]
     for name in _COMPONENTS:
         command += [f"-{name}.port={ports[name]}", f"-{name}.port.grpc={ports[f'{name}.grpc']}"]
     return command
@@ -166,6 +169,15 @@ def read_or_create_keys(config: Path) -> tuple[str, str]:
     """
     if not config.exists():
         write_atomically(config, json.dumps(_new_config(), indent=2))
+    return keys_in(config)
+
+
+def keys_in(config: Path) -> tuple[str, str]:
+    """Access key and secret key from SeaweedFS's configuration.
+
+    Raises:
+        ClusterError: the file is damaged.
+    """
     try:
         credentials = json.loads(config.read_text())["identities"][0]["credentials"][0]
         return credentials["accessKey"], credentials["secretKey"]

@@ -19,9 +19,10 @@ from data.errors import (
     StoreSilentError,
     TransientStoreError,
 )
+from data.stores.bounded_call import Transfer, bounded
 from data.stores.config import StoreConfig
 from data.stores.s3_access import READ_TIMEOUT_S, S3Access, s3_client
-from data.stores.s3_errors import answer_error, no_store_error
+from data.stores.s3_errors import call_error, endless_list_error, no_store_error
 from data.stores.shard_file import ShardFile
 from data.stores.store import (
     ATTEMPTS,
@@ -34,6 +35,11 @@ from data.stores.store import (
 )
 
 _DELETE_BATCH = 1000  # most keys of one DeleteObjects request
+
+_PIECE_BYTES, _ENTRY_BYTES = 1 << 18, 200  # of one read; of an object in a list, about
+
+MOST_LISTED = 2_000_000
+"""Most objects below a prefix; their list is held in memory."""
 
 _T = TypeVar("_T")
 
@@ -62,9 +68,9 @@ class S3Store(Store):
         return f"S3Store({self.url_of()!r})"
 
     def get(self, key: str) -> bytes:
-        return self._call(f"read {self.url_of(key)}", lambda: self._read(self._name(key)))
+        return self._call(f"read {self.url_of(key)}", lambda transfer: self._read(self._name(key), transfer))
 
-    def _read(self, name: str) -> bytes:
+    def _read(self, name: str, transfer: Transfer) -> bytes:
         from botocore.exceptions import BotoCoreError
 
         for attempt in range(ATTEMPTS):
@@ -72,8 +78,11 @@ class S3Store(Store):
             # botocore retries until it has the headers; a connection lost in the body is retried here.
             with contextlib.closing(body):
                 try:
-                    data: bytes = body.read()
-                    return data
+                    data = bytearray()
+                    while part := body.read(_PIECE_BYTES):
+                        data += part
+                        transfer.add(len(part))
+                    return bytes(data)
                 except BotoCoreError:
                     if attempt == ATTEMPTS - 1:
                         raise
@@ -95,7 +104,8 @@ class S3Store(Store):
         # Without a checksum, some servers replace the object by the part that arrived of an interrupted request.
         digest = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
 
-        def write() -> str:
+        def write(transfer: Transfer) -> str:
+            transfer.add(len(data))  # so much longer may it take
             answer = self._s3.put_object(
                 Bucket=self.bucket, Key=self._name(key), Body=data, ContentMD5=digest, **condition
             )
@@ -113,7 +123,9 @@ class S3Store(Store):
         transfer = TransferConfig(max_concurrency=PARTS_AT_ONCE, multipart_chunksize=max(8 << 20, -(-size // 9_000)))
         self._call(
             f"write {self.url_of(key)}",
-            lambda: self._s3.upload_file(os.fspath(path), self.bucket, self._name(key), Config=transfer),
+            lambda moved: self._s3.upload_file(
+                os.fspath(path), self.bucket, self._name(key), Config=transfer, Callback=moved.add
+            ),
         )
 
     def get_file(self, key: str, path: str | os.PathLike[str]) -> None:
@@ -121,9 +133,11 @@ class S3Store(Store):
 
         transfer = TransferConfig(max_concurrency=PARTS_AT_ONCE, num_download_attempts=ATTEMPTS)
 
-        def fetch() -> None:
+        def fetch(moved: Transfer) -> None:
             try:
-                self._s3.download_file(self.bucket, self._name(key), os.fspath(path), Config=transfer)
+                self._s3.download_file(
+                    self.bucket, self._name(key), os.fspath(path), Config=transfer, Callback=moved.add
+                )
             except OSError as error:
                 if not isinstance(error, ConnectionError | TimeoutError):
                     raise_local_error(error, "write", os.fspath(path))
@@ -135,7 +149,7 @@ class S3Store(Store):
         return ShardFile(self.url_of(key), self.config)
 
     def head(self, key: str) -> ObjectInfo | None:
-        def ask() -> ObjectInfo:
+        def ask(_: Transfer) -> ObjectInfo:
             answer = self._s3.head_object(Bucket=self.bucket, Key=self._name(key))
             return ObjectInfo(key, answer["ContentLength"], _bare(answer["ETag"]))
 
@@ -145,7 +159,7 @@ class S3Store(Store):
             return None
 
     def age_s(self, key: str) -> float | None:
-        def ask() -> float:
+        def ask(_: Transfer) -> float:
             answer = self._s3.head_object(Bucket=self.bucket, Key=self._name(key))
             date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")  # of the clock that LastModified is from
             now = parsedate_to_datetime(date).timestamp() if date else time.time()
@@ -159,21 +173,36 @@ class S3Store(Store):
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         start = f"{self.prefix}/" if self.prefix else ""
 
-        def walk() -> list[ObjectInfo]:
-            pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=start + prefix)
+        def walk(transfer: Transfer) -> list[ObjectInfo]:
             return [
                 ObjectInfo(found["Key"].removeprefix(start), found["Size"], _bare(found["ETag"]))
-                for page in pages
-                for found in page.get("Contents", ())
+                for found in self._pages(
+                    self._s3.get_paginator("list_objects_v2"), "Contents", start + prefix, transfer
+                )
                 if not found["Key"].endswith("/")  # markers that consoles create to show an empty folder
             ]
 
         # Sorted here, because some stores list folder by folder, which puts "a/x" before "a-b".
         yield from sorted(self._call(f"list {self.url_of(prefix)}", walk), key=lambda info: info.key)
 
+    def _pages(self, paginator: Any, field: str, prefix: str, transfer: Transfer) -> Iterator[Any]:
+        """The entries of a list that comes in pages.
+
+        Raises:
+            StoreAccessError: it has no end.
+        """
+        count = 0
+        for page in paginator.paginate(Bucket=self.bucket, Prefix=prefix):
+            entries = page.get(field, ())
+            yield from entries
+            count += len(entries)
+            transfer.add(_ENTRY_BYTES * len(entries))
+            if count > MOST_LISTED:
+                raise endless_list_error(f"s3://{self.bucket}/{prefix}", MOST_LISTED)
+
     def delete(self, key: str) -> None:
         name = self._name(key)
-        self._call(f"delete {self.url_of(key)}", lambda: self._s3.delete_object(Bucket=self.bucket, Key=name))
+        self._call(f"delete {self.url_of(key)}", lambda _: self._s3.delete_object(Bucket=self.bucket, Key=name))
 
     def delete_prefix(self, prefix: str) -> int:
         keys = [info.key for info in self.list(prefix)]
@@ -193,13 +222,10 @@ class S3Store(Store):
         """Key and id of every upload in parts that has begun and not ended. Its parts are stored, and paid for."""
         start = f"{self.prefix}/" if self.prefix else ""
 
-        def walk() -> Sequence[tuple[str, str]]:
-            pages = self._s3.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=start + prefix)
-            return [
-                (found["Key"].removeprefix(start), found["UploadId"])
-                for page in pages
-                for found in page.get("Uploads", ())
-            ]
+        def walk(transfer: Transfer) -> Sequence[tuple[str, str]]:
+            paginator = self._s3.get_paginator("list_multipart_uploads")
+            found = self._pages(paginator, "Uploads", start + prefix, transfer)
+            return [(each["Key"].removeprefix(start), each["UploadId"]) for each in found]
 
         try:
             return self._call(f"list uploads to {self.url_of(prefix)}", walk)
@@ -211,13 +237,13 @@ class S3Store(Store):
         with contextlib.suppress(ObjectNotFoundError, StoreAccessError):  # ended meanwhile; or no right to
             self._call(
                 f"delete an upload to {self.url_of(key)}",
-                lambda: self._s3.abort_multipart_upload(Bucket=self.bucket, Key=name, UploadId=upload),
+                lambda _: self._s3.abort_multipart_upload(Bucket=self.bucket, Key=name, UploadId=upload),
             )
 
     def _delete_batch(self, prefix: str, names: Sequence[str]) -> None:
         doing = f"delete {self.url_of(prefix)}"
         objects = {"Objects": [{"Key": name} for name in names], "Quiet": True}
-        answer = self._call(doing, lambda: self._s3.delete_objects(Bucket=self.bucket, Delete=objects))
+        answer = self._call(doing, lambda _: self._s3.delete_objects(Bucket=self.bucket, Delete=objects))
         for failed in answer.get("Errors", ()):
             raise StoreAccessError(
                 f"Could not {doing}: {failed.get('Code')} {failed.get('Message')} for {failed.get('Key')}, first of "
@@ -242,7 +268,7 @@ class S3Store(Store):
     def check(self) -> None:
         from botocore.parsers import ResponseParserError
 
-        def ask() -> None:
+        def ask(_: Transfer) -> None:
             # LIST, because the answer to HEAD has no body, so it does not distinguish a missing bucket from a refused
             # key. With a short read time-out: a server that accepts connections and stays silent is no S3 endpoint.
             access = S3Access.of(self.config)
@@ -274,46 +300,20 @@ class S3Store(Store):
         checked_key(key)
         return f"{self.prefix}/{key}" if self.prefix else key
 
-    def _call(self, doing: str, request: Callable[[], _T]) -> _T:
-        """Runs one request. Raises its failure as a MantaError that names the operation `doing`."""
+    def _call(self, doing: str, request: Callable[[Transfer], _T]) -> _T:
+        """Runs one request within bounds. Raises its failure as a MantaError that names the operation `doing`."""
         try:
-            result = request()
+            result = bounded(request, doing)
         except MantaError:
             raise
         except Exception as error:
-            translated = self._translated(error, doing)
+            where = S3Access.of(self.config).where
+            translated = call_error(error, doing, self.bucket, where, answered_before=self._answered_before)
             if isinstance(translated, ObjectNotFoundError | ConflictError):
                 self._answers()
             raise translated from error
         self._answers()
         return result
-
-    def _translated(self, error: Exception, doing: str) -> MantaError:
-        from boto3.exceptions import S3UploadFailedError
-        from botocore import exceptions as boto
-
-        where = S3Access.of(self.config).where
-        if isinstance(error, S3UploadFailedError) and isinstance(error.__context__, Exception):
-            return self._translated(error.__context__, doing)
-        if isinstance(error, boto.ClientError):
-            return answer_error(error.response, doing, self.bucket, where)
-        if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.CredentialRetrievalError):
-            return StoreAccessError(
-                f"Could not {doing}: no usable credentials were found ({error}). Set AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY, or store.access_key_id and store.secret_access_key."
-            )
-        if isinstance(error, boto.SSLError):
-            return StoreAccessError(
-                f"Could not {doing}: no TLS with {where} ({error}). Is it http:// rather than https://?"
-            )
-        if isinstance(error, boto.EndpointConnectionError | boto.ConnectTimeoutError | boto.ProxyConnectionError):
-            message = f"Could not {doing}: no connection to {where} in {ATTEMPTS} attempts ({first_line(error)})."
-            if self._answered_before:
-                return TransientStoreError(f"{message} It answered before, so it may come back.")
-            return StoreSilentError(f"{message} Is store.endpoint_url (or AWS_ENDPOINT_URL) right, and the store up?")
-        if isinstance(error, boto.ParamValidationError | ValueError):
-            return StoreAccessError(f"Could not {doing} at {where}: {first_line(error)}. Check URL and endpoint.")
-        return TransientStoreError(f"Could not {doing}: {where} did not answer in full ({first_line(error)}).")
 
 
 def _bare(etag: str) -> str:

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import functools
 import os
+import platform
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from cluster.known_secrets import remember
 from data.errors import StoreAccessError
-from data.stores.config import StoreConfig
+from data.stores.bounded_call import refuse_abandoned
+from data.stores.config import SECRET, StoreConfig
 from data.stores.store import ATTEMPTS
 
-READ_TIMEOUT_S = 60.0
-"""Longest silence on an open connection. A large object may take longer, as long as bytes arrive."""
+READ_TIMEOUT_S = 30.0
+"""Longest silence on an open connection; tried ATTEMPTS times. `data.stores.bounded_call` bounds the rest."""
+
+
+_KEY_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+_TOKEN_VARIABLES = ("AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN")
+"""Variables of temporary keys, which do not belong to other ones."""
 
 
 @dataclass(frozen=True)
@@ -28,18 +39,22 @@ class S3Access:
 
     @classmethod
     def of(cls, config: StoreConfig) -> S3Access:
-        """From the config, else the environment.
+        """From the config, the files of the server that it names, or the environment.
 
         Raises:
+            ClusterError: the file with the keys of `serve` is damaged.
             StoreAccessError: only one half of a key pair is given.
         """
         if (config.access_key_id is None) != (config.secret_access_key is None):
             raise StoreAccessError("store.access_key_id and store.secret_access_key go together; give both or neither.")
+        keys = (config.access_key_id, config.secret_access_key)
+        if config.serve is not None and config.access_key_id is None:
+            keys = _keys_of_server(config.serve)
         return cls(
             endpoint_url=config.endpoint_url or _env("AWS_ENDPOINT_URL_S3") or _env("AWS_ENDPOINT_URL"),
             region=config.region or _env("AWS_DEFAULT_REGION") or _env("AWS_REGION"),
-            access_key_id=config.access_key_id,
-            secret_access_key=config.secret_access_key,
+            access_key_id=keys[0],
+            secret_access_key=keys[1],
             timeout_s=config.timeout_s,
         )
 
@@ -47,6 +62,50 @@ class S3Access:
     def where(self) -> str:
         """The endpoint, for messages."""
         return self.endpoint_url or f"AWS S3 (region {self.region or 'us-east-1'})"
+
+
+@contextmanager
+def keys_as_variables(config: StoreConfig) -> Iterator[StoreConfig]:
+    """Yields the config without keys; in the block, they are variables of this process and of those that it starts.
+
+    They are then in nothing that is passed on: arguments of actors, records, dumps.
+
+    Raises:
+        StoreAccessError: only one half of a key pair is given.
+    """
+    access = S3Access.of(config)
+    remember((access.access_key_id, access.secret_access_key))
+    if config.access_key_id is None or config.secret_access_key is None:
+        yield config
+        return
+    names = (*_KEY_VARIABLES, *_TOKEN_VARIABLES)
+    before = {name: os.environ.pop(name) for name in names if name in os.environ}
+    os.environ.update(zip(_KEY_VARIABLES, (config.access_key_id, config.secret_access_key), strict=True))
+    try:
+        yield config.model_copy(update=dict.fromkeys(SECRET))
+    finally:
+        for name in _KEY_VARIABLES:
+            os.environ.pop(name, None)
+        os.environ.update(before)
+
+
+@functools.cache
+def _keys_of_server(folder: str) -> tuple[str, str]:
+    """Keys of the S3 server whose files are in `folder`, which this user's other processes may read.
+
+    Raises:
+        ClusterError: the file is damaged.
+        StoreAccessError: it is missing, as on another machine.
+    """
+    from cluster.local.seaweedfs import KEYS_FILE, keys_in
+
+    file = Path(folder) / KEYS_FILE
+    if not file.exists():
+        raise StoreAccessError(
+            f"store.serve = {folder}: no keys of an S3 server are there on this machine ({platform.node()}). A server "
+            "that a command starts serves its own machine only; name a bucket that all machines reach."
+        )
+    return keys_in(file)
 
 
 def _env(name: str) -> str | None:
@@ -80,7 +139,7 @@ def _new_client(access: S3Access, read_timeout_s: float, environment: tuple[tupl
     from botocore.config import Config
 
     session = _session(environment)
-    return session.client(
+    client = session.client(
         "s3",
         endpoint_url=access.endpoint_url,
         region_name=access.region or session.region_name or "us-east-1",
@@ -97,3 +156,5 @@ def _new_client(access: S3Access, read_timeout_s: float, environment: tuple[tupl
             response_checksum_validation="when_required",
         ),
     )
+    client.meta.events.register("before-send.s3", refuse_abandoned)
+    return client

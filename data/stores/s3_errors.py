@@ -1,4 +1,4 @@
-"""The errors for what S3 servers answer."""
+"""The errors for what S3 servers answer, and for what keeps them from it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from data.errors import (
     MantaError,
     ObjectNotFoundError,
     StoreAccessError,
+    StoreSilentError,
     TransientStoreError,
 )
-from data.stores.store import ATTEMPTS
+from data.stores.store import ATTEMPTS, first_line
 
 _FULL = ("insufficientstorage", "xminiostoragefull", "quotaexceeded", "nospaceleft", "entitytoolargeforquota")
 
@@ -37,7 +38,39 @@ _NOT_IMPLEMENTED = 501  # by this service: no later try succeeds
 _TRANSIENT = frozenset({"RequestTimeout", "SlowDown", "Throttling"})  # in addition to every other status from 500 on
 
 
-def answer_error(answer: dict[str, Any], doing: str, bucket: str, where: str) -> MantaError:
+def call_error(error: Exception, doing: str, bucket: str, where: str, *, answered_before: bool) -> MantaError:
+    """The MantaError for what a call of boto3's raised.
+
+    Args:
+        answered_before: the service has answered, so silence is an outage and not a wrong address.
+    """
+    from boto3.exceptions import S3UploadFailedError
+    from botocore import exceptions as boto
+
+    if isinstance(error, S3UploadFailedError) and isinstance(error.__context__, Exception):
+        return call_error(error.__context__, doing, bucket, where, answered_before=answered_before)
+    if isinstance(error, boto.ClientError):
+        return _answer_error(error.response, doing, bucket, where)
+    if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.CredentialRetrievalError):
+        return StoreAccessError(
+            f"Could not {doing}: no usable credentials were found ({error}). Set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or store.access_key_id and store.secret_access_key."
+        )
+    if isinstance(error, boto.SSLError):
+        return StoreAccessError(
+            f"Could not {doing}: no TLS with {where} ({error}). Is it http:// rather than https://?"
+        )
+    if isinstance(error, boto.EndpointConnectionError | boto.ConnectTimeoutError | boto.ProxyConnectionError):
+        message = f"Could not {doing}: no connection to {where} in {ATTEMPTS} attempts ({first_line(error)})."
+        if answered_before:
+            return TransientStoreError(f"{message} It answered before, so it may come back.")
+        return StoreSilentError(f"{message} Is store.endpoint_url (or AWS_ENDPOINT_URL) right, and the store up?")
+    if isinstance(error, boto.ParamValidationError | ValueError):
+        return StoreAccessError(f"Could not {doing} at {where}: {first_line(error)}. Check URL and endpoint.")
+    return TransientStoreError(f"Could not {doing}: {where} did not answer in full ({first_line(error)}).")
+
+
+def _answer_error(answer: dict[str, Any], doing: str, bucket: str, where: str) -> MantaError:
     """The MantaError for an error answer of an S3 server."""
     code = str(answer.get("Error", {}).get("Code", ""))
     text = str(answer.get("Error", {}).get("Message", ""))
@@ -66,4 +99,12 @@ def no_store_error(url: str, where: str, what: str) -> StoreAccessError:
     return StoreAccessError(
         f"Could not use {url}: {where} answers, but not as an object store ({what}). Check store.endpoint_url: the "
         "port, and whether a proxy or a page to log in at is in between."
+    )
+
+
+def endless_list_error(url: str, most: int) -> StoreAccessError:
+    """The error for a prefix that lists more than `most` objects."""
+    return StoreAccessError(
+        f"{url} lists more than {most:,} objects. Point to a narrower prefix, or pack small shards into larger ones; "
+        "if it has fewer, its service's lists have no end."
     )

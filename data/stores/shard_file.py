@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from data.errors import InputError, ObjectNotFoundError, StoreAccessError, TransientStoreError, install_command
+from data.stores.bounded_call import Transfer, bounded
 from data.stores.config import StoreConfig
 from data.stores.s3_access import READ_TIMEOUT_S, S3Access, aws_environment
 from data.stores.store import ATTEMPTS, first_line, split_url
@@ -86,6 +87,7 @@ class ShardFile(io.RawIOBase):
         super().__init__()
         self.url = url
         self._filesystem, self._path = filesystem_for(url, config)
+        self._is_remote = split_url(url)[0] in ("s3", "gs")
         self._retry_delay_s = retry_delay_s
         self._position = 0
         self._size = int(self._retried(lambda file: file.size()))
@@ -127,9 +129,9 @@ class ShardFile(io.RawIOBase):
     def _retried(self, action: Callable[[Any], _T]) -> _T:
         for attempt in range(ATTEMPTS):
             try:
-                if self._file is None:
-                    self._file = self._filesystem.open_input_file(self._path)
-                return action(self._file)
+                file, result = self._bounded(action)
+                self._file = file
+                return result
             except FileNotFoundError:
                 raise ObjectNotFoundError(f"{self.url} is gone.") from None
             except OSError as error:
@@ -141,3 +143,19 @@ class ShardFile(io.RawIOBase):
                     raise TransientStoreError(f"{failure}. The storage may recover.") from error
                 time.sleep(self._retry_delay_s * 2**attempt)
         raise AssertionError("unreachable")
+
+    def _bounded(self, action: Callable[[Any], _T]) -> tuple[Any, _T]:
+        """The open file, and what `action` gives of it."""
+        opened = self._file
+
+        def act(_: Transfer | None = None) -> tuple[Any, _T]:
+            file = self._filesystem.open_input_file(self._path) if opened is None else opened
+            return file, action(file)
+
+        if not self._is_remote:
+            return act()
+        try:
+            return bounded(act, f"read {self.url}")
+        except TransientStoreError:  # the thread that was given up keeps the connection
+            self._file = None
+            raise

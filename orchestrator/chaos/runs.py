@@ -15,6 +15,7 @@ from cluster.local.faulty_proxy import FaultyProxy
 from cluster.local.nodes import LocalNodes
 from cluster.strict_yaml import override
 from data.errors import MantaError
+from data.stores.s3_access import S3Access
 from data.stores.store import Store
 from orchestrator.chaos.faults import Injected, Injector
 from orchestrator.chaos.plan import KINDS, Plan
@@ -76,10 +77,8 @@ class Runs:
         """Starts a head and nodes; `stock`: with Ray's default settings."""
         folder = self.folder / name
         folder.mkdir()
-        keys = {
-            "AWS_ACCESS_KEY_ID": self.config.store.access_key_id,
-            "AWS_SECRET_ACCESS_KEY": self.config.store.secret_access_key,
-        }
+        access = S3Access.of(self.config.store)  # a server that this command started: the run knows its address only
+        keys = {"AWS_ACCESS_KEY_ID": access.access_key_id, "AWS_SECRET_ACCESS_KEY": access.secret_access_key}
         own = {name: value for name, value in keys.items() if value}
         with LocalNodes(folder, environment=own, stock=stock) as nodes:
             self.console.line(f"cluster: starting a head and {self.plan.nodes} nodes of one CPU")

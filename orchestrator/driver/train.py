@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext, suppress
 
+from cluster.known_secrets import struck
 from cluster.local.ray import joins_cluster
 from data.errors import InputError
 from data.stores.patience import Patience, telling
@@ -211,7 +212,7 @@ def close_attempt(fence: Fence, error: BaseException) -> None:
         return
     # An attempt that ended before its loop reported goodput spent all its time on starting.
     goodput = attempt.goodput or {"startup": time.time() - attempt.started_at}
-    message = "" if status == "stopped" else str(error)[:2000]
+    message = "" if status == "stopped" else struck(str(error))[:2000]
     try:
         fence.update(attempt={"status": status, "message": message, "goodput": goodput})
     except Exception:  # the error that ended the attempt matters more

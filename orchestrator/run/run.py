@@ -16,7 +16,9 @@ from data.feed.spec import FeedSpec
 from data.order.known_units import ExcludedDocuments, KnownUnits
 from data.prepare import prepare_data
 from data.prepared import PreparedData
+from data.stores.config import SECRET
 from data.stores.open import open_store
+from data.stores.s3_access import keys_as_variables
 from data.stores.store import Store
 from data.tokens.tokenizer import Tokenizer
 from orchestrator.config.recipe import RunConfig
@@ -79,21 +81,24 @@ def stores(config: RunConfig) -> tuple[Store, Store]:
 
 @contextmanager
 def reaching_storage(config: RunConfig) -> Iterator[RunConfig]:
-    """Yields the config with a reachable object store. If `store.serve` is set, a local S3 server runs in the block."""
+    """Yields the config with a reachable object store, and without keys.
+
+    Those of the recipe are in the environment while the block runs. If `store.serve` is set, a local S3 server runs in
+    the block; its keys stay in its folder.
+    """
     if config.store.serve is None:
-        yield config
+        with keys_as_variables(config.store) as store:
+            yield config.model_copy(update={"store": store})
         return
     with LocalS3(Path(config.store.serve)) as server:
         paths = (path for source in config.data.sources for path in (source.path, source.input_path) if path)
         urls = [config.storage, *paths]
         for bucket in {urlsplit(url).netloc for url in urls if url.startswith("s3://")}:
             server.ensure_bucket(bucket)
-        reach = {
-            "endpoint_url": server.endpoint_url,
-            "access_key_id": server.access_key_id,
-            "secret_access_key": server.secret_access_key,
-        }
-        yield config.model_copy(update={"store": config.store.model_copy(update=reach)})
+        reach = {"endpoint_url": server.endpoint_url, "serve": str(server.folder), **dict.fromkeys(SECRET)}
+        store = config.store.model_copy(update=reach)
+        with keys_as_variables(store):
+            yield config.model_copy(update={"store": store})
 
 
 def refuse_changed_config(

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cluster.known_secrets import struck
 from cluster.local.ray import joins_cluster, ray_cluster
 from data.errors import MantaError
 from data.prepared import PreparedData
@@ -247,7 +248,7 @@ def close_sweep(fence: Fence, error: BaseException) -> None:
     """Records how the attempt ended, if the store still answers."""
     status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
     with suppress(Exception):
-        fence.update(attempt={"status": status, "message": "" if status == "stopped" else str(error)[:2000]})
+        fence.update(attempt={"status": status, "message": "" if status == "stopped" else struck(str(error))[:2000]})
 
 
 def _worker_slots(sweep: Sweep) -> WorkerSlots:

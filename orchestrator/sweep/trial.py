@@ -14,6 +14,7 @@ from typing import Any
 
 import ray.tune
 
+from cluster.known_secrets import struck
 from data.errors import MantaError
 from data.prepared import PreparedData
 from data.stores.patience import telling
@@ -231,7 +232,7 @@ class Trial:
         except BaseException as error:  # the sweep continues with the other trials, and shows the reason
             ended = {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
         with self._changed:
-            self._seen.ended = ended | {"reason": ended["reason"][:2000]}
+            self._seen.ended = ended | {"reason": struck(ended["reason"])[:2000]}
             self._changed.notify_all()
 
     def _run(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from ray import tune
 from ray.tune import Callback, PlacementGroupFactory, RunConfig, Stopper, TuneConfig, Tuner
 
+from cluster.known_secrets import looks_secret
 from cluster.local.ray import joins_cluster
 from data.errors import MantaError
 from data.prepared import PreparedData
@@ -25,7 +26,7 @@ from orchestrator.sweep.schedulers import CoordinatorSearcher, scheduler_of
 from orchestrator.sweep.spec import Sweep
 from orchestrator.sweep.summary import SweepSummary, summary_of
 from orchestrator.sweep.trial import TrialContext, TrialDriver
-from orchestrator.sweep.tune_internals import HEAD_NODE
+from orchestrator.sweep.tune_internals import HEAD_NODE, pass_on_no_secrets
 
 HEAD_SHARE = 0.001
 """Amount of the head node's own resource that a trial's actor reserves; it reserves no CPU."""
@@ -49,7 +50,7 @@ _SETTINGS = {
 }
 
 _PASSED_ON = ("AWS_", "RAY_TRAIN_", "RAY_ADDRESS", "TOKENIZERS_")
-"""Prefixes of environment variables that trials' actors get: Tune passes on AWS keys, but not the endpoint."""
+"""Prefixes of environment variables that trials' actors get, but for secrets: nodes have keys of their own."""
 
 
 def fit(
@@ -72,7 +73,10 @@ def fit(
     """
     os.environ.update({name: os.environ.get(name, value) for name, value in _SETTINGS.items()})
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    passed_on = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
+    passed_on = {
+        name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON) and not looks_secret(name)
+    }
+    pass_on_no_secrets()
     head_share = 1 / at_once if sweep.spec.scheduler.name == "pbt" else HEAD_SHARE
     trainable = tune.with_resources(
         tune.with_parameters(TrialDriver, context=TrialContext(sweep, data, passed_on)),

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import ray
 
+from cluster.known_secrets import struck
 from cluster.ray_nodes import root_cause
 from data.errors import MantaError
 from orchestrator.errors import BadLossError, WorkerDiedError
@@ -100,5 +101,5 @@ def to_manta_error(error: BaseException, progress: Progress) -> BaseException:
 
 
 def single_line(error: BaseException) -> str:
-    """An error's message as one line, for use within another."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """An error's message as one line and without secrets, for use within another, and in records."""
+    return " ".join(struck(str(error)).split()) or type(error).__name__

@@ -99,11 +99,15 @@ class Trained:
 def site(s3_server: LocalS3, s3_store_config: StoreConfig) -> Iterator[Site]:
     s3_server.ensure_bucket("matrix")
     store = open_store("s3://matrix", s3_store_config)
+    keys = {
+        "AWS_ACCESS_KEY_ID": s3_server.access_key_id,
+        "AWS_SECRET_ACCESS_KEY": s3_server.secret_access_key,
+    }
     with (
         pytest.MonkeyPatch.context() as patch,
         tempfile.TemporaryDirectory(prefix="manta-", dir="/tmp") as scratch,  # sockets need a short path
         FaultyProxy(s3_server.endpoint_url) as proxy,
-        LocalNodes(Path(scratch)) as nodes,
+        LocalNodes(Path(scratch), environment=keys) as nodes,
     ):
         patch.setattr("orchestrator.chaos.faults.STORE_AWAY_S", (10.0, 10.0))
         folder = Path(scratch)

@@ -6,13 +6,19 @@ samples as the run left alone. The learning rate is constant, so that a longer r
 
 from __future__ import annotations
 
+import glob
 import io
 import json
 import math
 import os
+import random
 import re
+import shutil
 import signal
+import subprocess
 import sysconfig
+import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -121,13 +127,20 @@ class Run:
 
     def in_process(self, monkeypatch: pytest.MonkeyPatch, *command: str) -> str:
         """What a command prints that needs no Ray, without waiting for another interpreter to start."""
+        status, output = self.answer(monkeypatch, *command)
+        assert status == 0, output
+        return output
+
+    def answer(self, monkeypatch: pytest.MonkeyPatch, *command: str) -> tuple[int, str]:
+        """Exit status and output of a command that needs no Ray, whatever they are."""
         monkeypatch.chdir(self.site.folder)
         for name, value in self.site.environment.items():
             monkeypatch.setenv(name, value)
         name, *options = command
         done = CliRunner().invoke(app, [name, self.site.recipe(self.name, self.storage), *options])
-        assert done.exit_code == 0, done.output
-        return done.output
+        if isinstance(done.exception, Exception):
+            return 1, "".join(traceback.format_exception(done.exception))
+        return done.exit_code, re.sub(r"\[ *\d+\.\d s\] ", "", done.output)
 
     def copy(self, name: str) -> Run:
         """The same run under another name, as far as it has come."""
@@ -139,11 +152,17 @@ class Run:
             self.site.client.copy_object(Bucket=self.site.bucket, Key=copied, CopySource=source)
         return replace(self, name=name)
 
-    def objects(self) -> dict[str, str]:
-        """Key and etag of every object of the run."""
+    def objects(self, *, everything: bool = False) -> dict[str, str]:
+        """Key and etag of every object of the run; `everything`: and of what it was prepared from."""
         pages = self.site.client.get_paginator("list_objects_v2")
-        listed = pages.paginate(Bucket=self.site.bucket, Prefix=f"{self.storage}/runs/{self.name}/")
-        return {found["Key"]: found["ETag"] for page in listed for found in page.get("Contents", ())}
+        listed = pages.paginate(Bucket=self.site.bucket, Prefix=f"{self.storage}/")
+        found = {found["Key"]: found["ETag"] for page in listed for found in page.get("Contents", ())}
+        own = f"{self.storage}/runs/{self.name}/"
+        return {
+            key: etag
+            for key, etag in found.items()
+            if key.startswith(own) or (everything and not key.startswith(f"{self.storage}/runs/"))
+        }
 
     def get(self, key: str) -> bytes:
         key = f"{self.storage}/runs/{self.name}/{key}"
@@ -187,7 +206,7 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def site(s3_server: LocalS3, tmp_path_factory: pytest.TempPathFactory) -> Site:
+def site(s3_server: LocalS3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     import boto3
 
     folder = tmp_path_factory.mktemp("site")
@@ -198,6 +217,7 @@ def site(s3_server: LocalS3, tmp_path_factory: pytest.TempPathFactory) -> Site:
         "AWS_ENDPOINT_URL": s3_server.endpoint_url,
         "AWS_ACCESS_KEY_ID": s3_server.access_key_id,
         "AWS_SECRET_ACCESS_KEY": s3_server.secret_access_key,
+        "PLANTED_TOKEN": "planted-in-the-environment",
     }
     client = boto3.client(
         "s3",
@@ -208,7 +228,9 @@ def site(s3_server: LocalS3, tmp_path_factory: pytest.TempPathFactory) -> Site:
     )
     for name, content in shards().items():
         client.put_object(Bucket=bucket, Key=f"shards/{name}", Body=content)
-    return Site(folder, bucket, client, environment)
+    with tempfile.TemporaryDirectory(prefix="manta-", dir="/tmp") as ray_folder:  # sockets need a short path
+        Path(ray_folder).chmod(0o755)  # like /tmp, where Ray's folder is for everybody else
+        yield Site(folder, bucket, client, environment | {"RAY_TMPDIR": ray_folder})
 
 
 def shards() -> dict[str, bytes]:
@@ -240,8 +262,71 @@ def summary(alone: Run) -> dict[str, Any]:
     return alone.summary()
 
 
+NOBODY, SYSTEM_PATH = 65534, "/usr/bin:/bin"
+
+TRESPASS = """
+import glob, os, socket, sys
+
+session, *roots = sys.argv[1:]
+for root in roots:
+    for folder, folders, files in os.walk(root):
+        print("listed", folder)
+        for name in files:
+            try:
+                open(os.path.join(folder, name), "rb").close()
+                print("read", folder, name)
+            except OSError:
+                pass
+    for what in (os.unlink, lambda path: os.rename(path, path + "-mine"), lambda path: os.mkdir(path + "/mine")):
+        try:
+            what(root)
+            print("changed", root)
+        except OSError:
+            pass
+for path in glob.glob("/proc/[0-9]*/stat"):
+    try:
+        if open(path).read().rpartition(")")[2].split()[3] == session:
+            open(os.path.dirname(path) + "/environ").close()
+            print("environment read", path)
+    except OSError:
+        pass
+for path in glob.glob(os.environ["SOCKETS"]):
+    try:
+        socket.socket(socket.AF_UNIX).connect(path)
+        print("connected", path)
+    except OSError:
+        pass
+print("tried", len(roots))
+"""
+
+
+def trespassed(site: Site, process: MantaProcess) -> list[str]:
+    """What a user who is nobody could read, change or reach of a run that is on, and how much was tried."""
+    states = glob.glob(f"/dev/shm/manta-state-{os.geteuid()}-*")
+    assert states, "the run keeps its state in memory"
+    sockets = f"{site.environment['RAY_TMPDIR']}/ray/session_*/sockets/*"
+    assert glob.glob(sockets)
+    return subprocess.run(
+        ["/usr/bin/env", "python3", "-I", "-c", TRESPASS, str(process.pid), *states],
+        user=NOBODY,
+        group=NOBODY,
+        extra_groups=[],
+        env={"PATH": SYSTEM_PATH, "SOCKETS": sockets},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+
+
 @pytest.fixture(scope="module")
-def stopped_once(site: Site) -> Run:
+def trespasses() -> list[str]:
+    """What `trespassed` found while the run that is stopped was on."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def stopped_once(site: Site, trespasses: list[str]) -> Run:
     """A run stopped by Ctrl-C in a terminal; to be copied, not continued.
 
     It tokenizes while it trains, in a store where nothing has been tokenized yet.
@@ -249,6 +334,8 @@ def stopped_once(site: Site) -> Run:
     run = site.run("stopped", storage="untouched")
     with run.command("train", "--set", "data.prepare=streaming") as process:
         process.wait_until(run.has_saved(SAVE_EVERY), "a checkpoint")
+        if os.geteuid() == 0 and shutil.which("python3", path=SYSTEM_PATH):
+            trespasses += trespassed(site, process)
         process.interrupt_group()
         assert process.wait() == 130, process.output
         assert "tokenized as training needs them" in process.output
@@ -535,16 +622,59 @@ def test_two_attempts_never_write_one_run(endless: tuple[Run, MantaProcess], alo
     assert (found["samples"]["duplicated"], found["samples"]["missing"]) == (0, 0)
 
 
+def test_another_user_of_the_machine_reads_and_changes_nothing(stopped_once: Run, trespasses: list[str]) -> None:
+    if not trespasses:
+        pytest.skip("only root can act for another user, who needs a python3 that is everybody's")
+    *found, tried = trespasses
+    states = int(tried.removeprefix("tried "))
+    assert states > 0 and found == []
+
+
+@pytest.mark.parametrize("flips", [pytest.param(1, id="one"), pytest.param(25, id="many", marks=pytest.mark.soak)])
+def test_a_changed_byte_of_any_object_gives_the_same_answer_or_its_name(
+    alone: Run, monkeypatch: pytest.MonkeyPatch, flips: int
+) -> None:
+    """Of every kind of object of a finished run and of what it was prepared from."""
+    site, draw = alone.site, random.Random(flips)
+    commands = [("show", "--json"), ("generate", "--seed", "7"), ("report", "--to", "page.html")]
+    sound = {command: alone.answer(monkeypatch, *command) for command in commands}
+    kinds: dict[str, list[str]] = {}
+    for key in alone.objects(everything=True):
+        kinds.setdefault(re.sub(r"[0-9a-f]{8,}|\d+", "N", key), []).append(key)
+    assert len(kinds) > 10
+    wrong = []
+    for keys in kinds.values():
+        for _ in range(flips):
+            key = draw.choice(keys)
+            content = site.client.get_object(Bucket=site.bucket, Key=key)["Body"].read()
+            if not content:
+                continue
+            at = draw.randrange(len(content))
+            changed = content[:at] + bytes([content[at] ^ 1 << draw.randrange(8)]) + content[at + 1 :]
+            for command in commands:
+                site.client.put_object(Bucket=site.bucket, Key=key, Body=changed)  # the one before may have mended it
+                status, output = alone.answer(monkeypatch, *command)
+                names_it = status == 2 and any(part in output for part in (key, key.rpartition("/")[2]))
+                if "Traceback" in output or not (names_it or (status, output) == sound[command]):
+                    wrong.append((command[0], key, at, status, output[-300:]))
+            site.client.put_object(Bucket=site.bucket, Key=key, Body=content)
+    assert wrong == []
+
+
 def test_no_key_is_in_anything_that_a_run_leaves(alone: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is kept in the store, checkpoints and reports among it, and what commands wrote here and printed."""
     alone.in_process(monkeypatch, "report")
-    site, key = alone.site, alone.site.environment["AWS_SECRET_ACCESS_KEY"].encode()
+    site = alone.site
     pages = site.client.get_paginator("list_objects_v2").paginate(Bucket=site.bucket)
     kept = [found["Key"] for page in pages for found in page.get("Contents", ())]
     assert any("checkpoints/" in each for each in kept) and any("tensorboard/" in each for each in kept)
     assert any(each.endswith("report.html") for each in kept)
+    logs = [path for path in Path(site.environment["RAY_TMPDIR"]).rglob("*") if path.is_file()]
     left = [path for path in site.folder.rglob("*") if path.is_file()]
-    assert left
-    holding = [each for each in kept if key in site.client.get_object(Bucket=site.bucket, Key=each)["Body"].read()]
-    holding += [str(path) for path in left if key in path.read_bytes()]
+    assert left and any(path.suffix == ".log" for path in logs)
+    holding = []
+    for name in ("AWS_SECRET_ACCESS_KEY", "PLANTED_TOKEN"):
+        secret = site.environment[name].encode()
+        holding += [key for key in kept if secret in site.client.get_object(Bucket=site.bucket, Key=key)["Body"].read()]
+        holding += [str(path) for path in (*left, *logs) if secret in path.read_bytes()]
     assert holding == []

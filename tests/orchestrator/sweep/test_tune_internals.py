@@ -7,7 +7,7 @@ import pytest
 from ray.train import Checkpoint
 from ray.tune.experiment import Trial
 
-from orchestrator.sweep.tune_internals import HEAD_NODE, population
+from orchestrator.sweep.tune_internals import HEAD_NODE, pass_on_no_secrets, population
 
 pytestmark = [
     pytest.mark.ray,
@@ -64,3 +64,13 @@ def test_the_head_node_has_a_resource_of_its_own() -> None:
     from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 
     assert HEAD_NODE == HEAD_NODE_RESOURCE_NAME
+
+
+def test_tunes_actors_get_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.tune.execution import class_cache as cache
+
+    monkeypatch.setattr(cache, "ENV_VARS_TO_PROPAGATE", set(cache.ENV_VARS_TO_PROPAGATE))
+    assert "AWS_SECRET_ACCESS_KEY" in cache.ENV_VARS_TO_PROPAGATE, "Ray has changed; see pass_on_no_secrets"
+    pass_on_no_secrets()
+    assert not any(name.startswith("AWS_") for name in cache.ENV_VARS_TO_PROPAGATE)
+    assert cache.ENV_VARS_TO_PROPAGATE
