@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import functools
 import hashlib
@@ -25,6 +26,9 @@ Hashing a checkpoint to list it would read gigabytes, and objects that are writt
 
 _TEMP, _LOCK = ".tmp~", ".lock~"  # auxiliary files next to the objects, never listed
 
+_NO_SUCH_CALL = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.ENOLCK)
+"""What file systems without hard links, locks, or a folder's own fsync answer: FUSE, CIFS, exFAT, FAT."""
+
 # Raised by opening a path where an object store would answer that the key does not exist.
 _NO_OBJECT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
@@ -33,7 +37,8 @@ class LocalStore(Store):
     """A folder as a store. The folder is created by the first write.
 
     Writes are atomic and durable: a temporary file in the target's folder, fsync, then rename or link. Conditional puts
-    are atomic among themselves, on every machine that shares the folder and its locks.
+    are atomic among themselves, on every machine that shares the folder and its locks. A file system without hard links
+    will do, one without locks (flock) will not.
     """
 
     def __init__(self, root: str) -> None:
@@ -63,6 +68,13 @@ class LocalStore(Store):
                 os.link(temp, path)  # unlike rename, fails where the name exists
             except FileExistsError:
                 raise ConflictError(f"{path} exists already.") from None
+            except OSError as error:
+                if error.errno not in _NO_SUCH_CALL:
+                    raise
+                with _folder_lock(path):
+                    if os.path.lexists(path):
+                        raise ConflictError(f"{path} exists already.") from None
+                    os.replace(temp, path)
             _sync_folder(path)
             return _etag_of(path)
 
@@ -177,8 +189,8 @@ class LocalStore(Store):
     def check(self) -> None:
         with _errors("write", self.root):
             os.makedirs(self.root, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.root):
-                pass
+            with tempfile.NamedTemporaryFile(dir=self.root, prefix=_TEMP) as file:
+                _lock(file.fileno(), self.root)
 
     def _path(self, key: str) -> str:
         return os.path.join(self.root, checked_key(key))
@@ -199,7 +211,8 @@ def _temporary(path: str, data: bytes | None) -> Iterator[str]:
         handle, temp = _make_temporary(os.path.dirname(path))
         try:
             with open(handle, "wb") as file:
-                os.fchmod(handle, 0o666 & ~_umask())  # mkstemp makes private files; a shared folder has other readers
+                with contextlib.suppress(PermissionError):  # CIFS, exFAT: modes are those of the mount
+                    os.fchmod(handle, 0o666 & ~_umask())  # mkstemp makes private files; others read a shared folder
                 if data is not None:
                     file.write(data)
                     file.flush()
@@ -244,14 +257,30 @@ def _publish(temp: str, path: str) -> None:
 
 
 def _sync_folder(path: str) -> None:
-    _sync(os.path.dirname(path))  # without it, a crash may lose the name, though not the content
+    try:
+        _sync(os.path.dirname(path))  # without it, a crash may lose the name, though not the content
+    except OSError as error:
+        if error.errno not in _NO_SUCH_CALL:
+            raise
 
 
 @contextlib.contextmanager
 def _folder_lock(path: str) -> Iterator[None]:
     with open(os.path.join(os.path.dirname(path), _LOCK), "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # released by the close, also when the process is killed
+        _lock(file.fileno(), os.path.dirname(path))  # released by the close, also when the process is killed
         yield
+
+
+def _lock(file: int, folder: str) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in _NO_SUCH_CALL:
+            raise
+        raise StoreAccessError(
+            f"The file system of {folder} has no locks ({error.strerror}), without which two commands could write one "
+            "run at the same time. Use a local disk, a share with locks (NFS 4), or a bucket."
+        ) from error
 
 
 def _raise_unless_gone(error: OSError) -> None:

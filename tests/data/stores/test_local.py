@@ -2,11 +2,13 @@
 
 import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from data.errors import (
+    ConflictError,
     DiskFullError,
     StoreAccessError,
     TransientStoreError,
@@ -80,3 +82,49 @@ def test_a_failing_share_is_worth_a_retry(local: LocalStore, monkeypatch: pytest
     monkeypatch.setattr(os, "replace", stale)
     with pytest.raises(TransientStoreError, match="key"):
         local.put("key", b"")
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_without_hard_links_will_do(
+    local: LocalStore, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def no_links(*args: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", no_links)
+    written, lost = [], []
+
+    def claim(number: int) -> None:
+        try:
+            local.put_if_absent("fence", str(number).encode())
+            written.append(number)
+        except ConflictError:
+            lost.append(number)
+
+    threads = [threading.Thread(target=claim, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(written) == 1 and len(lost) == 7 and local.get("fence") == str(written[0]).encode()
+
+
+def test_a_file_system_without_locks_is_refused_before_anything_rests_on_it(
+    local: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*args: object) -> None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with pytest.raises(StoreAccessError, match=r"The file system of .* has no locks .* or a bucket"):
+        local.check()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_modes_that_a_share_does_not_keep_are_no_error(local: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*args: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "fchmod", refused)
+    local.put("key", b"content")
+    assert local.get("key") == b"content"
