@@ -81,7 +81,7 @@ def read_tokenizer(content: bytes) -> Tokenizer:
     """
     try:
         fields = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         fields = None
     if isinstance(fields, dict) and "model" in fields and "manta_tokenizer" not in fields:
         return from_tokenizer_json(content)

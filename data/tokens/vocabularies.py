@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from data.cleaning.units import Cleaning, documents_of
 from data.config import DataConfig, SourceConfig, StoreConfig, TokenizerConfig
-from data.errors import DamagedObjectError, InputError, ObjectNotFoundError
+from data.errors import DamagedObjectError, InputError, ObjectNotFoundError, TokenizerError
 from data.shards.manifest import Manifest, Unit
 from data.shards.unit_rows import Log
 from data.stores.artifact import json_digest, read_artifact, read_pointer
@@ -91,8 +91,19 @@ class Vocabularies:
         self.store.put(f"tokenizers/{tokenizer.digest}.json", tokenizer.to_bytes())
 
     def _in_file(self, path: str) -> Tokenizer:
-        folder, _, file = path.rpartition("/")
-        return read_tokenizer(open_store(folder or ".", self.store_config).get(file))
+        folder, _, file = path.rstrip("/").rpartition("/")
+        store = open_store(folder or ("/" if path.startswith("/") else "."), self.store_config)
+        try:
+            return read_tokenizer(store.get(file))
+        except ObjectNotFoundError as error:
+            inside = next((each.key for each in store.list(f"{file}/")), None)
+            if inside is None:
+                raise InputError(f"The vocabulary {path} does not exist: {error}") from None
+            raise InputError(
+                f"The vocabulary {path} is a folder. Name the file in it, such as {path.rstrip('/')}/tokenizer.json."
+            ) from None
+        except TokenizerError as error:
+            raise TokenizerError(f"{store.url_of(file)}: {error}") from None
 
     def _learned(self, config: TokenizerConfig, sides: Sequence[str]) -> Tokenizer:
         return train_tokenizer(config, self._training_texts(config.train_bytes, sides))

@@ -109,6 +109,7 @@ class Architecture(ABC):
         ours: `architecture` and `preset` of our models that map to it.
         prefix: prefix of all weights except the output layer's; the bare model is stored without it.
         field_rules: fields whose unsupported values mean computations that our models do not have.
+        sizes: fields that are whole numbers.
         output_weight: our name of the output layer's weight, if it is not the embedding.
     """
 
@@ -117,6 +118,7 @@ class Architecture(ABC):
     ours: ClassVar[tuple[str, str]]
     prefix: ClassVar[str]
     field_rules: ClassVar[FieldRules]
+    sizes: ClassVar[tuple[str, ...]]
     output_weight: ClassVar[str] = "output.weight"
 
     @abstractmethod

@@ -29,6 +29,14 @@ from model.hf.marian import Marian
 ARCHITECTURES: dict[str, Architecture] = {each.model_type: each for each in (Llama(), Gpt2(), Marian())}
 """Every architecture that maps, by its `model_type`."""
 
+MOST = 2**31 - 1
+"""Largest size that a `config.json` may name."""
+
+_MOST_LISTED = 1000
+"""Layers whose weights are listed, if they are missing."""
+
+_OTHER_WEIGHTS = "The weights are not those of the model that config.json describes"
+
 _BUFFERS = (".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq", "embed_positions.weight")
 """Endings of names of buffers that follow from the config; some versions of `transformers` store them."""
 
@@ -78,25 +86,35 @@ def to_hf_config(shape: ModelShape, end_of_text: int) -> dict[str, Any]:
     }
 
 
-def from_hf_config(fields: Mapping[str, Any]) -> ModelShape:
+def from_hf_config(fields: Any) -> ModelShape:
     """The model that a `config.json` describes; fields that it omits have the defaults of their class.
+
+    Args:
+        fields: the content of the file; whatever it is.
 
     Raises:
         NoSuchModelError: our models include none like it; the message lists every field that prevents the conversion.
     """
+    if not isinstance(fields, dict):
+        raise NoSuchModelError(f"config.json holds no fields, but a {type(fields).__name__}.")
     kind = str(fields.get("model_type"))
     if kind not in ARCHITECTURES:
-        raise NoSuchModelError(f"model_type = {kind} is not supported. Supported: {', '.join(ARCHITECTURES)}.")
+        raise NoSuchModelError(f"model_type = {kind[:60]} is not supported. Supported: {', '.join(ARCHITECTURES)}.")
     architecture = ARCHITECTURES[kind]
-    problems = [*_rule_problems(fields, architecture), *architecture.import_problems(fields)]
-    _refuse(problems, f"This {architecture.hf_class} has no exact counterpart in manta")
+    _refuse(list(_size_problems(fields, architecture)), "config.json describes an impossible model")
     try:
+        problems = [*_rule_problems(fields, architecture), *architecture.import_problems(fields)]
+        _refuse(problems, f"This {architecture.hf_class} has no exact counterpart in manta")
         return architecture.shape(fields)
+    except NoSuchModelError:
+        raise
     except KeyError as error:
         raise NoSuchModelError(f"config.json has no field {error}.") from None
     except ValidationError as error:
         wrong = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
         raise NoSuchModelError("\n".join(["config.json describes an impossible model:", *wrong])) from None
+    except (TypeError, ValueError, ArithmeticError, AttributeError) as error:  # fields of other types than theirs
+        raise NoSuchModelError(f"config.json describes an impossible model: {error}.") from None
 
 
 def to_hf_weights(shape: ModelShape, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -119,13 +137,18 @@ def from_hf_weights(shape: ModelShape, weights: Mapping[str, Tensor]) -> dict[st
     """
     architecture = _require_architecture(shape)
     named = _named_weights(architecture, shape, weights)
+    if shape.config.n_layers + shape.config.encoder_layers > max(len(weights), _MOST_LISTED):
+        _refuse([f"{len(weights)} weights for {shape.config.n_layers:,} layers"], _OTHER_WEIGHTS)
     problems = []
-    for name, zeros in architecture.zero_weights(shape).items():
-        if named.pop(name, zeros).any():
+    for name in _zero_weights(architecture, shape):
+        if name in named and named.pop(name).any():
             problems.append(f"{name}: not zero, and our model has no such weight")
     layout = list(_layout(architecture, shape))
-    with torch.device("meta"):
-        ours = {name: tuple(tensor.shape) for name, tensor in shape.build(0).state_dict().items()}
+    try:
+        with torch.device("meta"):
+            ours = {name: tuple(tensor.shape) for name, tensor in shape.build(0).state_dict().items()}
+    except RuntimeError as error:  # sizes that multiply to more than torch can count
+        raise NoSuchModelError(f"config.json describes an impossible model: {error}.") from None
     wanted = {name: size for weight in layout for name, size in weight.shapes(ours[weight.ours]).items()}
     problems += [f"{name}: missing" for name in wanted if name not in named]
     for name, tensor in named.items():
@@ -133,7 +156,7 @@ def from_hf_weights(shape: ModelShape, weights: Mapping[str, Tensor]) -> dict[st
             problems.append(f"{name}: not part of this model")
         elif tuple(tensor.shape) != wanted[name]:
             problems.append(f"{name}: {tuple(tensor.shape)}, not {wanted[name]}")
-    _refuse(problems, "The weights are not those of the model that config.json describes")
+    _refuse(problems, _OTHER_WEIGHTS)
     return {weight.ours: weight.joined(named) for weight in layout}
 
 
@@ -146,6 +169,13 @@ def _require_architecture(shape: ModelShape) -> Architecture:
     architecture = _architecture_of(shape)
     assert architecture is not None, "refused by to_hf_config; from_hf_config makes no other shapes"
     return architecture
+
+
+def _size_problems(fields: Mapping[str, Any], architecture: Architecture) -> Iterator[str]:
+    for name in architecture.sizes:
+        value = fields.get(name)
+        if value is not None and (type(value) is not int or not 0 < value <= MOST):
+            yield f"{name} = {str(value)[:60]!r}: not a whole number from 1 to {MOST:,}"
 
 
 def _rule_problems(fields: Mapping[str, Any], architecture: Architecture) -> Iterator[str]:
@@ -165,7 +195,7 @@ def _named_weights(architecture: Architecture, shape: ModelShape, weights: Mappi
     """The weights with the architecture's prefix, without buffers and copies of tied weights."""
     named = {name: tensor for name, tensor in weights.items() if not name.endswith(_BUFFERS)}
     if not any(name.startswith(architecture.prefix) for name in named):
-        without_prefix = {OUTPUT_WEIGHT, *architecture.zero_weights(shape)}
+        without_prefix = {OUTPUT_WEIGHT, *_zero_weights(architecture, shape)}
         named = {
             name if name in without_prefix else architecture.prefix + name: tensor for name, tensor in named.items()
         }
@@ -174,6 +204,11 @@ def _named_weights(architecture: Architecture, shape: ModelShape, weights: Mappi
     for name in architecture.tied_copies(shape):
         named.pop(name, None)
     return named
+
+
+def _zero_weights(architecture: Architecture, shape: ModelShape) -> list[str]:
+    with torch.device("meta"):  # only their names: the shape is not proved yet, and may be enormous
+        return list(architecture.zero_weights(shape))
 
 
 def _refuse(problems: list[str], what: str) -> None:

@@ -17,6 +17,7 @@ class Gpt2(Architecture):
     hf_class = "GPT2LMHeadModel"
     ours = ("decoder", "gpt2")
     prefix = "transformer."
+    sizes = ("n_embd", "n_inner", "n_layer", "n_head", "n_positions", "vocab_size")
     field_rules: ClassVar[FieldRules] = {
         "activation_function": ("gelu_new", ("gelu_new", "gelu_pytorch_tanh")),
         "layer_norm_epsilon": (1e-5, (NORM_EPS,)),

@@ -21,6 +21,10 @@ class Llama(Architecture):
     hf_class = "LlamaForCausalLM"
     ours = ("decoder", "llama")
     prefix = "model."
+    sizes = (
+        *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+        *("head_dim", "max_position_embeddings", "vocab_size"),
+    )
     field_rules: ClassVar[FieldRules] = {
         "hidden_act": ("silu", ("silu", "swish")),
         "rms_norm_eps": (1e-6, (NORM_EPS,)),

@@ -41,6 +41,10 @@ class Marian(Architecture):
     ours = ("encoder_decoder", "original")
     prefix = "model."
     output_weight = "decoder.output.weight"
+    sizes = (
+        *("d_model", "encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads"),
+        *("encoder_ffn_dim", "decoder_ffn_dim", "max_position_embeddings", "vocab_size", "decoder_vocab_size"),
+    )
     field_rules: ClassVar[FieldRules] = {
         "activation_function": ("gelu", ("relu",)),
         "scale_embedding": (False, (True,)),

@@ -33,7 +33,7 @@ class RunConfig(Section):
     seed: int = Field(0, ge=0, description="Seed of everything random: weights, data order, dropout.")
     storage: UrlOrPath = Field(
         min_length=1,
-        description="Where runs, tokenized data and tokenizers are stored: s3://bucket/prefix, gs://… or a path.",
+        description="Where runs, tokenized data and tokenizers are stored: s3://bucket/prefix or a path.",
     )
     store: StoreConfig = Field(default_factory=StoreConfig, description="How to reach object storage.")
     data: DataConfig = Field(description="Text, cleaning, tokenizer and sequences.")

@@ -98,8 +98,9 @@ def folder_model(folder: HfFolder) -> tuple[Transformer | Seq2Seq, Tokenizer]:
             f"{folder.url}: tokenizer.json has {tokenizer.vocab_size} ids, but the model only {shape.vocab_size} rows. "
             "They belong to different models."
         )
+    weights = folder.weights()  # first: they prove that the model is as large as config.json says
     model = shape.build(tokenizer.end_of_text)
-    model.load_state_dict(folder.weights())
+    model.load_state_dict(weights)
     return model.eval(), tokenizer
 
 

@@ -9,10 +9,12 @@ generation_config.json   default sampling
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
@@ -25,10 +27,14 @@ from data.tokens.hf_tokenizer import read_tokenizer
 from data.tokens.tokenizer import Tokenizer
 from model.hf.architecture import NoSuchModelError
 from model.hf.convert import from_hf_config, from_hf_weights
+from orchestrator.config.problems import field_problems, listed
+from orchestrator.config.sections import SampleConfig
 
 CONFIG, WEIGHTS, WEIGHTS_INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 
 TOKENIZER, TOKENIZER_CONFIG, GENERATION_CONFIG = "tokenizer.json", "tokenizer_config.json", "generation_config.json"
+
+_FILE = re.compile(r"[\w.-]+\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -51,13 +57,13 @@ class HfFolder:
         """
         store = open_store(url, config)
         try:
-            fields = json.loads(store.get(CONFIG))
+            fields = _json_in(store, CONFIG)
             from_hf_config(fields)
         except ObjectNotFoundError:
             raise InputError(
                 f"{store.url_of()} has no {CONFIG}. Name a folder that `manta export` or save_pretrained has written."
             ) from None
-        except (ValueError, AttributeError) as error:
+        except NoSuchModelError as error:
             raise InputError(f"{store.url_of(CONFIG)}: {error}") from None
         return cls(store, fields)
 
@@ -82,11 +88,17 @@ class HfFolder:
             raise TokenizerError(f"{self.store.url_of(TOKENIZER)}: {error}") from None
 
     def sampling(self) -> dict[str, Any]:
-        """Fields of the recipe's `sample` that generation_config.json sets."""
+        """Fields of the recipe's `sample` that generation_config.json sets.
+
+        Raises:
+            InputError: the file is damaged, or a value is not valid.
+        """
         try:
-            found = json.loads(self.store.get(GENERATION_CONFIG))
+            found = _json_in(self.store, GENERATION_CONFIG)
         except ObjectNotFoundError:
             return {}
+        if not isinstance(found, dict):
+            raise InputError(f"{self.store.url_of(GENERATION_CONFIG)} holds no fields, but a {type(found).__name__}.")
         sample = {
             "temperature": found.get("temperature") if found.get("do_sample") else 0.0,
             "top_k": found.get("top_k") or None,  # transformers writes top_k = 0 and top_p = 1 for no limit
@@ -94,7 +106,16 @@ class HfFolder:
             "max_new_tokens": found.get("max_new_tokens"),
             "beam_size": found.get("num_beams") if found.get("num_beams") != 1 else None,
         }
-        return {name: value for name, value in sample.items() if value is not None}
+        set_here = {name: value for name, value in sample.items() if value is not None}
+        try:
+            SampleConfig.model_validate(set_here)
+        except ValidationError as error:
+            problems = field_problems(error, SampleConfig)
+            raise InputError(
+                f"{listed(self.store.url_of(GENERATION_CONFIG), problems)}\nThese are fields of a recipe's `sample`. "
+                "Mend the file or delete it: without it, the defaults hold."
+            ) from None
+        return set_here
 
     def weights(self) -> dict[str, Tensor]:
         """Reads the weights, float32, by the names of Manta's model.
@@ -109,14 +130,41 @@ class HfFolder:
                 f"{error} Manta reads weights from {WEIGHTS} or the files that {WEIGHTS_INDEX} lists. Load the model "
                 "with transformers, and save it with save_pretrained."
             ) from None
-        except (NoSuchModelError, SafetensorError) as error:
+        except NoSuchModelError as error:
             raise InputError(f"{self.url}: {error}") from None
 
     def _tensors(self) -> dict[str, Tensor]:
-        names = {WEIGHTS}
-        if self.store.head(WEIGHTS_INDEX) is not None:
-            names = set(json.loads(self.store.get(WEIGHTS_INDEX))["weight_map"].values())
         tensors: dict[str, Tensor] = {}
-        for name in sorted(names):
-            tensors |= load(self.store.get(name))
+        for name in sorted(self._weight_files()):
+            try:
+                tensors |= load(self.store.get(name))
+            except (SafetensorError, ValueError, KeyError) as error:  # KeyError: a dtype that torch has not
+                raise InputError(f"{self.store.url_of(name)} is damaged or of another format: {error}") from None
         return tensors
+
+    def _weight_files(self) -> set[str]:
+        """Names of the files with weights, in the folder itself."""
+        if self.store.head(WEIGHTS_INDEX) is None:
+            return {WEIGHTS}
+        index, url = _json_in(self.store, WEIGHTS_INDEX), self.store.url_of(WEIGHTS_INDEX)
+        files = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(files, dict) or not files:
+            raise InputError(f"{url} has no weight_map, which names the file of each weight.")
+        for name in files.values():
+            if not isinstance(name, str) or not _FILE.fullmatch(name):
+                raise InputError(f"{url}: {str(name)[:60]!r} is not the name of a .safetensors file in the folder.")
+        return set(files.values())
+
+
+def _json_in(store: Store, name: str) -> Any:
+    """Content of a JSON file.
+
+    Raises:
+        InputError: it is not JSON.
+        ObjectNotFoundError: it does not exist.
+    """
+    content = store.get(name)
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{store.url_of(name)} is not JSON ({error}). Download or export the folder again.") from None

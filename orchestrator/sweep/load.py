@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from orchestrator.config.recipe import RunConfig
 from orchestrator.config.recipe_file import apply_overrides, read_recipe
 from orchestrator.config.renamed import notices_of, print_notices, rename_dotted, rename_fields, with_new_names
 from orchestrator.config.result_fields import flatten
+from orchestrator.config.schema import fields_of
 from orchestrator.errors import RecipeError
 from orchestrator.sweep.rules import point_problems, space_problems, sweep_problems, trial_problems
+from orchestrator.sweep.space import Domain
 from orchestrator.sweep.spec import Sweep, SweepSpec, changed
 
 REMEMBERED = Path(".manta/sweeps")
@@ -41,6 +44,8 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> Sweep:
     of_run = [each for each in overrides if each not in of_sweep]
     print_notices("--set", notices_of(override.partition("=")[0] for override in of_run))
     problems += [*apply_overrides(document, of_sweep), *number_problems(document, SweepSpec)]
+    if shape_problems := list(_domain_problems(document.get("space"))):  # nothing else can be said of them
+        raise RecipeError(listed(str(path), problems + shape_problems))
     try:
         spec = SweepSpec.model_validate(document)
     except ValidationError as error:
@@ -51,7 +56,10 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> Sweep:
     notices, renaming_problems = rename_fields(full)
     if path.parent != REMEMBERED:  # a remembered recipe was written by Manta, not by the user
         print_notices(str(run_path), notices)
-    base = changed(full, with_new_names(flatten(spec.set)))
+    try:
+        base = changed(full, with_new_names(flatten(spec.set)))
+    except LookupError as error:
+        raise RecipeError(listed(str(path), [*problems, *renaming_problems, f"set: {error.args[0]}"])) from None
     problems += [*renaming_problems, *apply_overrides(base, of_run)]
     problems += [*space_problems(spec.space), *point_problems(spec)]
     if problems:
@@ -62,6 +70,30 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> Sweep:
     if problems:
         raise RecipeError(listed(str(path), problems))
     return sweep
+
+
+_EXAMPLE = "{choice: [a, b]}, {uniform: [low, high]}, {loguniform: [low, high]}, {int: [low, high]} or {grid: [a, b]}"
+
+
+def _domain_problems(space: Any) -> Iterator[str]:
+    """Yields what is no domain in the space, most often a nested section or a bare list."""
+    kinds = {field.alias or name for name, field in Domain.model_fields.items()}
+    fields = [field.name for field in fields_of(RunConfig)]
+    names = {name.rsplit(".", dots)[0] for name in fields for dots in range(name.count(".") + 1)}
+    for name, domain in space.items() if isinstance(space, dict) else ():
+        if isinstance(domain, list):
+            yield f"space.{name} = {domain}: a list is no domain; write {{choice: {domain}}}, or another of {_EXAMPLE}"
+        elif not isinstance(domain, dict):
+            yield f"space.{name} = {domain!r}: not a domain; write {_EXAMPLE}, or put the value into `set`"
+        elif nested := [key for key in domain if key not in kinds and f"{name}.{key}" in names]:
+            dotted = ", ".join(f"{name}.{key}: …" for key in nested)
+            yield f"space.{name}: fields of a section are written with dots, as in {dotted}"
+        else:
+            for key in domain.keys() - kinds:
+                near = difflib.get_close_matches(str(key), kinds, n=1, cutoff=0.7)
+                yield f"space.{name}.{key}: no kind of domain" + (
+                    f"; did you mean {near[0]}?" if near else f": {_EXAMPLE}"
+                )
 
 
 def _with_new_names(document: dict[str, Any], path: Path) -> tuple[dict[str, Any], list[str]]:

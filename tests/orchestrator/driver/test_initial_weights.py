@@ -184,9 +184,12 @@ def test_a_tokenizer_of_another_kind_is_refused_with_reasons(tmp_path: Path) -> 
     ("damage", "problem"),
     [
         (lambda: shutil.rmtree("theirs"), "theirs has no config.json"),
-        (lambda: Path("theirs/config.json").write_text("{"), r"theirs/config.json: "),
+        (lambda: Path("theirs/config.json").write_text("{"), r"theirs/config.json is not JSON"),
         (lambda: Path("theirs/config.json").write_text("[]"), r"theirs/config.json: "),
-        (lambda: Path("theirs/model.safetensors").write_bytes(b"\1\0\0"), "theirs: .*header"),
+        (
+            lambda: Path("theirs/model.safetensors").write_bytes(b"\1\0\0"),
+            "model.safetensors is damaged .*header",
+        ),
         (lambda: save_file({"lm_head.weight": torch.zeros(2, 2)}, "theirs/model.safetensors"), "norm.weight: missing"),
     ],
 )

@@ -103,6 +103,29 @@ def test_a_wrong_sweep_is_refused_with_all_its_problems(
         assert problem in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("space", "says"),
+    [
+        (
+            {"train": {"lr": {"uniform": [0, 1]}}},
+            "space.train: fields of a section are written with dots, as in train.lr",
+        ),
+        ({"train": {"optimizer": {"name": {"choice": ["sgd"]}}}}, "as in train.optimizer: …"),
+        ({"train.lr": [0.1, 0.2]}, "space.train.lr = [0.1, 0.2]: a list is no domain; write {choice: [0.1, 0.2]}"),
+        ({"train.lr": 0.1}, "space.train.lr = 0.1: not a domain; write {choice: [a, b]}"),
+        (
+            {"train.lr": {"loguniforn": [0.1, 0.2]}},
+            "lr.loguniforn: no kind of domain; did you mean loguniform?",
+        ),
+        ({"train.lr": {"normal": [0.1, 0.2]}}, "space.train.lr.normal: no kind of domain: {choice: [a, b]}"),
+    ],
+)
+def test_what_is_no_domain_is_told_with_what_to_write(tmp_path: Path, space: dict[str, Any], says: str) -> None:
+    with pytest.raises(RecipeError) as raised:
+        load(tmp_path, space=space)
+    assert says in str(raised.value) and "no such field" not in str(raised.value)
+
+
 def test_what_decides_the_result_is_pinned_and_the_number_of_trials_is_not(tmp_path: Path) -> None:
     fields = load(tmp_path).result_fields()
     assert load(tmp_path, "searcher.trials=40", "max_concurrent=1", "scaling.max_workers=2").result_fields() == fields
