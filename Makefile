@@ -1,5 +1,6 @@
 # Every target does its own set-up: the first one called builds .venv, and later ones reuse it.
 PYTHON ?= python3
+EXAMPLES ?= 1000
 BIN := .venv/bin
 READY := .venv/.ready
 READY_DEV := .venv/.ready-dev
@@ -9,7 +10,7 @@ READY_DEV := .venv/.ready-dev
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart docstrings test chaos sweeps soak test-fast lint type bench clean
+.PHONY: help quickstart docstrings test chaos sweeps soak fuzz test-fast lint type bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -51,6 +52,9 @@ sweeps: $(READY_DEV) ## run the tests of whole sweeps, including killed ones and
 
 soak: $(READY_DEV) ## run the long tests that CI leaves out, among them every fault in every phase of a run; before a release
 	$(BIN)/pytest -n 0 -m soak
+
+fuzz: $(READY_DEV) ## draw damaged and hostile inputs for as long as it takes: make fuzz EXAMPLES=100000
+	MANTA_EXAMPLES=$(EXAMPLES) $(BIN)/pytest tests/fuzz
 
 test-fast: $(READY_DEV) ## run the tests that need neither cluster nor server
 	$(BIN)/pytest
