@@ -49,7 +49,7 @@ LEAST_S: dict[str, float] = {
 
 HANG_FACTOR, CREATED_FACTOR = 5.0, 3.0
 """Multiples of the longest time without progress in a phase so far that is no hang either; and of the longest time to a
-first beat, where a mistake costs no more than another process."""
+first beat, and between two beats of a start, where a mistake costs no more than another process."""
 
 FIRST_S = 900.0
 """Seconds without progress that are no hang in a phase that has not been measured yet: the first step may compile."""
@@ -58,8 +58,8 @@ MOST_PATIENCE = 4
 """Factor by which limits grow at most: each hang doubles that of its phase, since the limit may have been too short."""
 
 SILENCE_S, CREATED_SILENCE_S, STARTING_SILENCE_S, MOST_SILENCE_S = 6.0, 12.0, 30.0, 60.0
-"""Seconds without a beat that are no hang; before a process's first one; while it imports its modules; and at most, if
-beats come unevenly."""
+"""Seconds without a beat that are no hang; before a process's first one, and in a start if one was measured; while a
+process imports its modules, if none was; and at most, if beats come unevenly."""
 
 BEAT_S, BEATS_PER_S = 1.0, 100.0
 """Seconds between two beats of a worker, and the most beats of all workers in a second."""
@@ -139,13 +139,15 @@ class HangPolicy:
         self._newest: dict[str, tuple[Beat, float]] = {}
         self._longest_s: dict[str, float] = {}
         self._longest_gap_s = 0.0
+        self._longest_gap_of_start_s: float | None = None
+        self._gaps_of_starts: dict[str, float] = {}
         self._hangs = Counter[str]()
         self._suspected: frozenset[str] = frozenset()
         self._called_at: float | None = None
 
     def __getstate__(self) -> dict[str, object]:
         """What outlives this process: the measured times; workers send new beats soon."""
-        return vars(self) | {"_newest": {}, "_suspected": frozenset()}
+        return vars(self) | {"_newest": {}, "_suspected": frozenset(), "_gaps_of_starts": {}}
 
     def hear(self, beat: Beat, now: float) -> bool:
         """Adds a worker's newest beat; returns whether the worker is to send its stacks, too.
@@ -160,7 +162,9 @@ class HangPolicy:
                 return False
             if before.phase == "created":
                 self._longest_s["created"] = max(self._longest_s.get("created", 0.0), now - at)
-            elif before.phase != "starting":  # imports may hold the interpreter's lock for long
+            elif before.phase == "starting":
+                self._measure_start(beat, now - at)
+            else:
                 self._longest_gap_s = max(self._longest_gap_s, now - at)
             if beat.marks == before.marks:
                 beat = beat._replace(stacks=beat.stacks or before.stacks)
@@ -179,6 +183,9 @@ class HangPolicy:
             if phase in self._longest_s:
                 self._longest_s[phase] *= max(1.0, slower)
         self._newest = {worker: each for worker, each in self._newest.items() if now - each[1] < FORGET_S}
+        self._gaps_of_starts = {
+            worker: gap_s for worker, gap_s in self._gaps_of_starts.items() if worker in self._newest
+        }
 
     def nodes(self, now: float) -> set[str]:
         """Nodes with workers, in a group or not, that are not silent."""
@@ -197,7 +204,7 @@ class HangPolicy:
         silent = [(age_s, beat) for age_s, limit_s, beat in silence_s if age_s > limit_s]
         self._suspected = frozenset()
         if silent:
-            self._hangs["created"] += any(beat.phase == "created" for _, beat in silent)
+            self._hangs.update({beat.phase for _, beat in silent if beat.phase in ("created", "starting")})
             why = "; ".join(f"{beat.who} has not answered for {age_s:.0f} s ({beat.phase})" for age_s, beat in silent)
             return Hang(why, tuple(beat.worker for _, beat in silent))
         idle_s, limit_s, phase = self._idle_time(newest, now, store_fails) if len(newest) == len(workers) else _NO_LIMIT
@@ -239,6 +246,14 @@ class HangPolicy:
         if last.phase != "idle" and last.age_s <= self._limit_s(last.phase):  # else a store that fails kept it waiting
             self._longest_s[last.phase] = max(self._longest_s.get(last.phase, 0.0), last.age_s)
 
+    def _measure_start(self, beat: Beat, gap_s: float) -> None:
+        """Takes into account how far apart the beats of a start were: imports hold the interpreter's lock for long."""
+        longest_s = max(self._gaps_of_starts.pop(beat.worker, 0.0), gap_s)
+        if beat.phase == "starting":
+            self._gaps_of_starts[beat.worker] = longest_s
+        else:  # only now it is known what a whole one takes
+            self._longest_gap_of_start_s = max(self._longest_gap_of_start_s or 0.0, longest_s)
+
     def _limit_s(self, phase: Phase) -> float:
         """Seconds without progress in this phase that are no hang."""
         if phase == "waiting for data":  # how long all waited says nothing about how long one waits after the others
@@ -255,6 +270,9 @@ class HangPolicy:
         if beat.phase == "created":
             longest_s = self._longest_s.get("created", 0.0)
             return max(CREATED_SILENCE_S, CREATED_FACTOR * longest_s) * self._patience("created")
+        if beat.phase == "starting" and (gap_s := self._longest_gap_of_start_s) is not None:
+            measured_s = max(CREATED_SILENCE_S, CREATED_FACTOR * gap_s) * self._patience("starting")
+            return min(measured_s, MOST_SILENCE_S)
         least_s = STARTING_SILENCE_S if beat.phase == "starting" else SILENCE_S
         return max(least_s, 3 * beat.interval_s, min(2 * self._longest_gap_s, MOST_SILENCE_S))
 

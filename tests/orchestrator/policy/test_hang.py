@@ -236,6 +236,36 @@ def test_a_process_that_stops_before_its_first_beat_is_found_and_the_next_has_mo
     assert found_after_s == [CREATED_SILENCE_S + 1, 2 * CREATED_SILENCE_S + 1]
 
 
+@pytest.mark.parametrize(("slowest_s", "found_after_s"), [(1, CREATED_SILENCE_S + 1), (8, 3 * 8 + 1)])
+def test_once_a_start_was_measured_a_worker_that_stops_in_one_is_found_sooner(
+    slowest_s: int, found_after_s: float
+) -> None:
+    group = Group(2)
+    group.mark("starting")
+    assert group.wait(2) is None
+    group.stopped.update(group.names)  # imports hold the interpreter's lock
+    assert group.wait(slowest_s - 1) is None
+    group.stopped.clear()
+    assert group.wait(1) is None
+    group.mark("idle")
+    assert group.wait(2) is None
+    group.mark("starting", ["w1"])
+    assert group.wait(1) is None
+    group.stopped.add("w1")
+    began = group.now
+    hang = group.wait(FIRST_S)
+    assert hang is not None and hang.workers == ("w1",) and "(starting)" in hang.why
+    assert group.now - began == found_after_s
+
+
+def test_a_start_that_has_only_begun_says_nothing_about_the_imports_to_come() -> None:
+    group = Group(2)
+    group.mark("starting")
+    assert group.wait(5) is None
+    group.stopped.update(group.names)
+    assert group.wait(STARTING_SILENCE_S) is None
+
+
 def test_processes_that_are_slow_to_send_their_first_beat_are_given_longer() -> None:
     group = Group(2)
     group.phases.update(dict.fromkeys(group.names, "starting"))
