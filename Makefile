@@ -42,7 +42,7 @@ docstrings: $(READY) ## the second quickstart: an encoder-decoder that reads fun
 
 test: $(READY_DEV) ## run all tests except chaos and sweeps; some start Ray and a local S3 server
 	$(BIN)/pytest -m 'not ray and not s3 and not chaos and not sweep and not soak'
-	$(BIN)/pytest -n 2 --dist loadfile -m '(ray or s3) and not chaos and not sweep and not soak'
+	$(BIN)/pytest -n 3 --dist loadfile -m '(ray or s3) and not chaos and not sweep and not soak'
 
 chaos: $(READY_DEV) ## inject real faults into a run on a local cluster: its result must equal that of an undisturbed run
 	$(BIN)/pytest -n 0 -m 'chaos and not soak' tests/end_to_end
@@ -54,7 +54,7 @@ soak: $(READY_DEV) ## run the long tests that CI leaves out, among them every fa
 	$(BIN)/pytest -n 0 -m soak
 
 fuzz: $(READY_DEV) ## draw damaged and hostile inputs for as long as it takes: make fuzz EXAMPLES=100000
-	MANTA_EXAMPLES=$(EXAMPLES) $(BIN)/pytest tests/fuzz
+	MANTA_EXAMPLES=$(EXAMPLES) $(BIN)/pytest -m "" tests/fuzz
 
 test-fast: $(READY_DEV) ## run the tests that need neither cluster nor server
 	$(BIN)/pytest

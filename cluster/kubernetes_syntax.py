@@ -12,22 +12,33 @@ SUBDOMAIN = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$"
 """Names that Kubernetes accepts for secrets and service accounts: RFC 1123 subdomains."""
 
 IMAGE = (
-    r"^[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]+)?(/[a-z0-9._-]+)*(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?"
-    r"(@sha256:[0-9a-f]{64})?$"
+    r"^([A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]+)?/)?[a-z0-9]([a-z0-9._-]*[a-z0-9])?(/[a-z0-9]([a-z0-9._-]*[a-z0-9])?)*"
+    r"(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@sha256:[0-9a-f]{64})?$"
 )
 """Reference of a container image: registry, path, tag, digest."""
 
-WORD = r"^[A-Za-z0-9][A-Za-z0-9_.:/@+-]*$"
+WORD = r"^[A-Za-z0-9_][A-Za-z0-9_.:/@+=,-]*$"
 """Names in a cloud: regions, zones, machine types, projects, images, users."""
 
 QUANTITY = r"^[1-9][0-9]{0,8}(Ki|Mi|Gi|Ti|k|M|G|T)$"
 """An amount of memory or disk in the format of Kubernetes, with a unit."""
 
+KEY = r"^[A-Za-z0-9._-]+$"
+"""Keys of a secret."""
+
+USER = r"^[A-Za-z_][A-Za-z0-9._-]*$"
+"""Users of a system."""
+
+HTTP_URL = r"^https?://[^\s/?#]+(/[^\s?#]*)?$"
+
 RULES = {
     NAME: "lower-case letters, digits and -, a letter first, no - last, at most 63 characters",
-    SUBDOMAIN: "lower-case letters, digits, - and ., at most 253 characters",
+    SUBDOMAIN: "lower-case letters, digits, . and -, at most 253 characters",
     IMAGE: "registry/path:tag, or with @sha256:…, the path in lower case",
-    WORD: "letters, digits and _ . : / @ + -, a letter or digit first",
+    WORD: "letters, digits and _ . : / @ + = , -",
+    KEY: "letters, digits, . _ and -",
+    USER: "letters, digits, . _ and -, a letter or _ first",
+    HTTP_URL: "http:// or https:// and a host",
     QUANTITY: "a whole number and a unit: Mi, Gi, Ti, M, G or T",
 }
 """The rule behind each pattern, in words."""

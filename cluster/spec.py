@@ -12,10 +12,22 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cluster.known_secrets import form_of_key, looks_secret
-from cluster.kubernetes_syntax import IMAGE, NAME, QUANTITY, SUBDOMAIN, WORD, bytes_of, is_label_key, label_problems
+from cluster.kubernetes_syntax import (
+    HTTP_URL,
+    IMAGE,
+    KEY,
+    NAME,
+    QUANTITY,
+    SUBDOMAIN,
+    USER,
+    WORD,
+    bytes_of,
+    is_label_key,
+    label_problems,
+)
 
-LEAST_MEMORY, MOST_MEMORY = "512Mi", "64Ti"
-"""What a node of Ray needs at least, and more than any machine has."""
+MOST_MEMORY = "64Ti"
+"""More than any machine has."""
 
 MOST_NODES = 10_000
 """Twice the nodes that Kubernetes supports in one cluster (kubernetes.io: Considerations for large clusters)."""
@@ -50,7 +62,7 @@ class SecretRef(_Part):
     """Source of an environment variable's value: a key of an existing secret."""
 
     name: str = Field(pattern=SUBDOMAIN, max_length=253, description="Name of the Kubernetes secret.")
-    key: str = Field(pattern=r"^[A-Za-z0-9._-]+$", max_length=253, description="Key in the secret.")
+    key: str = Field(pattern=KEY, max_length=253, description="Key in the secret.")
 
 
 class Toleration(_Part):
@@ -120,12 +132,10 @@ class StoreSpec(_Part):
 
     url: str | None = Field(
         None,
-        pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^?#]*)?$",
+        min_length=1,
         description="Storage of runs, as s3://bucket/manta; replaces a recipe's `storage`.",
     )
-    endpoint_url: str | None = Field(
-        None, pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$", description="http(s) URL of the S3 endpoint; null: AWS."
-    )
+    endpoint_url: str | None = Field(None, pattern=HTTP_URL, description="http(s) URL of the S3 endpoint; null: AWS.")
     region: str | None = Field(None, pattern=WORD, description="Region of the bucket, as us-east-1.")
 
 
@@ -164,7 +174,7 @@ class VmSpec(_Part):
         pattern=WORD,
         description="Identity of the head, which starts and ends the other machines; null: service_account.",
     )
-    ssh_user: str = Field("ubuntu", pattern=r"^[a-z_][a-z0-9_-]*$", description="User for ssh, as ubuntu.")
+    ssh_user: str = Field("ubuntu", pattern=USER, description="User for ssh, as ubuntu.")
     disk_gb: int = Field(100, ge=30, le=65_536, description="Disk size of a node in GB, from 30 to 65,536.")
 
 
@@ -260,6 +270,9 @@ def _of_variables(spec: ClusterSpec) -> Iterator[str]:
             )
         elif "\x00" in value:
             yield f"environment.{name}: it contains a NUL, which no variable can"
+    scheme, separator, _ = (spec.store.url or "").partition("://")
+    if separator and scheme not in ("s3", "file"):
+        yield f"store.url = {spec.store.url}: {scheme}:// cannot hold runs; write s3://bucket/prefix, or a shared path"
     for name, url in {"store.url": spec.store.url, "store.endpoint_url": spec.store.endpoint_url}.items():
         if url is not None and _USER_IN_URL.search(url):
             yield f"{name}: it contains a name or password, which would be visible; remove them"
@@ -269,8 +282,8 @@ def _of_variables(spec: ClusterSpec) -> Iterator[str]:
 
 def _of_machine(where: str, machine: Machine) -> Iterator[str]:
     """Settings of the head or a group that Kubernetes would refuse, or misread."""
-    if not bytes_of(LEAST_MEMORY) <= bytes_of(machine.memory) <= bytes_of(MOST_MEMORY):
-        yield f"{where}.memory = {machine.memory}: from {LEAST_MEMORY} to {MOST_MEMORY}"
+    if bytes_of(machine.memory) > bytes_of(MOST_MEMORY):
+        yield f"{where}.memory = {machine.memory}: at most {MOST_MEMORY}"
     yield from label_problems(f"{where}.node_selector", machine.node_selector)
     for index, taint in enumerate(machine.tolerations):
         here = f"{where}.tolerations.{index}"
@@ -288,7 +301,7 @@ def _of_group(where: str, group: GroupSpec) -> Iterator[str]:
         if name.startswith(COUNTED_BY_RAY) or name.lower().endswith("gpu"):
             yield f"{here}: Ray counts this resource by itself; set cpus, gpus or memory of the group"
         elif not 1 <= amount <= _MOST_OF_A_RESOURCE or amount != int(amount):
-            yield f"{here}: Ray's autoscaler requires a whole number of at least 1"
+            yield f"{here}: Ray's autoscaler requires a whole number from 1 to {_MOST_OF_A_RESOURCE:,}"
     yield from label_problems(f"{where}.labels", group.labels)
     if "/" not in group.gpu_resource or not is_label_key(group.gpu_resource):
         yield f"{where}.gpu_resource = {group.gpu_resource!r}: not a name of a GPU resource, such as {GPU}"

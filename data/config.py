@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from data.cleaning.config import Step, TextStep
 from data.readers.formats import FORMATS
-from data.section import Section, UrlOrPath
+from data.section import Section, StoreUrlOrPath, UrlOrPath
 from data.stores.config import SECRET, StoreConfig
 
 __all__ = ["SECRET", "DataConfig", "SourceConfig", "StoreConfig", "TokenizerConfig"]
@@ -90,7 +90,7 @@ class TokenizerConfig(Section):
     vocab_size: int = Field(
         8192, ge=257, le=1_000_000, description="Entries of a BPE vocabulary, end-of-text included."
     )
-    path: UrlOrPath | None = Field(
+    path: StoreUrlOrPath | None = Field(
         None,
         description="Tokenizer file (URL or path) to use instead of learning a vocabulary: Manta's own, or a "
         "tokenizer.json that `manta export` wrote or that is GPT-2's.",

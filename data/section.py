@@ -46,5 +46,27 @@ def without_variables(url: str) -> str:
     return url
 
 
+def of_a_store(url: str) -> str:
+    """The URL or path, unchanged.
+
+    Raises:
+        ValueError: nothing can be kept there.
+    """
+    scheme, separator, rest = url.partition("://")
+    if separator and scheme == "gs":
+        raise ValueError(
+            "gs:// may hold shards, not run state, for which it is accessed without conditional writes. Write "
+            "s3://bucket/prefix, with a store.endpoint_url where it is not AWS, or a path"
+        )
+    if separator and scheme not in ("s3", "file"):
+        raise ValueError(f"{scheme}:// is no storage; write s3://bucket/prefix or a path")
+    if scheme == "s3" and separator and not rest.partition("/")[0]:
+        raise ValueError("names no bucket; write s3://bucket/prefix")
+    return url
+
+
 UrlOrPath = Annotated[str, AfterValidator(without_password), AfterValidator(without_variables)]
 """A URL or path."""
+
+StoreUrlOrPath = Annotated[UrlOrPath, AfterValidator(of_a_store)]
+"""A URL or path of what `data.stores.open.open_store` opens."""

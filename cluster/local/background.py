@@ -19,13 +19,16 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
 
 from cluster.errors import ClusterError
 from cluster.local.autoscaled import AutoscaledCluster
 from cluster.local.nodes import START_TIMEOUT_S
 from cluster.local.processes import calling, end_session, start_time
 from cluster.private_folder import private_folder
-from cluster.spec import ClusterSpec
+from cluster.spec import ClusterSpec, GroupSpec, HeadSpec
 
 STOP_TIMEOUT_S = 30.0
 """Seconds for the processes of a cluster to end before they are killed."""
@@ -90,12 +93,22 @@ def running_clusters() -> list[BackgroundCluster]:
     for file in sorted(records_folder().glob("*.json")):
         with suppress(OSError, ValueError, TypeError):
             fields = json.loads(file.read_text())
-            cluster = BackgroundCluster(**{**fields, "spec": ClusterSpec.model_validate(fields["spec"])})
+            cluster = BackgroundCluster(**{**fields, "spec": _stored_spec(fields["spec"])})
             if cluster.is_up:
                 found.append(cluster)
             else:
                 file.unlink()
     return found
+
+
+def _stored_spec(fields: dict[str, Any]) -> ClusterSpec:
+    """The spec of a cluster that is up; a version with other rules may have started it."""
+    try:
+        return ClusterSpec.model_validate(fields)
+    except ValidationError:
+        groups = tuple(GroupSpec.model_construct(**group) for group in fields["groups"])
+        head = HeadSpec.model_construct(**fields["head"])
+        return ClusterSpec.model_construct(**{**fields, "groups": groups, "head": head})
 
 
 def find_cluster(name: str | None) -> BackgroundCluster:

@@ -24,8 +24,10 @@ class Aws(Cloud):
     has_aws_identity = True
 
     def problems(self, spec: ClusterSpec) -> Iterator[str]:
-        """None: every spec fits."""
-        return iter(())
+        """See `Cloud.problems`."""
+        for index, group in enumerate(spec.groups):
+            if group.accelerator is not None:
+                yield f"groups.{index}.accelerator: AWS has no GPUs to attach; choose an instance_type that has them"
 
     def provider_fields(self, spec: ClusterSpec) -> dict[str, Any]:
         """See `Cloud.provider_fields`."""

@@ -41,7 +41,7 @@ class Gcp(Cloud):
         for index, group in enumerate(spec.groups):
             where = f"groups.{index}.accelerator"
             brings_gpus = (group.instance_type or "").startswith(WITH_GPUS)
-            if group.gpus and not brings_gpus and group.accelerator is None:
+            if group.gpus and group.instance_type and not brings_gpus and group.accelerator is None:
                 yield (
                     f"{where}: missing; the type of the {group.gpus} GPUs to attach to {group.instance_type}, such as "
                     "nvidia-tesla-t4, or an instance_type that has them, such as g2-standard-8"

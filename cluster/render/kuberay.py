@@ -17,7 +17,7 @@ import shlex
 from typing import Any, Literal
 
 from cluster.errors import ClusterError
-from cluster.kubernetes_syntax import RULES, SUBDOMAIN
+from cluster.kubernetes_syntax import RULES, SUBDOMAIN, bytes_of
 from cluster.render.kuberay_pods import (
     RECIPE_FILE,
     RECIPE_FOLDER,
@@ -36,6 +36,9 @@ RAY_VERSION = "2.60.0"
 MAX_NAME_LENGTH = 40
 """Maximum length of a RayJob's name: KubeRay allows 47 characters, and appends to it for the objects that it owns."""
 
+LEAST_MEMORY = "512Mi"
+"""Memory of a pod in which Ray starts."""
+
 PRESUMED_DEAD_MARGIN_S = 60
 """Twice the seconds for which a run still presumes an attempt alive that has ended without notice."""
 
@@ -47,6 +50,10 @@ def spec_problems(spec: ClusterSpec) -> list[str]:
     problems = []
     if spec.image is None:
         problems.append("image: missing; the container image with Manta in it, built from the Dockerfile")
+    machines = {"head": spec.head} | {f"groups.{index}": group for index, group in enumerate(spec.groups)}
+    for where, machine in machines.items():
+        if bytes_of(machine.memory) < bytes_of(LEAST_MEMORY):
+            problems.append(f"{where}.memory = {machine.memory}: Ray alone needs {LEAST_MEMORY}")
     account = spec.service_account
     if account is not None and not re.fullmatch(SUBDOMAIN, account):
         problems.append(

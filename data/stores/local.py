@@ -63,7 +63,8 @@ class LocalStore(Store):
 
     def put_if_absent(self, key: str, data: bytes) -> str:
         path = self._path(key)
-        with _temporary(path, data) as temp:
+        # The lock is for machines that have the folder without hard links, if others have it with them.
+        with _temporary(path, data) as temp, _folder_lock(path):
             try:
                 os.link(temp, path)  # unlike rename, fails where the name exists
             except FileExistsError:
@@ -71,10 +72,9 @@ class LocalStore(Store):
             except OSError as error:
                 if error.errno not in _NO_SUCH_CALL:
                     raise
-                with _folder_lock(path):
-                    if os.path.lexists(path):
-                        raise ConflictError(f"{path} exists already.") from None
-                    os.replace(temp, path)
+                if os.path.lexists(path):
+                    raise ConflictError(f"{path} exists already.") from None
+                os.replace(temp, path)
             _sync_folder(path)
             return _etag_of(path)
 
@@ -189,7 +189,7 @@ class LocalStore(Store):
     def check(self) -> None:
         with _errors("write", self.root):
             os.makedirs(self.root, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self.root, prefix=_TEMP) as file:
+            with _temporary(os.path.join(self.root, "probe"), b"x") as probe, open(probe) as file:
                 _lock(file.fileno(), self.root)
 
     def _path(self, key: str) -> str:
@@ -211,8 +211,7 @@ def _temporary(path: str, data: bytes | None) -> Iterator[str]:
         handle, temp = _make_temporary(os.path.dirname(path))
         try:
             with open(handle, "wb") as file:
-                with contextlib.suppress(PermissionError):  # CIFS, exFAT: modes are those of the mount
-                    os.fchmod(handle, 0o666 & ~_umask())  # mkstemp makes private files; others read a shared folder
+                _share(handle)
                 if data is not None:
                     file.write(data)
                     file.flush()
@@ -233,6 +232,15 @@ def _make_temporary(folder: str) -> tuple[int, str]:
             if attempt == ATTEMPTS - 1:
                 raise
     raise AssertionError("unreachable")
+
+
+def _share(handle: int) -> None:
+    """Gives a file the mode of new files: mkstemp makes private ones, and a shared folder has other readers."""
+    try:
+        os.fchmod(handle, 0o666 & ~_umask())
+    except OSError as error:
+        if error.errno not in _NO_SUCH_CALL:  # else modes are those of the mount
+            raise
 
 
 @functools.cache

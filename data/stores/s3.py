@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import io
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ from data.errors import (
 )
 from data.stores.bounded_call import Transfer, bounded
 from data.stores.config import StoreConfig
-from data.stores.s3_access import READ_TIMEOUT_S, S3Access, s3_client
+from data.stores.s3_access import READ_TIMEOUT_S, S3Access, in_parts, s3_client
 from data.stores.s3_errors import call_error, endless_list_error, no_store_error
 from data.stores.shard_file import ShardFile
 from data.stores.store import (
@@ -78,11 +79,11 @@ class S3Store(Store):
             # botocore retries until it has the headers; a connection lost in the body is retried here.
             with contextlib.closing(body):
                 try:
-                    data = bytearray()
+                    data = io.BytesIO()
                     while part := body.read(_PIECE_BYTES):
-                        data += part
+                        data.write(part)
                         transfer.add(len(part))
-                    return bytes(data)
+                    return data.getvalue()  # not copied
                 except BotoCoreError:
                     if attempt == ATTEMPTS - 1:
                         raise
@@ -104,8 +105,7 @@ class S3Store(Store):
         # Without a checksum, some servers replace the object by the part that arrived of an interrupted request.
         digest = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
 
-        def write(transfer: Transfer) -> str:
-            transfer.add(len(data))  # so much longer may it take
+        def write(_: Transfer) -> str:
             answer = self._s3.put_object(
                 Bucket=self.bucket, Key=self._name(key), Body=data, ContentMD5=digest, **condition
             )
@@ -113,31 +113,25 @@ class S3Store(Store):
                 raise self._is_no_store("it keeps no version of what is written")
             return _bare(answer["ETag"])
 
-        return self._call(f"write {self.url_of(key)}", write)
+        return self._call(f"write {self.url_of(key)}", write, size=len(data))
 
     def put_file(self, key: str, path: str | os.PathLike[str]) -> None:
-        from boto3.s3.transfer import TransferConfig
-
         size = source_size(path)
         # 10,000 parts is S3's limit, and the default parts of 8 MiB end at 80 GB.
-        transfer = TransferConfig(max_concurrency=PARTS_AT_ONCE, multipart_chunksize=max(8 << 20, -(-size // 9_000)))
-        self._call(
-            f"write {self.url_of(key)}",
-            lambda moved: self._s3.upload_file(
-                os.fspath(path), self.bucket, self._name(key), Config=transfer, Callback=moved.add
-            ),
-        )
+        part_bytes = max(8 << 20, -(-size // 9_000))
+        source, name = os.fspath(path), self._name(key)
+
+        def send(moved: Transfer) -> None:
+            with in_parts(self._s3, PARTS_AT_ONCE, multipart_chunksize=part_bytes) as parts:
+                parts.upload_file(source, self.bucket, name, callback=moved.add)
+
+        self._call(f"write {self.url_of(key)}", send)
 
     def get_file(self, key: str, path: str | os.PathLike[str]) -> None:
-        from boto3.s3.transfer import TransferConfig
-
-        transfer = TransferConfig(max_concurrency=PARTS_AT_ONCE, num_download_attempts=ATTEMPTS)
-
         def fetch(moved: Transfer) -> None:
             try:
-                self._s3.download_file(
-                    self.bucket, self._name(key), os.fspath(path), Config=transfer, Callback=moved.add
-                )
+                with in_parts(self._s3, PARTS_AT_ONCE, num_download_attempts=ATTEMPTS) as parts:
+                    parts.download_file(self.bucket, self._name(key), os.fspath(path), callback=moved.add)
             except OSError as error:
                 if not isinstance(error, ConnectionError | TimeoutError):
                     raise_local_error(error, "write", os.fspath(path))
@@ -300,10 +294,10 @@ class S3Store(Store):
         checked_key(key)
         return f"{self.prefix}/{key}" if self.prefix else key
 
-    def _call(self, doing: str, request: Callable[[Transfer], _T]) -> _T:
+    def _call(self, doing: str, request: Callable[[Transfer], _T], size: int = 0) -> _T:
         """Runs one request within bounds. Raises its failure as a MantaError that names the operation `doing`."""
         try:
-            result = bounded(request, doing)
+            result = bounded(request, doing, size=size)
         except MantaError:
             raise
         except Exception as error:

@@ -14,7 +14,7 @@ from typing import Any
 
 from cluster.known_secrets import remember
 from data.errors import StoreAccessError
-from data.stores.bounded_call import refuse_abandoned
+from data.stores.bounded_call import DaemonExecutor, refuse_abandoned
 from data.stores.config import SECRET, StoreConfig
 from data.stores.store import ATTEMPTS
 
@@ -23,7 +23,7 @@ READ_TIMEOUT_S = 30.0
 
 
 _KEY_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-_TOKEN_VARIABLES = ("AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN")
+TOKEN_VARIABLES = ("AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN")
 """Variables of temporary keys, which do not belong to other ones."""
 
 
@@ -50,6 +50,7 @@ class S3Access:
         keys = (config.access_key_id, config.secret_access_key)
         if config.serve is not None and config.access_key_id is None:
             keys = _keys_of_server(config.serve)
+        remember(keys)
         return cls(
             endpoint_url=config.endpoint_url or _env("AWS_ENDPOINT_URL_S3") or _env("AWS_ENDPOINT_URL"),
             region=config.region or _env("AWS_DEFAULT_REGION") or _env("AWS_REGION"),
@@ -73,12 +74,11 @@ def keys_as_variables(config: StoreConfig) -> Iterator[StoreConfig]:
     Raises:
         StoreAccessError: only one half of a key pair is given.
     """
-    access = S3Access.of(config)
-    remember((access.access_key_id, access.secret_access_key))
+    S3Access.of(config)
     if config.access_key_id is None or config.secret_access_key is None:
         yield config
         return
-    names = (*_KEY_VARIABLES, *_TOKEN_VARIABLES)
+    names = (*_KEY_VARIABLES, *TOKEN_VARIABLES)
     before = {name: os.environ.pop(name) for name in names if name in os.environ}
     os.environ.update(zip(_KEY_VARIABLES, (config.access_key_id, config.secret_access_key), strict=True))
     try:
@@ -115,6 +115,17 @@ def _env(name: str) -> str | None:
 def aws_environment() -> tuple[tuple[str, str], ...]:
     """The AWS variables, part of every cache key: a client takes from them what the config does not set."""
     return tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
+
+
+@contextmanager
+def in_parts(client: Any, at_once: int, **settings: Any) -> Iterator[Any]:
+    """Yields boto3's `S3Transfer`, whose threads end with the call that they work for."""
+    from boto3.s3.transfer import S3Transfer, TransferConfig
+    from s3transfer.manager import TransferManager  # type: ignore[import-untyped]
+
+    config = TransferConfig(max_concurrency=at_once, **settings)
+    with TransferManager(client, config, executor_cls=DaemonExecutor) as manager:
+        yield S3Transfer(manager=manager)
 
 
 _clients_lock = threading.Lock()

@@ -111,7 +111,7 @@ class ShardFile(io.RawIOBase):
         wanted = min(len(view), max(0, self._size - self._position))
         if wanted == 0:
             return 0
-        data = self._retried(lambda file: file.read_at(wanted, self._position))
+        data = self._retried(lambda file: file.read_at(wanted, self._position), wanted)
         view[: len(data)] = data
         self._position += len(data)
         return len(data)
@@ -126,10 +126,10 @@ class ShardFile(io.RawIOBase):
             with contextlib.suppress(OSError):
                 file.close()
 
-    def _retried(self, action: Callable[[Any], _T]) -> _T:
+    def _retried(self, action: Callable[[Any], _T], size: int = 0) -> _T:
         for attempt in range(ATTEMPTS):
             try:
-                file, result = self._bounded(action)
+                file, result = self._bounded(action, size)
                 self._file = file
                 return result
             except FileNotFoundError:
@@ -144,8 +144,8 @@ class ShardFile(io.RawIOBase):
                 time.sleep(self._retry_delay_s * 2**attempt)
         raise AssertionError("unreachable")
 
-    def _bounded(self, action: Callable[[Any], _T]) -> tuple[Any, _T]:
-        """The open file, and what `action` gives of it."""
+    def _bounded(self, action: Callable[[Any], _T], size: int) -> tuple[Any, _T]:
+        """The open file, and what `action` gives of it, which transfers `size` bytes."""
         opened = self._file
 
         def act(_: Transfer | None = None) -> tuple[Any, _T]:
@@ -155,7 +155,7 @@ class ShardFile(io.RawIOBase):
         if not self._is_remote:
             return act()
         try:
-            return bounded(act, f"read {self.url}")
+            return bounded(act, f"read {self.url}", size=size)
         except TransientStoreError:  # the thread that was given up keeps the connection
             self._file = None
             raise

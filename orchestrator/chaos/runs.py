@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 import time
@@ -15,7 +16,8 @@ from cluster.local.faulty_proxy import FaultyProxy
 from cluster.local.nodes import LocalNodes
 from cluster.strict_yaml import override
 from data.errors import MantaError
-from data.stores.s3_access import S3Access
+from data.stores.config import SECRET
+from data.stores.s3_access import TOKEN_VARIABLES, S3Access
 from data.stores.store import Store
 from orchestrator.chaos.faults import Injected, Injector
 from orchestrator.chaos.plan import KINDS, Plan
@@ -41,6 +43,8 @@ ENDS_WITHIN_S = 60.0
 
 Progress = Callable[[], tuple[int, bool]]
 """Returns the newest reported step, 0 before the first, and whether the run trains."""
+
+_KEYS = tuple(f"store.{name}=" for name in SECRET)
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,8 @@ class Runs:
         access = S3Access.of(self.config.store)  # a server that this command started: the run knows its address only
         keys = {"AWS_ACCESS_KEY_ID": access.access_key_id, "AWS_SECRET_ACCESS_KEY": access.secret_access_key}
         own = {name: value for name, value in keys.items() if value}
+        if own:  # variables of temporary keys do not belong to these
+            own |= {name: "" for name in TOKEN_VARIABLES if name in os.environ}
         with LocalNodes(folder, environment=own, stock=stock) as nodes:
             self.console.line(f"cluster: starting a head and {self.plan.nodes} nodes of one CPU")
             nodes.add(self.plan.nodes)
@@ -88,7 +94,9 @@ class Runs:
     def training(self, run: str, nodes: LocalNodes, proxy: FaultyProxy | None = None) -> Command:
         """The command `manta train` on the cluster, which reaches its store through the proxy if there is one."""
         endpoint_url = proxy.endpoint_url if proxy else self.config.store.endpoint_url
-        sets = [*self.overrides, override("run", run), "store.serve=null"]
+        without_keys = [f"store.{name}=null" for name in SECRET]  # they are in the environment of all of them
+        sets = [*self.overrides, *without_keys, override("run", run), "store.serve=null"]
+        sets = [each for each in sets if each in without_keys or not each.startswith(_KEYS)]
         if endpoint_url:
             sets.append(override("store.endpoint_url", endpoint_url))
         scaling = self.config.scaling

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cluster.known_secrets import struck
 from orchestrator.cli.options import Address, AsJson, Overrides, Recipe, load_config
 
 app = typer.Typer()
@@ -51,7 +52,7 @@ def doctor(
     else:
         checks = examine(config)
     if as_json:
-        typer.echo(json.dumps([check.as_dict() for check in checks], indent=2))
+        typer.echo(struck(json.dumps([check.as_dict() for check in checks], indent=2)))
     else:
         print_checks(checks)
     raise typer.Exit(int(any(check.status == "fail" for check in checks)))
@@ -115,7 +116,7 @@ def chaos(
 
     def write(report: dict[str, Any]) -> None:
         if json_file is not None:
-            json_file.write_text(json.dumps(report, indent=1))
+            json_file.write_text(struck(json.dumps(report, indent=1)))
         (print_report if soak is None else print_soak)(report, Console().rich)
 
     report = chaos(recipe, overrides or [], plan, baseline is not None, write)

@@ -5,11 +5,15 @@ That module is imported inside the command's function, so that `manta --help` do
 
 from __future__ import annotations
 
+import sys
+import traceback
+from types import TracebackType
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from cluster.known_secrets import struck
 from data.errors import MantaError
 from orchestrator.cli import checks, cluster, jobs, models, runs, tune
 from orchestrator.printable import printable
@@ -74,7 +78,13 @@ app.add_typer(cluster.app, name="cluster")
 
 def main() -> None:
     """Entry point of the `manta` script."""
+    sys.excepthook = _print_without_secrets
     app()
+
+
+def _print_without_secrets(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Prints the traceback of a bug."""
+    sys.stderr.write(struck("".join(traceback.format_exception(kind, error, trace))))
 
 
 if __name__ == "__main__":

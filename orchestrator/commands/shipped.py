@@ -212,7 +212,7 @@ def _unfit(path: Path, name: str, folder: Path) -> str | None:
         return "is missing, or a link to what is"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    key = form_of_key(content.decode("latin-1"))  # forms are ASCII, and files any bytes
+    key = form_of_key(content.decode("latin-1"), in_source=True)  # forms are ASCII, and files any bytes
     return f"holds {key}" if key else None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from cluster.known_secrets import struck
 from orchestrator.config.load import load_recipe
 from orchestrator.config.recipe_file import find_recipe
 from orchestrator.console import Console
@@ -33,7 +34,7 @@ def show(run_or_recipe: str, as_json: bool = False, overrides: tuple[str, ...] =
     with reaching_storage(config) as config:
         run = open_run(config)
         if as_json:
-            print(json.dumps(summary_of_run(run, audits_all=audits_all), indent=2))
+            print(struck(json.dumps(summary_of_run(run, audits_all=audits_all), indent=2)))
         else:
             print_run(run, Console(), audits_all=audits_all)
 

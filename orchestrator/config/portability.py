@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from cluster.local.ray import joins_cluster
 from cluster.strict_yaml import override
 from data.cleaning.config import FunctionStep
 from data.config import SECRET
@@ -76,6 +78,17 @@ def refuse_keys(config: RunConfig, recipe: Path) -> None:
     ]
     if problems:
         raise RecipeError(listed(str(recipe), problems))
+
+
+def refuse_keys_for_nodes(config: RunConfig) -> None:
+    """Raises RecipeError if a cluster is joined and the recipe contains keys, which its nodes would not have."""
+    if joins_cluster() and (names := keys_in(config)):
+        raise RecipeError(
+            f"{', '.join(names)}: the nodes of the cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']} would not have "
+            "these keys. Remove them from the recipe (--set store.access_key_id=null --set "
+            "store.secret_access_key=null), and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY here and in the "
+            "environment of the nodes, or give them an identity that needs no key."
+        )
 
 
 def local_paths(config: RunConfig, recipe: Path, *, this_machine: bool) -> list[str]:

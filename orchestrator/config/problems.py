@@ -154,7 +154,8 @@ def _meaning(loc: Sequence[int | str], model: type[BaseModel]) -> str:
 
 def _shown(name: str, value: Any) -> str:
     """`value` as a message may show it: shortened, and without keys."""
-    if (last := name.rpartition(".")[2]) in SECRET or looks_secret(last):
+    last = name.rpartition(".")[2]
+    if last in SECRET or (looks_secret(last) and last != "key"):  # a key of a secret, or of a taint, is a name
         return "(not shown)"
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -11,7 +11,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from data.config import DataConfig, StoreConfig
-from data.section import Section, UrlOrPath
+from data.section import Section, StoreUrlOrPath
 from model.config import ModelConfig
 from orchestrator.config.observe import ObserveConfig
 from orchestrator.config.rules import contradictions
@@ -31,7 +31,7 @@ class RunConfig(Section):
         description="Name of the run, by which it is stored, found and continued: letters, digits, - _ and .",
     )
     seed: int = Field(0, ge=0, description="Seed of everything random: weights, data order, dropout.")
-    storage: UrlOrPath = Field(
+    storage: StoreUrlOrPath = Field(
         min_length=1,
         description="Where runs, tokenized data and tokenizers are stored: s3://bucket/prefix or a path.",
     )

@@ -54,7 +54,8 @@ def apply_overrides(document: dict[str, Any], overrides: Sequence[str]) -> list[
     for override in overrides:
         name, equals, text = override.partition("=")
         if not equals or not all(name.split(".")):
-            problems.append(f"--set {override}: must be NAME=VALUE, such as --set train.lr=3e-4")
+            shown = re.split(r"[=:\s]", override.lstrip("."))[0]  # what follows may be a secret
+            problems.append(f"--set {shown}: must be NAME=VALUE, such as --set train.lr=3e-4")
             continue
         try:
             assign(document, new_name(name).split("."), strict_yaml.load(text))

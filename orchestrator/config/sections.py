@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from data.section import Section, UrlOrPath
+from data.section import Section, StoreUrlOrPath
 from model.optim.config import OptimizerConfig, ScheduleConfig
 
 
@@ -53,7 +53,7 @@ class TrainConfig(Section):
         "fp32", description="Number format of forward and backward passes; weights and optimizer state stay fp32."
     )
     compile: bool = Field(False, description="Whether torch.compile compiles the model, once, before the first step.")
-    init_from: UrlOrPath | None = Field(
+    init_from: StoreUrlOrPath | None = Field(
         None,
         min_length=1,
         description="Folder (URL or path) of a Llama, GPT-2 or Marian model in the format of transformers, such as "

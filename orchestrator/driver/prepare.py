@@ -11,6 +11,7 @@ from data.prepared import Pins, PreparedData
 from data.stores.store import Store
 from data.tokens.tokenizer import Tokenizer
 from model.eager import skip_compiler
+from orchestrator.config.portability import refuse_keys_for_nodes
 from orchestrator.config.recipe import RunConfig
 from orchestrator.console import Console
 from orchestrator.nodes.ray_session import RaySession
@@ -22,6 +23,7 @@ from orchestrator.run.vocabulary import Vocabulary, vocabulary_of
 def prepare(config: RunConfig) -> None:
     """Checks the shards, trains the tokenizer and tokenizes, as far as that has not been done."""
     console = Console()
+    refuse_keys_for_nodes(config)
     with reaching_storage(config) as config, RaySession(config, console.line) as start_ray:
         root, _ = stores(config)
         reach_storage(root, config, console.line)

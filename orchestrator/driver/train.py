@@ -13,6 +13,7 @@ from cluster.local.ray import joins_cluster
 from data.errors import InputError
 from data.stores.patience import Patience, telling
 from data.stores.store import Store
+from orchestrator.config.portability import refuse_keys_for_nodes
 from orchestrator.config.recipe import RunConfig
 from orchestrator.config.recipe_file import remember_recipe
 from orchestrator.config.result_fields import resolved, result_fields
@@ -70,6 +71,7 @@ def _train(
     from_step: int | None,
 ) -> None:
     refuse_missing_packages(config.observe)
+    refuse_keys_for_nodes(config)
     # Importing Ray Train takes a second, and so does starting Ray.
     importing = threading.Thread(target=import_quietly, args=("orchestrator.driver.attempt",), daemon=True)
     importing.start()

@@ -10,6 +10,7 @@ from typing import Any
 from data.errors import InputError
 from data.feed.held_out import fixed_batches, measure_held_out, pairs_to_translate, raw_pairs
 from data.feed.spec import FeedSpec, ToTranslate
+from orchestrator.config.portability import refuse_keys_for_nodes
 from orchestrator.config.recipe import RunConfig
 from orchestrator.evaluation.retrieval import NearestPair
 from orchestrator.evaluation.scores import held_out_scores
@@ -39,6 +40,7 @@ def evaluate(
         UnknownRunError: there is no such run, or it has no such checkpoint.
         InputError: the split is empty, or `nearest` is asked for where nothing is translated.
     """
+    refuse_keys_for_nodes(config)
     with reaching_storage(config) as config:
         run = open_run(config)
         trained = load_trained(config, run, step)

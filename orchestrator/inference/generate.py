@@ -23,7 +23,7 @@ from orchestrator.config.recipe_file import apply_overrides
 from orchestrator.config.sections import SampleConfig
 from orchestrator.console import Console
 from orchestrator.errors import RecipeError
-from orchestrator.inference.hf_folder import HfFolder
+from orchestrator.inference.hf_folder import GENERATION_CONFIG, HfFolder
 from orchestrator.inference.trained_model import TrainedModel, load_trained
 from orchestrator.run.run import open_run, reaching_storage
 
@@ -61,14 +61,17 @@ def generate_from(url: str, overrides: Sequence[str]) -> None:
         RecipeError: values are out of range.
     """
     folder = HfFolder.open(url, folder_settings({}, overrides).store)
-    settings = folder_settings(folder.sampling(), overrides)
+    settings = folder_settings(folder.sampling(), overrides, f", with the defaults of {folder.url}/{GENERATION_CONFIG}")
     model, tokenizer = folder_model(folder)
     texts = continuations(model, tokenizer, settings.sample)
     _print(folder.url, texts, settings.sample, Console(), apart=isinstance(model, Seq2Seq))
 
 
-def folder_settings(sampling: dict[str, Any], overrides: Sequence[str]) -> FolderSettings:
+def folder_settings(sampling: dict[str, Any], overrides: Sequence[str], defaults: str = "") -> FolderSettings:
     """Builds a folder's settings from its sampling defaults and the overrides.
+
+    Args:
+        defaults: where `sampling` is from, for the message.
 
     Raises:
         RecipeError: a value is not valid; the message lists all problems.
@@ -80,7 +83,7 @@ def folder_settings(sampling: dict[str, Any], overrides: Sequence[str]) -> Folde
     except ValidationError as error:
         problems += field_problems(error, FolderSettings)
     if problems:
-        raise RecipeError(listed("manta generate --from", problems))
+        raise RecipeError(listed(f"manta generate --from{defaults}", problems))
     return settings
 
 

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
@@ -27,8 +26,6 @@ from data.tokens.hf_tokenizer import read_tokenizer
 from data.tokens.tokenizer import Tokenizer
 from model.hf.architecture import NoSuchModelError
 from model.hf.convert import from_hf_config, from_hf_weights
-from orchestrator.config.problems import field_problems, listed
-from orchestrator.config.sections import SampleConfig
 
 CONFIG, WEIGHTS, WEIGHTS_INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 
@@ -91,7 +88,7 @@ class HfFolder:
         """Fields of the recipe's `sample` that generation_config.json sets.
 
         Raises:
-            InputError: the file is damaged, or a value is not valid.
+            InputError: the file is damaged.
         """
         try:
             found = _json_in(self.store, GENERATION_CONFIG)
@@ -106,16 +103,7 @@ class HfFolder:
             "max_new_tokens": found.get("max_new_tokens"),
             "beam_size": found.get("num_beams") if found.get("num_beams") != 1 else None,
         }
-        set_here = {name: value for name, value in sample.items() if value is not None}
-        try:
-            SampleConfig.model_validate(set_here)
-        except ValidationError as error:
-            problems = field_problems(error, SampleConfig)
-            raise InputError(
-                f"{listed(self.store.url_of(GENERATION_CONFIG), problems)}\nThese are fields of a recipe's `sample`. "
-                "Mend the file or delete it: without it, the defaults hold."
-            ) from None
-        return set_here
+        return {name: value for name, value in sample.items() if value is not None}
 
     def weights(self) -> dict[str, Tensor]:
         """Reads the weights, float32, by the names of Manta's model.

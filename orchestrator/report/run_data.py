@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from cluster.known_secrets import struck
 from data.cleaning.clean import report_lines
 from orchestrator.config.recipe import RunConfig
 from orchestrator.config.result_fields import flatten, resolved
@@ -71,12 +72,12 @@ def report_data(run: Run, *, audits_all: bool = False) -> ReportData:
 
 
 def without_passwords(value: Any) -> Any:
-    """JSON without the users and passwords of URLs in it. (The config is given without the fields of keys.)"""
+    """JSON without known secrets, and the users and passwords of URLs. (The config is given without fields of keys.)"""
     if isinstance(value, dict):
         return {name: without_passwords(each) for name, each in value.items()}
     if isinstance(value, list):
         return [without_passwords(each) for each in value]
-    return _IN_URL.sub("…@", value) if isinstance(value, str) else value
+    return _IN_URL.sub("…@", struck(value)) if isinstance(value, str) else value
 
 
 def evaluations_of(record: RunRecord) -> list[dict[str, Any]]:

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from cluster import strict_yaml
-from data.config import SECRET
 from orchestrator.config.load import config_from
 from orchestrator.config.recipe_file import read_recipe
 from orchestrator.config.result_fields import flatten
 from orchestrator.errors import RecipeError, UnknownRunError
 from orchestrator.sweep.load import REMEMBERED
 from orchestrator.sweep.records import TrialRecord
-from orchestrator.sweep.spec import Sweep, changed
+from orchestrator.sweep.spec import Sweep, changed, without_keys
 
 FOLDER = Path("sweeps")
 """Folder of the best trials' recipes, with a folder for each sweep."""
@@ -40,14 +39,14 @@ def write_best(sweep: Sweep, best: TrialRecord) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     values = ", ".join(f"{name} = {value}" for name, value in best.point.items())
     header = f"# The best trial of sweep {sweep.name}: trial {best.id} with loss {best.loss:.4f}.\n# {values}\n"
-    path.write_text(header + strict_yaml.dump(_plain(best_recipe(sweep, best))))
+    path.write_text(header + strict_yaml.dump(without_keys(best_recipe(sweep, best))))
     return path
 
 
 def remember_sweep(sweep: Sweep) -> None:
     """Stores the sweep's whole recipe in REMEMBERED, so that `manta show SWEEP` finds it with its overrides."""
     spec = sweep.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
-    spec |= {"recipe": _plain(sweep.document), "set": {}}
+    spec |= {"recipe": without_keys(sweep.document), "set": {}}
     try:
         REMEMBERED.mkdir(parents=True, exist_ok=True)
         (REMEMBERED / f"{sweep.name}.yaml").write_text(strict_yaml.dump(spec))
@@ -73,10 +72,3 @@ def find_sweep(sweep_or_recipe: str, folder: Path = Path("recipes")) -> Path:
         except RecipeError:  # the broken recipe of another run must not hide this one
             continue
     raise UnknownRunError(f"There is no sweep {sweep_or_recipe}; `manta tune RECIPE` starts one.")
-
-
-def _plain(value: Any) -> Any:
-    """`value` without tuples, which YAML does not have, and without the store's keys, which must not be written."""
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items() if name not in SECRET}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -6,7 +6,6 @@ import os
 import signal
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from data.prepared import PreparedData
 from data.stores.patience import Patience, telling
 from data.stores.store import Store
 from orchestrator.config.load import load_recipe
+from orchestrator.config.portability import refuse_keys_for_nodes
 from orchestrator.config.recipe import RunConfig
 from orchestrator.config.result_fields import differing_fields
 from orchestrator.console import Console
@@ -63,9 +63,10 @@ def tune(
     """
     sweep, console = load_sweep(recipe, overrides), Console()
     refuse_missing_packages(sweep.base.observe)
+    refuse_keys_for_nodes(sweep.base)
     remember_sweep(sweep)
     with reaching_storage(sweep.base) as base:
-        sweep = replace(sweep, base=base)
+        sweep = sweep.reaching(base)
         root, _ = stores(base)
         reach_storage(root, base, console.line)
         store = root.child(f"sweeps/{sweep.name}")

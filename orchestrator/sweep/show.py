@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from rich.live import Live
 
+from cluster.known_secrets import struck
 from data.stores.store import Store
 from orchestrator.console import Console
 from orchestrator.report.page import write_page
@@ -61,7 +61,7 @@ def report_sweep(recipe: Path, to: Path | None, overrides: Sequence[str]) -> Pat
     """
     sweep = load_sweep(recipe, overrides)
     with reaching_storage(sweep.base) as base:
-        sweep = replace(sweep, base=base)
+        sweep = sweep.reaching(base)
         root, _ = stores(base)
         root.check()
         return write_report(describe_sweep(sweep, root), root.child(f"sweeps/{sweep.name}"), to)
@@ -75,12 +75,12 @@ def show_sweep(recipe: Path, as_json: bool, overrides: Sequence[str]) -> None:
     """
     sweep, console = load_sweep(recipe, overrides), Console()
     with reaching_storage(sweep.base) as base:
-        sweep = replace(sweep, base=base)
+        sweep = sweep.reaching(base)
         root, _ = stores(base)
         root.check()
         summary = describe_sweep(sweep, root)
         if as_json:
-            print(json.dumps(summary, indent=2))
+            print(struck(json.dumps(summary, indent=2)))
             return
         print_sweep(summary, console.rich)
         console.line(f"report: {write_report(summary, root.child(f'sweeps/{sweep.name}'))}")

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from data.config import SECRET
 from data.section import Section
 from orchestrator.config.load import config_from
 from orchestrator.config.recipe import RunConfig
@@ -108,6 +109,13 @@ class Sweep:
     document: dict[str, Any]
     full: dict[str, Any]
 
+    def reaching(self, base: RunConfig) -> Sweep:
+        """The sweep with a base whose storage is reached, and without keys: trials' actors get it."""
+        spec = self.spec.model_copy(
+            update={"set": without_keys(self.spec.set), "recipe": without_keys(self.spec.recipe)}
+        )
+        return Sweep(spec, base, without_keys(self.document), without_keys(self.full))
+
     @property
     def name(self) -> str:
         """Name of the sweep."""
@@ -142,6 +150,14 @@ class Sweep:
         spec["searcher"].pop("trials")
         run = {name: value for name, value in flatten(self.base.model_dump(mode="json")).items() if not is_free(name)}
         return {**flatten(spec), **{f"run.{name}": value for name, value in run.items()}}
+
+
+def without_keys(value: Any) -> Any:
+    """The fields, nested or by dotted name, without the store's keys; tuples, which YAML does not have, as lists."""
+    if isinstance(value, Mapping):
+        kept = {name: each for name, each in value.items() if str(name).rpartition(".")[2] not in SECRET}
+        return {name: without_keys(each) for name, each in kept.items()}
+    return [without_keys(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def changed(document: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def fit(
     watcher = _SweepWatch(sweep, heartbeat, coordinator, console, watch)
     with tempfile.TemporaryDirectory(prefix="manta-tune-") as scratch:
         storage: dict[str, Any] = {"storage_path": scratch}
-        if joins_cluster():  # the head may be on another machine
+        if joins_cluster() and sweep.base.store.serve is None:  # the head may be on another machine
             filesystem, path = filesystem_for(root.url_of(f"sweeps/{sweep.name}/{TUNE_FOLDER}"), sweep.base.store)
             storage = {"storage_path": path, "storage_filesystem": filesystem}
         tuner = Tuner(
@@ -105,7 +105,7 @@ def fit(
             warnings.simplefilter("ignore")  # it warns of settings that are made here on purpose
             tuner.fit()
     watcher.log_changes()
-    if joins_cluster():
+    if "storage_filesystem" in storage:
         root.delete_prefix(f"sweeps/{sweep.name}/{TUNE_FOLDER}/")
     if watcher.error is not None:
         raise watcher.error

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -179,7 +180,25 @@ def test_no_key_is_anywhere_that_ray_shows_or_keeps(nodes: LocalNodes, tmp_path:
     files = [file for file in logs.rglob("*") if file.is_file()]
     assert files
     holding = [str(file) for file in files if s3_server.secret_access_key.encode() in file.read_bytes()]
+    holding += [page for page, text in told_by_the_dashboard(nodes).items() if s3_server.secret_access_key in text]
     assert holding == []
+
+
+PAGES = (
+    *("api/jobs/", "nodes?view=details", "logical/actors", "api/cluster_status", "api/v0/actors?detail=1"),
+    *("api/v0/runtime_envs?detail=1", "api/v0/workers?detail=1", "api/v0/tasks?detail=1", "api/v0/nodes?detail=1"),
+)
+
+
+def told_by_the_dashboard(nodes: LocalNodes) -> dict[str, str]:
+    """What the dashboard's pages tell who has the token."""
+    headers = {"Authorization": f"Bearer {nodes.environment['RAY_AUTH_TOKEN']}"}
+    told = {}
+    for page in PAGES:
+        with urlopen(Request(f"{nodes.dashboard}/{page}", headers=headers), timeout=30) as answer:
+            told[page] = answer.read().decode()
+    assert "TrainController" in told["api/v0/actors?detail=1"], "it tells of the runs' actors"
+    return told
 
 
 def test_a_token_that_is_missing_is_asked_for(nodes: LocalNodes, tmp_path: Path) -> None:

@@ -32,9 +32,15 @@ pytestmark = [pytest.mark.sweep, *QUIET]
 SETTLED_WITHIN_S = 15.0
 
 
+PLANTED = {"AWS_SECRET_ACCESS_KEY": "planted-secret-key-1", "MY_SERVICE_TOKEN": "planted-token-2"}
+"""Secrets of the environment, which no part of a sweep needs to pass on."""
+
+
 @pytest.fixture
-def ray_here() -> Iterator[None]:
+def ray_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Ray with this process as its driver, which outlives the sweep: what that leaves behind can be seen."""
+    for name, value in PLANTED.items():
+        monkeypatch.setenv(name, value)
     with ray_cluster(4):
         yield
 
@@ -100,6 +106,13 @@ def test_a_sweep_finds_its_best_and_leaves_nothing_behind(site: SweepSite, ray_h
     assert summary["best"]["loss"] == min(trial["loss"] for trial in finished if trial["loss"] is not None)
     assert all(trial["step"] == STEPS and trial["curve"][-1][0] == STEPS for trial in finished)
     assert summary["cost"]["share"] < 1
+    import ray
+
+    session = Path(ray._private.worker._global_node.get_session_dir_path())
+    files = [path for root in (session, site.folder) for path in root.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".log" for path in files) and any(path.name == "sweep.json" for path in files)
+    held = [path for path in files if any(value.encode() in path.read_bytes() for value in PLANTED.values())]
+    assert held == []
     assert any(trial["status"] == "running" and trial["workers"] == 1 for each in told for trial in each["trials"])
 
     # Each unit once: no file of tokens was written again by a trial.

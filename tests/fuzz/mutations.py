@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import os
-import resource
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -89,17 +89,22 @@ def _places(document: Any) -> Iterator[tuple[Any, Any]]:
         yield from _places(document[key])
 
 
+class NoAnswerError(BaseException):
+    """A call took longer than MOST_S. Nothing that handles errors of the call may take it for one."""
+
+
 @contextmanager
 def within_bounds() -> Iterator[None]:
     """Fails if the block takes longer than MOST_S, or adds more than MOST_BYTES of memory.
 
     Raises:
-        AssertionError: it did.
+        NoAnswerError, AssertionError: it did.
     """
 
     def expired(number: int, frame: FrameType | None) -> None:
-        raise AssertionError(f"no answer after {MOST_S} s")
+        raise NoAnswerError
 
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = _peak_bytes()
     handler: Callable[[int, FrameType | None], Any] | int | None = signal.signal(signal.SIGALRM, expired)
     signal.alarm(MOST_S)
@@ -112,4 +117,5 @@ def within_bounds() -> Iterator[None]:
 
 
 def _peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) * 1024

@@ -32,6 +32,8 @@ from orchestrator.inference.hf_folder import (
 )
 from tests.fuzz.mutations import DRAWN, altered, damaged, within_bounds
 
+pytestmark = pytest.mark.slow
+
 TOKENS = Tokenizer("bytes", [bytes([value]) for value in range(256)])
 
 SHAPES = {
@@ -71,7 +73,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def read(folder: Path) -> Known:
     """What `manta generate --from` reads of a folder: settings and weights."""
     opened = HfFolder.open(str(folder), StoreConfig())
-    settings = folder_settings(opened.sampling(), ())
+    settings = folder_settings(opened.sampling(), (), f" of {folder}/{GENERATION_CONFIG}")
     model, tokenizer = folder_model(opened)
     assert tokenizer.decode(tokenizer.encode("a text")) == "a text"
     return settings.model_dump(), dict(model.state_dict())

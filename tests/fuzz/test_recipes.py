@@ -21,6 +21,8 @@ from orchestrator.sweep.load import load_sweep
 from tests.fuzz.mutations import DRAWN, SCALARS, altered, damaged, within_bounds
 from tests.recipes import tiny_recipe
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 RECIPE = tiny_recipe(**{"data.cleaning": [{"step": "length", "min_chars": 3}], "train.ema_decay": 0.9})

@@ -22,6 +22,8 @@ from data.readers.documents import read_documents
 from data.shards.build import build_manifest
 from tests.fuzz.mutations import DRAWN, damaged, within_bounds
 
+pytestmark = pytest.mark.slow
+
 TEXTS = [f"document {number}: " + "words and more words, é 漢字 " * 20 for number in range(30)]
 
 

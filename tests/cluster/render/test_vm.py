@@ -188,6 +188,11 @@ class TestRefusals:
             ray_config(gcp(group, **vm))
         assert says in str(raised.value)
 
+    def test_aws_attaches_no_gpus(self) -> None:
+        group = {"name": "train", "max": 1, "instance_type": "m5.large", "gpus": 1, "accelerator": "nvidia-l4"}
+        with pytest.raises(ClusterError, match="accelerator: AWS has no GPUs to attach"):
+            ray_config(spec_of(groups=[group]))
+
     def test_gpus_are_attached_where_a_machine_type_has_none(self) -> None:
         config = ray_config(gcp({"instance_type": "n1-standard-8", "gpus": 2, "accelerator": "nvidia-tesla-t4"}))
         node = config["available_node_types"]["train"]["node_config"]

@@ -5,19 +5,26 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from data.errors import StoreAccessError, TransientStoreError
 from data.stores import bounded_call, s3
-from data.stores.bounded_call import Transfer, bounded
+from data.stores.bounded_call import Transfer, bounded, refuse_abandoned
 from data.stores.config import StoreConfig
-from data.stores.s3 import S3Store
+from data.stores.s3 import PARTS_AT_ONCE, S3Store
 from data.stores.shard_file import ShardFile
+from tests.data.stores.fake_s3 import Answer, fake_s3
+from tests.waiting import wait_until
 
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -121,32 +128,59 @@ def paged(body: object) -> Iterator[str]:
         thread.join()
 
 
-def test_a_transfer_that_moves_may_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
-    moved = threading.Event()
-
+def test_a_transfer_that_moves_may_take_longer() -> None:
     def call(transfer: Transfer) -> str:
-        transfer.add(10 * bounded_call.LEAST_BYTES_PER_S)  # ten more seconds
-        moved.wait(2.0)
+        for _ in range(8):
+            transfer.add(bounded_call.LEAST_BYTES_PER_S)
+            time.sleep(0.5)
         return "done"
 
     assert bounded(call, "move") == "done"
 
 
-def test_a_call_that_was_given_up_sends_nothing_more() -> None:
-    may_go_on, refused = threading.Event(), threading.Event()
+CALLS: dict[str, Callable[[S3Store, Path], object]] = {
+    "put": lambda store, file: store.put("key", b"content"),
+    "put_file": lambda store, file: store.put_file("key", file),
+    "get_file": lambda store, file: store.get_file("key", file.with_name("fetched")),
+}
 
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_call_that_was_given_up_sends_nothing_more(call: str, tmp_path: Path) -> None:
+    """Neither a retry nor the parts that are left; and an interrupted command does not wait for them."""
+    file = tmp_path / "file"
+    file.write_bytes(bytes(40 << 20))
+    may_answer, asked = threading.Event(), list[str]()
+
+    def answer(number: int, path: str) -> Answer:
+        asked.append(path)
+        if "uploads" in path:
+            body = b"<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>"
+            return 200, {}, body
+        if call == "get_file" and number == 1:
+            return 200, {"ETag": '"a"', "Content-Length": str(40 << 20)}, b""
+        may_answer.wait(20)
+        return 500, {}, b"<Error><Code>InternalError</Code></Error>"
+
+    with fake_s3(answer) as config:
+        with pytest.raises(TransientStoreError, match="given up after"):
+            CALLS[call](S3Store("bucket", "runs", config.model_copy(update={"timeout_s": 5.0})), file)
+        before = len(asked)
+        assert before >= 1
+        may_answer.set()
+        wait_until(lambda: not [each for each in threading.enumerate() if each.name.startswith("store-")], "their end")
+        assert len(asked) <= before + PARTS_AT_ONCE and not (tmp_path / "fetched").exists()
+        assert not any("uploadId=1" in path and "partNumber" not in path for path in asked[before:]), "not completed"
+    refuse_abandoned()  # of other threads, nothing is refused
+
+
+def test_a_transfer_that_came_far_and_stalls_is_given_up() -> None:
     def call(transfer: Transfer) -> None:
-        may_go_on.wait(10)
-        try:
-            bounded_call.refuse_abandoned()
-        except TransientStoreError:
-            refused.set()
+        transfer.add(10**12)
+        threading.Event().wait(30)
 
-    with pytest.raises(TransientStoreError):
-        bounded(call, "write")
-    may_go_on.set()
-    assert refused.wait(10)
-    bounded_call.refuse_abandoned()  # of other threads, nothing is refused
+    with pytest.raises(TransientStoreError, match="given up after"):
+        bounded(call, "read")
 
 
 def test_errors_are_those_of_the_call() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,6 +12,7 @@ import yaml
 
 from model.optim.config import OptimizerConfig
 from orchestrator.errors import RecipeError
+from orchestrator.run.run import reaching_storage
 from orchestrator.sweep.load import load_sweep
 from orchestrator.sweep.spec import Sweep
 from tests.recipes import tiny_recipe
@@ -131,3 +134,18 @@ def test_what_decides_the_result_is_pinned_and_the_number_of_trials_is_not(tmp_p
     assert load(tmp_path, "searcher.trials=40", "max_concurrent=1", "scaling.max_workers=2").result_fields() == fields
     assert load(tmp_path, "searcher.seed=4").result_fields() != fields
     assert load(tmp_path, "train.grad_clip=2").result_fields() != fields
+
+
+def test_the_sweep_that_trials_get_has_no_keys_wherever_they_were_written(tmp_path: Path) -> None:
+    keys = {"access_key_id": "planted-access-key", "secret_access_key": "planted-secret-key"}
+    run = {**RUN, "storage": "s3://bucket/a", "store": keys}
+    sweep = load(
+        tmp_path, "store.secret_access_key=planted-by-set", recipe=run, set={"store.access_key_id": "planted-2"}
+    )
+    with reaching_storage(sweep.base) as base:
+        reached = sweep.reaching(base)
+        passed_on = pickle.dumps(reached)
+        assert b"planted" not in passed_on and b"access_key_id" not in pickle.dumps((reached.document, reached.full))
+        assert os.environ["AWS_SECRET_ACCESS_KEY"] == "planted-by-set"
+        assert reached.config_of({"train.lr": 1e-3}, "t").store == base.store
+    assert sweep.document["store"]["secret_access_key"] == "planted-by-set"
