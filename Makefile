@@ -42,7 +42,7 @@ docstrings: $(READY) ## the second quickstart: an encoder-decoder that reads fun
 
 test: $(READY_DEV) ## run all tests except chaos and sweeps; some start Ray and a local S3 server
 	$(BIN)/pytest -m 'not ray and not s3 and not chaos and not sweep and not soak'
-	$(BIN)/pytest -n 3 --dist loadfile -m '(ray or s3) and not chaos and not sweep and not soak'
+	$(BIN)/pytest -n 2 --dist loadfile -m '(ray or s3) and not chaos and not sweep and not soak'
 
 chaos: $(READY_DEV) ## inject real faults into a run on a local cluster: its result must equal that of an undisturbed run
 	$(BIN)/pytest -n 0 -m 'chaos and not soak' tests/end_to_end

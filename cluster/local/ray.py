@@ -106,6 +106,8 @@ def ray_cluster(num_cpus: int, num_gpus: int = 0) -> Iterator[None]:
         runtime_env=pinned_packages(),
         **local,
     )
+    # A Ray without this setting, which it has for the firewalls of other systems, listens on the loopback address only.
+    ray._private.ray_constants.ENABLE_RAY_CLUSTER = bool(address)
     thread.start()
     try:
         try:
@@ -116,6 +118,7 @@ def ray_cluster(num_cpus: int, num_gpus: int = 0) -> Iterator[None]:
         yield
     finally:
         thread.end()
+        ray._private.ray_constants.ENABLE_RAY_CLUSTER = True
 
 
 class _RayThread(threading.Thread):
