@@ -102,6 +102,8 @@ def from_hf_config(fields: Any) -> ModelShape:
         raise NoSuchModelError(f"model_type = {kind[:60]} is not supported. Supported: {', '.join(ARCHITECTURES)}.")
     architecture = ARCHITECTURES[kind]
     _refuse(list(_size_problems(fields, architecture)), "config.json describes an impossible model")
+    # A size that is null is one that the file omits.
+    fields = {name: value for name, value in fields.items() if value is not None or name not in architecture.sizes}
     try:
         problems = [*_rule_problems(fields, architecture), *architecture.import_problems(fields)]
         _refuse(problems, f"This {architecture.hf_class} has no exact counterpart in manta")
@@ -147,7 +149,7 @@ def from_hf_weights(shape: ModelShape, weights: Mapping[str, Tensor]) -> dict[st
     try:
         with torch.device("meta"):
             ours = {name: tuple(tensor.shape) for name, tensor in shape.build(0).state_dict().items()}
-    except RuntimeError as error:  # sizes that multiply to more than torch can count
+    except (RuntimeError, TypeError, ValueError) as error:  # sizes that multiply to more than torch can count, say
         raise NoSuchModelError(f"config.json describes an impossible model: {error}.") from None
     wanted = {name: size for weight in layout for name, size in weight.shapes(ours[weight.ours]).items()}
     problems += [f"{name}: missing" for name in wanted if name not in named]

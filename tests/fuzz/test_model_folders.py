@@ -143,6 +143,17 @@ def test_what_is_said(folder: Path, tmp_path: Path, file: str, content: bytes, s
     assert isinstance(said, str) and says in said and file in said
 
 
+@pytest.mark.parametrize("name", ["max_position_embeddings", "n_positions", "vocab_size", "hidden_size", "n_embd"])
+def test_a_size_that_is_null_is_one_that_is_missing(tmp_path: Path, folder: Path, name: str) -> None:
+    fields = json.loads((folder / CONFIG).read_text())
+    if name in fields:
+        without = {key: value for key, value in fields.items() if key != name}
+        said = [
+            answer(folder, tmp_path, CONFIG, json.dumps(each).encode()) for each in ({**fields, name: None}, without)
+        ]
+        assert said[0] == said[1] if isinstance(said[0], str) else not isinstance(said[1], str)
+
+
 @pytest.mark.parametrize("size", ["n_layers", "wide", "rows"])
 def test_a_model_larger_than_its_weights_is_not_built(tmp_path: Path, folder: Path, size: str) -> None:
     fields = json.loads((folder / CONFIG).read_text())

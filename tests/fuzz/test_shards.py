@@ -77,10 +77,12 @@ def documents(path: Path) -> list[str] | None:
 @given(data=st.data())
 def test_a_damaged_shard(name: str, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     path = tmp_path_factory.mktemp("fuzz") / name
-    path.write_bytes(data.draw(damaged(SHARDS[name])))
+    content = data.draw(damaged(SHARDS[name]))
+    path.write_bytes(content)
     with within_bounds():
         found = documents(path)
-    if found is not None and name in CHECKED:
+    is_repeated = content.replace(SHARDS[name], b"") == b""  # a file of several members is sound
+    if found is not None and name in CHECKED and not is_repeated:
         assert found == TEXTS
 
 
