@@ -18,6 +18,7 @@ from cluster.kubernetes_syntax import (
     KEY,
     NAME,
     QUANTITY,
+    RULES,
     SUBDOMAIN,
     USER,
     WORD,
@@ -252,7 +253,7 @@ def _contradictions(spec: ClusterSpec) -> Iterator[str]:
     yield from _of_variables(spec)
     for name in spec.kubernetes.image_pull_secrets:
         if not re.fullmatch(SUBDOMAIN, name):
-            yield f"kubernetes.image_pull_secrets: {name!r} is not a valid name: lower-case letters, digits, - and ."
+            yield f"kubernetes.image_pull_secrets: {name!r} is not a valid name: {RULES[SUBDOMAIN]}"
     if spec.vm.provider == "gcp" and spec.vm.project is None and "vm" in spec.model_fields_set:
         yield "vm.project: missing; the id of the project that the machines belong to"
 

@@ -96,9 +96,7 @@ def reaching_storage(config: RunConfig) -> Iterator[RunConfig]:
         for bucket in {urlsplit(url).netloc for url in urls if url.startswith("s3://")}:
             server.ensure_bucket(bucket)
         reach = {"endpoint_url": server.endpoint_url, "serve": str(server.folder), **dict.fromkeys(SECRET)}
-        store = config.store.model_copy(update=reach)
-        with keys_as_variables(store):
-            yield config.model_copy(update={"store": store})
+        yield config.model_copy(update={"store": config.store.model_copy(update=reach)})
 
 
 def refuse_changed_config(
