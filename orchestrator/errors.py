@@ -24,6 +24,7 @@
     ├── SnapshotGoneError               newer snapshots have replaced one that was to be saved; callers handle it
     ├── WorkerDiedError                 a training worker ended unexpectedly; worth a retry
     ├── BadLossError                    the loss diverged or spiked a second time; a retry would reach the same step
+    ├── NoResultError                   every trial of a sweep has failed
     ├── FencedError                     a newer attempt has taken the run over; this one must not write
     └── ClusterError                    (cluster) a server or cluster did not start or answer
 
@@ -65,6 +66,7 @@ __all__ = [
     "InitialWeightsError",
     "InputError",
     "MantaError",
+    "NoResultError",
     "ObjectNotFoundError",
     "OutOfMemoryError",
     "RecipeError",
@@ -121,6 +123,10 @@ class WorkerDiedError(MantaError):
 
 class BadLossError(MantaError):
     """Loss or gradient became infinite or NaN, or the loss spiked; earlier checkpoints are untouched."""
+
+
+class NoResultError(MantaError):
+    """Every trial of a sweep has failed; the message has the commonest reason."""
 
 
 class FencedError(MantaError):

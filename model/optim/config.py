@@ -26,12 +26,15 @@ class ParameterGroup(BaseModel):
 
 
 # Usual values where they differ from the fields' defaults. Sources: Chen et al. 2023, section 5 (lion); Jordan et al.
-# 2024 (muon); torch.optim for the others.
+# 2024 (muon); torch.optim for the others. Decay that is added to the gradient is scaled by the rule like the gradient
+# itself (Loshchilov and Hutter 2019, section 2): at 0.1, sgd, adam, rmsprop and adagrad hardly learn.
 _USUAL: dict[str, dict[str, Any]] = {
+    "sgd": {"weight_decay": 0.0},
+    "adam": {"weight_decay": 0.0},
     "lion": {"betas": (0.9, 0.99)},
     "muon": {"momentum": 0.95, "nesterov": True},
-    "rmsprop": {"momentum": 0.0},
-    "adagrad": {"eps": 1e-10},
+    "rmsprop": {"momentum": 0.0, "weight_decay": 0.0},
+    "adagrad": {"eps": 1e-10, "weight_decay": 0.0},
 }
 
 
@@ -84,7 +87,10 @@ class OptimizerConfig(BaseModel):
         description="Learning rate of the parameters that adamw updates, as a multiple of the run's (muon).",
     )
     weight_decay: float = Field(
-        default=0.1, ge=0.0, description="Decay of linear-layer matrices; norms, biases and embeddings have none."
+        default=0.1,
+        ge=0.0,
+        description="Decay of linear-layer matrices; norms, biases and embeddings have none (0 unless set: sgd, adam, "
+        "rmsprop, adagrad).",
     )
     groups: tuple[ParameterGroup, ...] = Field(
         default=(), description="Parameters, chosen by name, with a learning rate or weight decay of their own."

@@ -27,6 +27,9 @@ def tune(
     resume_best: Annotated[
         bool, typer.Option("--resume-best", help="Train the best trial to its full length afterwards.")
     ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try trials again that have failed for good.")
+    ] = False,
     takeover: Takeover = False,
     autoscale: Annotated[
         int | None,
@@ -50,4 +53,4 @@ def tune(
             stack.enter_context(stack.enter_context(AutoscaledCluster(spec)).joined())
         from orchestrator.sweep.command import tune
 
-        tune(recipe, overrides or [], resume_best=resume_best, takeover=takeover)
+        tune(recipe, overrides or [], resume_best=resume_best, retry_failed=retry_failed, takeover=takeover)

@@ -34,7 +34,7 @@ READING = "reading shards and tokens"
 """What the feeder needs the store for, as it is told in outages."""
 
 
-def start_actors(run: Run, data: PreparedData, owner: Owner) -> tuple[Any, Any]:
+def start_actors(run: Run, data: PreparedData, owner: Owner, until: int) -> tuple[Any, Any]:
     """Starts feeder and monitor, on the driver's own node, which is the last to be reclaimed.
 
     What outlives their processes is beside the attempt's snapshots, and is deleted with them.
@@ -46,9 +46,7 @@ def start_actors(run: Run, data: PreparedData, owner: Owner) -> tuple[Any, Any]:
     scaling = scaling_policy(config)
     start_evaluation = BackgroundEvaluation if can_evaluate_in_background(config) else None
     name, actor = f"monitor-{uuid.uuid4()}", ray.remote(Monitor)
-    monitor: Any = actor.options(name=name, **here).remote(
-        scaling, config.train.steps, start_agent, start_evaluation, folder=folder
-    )
+    monitor: Any = actor.options(name=name, **here).remote(scaling, until, start_agent, start_evaluation, folder=folder)
     # By name: Ray warns, on the terminal, of actors that may restart and received the handle of another one.
     tell = partial(report_outage, name, READING)
     begin = partial(begin_feeder, name, folder / "feeder.starts")

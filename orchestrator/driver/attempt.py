@@ -48,6 +48,7 @@ def run_attempt(
     requests: StopRequests,
     poll_s: float = POLL_S,
     watch: NodeWatch | None = None,
+    until: int | None = None,
 ) -> None:
     """Trains until the end, a request to stop or an error, and writes the outcome into the run's record.
 
@@ -56,16 +57,18 @@ def run_attempt(
         requests: source of requests to stop.
         poll_s: seconds between two polls of the monitor, and between two reports of the loop.
         watch: logs what the run waits for while it has no workers.
+        until: step to stop after; default the last one.
 
     Raises:
-        KeyboardInterrupt: stopped on request; all completed steps are saved.
+        KeyboardInterrupt: stopped on request, before that step; all completed steps are saved.
         MantaError: the error that ended the loop, or that a worker died.
     """
     tokenizes = bool((data.counts() == UNKNOWN).any())
     refuse_small_cluster(run.config.scaling, tokenizes=tokenizes)
     quiet_driver()
-    feeder, monitor = start_actors(run, data, Owner.of(run.store.url_of(""), heartbeat.fence.record))
-    job = train_job(run, heartbeat.fence, data, feeder, monitor, poll_s)
+    until = until or run.config.train.steps
+    feeder, monitor = start_actors(run, data, Owner.of(run.store.url_of(""), heartbeat.fence.record), until)
+    job = train_job(run, heartbeat.fence, data, feeder, monitor, poll_s, until)
     trainer = TrainerThread(run, job, tokenizes=tokenizes)
     observer = Observer(run, console.line)
     record = AttemptRecord(heartbeat, console, run, observer, FlopsPerToken(run.config, job.vocabulary, feeder))
@@ -74,7 +77,7 @@ def run_attempt(
     try:
         with requests.saving(), closing(console):
             progress = attempt.follow(requests, watch, poll_s)
-        if progress.result is not None and progress.result["step"] < run.config.train.steps:
+        if progress.result is not None and progress.result["step"] < until:
             raise KeyboardInterrupt
     except BaseException as error:
         keeps_memory = is_needed_later(error, attempt.progress, is_saved=attempt.is_saved)
@@ -158,7 +161,9 @@ class _Attempt:
         return self.progress
 
 
-def train_job(run: Run, fence: Fence, data: PreparedData, feeder: Any, monitor: Any, report_every_s: float) -> TrainJob:
+def train_job(
+    run: Run, fence: Fence, data: PreparedData, feeder: Any, monitor: Any, report_every_s: float, until: int
+) -> TrainJob:
     """Builds the TrainJob that every worker receives."""
     facts = {"config": resolved(run.config), **data.digests}
     if fence.record.init is not None:
@@ -170,7 +175,9 @@ def train_job(run: Run, fence: Fence, data: PreparedData, feeder: Any, monitor: 
         attempt=fence.record.last.number,
         owner=Owner.of(run.store.url_of(""), fence.record),
         vocabulary=vocabulary_of(run.config, data.tokenizer, data.job.input_tokenizer),
+        until=until,
         done_before=done_before,
+        evaluated=frozenset(each["step"] for attempt in fence.record.attempts for each in attempt.evaluations),
         facts=facts,
         feeder=feeder,
         monitor=monitor,

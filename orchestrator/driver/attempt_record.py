@@ -43,6 +43,7 @@ class AttemptRecord:
         self._startup_s: float | None = None
         self.logged = 0
         self._had_workers = self._had_begun = False
+        self._evaluations = 0
 
     def follow(self, progress: Progress, *, force: bool = False) -> None:
         """Shows the progress, and passes it on to the heartbeat.
@@ -64,9 +65,10 @@ class AttemptRecord:
         self._console.progress(progress, self._run.config.train.steps)
         # Write the restored step at once: from then on, nothing an earlier attempt still writes belongs to the run.
         restored = progress.restored_step is not None and not self._had_begun
-        # Write at once, too, when the workers are lost or back.
-        changed = progress.has_workers != self._had_workers
+        # Write at once, too, when the workers are lost or back, and scores, which are not computed again.
+        changed = progress.has_workers != self._had_workers or len(progress.evaluations) != self._evaluations
         self._heartbeat.write(self._fields(progress), at_once=force or restored or changed)
+        self._evaluations = len(progress.evaluations)
         self._had_workers, self._had_begun = progress.has_workers, progress.restored_step is not None
         self._observer.follow(self._attempts(progress), progress)
 

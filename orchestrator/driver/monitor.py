@@ -30,7 +30,7 @@ class Monitor(LoopInterface, ControllerInterface, DriverInterface):
 
     Args:
         scaling: decides on the number of workers.
-        steps: length of the run.
+        steps: step after which the run ends, or is paused.
         start_agent: starts the snapshot agent of a node.
         start_evaluation: starts a background evaluation; None: the workers always evaluate themselves.
         now: monotonic clock, seconds, which goes on when the process is started again.

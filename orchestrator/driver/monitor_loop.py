@@ -148,6 +148,12 @@ class LoopInterface(MonitorInterface):
         """Whether a background evaluation is running; adds the scores of one that has ended."""
         return self._state.evaluations.poll()
 
+    @not_kept
+    def has_evaluated(self, step: int) -> bool:
+        """Whether the state after `step` was evaluated in this attempt, or is now. Called by every rank."""
+        done = (each["step"] for each in self._state.progress.evaluations)
+        return step == self._state.evaluations.running_step or step in done
+
     def report_loss_spike(self, step: int, reason: str, skipped_steps: set[int]) -> None:
         """Reports a loss spike in `step`, after which the group ends.
 

@@ -49,7 +49,9 @@ class TrainJob:
 
     Attributes:
         store: folder of the run.
+        until: step after which the run saves and ends: its last one, unless it is a trial that is paused there.
         done_before: newest step of the earlier attempts; steps up to it are repeated and count as replay.
+        evaluated: steps whose evaluation is in the record of an earlier attempt.
         facts: fields that every checkpoint's state.json repeats: resolved config, digests.
         feeder, monitor: handles of the actors `data.feed.feeder.Feeder` and `orchestrator.driver.monitor.Monitor`.
         report_every_s: seconds between two reports of rank 0 to the monitor. A report per step would cost short steps
@@ -63,7 +65,9 @@ class TrainJob:
     attempt: int
     owner: Owner
     vocabulary: Vocabulary
+    until: int
     done_before: int
+    evaluated: frozenset[int]
     facts: dict[str, Any]
     feeder: Any
     monitor: Any

@@ -8,11 +8,10 @@ from typing import Any
 from cluster import strict_yaml
 from orchestrator.config.load import config_from
 from orchestrator.config.recipe_file import read_recipe
-from orchestrator.config.result_fields import flatten
 from orchestrator.errors import RecipeError, UnknownRunError
 from orchestrator.sweep.load import REMEMBERED
 from orchestrator.sweep.records import TrialRecord
-from orchestrator.sweep.spec import Sweep, changed, without_keys
+from orchestrator.sweep.spec import Sweep, without_keys
 
 FOLDER = Path("sweeps")
 """Folder of the best trials' recipes, with a folder for each sweep."""
@@ -24,10 +23,10 @@ def best_recipe(sweep: Sweep, best: TrialRecord) -> dict[str, Any]:
     If the trials were shorter than the run of the sweep's recipe, this is a new run of the full length. Otherwise it is
     the trial's own run, which `manta train` continues.
     """
-    shortened = flatten(sweep.spec.set).get("train.steps") is not None and "steps" in sweep.full.get("train", {})
-    document = changed(sweep.document, {**best.point, "run": best.trial_run.run})
-    if shortened:
-        document["train"]["steps"] = sweep.full["train"]["steps"]
+    steps = sweep.full.get("train", {}).get("steps")
+    document = sweep.document_of(best.point, best.trial_run.run)
+    if isinstance(steps, int) and steps > sweep.steps:
+        document["train"]["steps"] = steps
         document["run"] = f"{sweep.name}-best"
     config_from(document, f"the best of {sweep.name}")  # refuses a recipe that could not be trained
     return document

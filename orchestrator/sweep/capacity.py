@@ -23,7 +23,7 @@ def share(total: int, shares: Mapping[str, int], remaining: int, min_workers: in
     Args:
         total: worker slots of the cluster.
         shares: slots that each running trial holds.
-        remaining: trials that have not started, this one included.
+        remaining: trials that wait, this one included.
         min_workers, max_workers: limits of a trial by its recipe.
     """
     free = total - sum(shares.values())
@@ -32,11 +32,6 @@ def share(total: int, shares: Mapping[str, int], remaining: int, min_workers: in
         return None if shares else min_workers
     at_once = max(1, min(remaining, free // min_workers))
     return min(max_workers, max(min_workers, free // at_once))
-
-
-def concurrent_trials(total: int, trials: int, min_workers: int, limit: int | None) -> int:
-    """Number of trials that can run at the same time on `total` worker slots, at most `limit`."""
-    return max(1, min(trials, total // min_workers, limit or trials))
 
 
 class WorkerSlots:

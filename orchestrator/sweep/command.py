@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from orchestrator.config.result_fields import differing_fields
 from orchestrator.console import Console
 from orchestrator.driver.prepare import prepared
 from orchestrator.driver.train import train
-from orchestrator.errors import ConfigChangedError, RunInUseError, UnknownRunError
+from orchestrator.errors import ConfigChangedError, NoResultError, RunInUseError, UnknownRunError
 from orchestrator.nodes.capacity import refuse_small_cluster
 from orchestrator.observe.trackers import refuse_missing_packages
 from orchestrator.run.fence import Fence
@@ -32,7 +33,7 @@ from orchestrator.run.record import load_record
 from orchestrator.run.run import reaching_storage, stores
 from orchestrator.snapshots.agent import free_node_memory
 from orchestrator.sweep.best import remember_sweep, write_best
-from orchestrator.sweep.capacity import WorkerSlots, concurrent_trials
+from orchestrator.sweep.capacity import WorkerSlots
 from orchestrator.sweep.coordinator import TrialCoordinator
 from orchestrator.sweep.load import load_sweep
 from orchestrator.sweep.records import RECORD, TrialBook, TrialRecord
@@ -40,11 +41,17 @@ from orchestrator.sweep.report.table import print_sweep
 from orchestrator.sweep.show import Watch, live, write_report
 from orchestrator.sweep.spec import Sweep
 from orchestrator.sweep.summary import SweepSummary, best_of, summary_of
-from orchestrator.sweep.tuning import fit
+from orchestrator.sweep.tune.fit import fit
 
 
 def tune(
-    recipe: Path, overrides: list[str], *, resume_best: bool = False, takeover: bool = False, watch: Watch | None = None
+    recipe: Path,
+    overrides: list[str],
+    *,
+    resume_best: bool = False,
+    retry_failed: bool = False,
+    takeover: bool = False,
+    watch: Watch | None = None,
 ) -> SweepSummary:
     """Runs or continues a sweep, and prints its progress; returns its summary.
 
@@ -52,12 +59,14 @@ def tune(
         recipe: the sweep's file.
         overrides: `dotted.name=value` each.
         resume_best: whether to train the best trial to its full length afterwards.
+        retry_failed: whether trials that have failed for good are tried again.
         takeover: whether to fence off an attempt at the sweep that seems alive.
         watch: gets a summary about once a second; None: a live table, if the output is a terminal.
 
     Raises:
         ConfigChangedError: the sweep was started with other settings, which decide its result.
         RunInUseError: a live attempt holds the sweep.
+        NoResultError: every trial failed.
         KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; all progress is saved.
         MantaError: see `orchestrator.errors`.
     """
@@ -70,23 +79,29 @@ def tune(
         root, _ = stores(base)
         reach_storage(root, base, console.line)
         store = root.child(f"sweeps/{sweep.name}")
-        book = TrialBook(store)
-        refuse_changed(sweep, store, book)
-        fence = claim(sweep, store, book, takeover)
-        saving = Patience(base.store.patience, telling(console.line, "writing the records of trials"))
-        book = TrialBook(store, fence.record.last.number, saving)  # again: an older attempt may just have reported
+        patience = Patience(base.store.patience, telling(console.line, "the sweep's records"))
+        book = patience.call(lambda: TrialBook(store))
+        patience.call(lambda: refuse_changed(sweep, store, book))
+        fence = patience.call(lambda: claim(sweep, store, book, takeover))
+        # Again: an older attempt may just have reported.
+        book = patience.call(lambda: TrialBook(store, fence.record.last.number, patience))
+        if retry_failed:
+            retry(book)
         try:
             tell = telling(console.line, "writing the sweep's record")
             with Heartbeat(fence, base.store.patience, tell) as heartbeat, live(console) as screen:
-                summary = run_sweep(sweep, root, heartbeat, book, console, watch or screen)
+                summary = run_sweep(sweep, root, heartbeat, book, console, watch or screen, patience)
         except BaseException as error:
             close_sweep(fence, error)
             if isinstance(error, KeyboardInterrupt):
                 console.line(f"the sweep is saved; `manta tune {recipe}` continues it")
             raise
         print_sweep(summary, console.rich)
-        console.line(f"report: {write_report(summary, store)}")
-    if resume_best and summary["best"] is not None:
+        report = patience.call(lambda: write_report(summary, store))
+        console.line(f"report: {report}")
+        if summary["best"] is None:
+            raise NoResultError(f"{summary['message']} `manta tune {recipe} --retry-failed` tries them again.")
+    if resume_best:
         console.line(f"training the best trial: {summary['best']['recipe']}")
         train(load_recipe(summary["best"]["recipe"]))
     return summary
@@ -95,15 +110,33 @@ def tune(
 def refuse_changed(sweep: Sweep, store: Store, book: TrialBook) -> None:
     """Raises ConfigChangedError if the sweep has trials that were started with other settings."""
     with suppress(UnknownRunError):
-        record = load_record(store, RECORD)
-        changes = differing_fields(record.result_fields, sweep.result_fields())
+        record, present = load_record(store, RECORD), sweep.result_fields()
+        changes = differing_fields(with_present_schedulers(record.result_fields, present), present)
         if len(book) and changes:
             lines = "\n".join(f"  {name}: {old!r} in the sweep, {new!r} now" for name, old, new in changes)
             raise ConfigChangedError(
                 f"Sweep {sweep.name!r} was started with other settings, and these decide its result:\n{lines}\n"
                 f"Set them back to continue it, or choose another `sweep:` name (--set sweep=NAME). "
-                f"searcher.trials, max_concurrent and scaling may change."
+                f"searcher.trials, searcher.points, max_failures, max_concurrent and scaling may change."
             )
+
+
+def with_present_schedulers(stored: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, Any]:
+    """The stored fields of a sweep as they are called now: version 0.2.0 had stopping rules under other names."""
+    if "searcher.batch" in stored:
+        return dict(stored)
+    name = stored.get("scheduler.name")
+    renamed = {"asha": "asha-stopping", "hyperband": "hyperband of version 0.2", "pbt": "pbt of version 0.2"}
+    fields = {**stored, "searcher.batch": present["searcher.batch"], "scheduler.name": renamed.get(str(name), name)}
+    return {each: value for each, value in fields.items() if each != "searcher.points"}
+
+
+def retry(book: TrialBook) -> None:
+    """Lets trials that have failed for good begin again where they were."""
+    for record in book:
+        if record.status == "failed":
+            record.status, record.failures, record.ended_at = "paused", [], None
+            book.save(record)
 
 
 def claim(sweep: Sweep, store: Store, book: TrialBook, takeover: bool) -> Fence:
@@ -120,32 +153,39 @@ def claim(sweep: Sweep, store: Store, book: TrialBook, takeover: bool) -> Fence:
 
 
 def run_sweep(
-    sweep: Sweep, root: Store, heartbeat: Heartbeat, book: TrialBook, console: Console, watch: Watch | None
+    sweep: Sweep,
+    root: Store,
+    heartbeat: Heartbeat,
+    book: TrialBook,
+    console: Console,
+    watch: Watch | None,
+    patience: Patience,
 ) -> SweepSummary:
     """Prepares the data, runs the remaining trials, and writes the best trial's recipe."""
     fence = heartbeat.fence
     coordinator = TrialCoordinator(sweep, book, _worker_slots(sweep))
-    if coordinator.remaining:
+    if not coordinator.is_settled:
         config = sweep.base
         with _ray_for_sweep(config):
             data = prepare_once(sweep, root, heartbeat, console)
-            fence.update(attempt={"status": "running"})
-            ended = len(book) - len(coordinator.to_resume)
+            patience.call(lambda: fence.update(attempt={"status": "running"}))
+            ended = sum(record.has_ended for record in book)
             console.line(
                 f"sweep {sweep.name}: {sweep.trials} trials of {sweep.steps} steps, {sweep.spec.searcher.name} search, "
                 f"{sweep.spec.scheduler.name}"
-                + (f"; {ended} have ended, {len(coordinator.to_resume)} continue" if ended else "")
+                + (f"; {ended} have ended, {len(book) - ended} have begun" if len(book) else "")
             )
-            run_trials(sweep, root, heartbeat, coordinator, data, console, watch)
+            run_trials(sweep, root, heartbeat, coordinator, data, console, watch, patience)
     if coordinator.interrupted:
         raise KeyboardInterrupt
-    best = best_of(book)
+    best = best_of(book, coordinator.decisions.finalists)
     if best is not None:
         path = write_best(sweep, best)
-        fence.update(result={**fence.record.result, "recipe": str(path)})
-        root.child(f"sweeps/{sweep.name}").put("best.yaml", path.read_bytes())
+        patience.call(lambda: fence.update(result={**fence.record.result, "recipe": str(path)}))
+        patience.call(lambda: root.child(f"sweeps/{sweep.name}").put("best.yaml", path.read_bytes()))
         console.line(f"best: trial {best.id}, loss {best.loss:.4f}; `manta train {path}` trains it")
-    fence.update(attempt={"status": "finished"})
+    outcome = {"status": "finished", "message": ""} if best else {"status": "failed", "message": no_result(book)}
+    patience.call(lambda: fence.update(attempt=outcome))
     summary = summary_of(sweep, fence.record, list(book))
     cost = summary["cost"]
     console.line(
@@ -153,6 +193,13 @@ def run_sweep(
         f"{cost['worker_s']:,.0f} worker-seconds"
     )
     return summary
+
+
+def no_result(book: TrialBook) -> str:
+    """Why there is no best trial, with the commonest reason."""
+    reasons = Counter(record.reason.splitlines()[0] for record in book if record.status == "failed" and record.reason)
+    commonest = f" {reasons.most_common(1)[0][1]} of them: {reasons.most_common(1)[0][0][:300]}" if reasons else ""
+    return f"No trial has a usable result: all {len(book)} have failed.{commonest}"
 
 
 def prepare_once(sweep: Sweep, root: Store, heartbeat: Heartbeat, console: Console) -> PreparedData:
@@ -166,16 +213,13 @@ def prepare_once(sweep: Sweep, root: Store, heartbeat: Heartbeat, console: Conso
 
     data_config = sweep.base.data.model_copy(update={"prepare": "ahead"})
     config = sweep.base.model_copy(update={"data": data_config})
-    before = sum(1 for _ in root.list("tokens/"))
+    before = patience.call(lambda: sum(1 for _ in root.list("tokens/")))
     data = patience.call(lambda: prepared(config, root, fence.record.pins, log, lambda: None))
-    made = sum(1 for _ in root.list("tokens/")) - before
+    made = patience.call(lambda: sum(1 for _ in root.list("tokens/"))) - before
     known = fence.record.result.get("tokenized", {})
     units, tokenized = data.manifest.num_units, known.get("tokenized", 0) + made
     counted = {"units": units, "tokenized": tokenized, "cached": units - tokenized}
-    fence.update(
-        **data.digests,
-        result={**fence.record.result, "tokenized": counted},
-    )
+    patience.call(lambda: fence.update(**data.digests, result={**fence.record.result, "tokenized": counted}))
     console.line(f"data: {data.summary()}")
     console.line(f"units tokenized: {units}, each once, for all trials ({units - tokenized} were cached before)")
     return data
@@ -189,16 +233,14 @@ def run_trials(
     data: PreparedData,
     console: Console,
     watch: Watch | None,
+    patience: Patience,
 ) -> None:
     """Runs the remaining trials with Ray Tune, until they have ended or a signal stops the sweep."""
     refuse_small_cluster(sweep.base.scaling, tokenizes=False)
     free_node_memory([root.child(f"runs/{run}").url_of("") for run in runs_of_the_past(coordinator.book)])
-    at_once = concurrent_trials(
-        coordinator.slots, coordinator.remaining, sweep.base.scaling.effective_min_workers, sweep.spec.max_concurrent
-    )
     with stopping(coordinator, console), closing(coordinator):
-        fit(sweep, root, heartbeat, coordinator, data, at_once, console, watch)
-    record_last_steps(coordinator, root)
+        fit(sweep, root, heartbeat, coordinator, data, console, watch)
+    record_last_steps(coordinator, root, patience)
     failed = [record for record in coordinator.book if record.status == "failed"]
     free_node_memory([root.child(f"runs/{record.trial_run.run}").url_of("") for record in failed])
 
@@ -213,17 +255,17 @@ def runs_of_the_past(trials: Iterable[TrialRecord]) -> list[str]:
     ]
 
 
-def record_last_steps(coordinator: TrialCoordinator, root: Store) -> None:
-    """Records the steps that stopped trials did after their last report, from the records of their runs."""
-    for record in coordinator.book:
-        if record.status not in ("stopped", "running"):
-            continue
+def record_last_steps(coordinator: TrialCoordinator, root: Store, patience: Patience) -> None:
+    """Records the steps that trials did after their last report, where they were stopped amid a leg."""
+    for name in coordinator.cut_short:
+        record = coordinator.book[name]
         with suppress(MantaError):
-            last = load_record(root.child(f"runs/{record.trial_run.run}")).last
+            run = root.child(f"runs/{record.trial_run.run}")
+            last = patience.call(lambda run=run: load_record(run)).last  # type: ignore[misc]
             if last.step > record.trial_run.step > 0:
                 record.worker_s *= last.step / record.trial_run.step
                 record.trial_run.step = last.step
-            record.workers = 0
+        record.workers = 0
         coordinator.book.save(record)
 
 

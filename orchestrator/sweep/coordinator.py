@@ -1,4 +1,4 @@
-"""The state of a running sweep: assigns the next trial, and records what each trial reports before anyone uses it."""
+"""The state of a running sweep: assigns the next leg, and records what each trial reports before anyone uses it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any
 from orchestrator.config.recipe_file import remember_recipe
 from orchestrator.config.result_fields import resolved
 from orchestrator.sweep.capacity import WorkerSlots, share
-from orchestrator.sweep.milestones import grace_steps, rungs
+from orchestrator.sweep.new_trials import continued_point, is_held_back, new_trial
 from orchestrator.sweep.records import Donor, TrialBook, TrialRecord, TrialRun
+from orchestrator.sweep.schedule.choice import schedule_of
+from orchestrator.sweep.schedule.legs import Decisions, Leg
+from orchestrator.sweep.schedule.milestones import grace_steps
 from orchestrator.sweep.spec import Sweep
-from orchestrator.sweep.suggest import suggest
 from orchestrator.sweep.trial import Assignment
 
 
@@ -21,30 +23,54 @@ class TrialCoordinator:
     """Assigns and records trials for Ray Tune's searcher and scheduler, in Tune's own process and thread.
 
     Attributes:
-        interrupted: no more trials start, and running trials are stopped; a later attempt at the sweep continues them.
+        interrupted: no more legs start, and running ones are stopped; a later attempt at the sweep continues them.
+        cut_short: trials that were stopped amid a leg, and may have done more steps than they reported.
     """
 
     def __init__(self, sweep: Sweep, book: TrialBook, cluster: WorkerSlots) -> None:
         self.sweep, self.book = sweep, book
-        self.interrupted = False
-        self._cluster = cluster
+        self.interrupted, self.cut_short = False, set[str]()
+        self._cluster, self._schedule = cluster, schedule_of(sweep)
+        self._running: dict[str, Leg] = {}
         self._shares: dict[str, int] = {}
-        self._rungs = rungs(sweep)
         self._counted: dict[str, tuple[float, float]] = {}
+        self._decided: Decisions | None = None
+        for record in book:
+            if record.status == "running":  # when the attempt before ended
+                self._pause(record)
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         """Pickles as a bare object. Tune pickles the coordinator with its own state, which a sweep never reads back."""
         return object, ()
 
     @property
-    def to_resume(self) -> list[TrialRecord]:
-        """Trials that an earlier attempt started and that do not run in this one yet."""
-        return [record for record in self.book if not record.has_ended and record.id not in self._shares]
+    def levels(self) -> list[int]:
+        """Steps at which trials are compared, the last step included."""
+        return self._schedule.levels
 
     @property
-    def remaining(self) -> int:
-        """Number of trials that still have to start in this attempt."""
-        return len(self.to_resume) + max(0, self.sweep.trials - len(self.book))
+    def decisions(self) -> Decisions:
+        """What the schedule makes of the records."""
+        if self._decided is None:
+            self._decided = self._schedule.decide(self.book.by_number)
+        return self._decided
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is left to train; a leg that still runs was begun early, and is not needed any more."""
+        return not self.decisions.legs
+
+    @property
+    def waiting(self) -> list[Leg]:
+        """Legs that may run now and do not."""
+        running, known, found = {self.book[name].number for name in self._running}, self.book.by_number, list[Leg]()
+        is_held = False  # a new trial that has to wait for results, and all after it
+        for leg in self.decisions.legs:
+            is_new = leg.number not in known
+            is_held = is_held or (is_new and is_held_back(self.sweep, leg.number, self.book, self.levels))
+            if leg.number not in running and not (is_new and is_held):
+                found.append(leg)
+        return found
 
     @property
     def slots(self) -> int:
@@ -52,49 +78,55 @@ class TrialCoordinator:
         return self._cluster.total()
 
     def next_assignment(self) -> Assignment | None:
-        """Starts the next trial; None where it has to wait for capacity."""
-        scaling, shares = self.sweep.base.scaling, self._shares
-        is_population = self.sweep.spec.scheduler.name == "pbt"  # started all at once; Tune lets them take turns
-        limit = self.sweep.spec.max_concurrent
-        if not is_population and limit is not None and len(shares) >= limit:
-            self._cluster.request(0, scaling.effective_min_workers)
-            return None
-        max_workers: int | None = scaling.effective_min_workers
-        if not is_population:
-            remaining = self.remaining if limit is None else min(self.remaining, limit - len(shares))
-            max_workers = share(
-                self._cluster.total(), shares, remaining, scaling.effective_min_workers, scaling.effective_max_workers
-            )
-            waiting = remaining - (max_workers is not None)
-            self._cluster.request(waiting, scaling.effective_min_workers)
-            if max_workers is None:
+        """Begins the next leg; None where it has to wait for capacity, or for others."""
+        scaling, limit = self.sweep.base.scaling, self.sweep.spec.max_concurrent
+        while waiting := self.waiting:
+            free = len(waiting) if limit is None else limit - len(self._running)
+            at_once = max(0, min(len(waiting), free))
+            limits = scaling.effective_min_workers, scaling.effective_max_workers
+            max_workers = at_once and share(self._cluster.total(), self._shares, at_once, *limits)
+            self._cluster.request(at_once - bool(max_workers), scaling.effective_min_workers)
+            if not max_workers:
                 return None
-        assert max_workers is not None
-        record = next(iter(self.to_resume), None) or self._new()
-        shares[record.id] = max_workers
-        return self._begin(record, max_workers if max_workers < scaling.effective_max_workers else 0)
+            leg = waiting[0]
+            record = self.book.by_number.get(leg.number) or self._add(leg.number)
+            if record.status == "failed":  # no point was found that its recipe allows
+                continue
+            return self._begin(record, leg, max_workers)
+        self._cluster.request(0, scaling.effective_min_workers)
+        return None
 
-    def _new(self) -> TrialRecord:
-        number = len(self.book) + 1
-        point = suggest(self.sweep, number, list(self.book))
-        record = TrialRecord(number, [])
-        record.trial_runs.append(TrialRun(f"{self.sweep.name}-{record.id}", point))
-        return self.book.add(record)
+    def _add(self, number: int) -> TrialRecord:
+        self._decided = None
+        return self.book.add(new_trial(self.sweep, number, self.book, self.levels))
 
-    def _begin(self, record: TrialRecord, max_workers: int) -> Assignment:
-        record.status, now = "running", time.time()
+    def _begin(self, record: TrialRecord, leg: Leg, max_workers: int) -> Assignment:
+        now = time.time()
+        if leg.donor is not None:
+            self._continue_from(record, self.book.by_number[leg.donor], leg.donor_step)
+        record.status, record.reason, record.ended_at = "running", "", None
         record.started_at = record.started_at or now
+        self._running[record.id], self._shares[record.id] = leg, max_workers
         self._counted[record.id] = record.worker_s, 0.0
         self.book.save(record)
-        return self.assignment(record, now, max_workers)
-
-    def assignment(self, record: TrialRecord, now: float, max_workers: int = 0) -> Assignment:
-        """Builds the assignment for the trial's actor, and remembers the run's recipe for `manta show`."""
         trial_run, number = record.trial_run, len(record.trial_runs) - 1
         reported = max((each.step for each in record.reports if each.trial_run == number), default=0)
         reported = max(reported, trial_run.donor.step if trial_run.donor else 0)
         remember_recipe(trial_run.run, resolved(self.sweep.config_of(trial_run.point, trial_run.run)))
-        return Assignment(record.id, trial_run.run, dict(trial_run.point), now, max_workers, reported, trial_run.donor)
+        limit = max_workers if max_workers < self.sweep.base.scaling.effective_max_workers else 0
+        return Assignment(
+            record.id, trial_run.run, dict(trial_run.point), now, leg.until, limit, reported, trial_run.donor
+        )
+
+    def _continue_from(self, record: TrialRecord, donor: TrialRecord, step: int) -> None:
+        """Adds a run that continues from a donor's state with other values, unless the trial has it already."""
+        if record.trial_run.donor is not None and record.trial_run.donor.step == step:
+            return
+        report = next(each for each in reversed(donor.reports) if each.step == step)
+        donor_run = donor.trial_runs[report.trial_run]
+        run = f"{self.sweep.name}-{record.id}-m{len(record.trial_runs)}"
+        point = continued_point(self.sweep, record, donor_run.point)
+        record.trial_runs.append(TrialRun(run, point, Donor(donor.id, donor_run.run, step, report.attempt), step))
 
     def record_result(self, name: str, result: Mapping[str, Any]) -> bool:
         """Records a result from a trial's actor; returns whether it was a new report, which is then in the store."""
@@ -111,65 +143,97 @@ class TrialCoordinator:
             record.setup_s = float(result["setup_s"])
         if record.first_step_s is None and result.get("first_step_s"):
             record.first_step_s = float(result["first_step_s"])
+        if result.get("is_forked") and not record.trial_run.is_forked:
+            record.trial_run.is_forked = True
+            self.book.save(record)
         step = result.get("step")
         if step is None or record.has_reported(step):
             return False
         loss = result.get("loss")
         loss = float(loss) if loss is not None and math.isfinite(loss) else None
+        if step == self._running[name].until and loss is not None:
+            record.rungs.append(step)
         self.book.report(record, int(step), loss, record.worker_s, int(result.get("attempt") or 0))
+        if step in self.levels:
+            self._decided = None
         return True
 
-    def record_decision(self, record: TrialRecord, step: int, stop: bool) -> None:
-        """Records the scheduler's decision on a trial after its report at `step`."""
+    def record_decision(self, record: TrialRecord, step: int, *, stop: bool) -> None:
+        """Records the decision of a rule that stops trials while they run, after a report at `step`."""
         decides_always = self.sweep.spec.scheduler.name == "median" and step >= grace_steps(self.sweep)
-        if step in self._rungs or decides_always or stop:
+        if step in self.levels or decides_always or stop:
             record.rungs.append(step)
+        self._decided = None
         if stop:
             record.end("stopped", f"loss {record.loss:.4f} at step {step}: {self._rule()}")
-        if stop or step in self._rungs:
+        if stop or step in self.levels:
             self.book.save(record)
 
     def record_end(self, name: str, result: Mapping[str, Any]) -> None:
-        """Records that a trial's run has ended, by itself or because it was stopped, and releases its share."""
-        self._release(name)
-        record = self.book[name]
-        if record.has_ended or self.interrupted:
+        """Records that a leg has ended, by itself or because it was stopped, and releases its share."""
+        leg, record = self._release(name), self.book[name]
+        if result.get("status") not in ("done", "failed"):
+            self.cut_short.add(name)
+        if record.has_ended or leg is None:
             return
         status, reason = result.get("status", "failed"), result.get("reason", "its process ended")
-        if status == "stopped":  # not by the scheduler, but by another attempt at the sweep, or a signal
-            return
-        record.end(status, reason)
+        if status == "stopped" or self.interrupted:
+            self._pause(record)
+        elif status == "failed":
+            self._fail(record, reason, is_final=bool(result.get("is_final")))
+        elif not record.has_reported(leg.until) or record.loss is None:
+            record.end("failed", f"no finite {self.sweep.spec.metric} was reported at step {leg.until}")
+        else:
+            self._pause(record)
         self.book.save(record)
+        self._decided = None
+        self.record_outs()
+
+    def record_outs(self) -> None:
+        """Records which paused trials go no further."""
+        decisions = self.decisions
+        for record in self.book:
+            reason = decisions.out.get(record.number)
+            if reason is None and self.is_settled:
+                reason = f"the best is decided at step {record.reports[-1].step}" if record.reports else "not needed"
+            if reason is not None and record.status == "paused":
+                record.end("stopped", reason if record.loss is None else f"loss {record.loss:.4f}: {reason}")
+                self.book.save(record)
 
     def record_death(self, name: str, reason: str) -> None:
         """Records that a trial's own process has died, and releases its share."""
         self._release(name)
         record = self.book[name]
         if not record.has_ended and not self.interrupted:
-            record.end("failed", reason)
+            self._fail(record, reason, is_final=False)
             self.book.save(record)
+            self._decided = None
 
     def close(self) -> None:
         """Withdraws the request for more nodes."""
         self._cluster.request(0, self.sweep.base.scaling.effective_min_workers)
 
-    def _release(self, name: str) -> None:
+    def _pause(self, record: TrialRecord) -> None:
+        """Marks a trial that does not run now as paused; as finished where it has come to its last step."""
+        record.status, record.workers = "paused", 0
+        if record.has_reported(self.sweep.steps) and record.loss is not None:
+            record.end("finished")
+
+    def _fail(self, record: TrialRecord, reason: str, *, is_final: bool) -> None:
+        """Pauses a trial whose failure may pass, as often as the recipe allows; else it has failed."""
+        if is_final or len(record.failures) >= self.sweep.spec.max_failures:
+            record.end("failed", reason)
+            return
+        record.failures.append(reason)
+        self._pause(record)
+        record.reason = reason
+
+    def _release(self, name: str) -> Leg | None:
+        self._decided = None
         self._shares.pop(name, None)
         for trial_run in self.book[name].trial_runs:
             self._cluster.cancel(trial_run.run)
-
-    def continue_from(self, record: TrialRecord, point: dict[str, Any], donor: TrialRecord) -> Assignment:
-        """Continues a trial from a donor's state with other values, as a new run; recorded when this returns."""
-        report = next(
-            each for each in reversed(donor.reports) if each.trial_run == len(donor.trial_runs) - 1 and each.attempt
-        )
-        run = f"{self.sweep.name}-{record.id}-m{len(record.trial_runs)}"
-        record.trial_runs.append(
-            TrialRun(run, point, Donor(donor.id, donor.trial_run.run, report.step, report.attempt), report.step)
-        )
-        self._counted[record.id] = record.worker_s, 0.0
-        self.book.save(record)
-        return self.assignment(record, time.time())
+        return self._running.pop(name, None)
 
     def _rule(self) -> str:
         scheduler = self.sweep.spec.scheduler

@@ -18,7 +18,8 @@ from orchestrator.config.renamed import notices_of, print_notices, rename_dotted
 from orchestrator.config.result_fields import flatten
 from orchestrator.config.schema import fields_of
 from orchestrator.errors import RecipeError
-from orchestrator.sweep.rules import point_problems, space_problems, sweep_problems, trial_problems
+from orchestrator.sweep.refusals import Refusals
+from orchestrator.sweep.rules import point_problems, space_problems, sweep_problems
 from orchestrator.sweep.space import Domain
 from orchestrator.sweep.spec import Sweep, SweepSpec, changed
 
@@ -66,7 +67,12 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> Sweep:
         raise RecipeError(listed(str(path), problems))
     config = config_from(base, f"{path}, for every trial")
     sweep = Sweep(spec, config, base, full)
-    problems = [*sweep_problems(sweep), *trial_problems(sweep)]
+    problems = list(sweep_problems(sweep))
+    if path.parent != REMEMBERED:  # it was checked when the sweep was started
+        refusals = Refusals.of(sweep)
+        problems += refusals.problems()
+        if not problems:
+            print_notices(str(path), list(refusals.notices()))
     if problems:
         raise RecipeError(listed(str(path), problems))
     return sweep

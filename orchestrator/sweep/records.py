@@ -28,7 +28,10 @@ RECORD = "sweep.json"
 """Key of the sweep's own record."""
 
 ENDED = ("finished", "stopped", "failed")
-"""Statuses of a trial that never runs again."""
+"""Statuses of a trial that does not run again, unless trials are added to the sweep."""
+
+DRAWN = -1
+"""`TrialRecord.given` of a trial whose point the searcher chose."""
 
 SAVE_TRIES = 5
 """Tries to save a trial, each of which may collide with a write of an older attempt."""
@@ -74,12 +77,14 @@ class TrialRun:
         run: name of the run.
         point: values of the searched fields by dotted name.
         step: newest step done.
+        is_forked: whether the donor's state has been copied.
     """
 
     run: str
     point: dict[str, Any]
     donor: Donor | None = None
     step: int = 0
+    is_forked: bool = False
 
     @property
     def steps_done(self) -> int:
@@ -93,13 +98,18 @@ class TrialRecord:
 
     Attributes:
         number: from 1.
-        status: pending, running, finished, stopped (by the scheduler) or failed.
-        rungs: steps at which the scheduler decided on the trial.
+        status: pending, running, paused (at a rung, or after a failure that may pass), finished, stopped (by the
+            scheduler) or failed.
+        rungs: steps at which the trial was compared with others.
         worker_s: worker-seconds: seconds times workers.
         workers: workers that train now.
         setup_s: seconds from the trial's start to the run's start, which a run outside of a sweep does not take.
         first_step_s: seconds from the trial's start to the end of its first step.
         attempt: attempt at the sweep that wrote the record.
+        given: index of the recipe's point that it tries; DRAWN where the searcher chose; None in records of version
+            0.1.0, where the first trials tried the points.
+        failures: why it failed, as often as it was tried again.
+        refused: points that were drawn for it and refused by the recipe's rules, with the reason.
     """
 
     number: int
@@ -115,6 +125,9 @@ class TrialRecord:
     setup_s: float | None = None
     first_step_s: float | None = None
     attempt: int = 0
+    given: int | None = None
+    failures: list[str] = field(default_factory=list)
+    refused: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def id(self) -> str:
@@ -205,6 +218,7 @@ class TrialBook:
         self._store, self._attempt, self._patience = store, attempt, patience or Patience(0.0)
         self._trials: dict[str, TrialRecord] = {}
         self._etags: dict[str, str] = {}
+        self._numbered: dict[int, TrialRecord] = {}
         for info in store.list("trials/"):
             record = TrialRecord.from_json(store.get(info.key), store.url_of(info.key))
             self._trials[record.id], self._etags[record.id] = record, info.etag
@@ -212,7 +226,15 @@ class TrialBook:
 
     def __iter__(self) -> Iterator[TrialRecord]:
         """All trials, by number."""
-        return iter(sorted(self._trials.values(), key=lambda record: record.number))
+        return iter(self.by_number.values())
+
+    @property
+    def by_number(self) -> dict[int, TrialRecord]:
+        """All trials by number, in its order."""
+        if len(self._numbered) != len(self._trials):
+            by_number = sorted(self._trials.values(), key=lambda record: record.number)
+            self._numbered = {record.number: record for record in by_number}
+        return self._numbered
 
     def __len__(self) -> int:
         """Number of trials."""

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from orchestrator.config.recipe import RunConfig
 from orchestrator.config.result_fields import is_free
 from orchestrator.config.schema import fields_of, nearest_name
-from orchestrator.errors import RecipeError
-from orchestrator.sweep.space import Domain, Point, Space, counts, extreme_points, in_order
+from orchestrator.sweep.space import Domain, Space, counts, in_order
 from orchestrator.sweep.spec import Sweep, SweepSpec
 
-COMBINATIONS = 1024
-"""Maximum number of corners of the space that are checked as recipes before any trial runs."""
+_MEASURED_OTHERWISE = {  # why the training losses of two values of a field cannot be compared
+    "train.global_batch_size": "trials would be compared at the same step after different amounts of text",
+    "train.label_smoothing": "it changes what the training loss measures",
+    "model.dropout": "the training loss is measured with dropout, the more of it the higher",
+}
 
 _SAME_FOR_ALL = {  # why a field or section cannot be searched
     "run": "the sweep names its trials",
@@ -72,6 +74,10 @@ def point_problems(spec: SweepSpec) -> Iterator[str]:
 def sweep_problems(sweep: Sweep) -> Iterator[str]:
     """Problems between the sweep's fields and those of its run."""
     spec, steps = sweep.spec, sweep.steps
+    if spec.metric == "train_loss":
+        for name in spec.space:
+            if reason := _MEASURED_OTHERWISE.get(name):
+                yield f"space.{name}: not with metric = train_loss, since {reason}. Use metric: val_loss."
     every, scheduler = sweep.base.eval.every_steps, spec.scheduler
     if spec.metric == "val_loss" and not sweep.base.data.has_held_out:
         yield "metric = val_loss: no text is held out to evaluate on. Use train_loss, or hold some text out."
@@ -86,23 +92,6 @@ def sweep_problems(sweep: Sweep) -> Iterator[str]:
         yield f"searcher.trials = {sweep.trials}: pbt copies the state of one trial to another; at least 2."
     if scheduler.name == "pbt" and spec.searcher.name == "optuna":
         yield "searcher.name = optuna: pbt starts all trials at once and changes their values; use random or grid."
-
-
-def trial_problems(sweep: Sweep) -> Iterator[str]:
-    """The problems of trials at the corners of the space; each problem once, with the first trial that has it."""
-    seen = set()
-    for point in extreme_points(sweep.spec.space, COMBINATIONS):
-        try:
-            sweep.config_of(point, sweep.name)
-        except RecipeError as error:
-            for problem in str(error).splitlines()[1:]:
-                if problem not in seen:
-                    seen.add(problem)
-                    yield f"a trial with {_point_text(point)} would be refused: {problem.strip()}"
-
-
-def _point_text(point: Point) -> str:
-    return ", ".join(f"{name}={value}" for name, value in point.items())
 
 
 def _shown(domain: Domain) -> str:

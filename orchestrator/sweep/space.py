@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -136,7 +136,7 @@ class Domain(Section):
         return tuple(dict.fromkeys(self.clipped(low + (high - low) * share) for share in shares))
 
     def extremes(self) -> tuple[Any, ...]:
-        """Every value of a choice, or both ends of a range: if these are valid, the whole domain is."""
+        """Every value of a choice, or both ends of a range."""
         return self.values if self.values is not None else tuple(dict.fromkeys(self.bounds or ()))
 
     def perturbed(self, value: Any, rng: random.Random) -> Any:
@@ -202,6 +202,11 @@ def grid(space: Space) -> list[Point]:
     return list(_points(space, {name: space[name].grid_values() for name in space}))
 
 
+def on_the_grid(space: Space, given: Mapping[str, Any]) -> Point:
+    """The point of these values; fields that are not given have the first value of their grid."""
+    return _active(space, {name: space[name].grid_values()[0] for name in space} | dict(given))
+
+
 def extreme_points(space: Space, at_most: int) -> list[Point]:
     """Points at the ends of every domain: all combinations, or a random `at_most` of them if there are more."""
     ends = {name: space[name].extremes() for name in space}
@@ -229,18 +234,25 @@ def perturbed(space: Space, point: Mapping[str, Any], names: list[str], rng: ran
     return moved
 
 
+def plain(value: Any) -> Any:
+    """The value with tuples in place of lists and mappings: equal for equal values, and hashable."""
+    if isinstance(value, Mapping):
+        return tuple((name, plain(each)) for name, each in sorted(value.items()))
+    return tuple(plain(each) for each in value) if isinstance(value, (list, tuple)) else value
+
+
 def _points(space: Space, values: Mapping[str, tuple[Any, ...]]) -> Iterator[Point]:
-    seen = []
+    seen, order = set(), in_order(space)
     for combination in itertools.product(*values.values()):
-        point = _active(space, dict(zip(values, combination, strict=True)))
-        if point not in seen:
-            seen.append(point)
+        point = _active(space, dict(zip(values, combination, strict=True)), order)
+        if (key := plain(point)) not in seen:
+            seen.add(key)
             yield point
 
 
-def _active(space: Space, values: Mapping[str, Any]) -> Point:
+def _active(space: Space, values: Mapping[str, Any], order: Sequence[str] = ()) -> Point:
     point: Point = {}
-    for name in in_order(space):
+    for name in order or in_order(space):
         if counts(space[name], point):
             point[name] = values[name]
     return {name: point[name] for name in space if name in point}

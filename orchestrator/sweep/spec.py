@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import Field
@@ -15,7 +16,10 @@ from orchestrator.config.load import config_from
 from orchestrator.config.recipe import RunConfig
 from orchestrator.config.recipe_file import assign
 from orchestrator.config.result_fields import flatten, is_free
-from orchestrator.sweep.space import Domain, grid
+from orchestrator.sweep.space import Domain, Point, grid, on_the_grid, plain
+
+_FREE = ("max_concurrent", "max_failures")
+"""Fields of a sweep that may change when it continues, besides `searcher.trials` and `searcher.points`."""
 
 
 class SearcherConfig(Section):
@@ -28,24 +32,37 @@ class SearcherConfig(Section):
     trials: int | None = Field(None, ge=1, description="Number of trials; null: the whole grid for grid, else 16.")
     seed: int = Field(0, ge=0, description="Seed of everything the search draws at random.")
     points: tuple[dict[str, Any], ...] = Field((), description="Points to try first; fields left out of one are drawn.")
+    batch: int = Field(
+        4,
+        ge=1,
+        description="optuna: points that are drawn from the same results. More of them run at once, fewer learn more; "
+        "the results do not depend on how many really do.",
+    )
 
 
 class SchedulerConfig(Section):
     """When a trial is stopped before its last step."""
 
-    name: Literal["none", "asha", "hyperband", "median", "pbt"] = Field(
+    name: Literal["none", "halving", "asha", "pasha", "hyperband", "asha-stopping", "median", "pbt"] = Field(
         "asha",
-        description="none: never; asha: at each rung all but the best 1/factor are stopped; hyperband: asha in several "
-        "brackets; median: a trial worse than the median of the others is stopped; pbt: the worst trials continue from "
-        "the state of the best ones, with changed values.",
+        description="none: never; halving: at each rung the best 1/factor of all trials go on, the others are paused "
+        "until that is decided; asha: the same trials win, and free slots train the best so far in advance; pasha: "
+        "halving that ends once a rung ranks the trials as the one before did; hyperband: halving in several brackets; "
+        "asha-stopping: a trial that is not among the best 1/factor so far is stopped while it runs, which depends on "
+        "who comes first, as median does: a trial worse than the median of the others is stopped; pbt: the worst "
+        "trials continue from the state of the best ones, with changed values.",
     )
     grace_steps: int | None = Field(
         None,
         ge=1,
-        description="First rung, in steps: no trial is stopped before it; null: a ninth of the run, a twelfth for pbt.",
+        description="First rung, in steps: no trial is stopped before it; null: a ninth of the run, a twelfth for pbt. "
+        "With val_loss, rungs are the next steps after which a trial is evaluated.",
     )
     factor: float = Field(
-        4.0, gt=1, allow_inf_nan=False, description="asha, hyperband: one trial in this many continues past a rung."
+        4.0,
+        gt=1,
+        allow_inf_nan=False,
+        description="Halving of all kinds: one trial in this many continues past a rung.",
     )
     brackets: int = Field(3, ge=1, description="hyperband: number of brackets, each with another first rung.")
     min_trials: int = Field(
@@ -89,6 +106,12 @@ class SweepSpec(Section):
     report_every: int | None = Field(
         None, ge=1, description="Steps between two reports of a trial; null: a sixteenth of the run."
     )
+    max_failures: int = Field(
+        2,
+        ge=0,
+        description="Times that a trial is tried again after its workers, a node or the store failed. What would fail "
+        "again, such as a loss that is not finite, is not tried again.",
+    )
     max_concurrent: int | None = Field(
         None, ge=1, description="Maximum number of trials at the same time; null: as many as fit on the cluster."
     )
@@ -131,9 +154,15 @@ class Sweep:
         """Number of trials."""
         wanted = self.spec.searcher.trials
         if self.spec.searcher.name == "grid":
-            points = len(grid(self.spec.space))
+            given = (on_the_grid(self.spec.space, point) for point in self.spec.searcher.points)
+            points = len({plain(point) for point in (*self.grid, *given)})
             return min(wanted, points) if wanted is not None else points
         return wanted if wanted is not None else 16
+
+    @cached_property
+    def grid(self) -> list[Point]:
+        """All points of the space's grid."""
+        return grid(self.spec.space)
 
     def config_of(self, point: Mapping[str, Any], run: str) -> RunConfig:
         """The config of a trial's run.
@@ -141,13 +170,29 @@ class Sweep:
         Raises:
             RecipeError: the point makes the recipe invalid.
         """
+        return config_from(self.document_of(point, run), f"trial {run}").model_copy(update={"store": self.base.store})
+
+    def document_of(self, point: Mapping[str, Any], run: str) -> dict[str, Any]:
+        """The fields of a trial's run.
+
+        The constants that the run's recipe gives to its optimizer, such as its weight decay, are not those of another
+        one: a trial with another one has that one's usual constants, but for what the sweep sets or searches.
+        """
         document = changed(self.document, {**point, "run": run})
-        return config_from(document, f"trial {run}").model_copy(update={"store": self.base.store})
+        written = self.full.get("train", {}).get("optimizer", {})
+        if point.get("train.optimizer.name", self.base.train.optimizer.name) != self.base.train.optimizer.name:
+            optimizer = document["train"]["optimizer"]
+            kept = {f"train.optimizer.{name}" for name in ("name", "groups")} | point.keys()
+            for name, value in written.items():
+                if f"train.optimizer.{name}" not in kept and optimizer.get(name) == value:
+                    del optimizer[name]
+        return document
 
     def result_fields(self) -> dict[str, Any]:
         """Value by dotted name of the fields that decide the sweep's result and cannot change when it continues."""
-        spec = self.spec.model_dump(mode="json", by_alias=True, exclude={"set", "recipe", "max_concurrent"})
-        spec["searcher"].pop("trials")
+        spec = self.spec.model_dump(mode="json", by_alias=True, exclude={"set", "recipe", *_FREE})
+        for name in ("trials", "points"):
+            spec["searcher"].pop(name)
         run = {name: value for name, value in flatten(self.base.model_dump(mode="json")).items() if not is_free(name)}
         return {**flatten(spec), **{f"run.{name}": value for name, value in run.items()}}
 

@@ -8,8 +8,9 @@ from typing import Any, TypedDict, cast
 from data.stores.store import Store
 from orchestrator.run.fence import liveness
 from orchestrator.run.record import LIVE, RunRecord, load_record
-from orchestrator.sweep.milestones import rungs
 from orchestrator.sweep.records import RECORD, TrialBook, TrialRecord
+from orchestrator.sweep.schedule.choice import schedule_of
+from orchestrator.sweep.schedule.milestones import rungs
 from orchestrator.sweep.spec import Sweep
 
 
@@ -34,8 +35,8 @@ class DonorSummary(TypedDict):
 class TrialSummary(TypedDict):
     """One trial.
 
-    `status` is pending, running, finished (all its steps), stopped (by the scheduler) or failed. `loss` is the last
-    reported loss, `curve` has all of them, and `rungs` has the steps at which the scheduler decided on the trial.
+    `status` is pending, running, paused, finished (all its steps), stopped (by the scheduler) or failed. `loss` is the
+    last reported loss, `curve` has all of them, and `rungs` has the steps at which the scheduler decided on the trial.
     `config` has the searched fields that the trial uses, by dotted name.
     """
 
@@ -168,12 +169,14 @@ def trial_summary(record: TrialRecord, steps: int) -> TrialSummary:
     }
 
 
-def best_of(trials: Iterable[TrialRecord]) -> TrialRecord | None:
-    """The finished trial with the lowest loss; where none has finished, the best of those with the most steps."""
-    reported = [record for record in trials if record.loss is not None and record.status != "failed"]
-    finished = [record for record in reported if record.status == "finished"]
+def best_of(trials: Iterable[TrialRecord], finalists: Sequence[int]) -> TrialRecord | None:
+    """The first of the finalists; where there are none yet, the best of those with the most steps."""
+    by_number = {record.number: record for record in trials}
+    if finalists:
+        return by_number[finalists[0]]
+    reported = [record for record in by_number.values() if record.loss is not None and record.status != "failed"]
     furthest = max((record.reports[-1].step for record in reported), default=0)
-    candidates = finished or [record for record in reported if record.reports[-1].step == furthest]
+    candidates = [record for record in reported if record.reports[-1].step == furthest]
     return min(candidates, key=lambda record: (record.loss, record.number), default=None)
 
 
@@ -199,7 +202,8 @@ def summary_of(sweep: Sweep, record: RunRecord, book: Sequence[TrialRecord], *, 
         lives: whether the last attempt, if its record does not say how it ended, is alive.
     """
     trials = [trial_summary(trial, sweep.steps) for trial in book]
-    best, last = best_of(book), record.last
+    finalists = schedule_of(sweep).decide({trial.number: trial for trial in book}).finalists
+    best, last = best_of(book, finalists), record.last
     status = "died" if last.status in LIVE and not lives else last.status
     cost = cost_summary(trials)
     cost["steps"] = sum(trial.step for trial in book)

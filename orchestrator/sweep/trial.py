@@ -1,28 +1,23 @@
-"""A trial: a whole run, driven by an actor of Ray Tune on the head node, which is never a spot node.
-
-The actor is a class of Tune and not a function. Tune calls `stop` and waits for it, so that a stopped trial ends its
-run as Ctrl-C does and releases workers, actors and node memory. The thread of a function would not be stopped.
-"""
+"""A leg of a trial: a run that is driven up to a step, and reports on the way."""
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import ray.tune
-
 from cluster.known_secrets import struck
-from data.errors import MantaError
+from data.errors import DiskFullError, InputError, MantaError, StoreAccessError
 from data.prepared import PreparedData
-from data.stores.patience import telling
+from data.stores.patience import Patience, telling
+from data.stores.store import Store
 from orchestrator.config.result_fields import result_fields
 from orchestrator.driver.attempt import run_attempt
 from orchestrator.driver.prepare import initial_weights_of
 from orchestrator.driver.stop_requests import StopRequests
 from orchestrator.driver.train import close_attempt
+from orchestrator.errors import BadLossError, RunInUseError
 from orchestrator.printable import printable
 from orchestrator.run.checkpoint import CheckpointName, list_checkpoints, refuse_lost_checkpoints
 from orchestrator.run.fence import Fence
@@ -32,15 +27,12 @@ from orchestrator.run.record import RECORD, RunRecord, load_record
 from orchestrator.run.run import Run, stores
 from orchestrator.run.stored import read_state
 from orchestrator.sweep.fork import fork
-from orchestrator.sweep.milestones import due, mean_loss, milestones, rungs
 from orchestrator.sweep.records import Donor
+from orchestrator.sweep.schedule.milestones import due, mean_loss, milestones
 from orchestrator.sweep.spec import Sweep
 
 POLL_S = 0.1
 """Seconds between two polls of a trial's loop, which bounds how far a stopped trial trains beyond its rung."""
-
-RESULT_S = 1.0
-"""Seconds between two results for Tune while there is nothing to report."""
 
 STOP_S = 45.0
 """Seconds that a stopped trial may take to save and end; after that its process is killed."""
@@ -64,6 +56,7 @@ class Assignment:
     """What a trial's actor has to run.
 
     Attributes:
+        until: step at which the trial is paused, or its last one.
         max_workers: the trial's share of the worker slots; 0: the recipe's own scaling.max_workers.
         reported: newest step that was reported already.
         donor: checkpoint of another trial to start from.
@@ -73,6 +66,7 @@ class Assignment:
     run: str
     point: dict[str, Any]
     started_at: float
+    until: int
     max_workers: int = 0
     reported: int = 0
     donor: Donor | None = None
@@ -83,6 +77,7 @@ class _LoopState:
     """The training loop at the last poll; shared by the trial's thread and Tune's thread."""
 
     step: int = 0
+    restored_step: int = 0
     workers: int = 0
     worker_s: float = 0.0
     first_step_at: float | None = None
@@ -90,40 +85,6 @@ class _LoopState:
     evaluations: dict[int, float] = field(default_factory=dict)
     reports: list[dict[str, Any]] = field(default_factory=list)
     ended: dict[str, Any] | None = None
-
-
-class TrialDriver(ray.tune.Trainable):
-    """The trial's actor. `step` waits for the next report, at most RESULT_S."""
-
-    def setup(self, config: dict[str, Any], context: TrialContext | None = None) -> None:
-        """Takes the assignment; training starts with the first `step`."""
-        assert context is not None
-        os.environ.update(context.environment)
-        self._trial = Trial(context, config["assignment"])
-        self._step = config["assignment"].reported
-
-    def step(self) -> dict[str, Any]:
-        """Returns the next report, with `step` and `loss`, or only the progress where there is no report."""
-        result = self._trial.next_result(RESULT_S)
-        self._step = result.get("step", self._step)
-        return result
-
-    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
-        """Names the checkpoint in object storage, for Tune's own state; no tensors pass through Tune."""
-        assignment = self._trial.assignment
-        return {"run": assignment.run, "step": self._step}
-
-    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
-        """Skips the steps that were reported before a pause.
-
-        Nothing else is needed: a run continues from its own newest checkpoint, and a donor is in the assignment.
-        """
-        if checkpoint is not None and checkpoint["run"] == self._trial.assignment.run:
-            self._trial.skip_reported(checkpoint["step"])
-
-    def cleanup(self) -> None:
-        """Saves and ends the run, and releases its resources."""
-        self._trial.stop()
 
 
 class Trial:
@@ -137,14 +98,10 @@ class Trial:
         self._polled_at = time.monotonic()
         self._setup_s: float | None = None
         sweep = context.sweep
-        self._milestones = [milestone for milestone in milestones(sweep) if milestone > assignment.reported]
-        # Another trial may continue from this one's state at these steps: they are reported once they are in storage.
-        self._saved_milestones = set(rungs(sweep)) if sweep.spec.scheduler.name == "pbt" else set()
+        self._milestones = [step for step in milestones(sweep) if assignment.reported < step <= assignment.until]
+        self._attempt: int | None = None
+        self._is_forked = False
         self._thread = threading.Thread(target=self._train, name="trial", daemon=True)
-
-    def skip_reported(self, step: int) -> None:
-        """Drops the milestones up to `step`, which were reported before."""
-        self._milestones = [milestone for milestone in self._milestones if milestone > step]
 
     def next_result(self, timeout_s: float) -> dict[str, Any]:
         """The next report or the run's end; after `timeout_s` only the progress."""
@@ -158,6 +115,7 @@ class Trial:
                 "workers": seen.workers,
                 "worker_s": seen.worker_s,
                 "setup_s": self._setup_s,
+                "is_forked": self._is_forked,
                 "first_step_s": seen.first_step_at and seen.first_step_at - self.assignment.started_at,
             }
             if seen.reports:
@@ -188,6 +146,7 @@ class Trial:
                 seen.worker_s += (now - self._polled_at) * progress.world_size
             self._polled_at = now
             seen.workers = progress.world_size if progress.has_workers else 0
+            seen.restored_step = progress.restored_step or 0
             seen.losses.update(progress.losses)
             seen.evaluations.update({each["step"]: each["val_loss"] for each in progress.evaluations})
             if progress.row:
@@ -199,43 +158,43 @@ class Trial:
             self._report_due()
 
     def _report_due(self) -> None:
+        """Adds the reports that are due; that of the leg's last step once its state is in storage."""
         sweep, seen = self._context.sweep, self._seen
         for milestone in due(self._milestones, seen.step):
+            if milestone == self.assignment.until and self._attempt is None:
+                return
             if sweep.spec.metric == "val_loss":
                 if milestone not in seen.evaluations:
+                    if milestone < seen.restored_step:  # its score was lost with the attempt that trained it
+                        self._milestones.remove(milestone)
+                        continue
                     return
                 loss: float | None = seen.evaluations[milestone]
             else:
                 loss = mean_loss(seen.losses, milestone, sweep.spec.window)
-            attempt = self._saved_by(milestone) if milestone in self._saved_milestones else 0
-            if attempt is None:
-                return
             self._milestones.remove(milestone)
-            seen.reports.append({"step": milestone, "loss": loss, "attempt": attempt})
+            seen.reports.append({"step": milestone, "loss": loss, "attempt": self._attempt or 0})
             self._changed.notify_all()
-
-    def _saved_by(self, step: int) -> int | None:
-        """The attempt that wrote the checkpoint of `step`; 0 if a later one replaced it, None if none is saved yet."""
-        names = list_checkpoints(self._store, load_record(self._store))
-        if not names or names[-1].step < step:
-            return None
-        return max((name.attempt for name in names if name.step == step), default=0)
 
     def _train(self) -> None:
         try:
-            self._run()
-            ended = {"status": "finished", "reason": ""}
+            attempt = self._run()
+            ended: dict[str, Any] = {"status": "done", "reason": ""}
         except KeyboardInterrupt:
             ended = {"status": "stopped", "reason": "stopped on request"}
         except MantaError as error:
-            ended = {"status": "failed", "reason": str(error)}
+            ended = {"status": "failed", "reason": str(error), "is_final": is_final(error)}
         except BaseException as error:  # the sweep continues with the other trials, and shows the reason
             ended = {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
         with self._changed:
+            if ended["status"] == "done":
+                self._attempt, self._seen.step = attempt, self.assignment.until
+                self._report_due()
             self._seen.ended = ended | {"reason": struck(ended["reason"])[:2000]}
             self._changed.notify_all()
 
-    def _run(self) -> None:
+    def _run(self) -> int:
+        """Trains up to the leg's end; returns the attempt that saved it."""
         sweep, data, assignment = self._context.sweep, self._context.data, self.assignment
         config = sweep.config_of(assignment.point, assignment.run)
         if assignment.max_workers:
@@ -243,50 +202,83 @@ class Trial:
             config = config.model_copy(update={"scaling": scaling})
         # Free slots belong to other trials, so evaluations do not run in the background.
         config = config.model_copy(update={"eval": config.eval.model_copy(update={"background": False})})
-        if self._saved_milestones:
-            saving = {"every_steps": min(self._saved_milestones), "keep": max(config.checkpoint.keep, 4)}
-            config = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update=saving)})
-        root, self._store = stores(config)
-        if assignment.donor is not None:
-            donor = assignment.donor
-            fork(root.child(f"runs/{donor.run}"), CheckpointName(donor.step, donor.attempt), self._store)
-        begun = bool(list_checkpoints(self._store))
-        record = load_record(self._store) if self._store.head(RECORD) is not None else None
-        if record is not None:
-            refuse_lost_checkpoints(self._store, record)
-        if begun:
-            rows = read_state(self._store, record).rows
-            self._seen.losses.update(zip(rows["step"].to_pylist(), rows["loss"].to_pylist(), strict=True))
-            if record is not None and self._has_finished(record):
-                return
-        fence = Fence.claim(
-            self._store,
-            config.run,
-            result_fields(config),
-            keep_pins=begun and record is not None,
-            started_at=assignment.started_at,
-            takeover=True,  # the sweep's own fence already excludes other attempts
+        root, store = stores(config)
+        patience = Patience(config.store.patience, telling(self.line, "preparing"))
+        begun, record = patience.call(lambda: self._stored(root, store))
+        if record is not None and self._has_reached(record):
+            return self._saved_by(store, record.last.number)
+        fence = patience.call(
+            lambda: Fence.claim(
+                store,
+                config.run,
+                result_fields(config),
+                keep_pins=begun and record is not None,
+                started_at=assignment.started_at,
+                takeover=True,  # the sweep's own fence already excludes other attempts
+            )
         )
         try:
-            run = Run(config, root, self._store, fence.record)
-            init = initial_weights_of(run, data.tokenizer, self.line)
-            fence.update(**data.digests, init=init)
+            run = Run(config, root, store, fence.record)
+            init = patience.call(lambda: initial_weights_of(run, data.tokenizer, self.line))
+            patience.call(lambda: fence.update(**data.digests, init=init))
             run = replace(run, record=fence.record)
             self._polled_at = time.monotonic()
             self._setup_s = time.time() - assignment.started_at
             with Heartbeat(fence, config.store.patience, telling(self.line, "writing the run's record")) as heartbeat:
-                run_attempt(run, heartbeat, data, self, self._requests, POLL_S)  # type: ignore[arg-type]
+                run_attempt(
+                    run,
+                    heartbeat,
+                    data,
+                    self,  # type: ignore[arg-type]
+                    self._requests,
+                    POLL_S,
+                    until=assignment.until,
+                )
         except BaseException as error:
             close_attempt(fence, error)
             raise
+        return self._saved_by(store, fence.record.last.number)
 
-    def _has_finished(self, record: RunRecord) -> bool:
-        """Whether the run had finished before, unknown to the sweep's records; if so, adds the missing reports."""
-        if record.last.status != "finished":
-            return False
-        with self._changed:
-            self._seen.step = self._context.sweep.steps
-            if "val_loss" in record.result:
-                self._seen.evaluations[self._seen.step] = record.result["val_loss"]
-            self._report_due()
-        return True
+    def _saved_by(self, store: Store, last: int) -> int:
+        """The attempt whose checkpoint is at the leg's end: another trial may need it. `last` is the run's last one."""
+        if self._context.sweep.spec.scheduler.name != "pbt":
+            return last
+        patience = Patience(self._context.sweep.base.store.patience, telling(self.line, "listing checkpoints"))
+        names = patience.call(lambda: list_checkpoints(store, load_record(store)))
+        return max((name.attempt for name in names if name.step == self.assignment.until), default=last)
+
+    def _stored(self, root: Store, store: Store) -> tuple[bool, RunRecord | None]:
+        """Whether the run has a checkpoint, and its record; copies a donor's state, and takes over what is known."""
+        if (donor := self.assignment.donor) is not None:
+            fork(root.child(f"runs/{donor.run}"), CheckpointName(donor.step, donor.attempt), store)
+            self._is_forked = True
+        begun = bool(list_checkpoints(store))
+        record = load_record(store) if store.head(RECORD) is not None else None
+        if record is not None:
+            refuse_lost_checkpoints(store, record)
+            self._seen.evaluations.update(
+                {
+                    each["step"]: each["val_loss"]
+                    for attempt in record.attempts
+                    for each in attempt.evaluations
+                    if "val_loss" in each
+                }
+            )
+        if begun:
+            rows = read_state(store, record).rows
+            self._seen.losses.update(zip(rows["step"].to_pylist(), rows["loss"].to_pylist(), strict=True))
+        return begun, record
+
+    def _has_reached(self, record: RunRecord) -> bool:
+        """Whether the run had come to the leg's end before, unknown to the sweep's records."""
+        until, metric = self.assignment.until, self._context.sweep.spec.metric
+        if record.last.status == "finished" and "val_loss" in record.result:
+            self._seen.evaluations[self._context.sweep.steps] = record.result["val_loss"]
+        saved = record.last.status in ("finished", "stopped") and record.last.step >= until
+        return saved and (metric != "val_loss" or until in self._seen.evaluations)
+
+
+def is_final(error: MantaError) -> bool:
+    """Whether a trial that failed with this error would fail with it again."""
+    passes = (StoreAccessError, DiskFullError, RunInUseError)
+    return isinstance(error, (InputError, BadLossError)) and not isinstance(error, passes)

@@ -33,7 +33,7 @@ from orchestrator.train.watched_clock import WatchedClock, counting_compilations
 
 
 def train_loop(job: TrainJob) -> None:
-    """Trains until the last step or until the driver asks to stop; saves a checkpoint either way.
+    """Trains until the job's last step or until the driver asks to stop; saves a checkpoint either way.
 
     Raises:
         FencedError: a newer attempt has taken over the run.
@@ -55,9 +55,11 @@ def train_loop(job: TrainJob) -> None:
     done_before = rank_zero.begin(step, device_name(state.device))
     ddp = data_parallel(state.model, compiled=train.compile)
     peers = PeerFailureGuard(node, state)
-    prefetcher = BatchPrefetcher(job.feeder, state.rank, state.world_size, step, train.steps)
+    prefetcher = BatchPrefetcher(job.feeder, state.rank, state.world_size, step, job.until)
     with prefetcher, peers.keeping_state(), counting_compilations(clock, compiles=train.compile):
-        while step < train.steps and not stop:
+        if config.evaluates_after(step) and is_unevaluated(job, step):
+            evaluate_during_training(job, state, step, clock, rank_zero)
+        while step < job.until and not stop:
             began = time.monotonic()
             clock.switch("data_wait")
             share = prefetcher.take(rank_zero.report_waiting)
@@ -89,9 +91,14 @@ def train_loop(job: TrainJob) -> None:
                 rank_zero.snapshot_taken(step, peers.snapshot_s, disk_full)
             if config.evaluates_after(step) and not stop and not sync.directive.background:
                 evaluate_during_training(job, state, step, clock, rank_zero)
-            if sync.directive.pause and not stop and step < train.steps:
+            if sync.directive.pause and not stop and step < job.until:
                 end_for_resize(rank_zero, step)
     finish(job, state, step, clock, rank_zero)
+
+
+def is_unevaluated(job: TrainJob, step: int) -> bool:
+    """Whether the evaluation that is due after `step` is lost: the run was stopped there, or those who did it died."""
+    return step not in job.evaluated and not ray.get(job.monitor.has_evaluated.remote(step))
 
 
 def add_row(unsaved: list[StepRow], row: StepRow, saved_step: int) -> None:

@@ -83,7 +83,7 @@ class RankZero:
         busy = saver.is_saving()
         is_wanted = saver.is_requested(requests.saves) or saver.is_due(step, requests.mtbf_s)
         self._saves_now = not busy and not pause and is_wanted
-        is_last = stop or step == self._job.config.train.steps
+        is_last = stop or step == self._job.until
         step_s = self._row.step_s if self._row is not None else 0.0
         background = requests.background and not stop and not pause and self._job.config.evaluates_after(step)
         self._evaluates_in_background = background

@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from cluster.local.ray import ray_cluster
 from data.stores.local import LocalStore
+from orchestrator.cli.main import app
 from orchestrator.config.load import load_recipe
 from orchestrator.run.checkpoint import CheckpointName
 from orchestrator.run.metrics_file import METRICS
@@ -23,6 +28,7 @@ from orchestrator.run.run import open_run
 from orchestrator.run.summary import summary_of_run
 from orchestrator.snapshots.store import snapshot_roots
 from orchestrator.sweep.command import tune
+from tests.end_to_end.changed_bytes import Answer, in_turn, with_a_byte_changed, wrong_answers
 from tests.end_to_end.manta_process import MantaProcess
 from tests.orchestrator.sweep.site import QUIET, STEPS, SweepSite
 from tests.waiting import wait_until
@@ -145,6 +151,39 @@ def test_a_failing_trial_is_recorded_with_its_values_and_the_sweep_goes_on(site:
     assert "loss" in failed["reason"] or "grad_norm" in failed["reason"]
     assert good["status"] == "finished"
     assert summary["best"] is not None and summary["best"]["id"] == good["id"]
+
+
+@pytest.mark.parametrize("flips", [pytest.param(20, id="few"), pytest.param(500, id="many", marks=pytest.mark.soak)])
+def test_a_changed_byte_of_any_object_gives_the_same_answer_or_its_name(
+    site: SweepSite, ray_here: None, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, flips: int
+) -> None:
+    """Of every kind of object of a finished sweep and of its trials, as often as each other."""
+    recipe, store, kept, draw = site.recipe(), site.folder / "store", site.folder / "kept", random.Random(1)
+    best = tune(recipe, [])["best"]
+    shutil.copytree(store, kept)
+    commands = [("tune", str(recipe)), ("show", str(recipe)), ("report", str(recipe)), ("show", best["run"], "--json")]
+
+    def ask(command: tuple[str, ...]) -> Answer:
+        caplog.clear()
+        done = CliRunner().invoke(app, list(command))
+        if isinstance(done.exception, Exception):
+            return 1, "".join(traceback.format_exception(done.exception))
+        return done.exit_code, re.sub(r"\[ *\d+\.\d s\] ", "", done.output)
+
+    sound = {command: ask(command) for command in commands}
+    assert all(status == 0 for status, _ in sound.values())
+    wrong = []
+    for key in in_turn([str(path.relative_to(kept)) for path in kept.rglob("*") if path.is_file()], draw, flips):
+        changed = with_a_byte_changed((kept / key).read_bytes(), draw)
+
+        def ask_anew(command: tuple[str, ...], key: str = key, changed: bytes = changed) -> Answer:
+            shutil.rmtree(store)
+            shutil.copytree(kept, store)
+            (store / key).write_bytes(changed)
+            return ask(command)
+
+        wrong += wrong_answers(key, ask_anew, sound)
+    assert wrong == []
 
 
 @pytest.mark.soak

@@ -13,7 +13,7 @@ from orchestrator.report.format import is_number, label
 
 Summary = Mapping[str, Any]
 
-STATUSES = ("finished", "running", "pending", "stopped", "failed")
+STATUSES = ("finished", "running", "paused", "pending", "stopped", "failed")
 """Statuses in the order in which trials are shown."""
 
 AMBIGUOUS = ("name", "type", "kind")

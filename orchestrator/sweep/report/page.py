@@ -12,7 +12,7 @@ from orchestrator.sweep.report.importance import LIMITS, METHOD, MIN_TRIALS, imp
 from orchestrator.sweep.report.parallel import ancestry, parallel
 from orchestrator.sweep.report.plots import bars, best_curve, best_so_far, curves, scatter, timeline
 
-SIGNS = {"finished": "●", "running": "▶", "pending": "…", "stopped": "○", "failed": "✕"}
+SIGNS = {"finished": "●", "running": "▶", "paused": "‖", "pending": "…", "stopped": "○", "failed": "✕"}
 """Sign of each status, so that it can be read without its colour."""
 
 
@@ -29,7 +29,7 @@ def html(summary: Summary) -> str:
             "All learning curves",
             switch("curve-axis", figure(curves(facts, metric, False)), figure(curves(facts, metric, True))),
             legend(groups, lines=True) if facts.trials else "",
-            note="Every trial saw the same batches in the same order. Point at a curve to find its trial everywhere.",
+            note=f"{_seen(summary)} Point at a curve to find its trial everywhere.",
         )
         if any(trial.curve for trial in facts.trials)
         else "",
@@ -153,6 +153,13 @@ def _mattered(facts: Facts) -> str:
         tag("p", tag("b", "Limits: "), esc(LIMITS), class_="soft"),
         note=compared,
     )
+
+
+def _seen(summary: Summary) -> str:
+    """Which data the trials saw, as far as it can be compared."""
+    if "train.global_batch_size" in (summary.get("space") or {}):
+        return "By the same step, trials with another train.global_batch_size have seen another amount of text."
+    return "Every trial saw the same batches in the same order."
 
 
 def _rungs(summary: Summary, facts: Facts, began: float | None) -> str:

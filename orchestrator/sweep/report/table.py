@@ -12,9 +12,9 @@ from orchestrator.sweep.report.facts import Facts, Summary, Trial, config_text, 
 MAX_ROWS = 20
 """Maximum number of trials in the live table; the others are only counted."""
 
-_STYLES = {"running": "cyan", "finished": "green", "failed": "red", "stopped": "dim", "pending": "dim"}
+_STYLES = {"running": "cyan", "finished": "green", "failed": "red", "stopped": "dim", "paused": "", "pending": "dim"}
 
-_ORDER = ("running", "finished", "stopped", "failed", "pending")
+_ORDER = ("running", "finished", "paused", "stopped", "failed", "pending")
 """Order of statuses in the live table, after the best trial."""
 
 

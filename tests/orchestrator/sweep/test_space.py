@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from orchestrator.sweep.space import Domain, counts, draw, extreme_points, grid, in_order, perturbed
+from orchestrator.sweep.space import Domain, counts, draw, extreme_points, grid, in_order, perturbed, plain
 
 SPACE = {
     "momentum": Domain(uniform=(0.0, 0.95), when={"name": "sgd"}),
@@ -96,3 +96,13 @@ def test_counts_takes_one_value_or_several() -> None:
 def test_an_invalid_domain_is_refused(fields: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValidationError, match=problem):
         Domain.model_validate(fields)
+
+
+def test_a_grid_of_thousands_of_points_is_no_list_of_comparisons() -> None:
+    space = {str(number): Domain(uniform=(0.0, 1.0)) for number in range(6)}
+    assert len({tuple(point.values()) for point in grid(space)}) == len(grid(space)) == 5**6
+
+
+def test_values_are_compared_as_what_they_mean() -> None:
+    assert plain({"b": [0.9, 0.95], "a": 1}) == plain({"a": 1, "b": (0.9, 0.95)})
+    assert len({plain([0.9]), plain((0.9,)), plain([0.8])}) == 2

@@ -44,6 +44,47 @@ def test_a_trial_is_the_base_run_with_its_point_in_place(tmp_path: Path) -> None
     assert sweep.trials == 3
 
 
+def test_another_optimizer_does_not_take_over_the_constants_of_the_recipes_one(tmp_path: Path) -> None:
+    written = {"name": "adamw", "betas": [0.9, 0.99], "weight_decay": 0.1, "eps": 1e-6}
+    run = {**RUN, "train": {**RUN["train"], "optimizer": written}}
+    space = {"train.optimizer.name": {"choice": ["sgd", "adam", "adamw"]}, "train.lr": {"loguniform": [1e-4, 1e-2]}}
+    sweep = load(tmp_path, recipe=run, space=space, set={"train.optimizer.eps": 1e-7})
+    adamw, adam, sgd = (
+        sweep.config_of({"train.optimizer.name": name, "train.lr": 1e-3}, "s-t001").train.optimizer
+        for name in ("adamw", "adam", "sgd")
+    )
+    assert (adamw.betas, adamw.weight_decay) == ((0.9, 0.99), 0.1)
+    assert (adam.betas, adam.weight_decay, sgd.weight_decay) == ((0.9, 0.95), 0.0, 0.0)
+    assert adamw.eps == adam.eps == 1e-7
+    own = sweep.config_of({"train.optimizer.name": "adam", "train.optimizer.weight_decay": 0.1}, "s-t001")
+    assert own.train.optimizer.weight_decay == 0.1
+
+
+@pytest.mark.parametrize(
+    ("field", "domain"),
+    [
+        ("train.global_batch_size", {"choice": [8, 16]}),
+        ("train.label_smoothing", {"choice": [0.0, 0.1]}),
+        ("model.dropout", {"uniform": [0.0, 0.3]}),
+    ],
+)
+def test_training_losses_that_measure_different_things_are_not_compared(
+    tmp_path: Path, field: str, domain: dict[str, Any]
+) -> None:
+    with pytest.raises(RecipeError, match=rf"space.{field}: not with metric = train_loss, since .* val_loss"):
+        load(tmp_path, space={field: domain})
+    load(tmp_path, space={field: domain}, metric="val_loss", set={"eval.every_steps": 10})
+
+
+def test_a_space_is_refused_where_most_of_its_inside_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(
+        RecipeError, match=r"% of the trials would be refused, such as one with model.d_model=\d+: .*choice"
+    ):
+        load(tmp_path, space={"model.d_model": {"int": [64, 128]}}, set={"model.n_heads": 4})
+    sweep = load(tmp_path, space={"model.d_model": {"choice": [64, 72]}, "train.lr": {"loguniform": [1e-4, 1e-2]}})
+    assert sweep.trials == 16 and capsys.readouterr().err == ""
+
+
 def test_every_optimizer_can_be_searched_over(tmp_path: Path) -> None:
     names = list(get_args(OptimizerConfig.model_fields["name"].annotation))
     space: dict[str, Any] = {

@@ -1,8 +1,8 @@
-"""The steps at which trials report (milestones) and at which the scheduler decides (rungs). Pure."""
+"""The steps at which trials report (milestones) and at which they are compared (rungs). Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 
 from orchestrator.sweep.spec import Sweep
@@ -19,14 +19,21 @@ def grace_steps(sweep: Sweep) -> int:
 
 
 def rungs(sweep: Sweep) -> list[int]:
-    """Steps before the last one at which the scheduler decides; empty where it decides at every report."""
+    """Steps before the last one at which trials are compared; empty where they are compared at every report."""
     scheduler, grace = sweep.spec.scheduler, grace_steps(sweep)
-    if scheduler.name in ("asha", "hyperband"):
-        powers = takewhile(lambda step: step < sweep.steps, (grace * scheduler.factor**power for power in range(64)))
-        return sorted({int(-(-step // 1)) for step in powers})
+    if scheduler.name in ("none", "median"):
+        return []
     if scheduler.name == "pbt":
+        grace = _evaluated(sweep, [grace])[0]
         return list(range(grace, sweep.steps, grace))
-    return []
+    powers = takewhile(lambda step: step < sweep.steps, (grace * scheduler.factor**power for power in range(64)))
+    return sorted({step for step in _evaluated(sweep, (int(-(-each // 1)) for each in powers)) if step < sweep.steps})
+
+
+def _evaluated(sweep: Sweep, steps: Iterable[int]) -> list[int]:
+    """The steps, for val_loss each moved up to the next one after which a trial is evaluated."""
+    every = sweep.base.eval.every_steps if sweep.spec.metric == "val_loss" else 1
+    return [-(-step // every) * every if every else step for step in steps]
 
 
 def milestones(sweep: Sweep) -> list[int]:

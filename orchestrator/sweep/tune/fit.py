@@ -22,11 +22,13 @@ from data.stores.store import Store
 from orchestrator.console import Console
 from orchestrator.run.heartbeat import Heartbeat
 from orchestrator.sweep.coordinator import TrialCoordinator
-from orchestrator.sweep.schedulers import CoordinatorSearcher, scheduler_of
+from orchestrator.sweep.schedule.choice import STOPPING
 from orchestrator.sweep.spec import Sweep
 from orchestrator.sweep.summary import SweepSummary, summary_of
-from orchestrator.sweep.trial import TrialContext, TrialDriver
-from orchestrator.sweep.tune_internals import HEAD_NODE, pass_on_no_secrets
+from orchestrator.sweep.trial import TrialContext
+from orchestrator.sweep.tune.adapters import CoordinatorSearcher, RecordingScheduler
+from orchestrator.sweep.tune.internals import HEAD_NODE, pass_on_no_secrets
+from orchestrator.sweep.tune.trial_actor import TrialDriver
 
 HEAD_SHARE = 0.001
 """Amount of the head node's own resource that a trial's actor reserves; it reserves no CPU."""
@@ -59,14 +61,10 @@ def fit(
     heartbeat: Heartbeat,
     coordinator: TrialCoordinator,
     data: PreparedData,
-    at_once: int,
     console: Console,
     watch: Callable[[SweepSummary], None] | None,
 ) -> None:
     """Runs the remaining trials.
-
-    Args:
-        at_once: number of trials that run at the same time for pbt, where Tune decides which.
 
     Raises:
         FencedError: another attempt has taken the sweep over.
@@ -77,10 +75,9 @@ def fit(
         name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON) and not looks_secret(name)
     }
     pass_on_no_secrets()
-    head_share = 1 / at_once if sweep.spec.scheduler.name == "pbt" else HEAD_SHARE
     trainable = tune.with_resources(
         tune.with_parameters(TrialDriver, context=TrialContext(sweep, data, passed_on)),
-        PlacementGroupFactory([{"CPU": 0, HEAD_NODE: head_share}]),
+        PlacementGroupFactory([{"CPU": 0, HEAD_NODE: HEAD_SHARE}]),
     )
     watcher = _SweepWatch(sweep, heartbeat, coordinator, console, watch)
     with tempfile.TemporaryDirectory(prefix="manta-tune-") as scratch:
@@ -92,14 +89,13 @@ def fit(
             trainable,
             tune_config=TuneConfig(
                 search_alg=CoordinatorSearcher(coordinator),
-                scheduler=scheduler_of(coordinator),
-                num_samples=coordinator.remaining + 1,
-                trial_name_creator=lambda trial: str(trial.config["trial"]),
-                trial_dirname_creator=lambda trial: str(trial.config["trial"]),
+                scheduler=RecordingScheduler(coordinator),
+                num_samples=-1,  # until the searcher says that it has finished
+                reuse_actors=sweep.spec.scheduler.name not in STOPPING,  # Tune does not end a stopped trial's run then
+                trial_name_creator=lambda trial: str(trial.config["name"]),
+                trial_dirname_creator=lambda trial: str(trial.config["name"]),
             ),
-            run_config=RunConfig(
-                name=sweep.name, stop=_WhenInterrupted(coordinator), callbacks=[watcher], verbose=0, **storage
-            ),
+            run_config=RunConfig(name=sweep.name, stop=_AtEnd(coordinator), callbacks=[watcher], verbose=0, **storage),
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it warns of settings that are made here on purpose
@@ -111,8 +107,8 @@ def fit(
         raise watcher.error
 
 
-class _WhenInterrupted(Stopper):
-    """Ends the experiment once the coordinator is interrupted."""
+class _AtEnd(Stopper):
+    """Ends the experiment once the coordinator is interrupted, or needs no leg that still runs."""
 
     def __init__(self, coordinator: TrialCoordinator) -> None:
         self._coordinator = coordinator
@@ -121,7 +117,7 @@ class _WhenInterrupted(Stopper):
         return False
 
     def stop_all(self) -> bool:
-        return self._coordinator.interrupted
+        return self._coordinator.interrupted or self._coordinator.is_settled
 
 
 class _SweepWatch(Callback):
@@ -137,7 +133,7 @@ class _SweepWatch(Callback):
     ) -> None:
         self._sweep, self._heartbeat, self._coordinator = sweep, heartbeat, coordinator
         self._console, self._watch = console, watch
-        self._logged: dict[str, tuple[str, int]] = {}
+        self._logged: dict[str, tuple[str, int, int, int]] = {}
         self._watched_at = time.monotonic()
         self.error: MantaError | None = None
 
@@ -162,8 +158,8 @@ class _SweepWatch(Callback):
     def log_changes(self) -> None:
         """Logs a line for every trial that has started, taken another trial's state or ended since the last call."""
         for record in self._coordinator.book:
-            state = (record.status, len(record.trial_runs))
-            if self._logged.get(record.id, ("pending", 1)) == state:
+            state = (record.status, len(record.trial_runs), len(record.rungs), len(record.failures))
+            if self._logged.get(record.id, ("pending", 1, 0, 0)) == state:
                 continue
             self._logged[record.id] = state
             point = ", ".join(

@@ -1,52 +1,42 @@
-"""Ray Tune's schedulers and searcher interface on top of the sweep's records.
+"""The searcher and the scheduler that Ray Tune calls. To Tune, each leg of a trial is a trial of its own.
 
-Every report is in object storage before Tune's scheduler sees it. A continued sweep builds a new scheduler and replays
-all reports to it in their order; the scheduler's own state is never saved.
+Every report is in object storage before a rule sees it. A continued sweep builds a new rule and replays all reports to
+it in their order; a rule's own state is never saved.
 """
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from orchestrator.sweep.coordinator import TrialCoordinator
-from orchestrator.sweep.milestones import grace_steps
 from orchestrator.sweep.records import TrialRecord
-from orchestrator.sweep.space import perturbed
-from orchestrator.sweep.tune_internals import median_rule, population
+from orchestrator.sweep.schedule.milestones import grace_steps
+from orchestrator.sweep.tune.internals import median_rule
 
 _ATTRIBUTES: dict[str, Any] = {"time_attr": "step", "metric": "loss", "mode": "min"}
 
-_STRUCTURE = (
-    "model.",
-    "train.optimizer.name",
-    "train.optimizer.momentum",  # decides whether torch's rmsprop has a momentum buffer
-    "train.ema_decay",
-    "train.global_batch_size",
-    "train.micro_batch_size",
-)
-"""Prefixes of fields that a trial takes from its donor unchanged: the donor's tensors and data position need them."""
-
 
 class CoordinatorSearcher(Searcher):
-    """Tune's searcher: takes the next trial from the coordinator."""
+    """Tune's searcher: takes the next leg from the coordinator."""
 
     def __init__(self, coordinator: TrialCoordinator) -> None:
         super().__init__(metric="loss", mode="min")
-        self._coordinator = coordinator
+        self._coordinator, self._legs = coordinator, 0
 
     def suggest(self, trial_id: str) -> Any:
-        """The config of the next trial; None where it has to wait."""
-        if self._coordinator.interrupted or self._coordinator.remaining == 0:
+        """The config of the next leg; None where it has to wait."""
+        if self._coordinator.interrupted or self._coordinator.is_settled:
             return str(Searcher.FINISHED)
         assignment = self._coordinator.next_assignment()
-        return None if assignment is None else {"trial": assignment.id, "assignment": assignment}
+        if assignment is None:
+            return None
+        self._legs += 1
+        return {"trial": assignment.id, "name": f"{assignment.id}-{self._legs}", "assignment": assignment}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Does nothing: the records have the result."""
@@ -72,8 +62,8 @@ class _TrialId:
         return hash(self.trial_id)
 
 
-class RecordedScheduler(FIFOScheduler):
-    """Stops trials by one of Tune's schedulers, to which the reports of earlier attempts are replayed first."""
+class RecordingScheduler(FIFOScheduler):
+    """Records results, and stops trials by the recipe's rule, to which the reports of earlier attempts are replayed."""
 
     def __init__(self, coordinator: TrialCoordinator) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -95,23 +85,23 @@ class RecordedScheduler(FIFOScheduler):
                 self._complete(record)
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        """Adds the trial to Tune's scheduler."""
+        """Adds the trial to the rule."""
         self._add(self._coordinator.book[trial.config["trial"]])
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Records the report, then returns the decision of Tune's scheduler."""
+        """Records the report, then returns the decision of the rule."""
         is_new = self._coordinator.record_result(trial.config["trial"], result)
         record, step = self._coordinator.book[trial.config["trial"]], result.get("step")
-        if not is_new or step is None or record.loss is None:
+        if not is_new or step is None or record.loss is None or self._rule is None:
             return str(TrialScheduler.CONTINUE)
         decision = self._ask(record, step, record.loss)
         if step >= self._coordinator.sweep.steps:  # the trial is finishing: it saves and evaluates
             return str(TrialScheduler.CONTINUE)
-        self._coordinator.record_decision(record, step, decision == TrialScheduler.STOP)
+        self._coordinator.record_decision(record, step, stop=decision == TrialScheduler.STOP)
         return decision
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        """Records that a trial has ended, or is being stopped."""
+        """Records that a trial's leg has ended, or is being stopped."""
         if "at_step" in result:
             self._coordinator.record_result(trial.config["trial"], result)
         self._coordinator.record_end(trial.config["trial"], result)
@@ -127,8 +117,6 @@ class RecordedScheduler(FIFOScheduler):
 
     def _add(self, record: TrialRecord) -> None:
         if self._rule is not None and record.id not in self._added:
-            # Tune draws the bracket from numpy's global generator, which is seeded so that a replay draws the same.
-            np.random.seed((self._coordinator.sweep.spec.searcher.seed * 1_000_003 + record.number) % 2**32)
             self._rule.on_trial_add(None, _TrialId(record.id))
         self._added.add(record.id)
 
@@ -138,71 +126,19 @@ class RecordedScheduler(FIFOScheduler):
         return str(self._rule.on_trial_result(None, _TrialId(record.id), {"step": step, "loss": loss}))
 
     def _complete(self, record: TrialRecord) -> None:
-        if self._rule is not None and record.loss is not None:
+        if self._rule is not None and record.loss is not None and record.has_ended:
             last = {"step": record.reports[-1].step, "loss": record.loss}
             self._rule.on_trial_complete(None, _TrialId(record.id), last)
 
 
-class RecordedPopulation(RecordedScheduler):
-    """Tune's population-based training on our checkpoints: a trial that takes a donor's state starts a new run."""
-
-    def __init__(self, coordinator: TrialCoordinator) -> None:
-        super().__init__(coordinator)
-        self._mutable = [name for name in coordinator.sweep.spec.space if not name.startswith(_STRUCTURE)]
-        random.seed(
-            f"{coordinator.sweep.spec.searcher.seed}/{len(coordinator.book)}"
-        )  # Tune draws donors from the global generator
-        self._population = population(
-            self._config_after_exploit,
-            **_ATTRIBUTES,
-            perturbation_interval=grace_steps(coordinator.sweep),
-            quantile_fraction=coordinator.sweep.spec.scheduler.quantile,
-        )
-
-    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        """Adds the trial to Tune's scheduler."""
-        self._population.on_trial_add(tune_controller, trial)
-        record = self._coordinator.book[trial.config["trial"]]
-        if record.loss is not None:
-            self._population.restore_trial(trial, record.reports[-1].step, -record.loss)
-
-    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Records the report, then lets Tune compare the trial with the population."""
-        is_new = self._coordinator.record_result(trial.config["trial"], result)
-        record, step = self._coordinator.book[trial.config["trial"]], result.get("step")
-        if not is_new or step is None or record.loss is None or step >= self._coordinator.sweep.steps:
-            return str(TrialScheduler.CONTINUE)
-        self._coordinator.record_decision(record, step, stop=False)
-        return str(self._population.on_trial_result(tune_controller, trial, result))
-
-    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        """The trial that is furthest behind."""
-        chosen: Trial | None = self._population.choose_trial_to_run(tune_controller)
-        return chosen
-
-    def _config_after_exploit(self, trial: Trial, trial_to_clone: Trial) -> dict[str, Any]:
-        book, sweep = self._coordinator.book, self._coordinator.sweep
-        record, donor = book[trial.config["trial"]], book[trial_to_clone.config["trial"]]
-        rng = random.Random(f"{sweep.spec.searcher.seed}/{record.number}/{len(record.trial_runs)}")
-        point = perturbed(sweep.spec.space, donor.point, self._mutable, rng, sweep.spec.scheduler.resample)
-        return {"trial": record.id, "assignment": self._coordinator.continue_from(record, point, donor)}
-
-
-def scheduler_of(coordinator: TrialCoordinator) -> TrialScheduler:
-    """The scheduler of the sweep's recipe, with the reports of the records replayed to it."""
-    is_population = coordinator.sweep.spec.scheduler.name == "pbt"
-    return RecordedPopulation(coordinator) if is_population else RecordedScheduler(coordinator)
-
-
 def _rule_of(coordinator: TrialCoordinator) -> Any:
     spec, sweep = coordinator.sweep.spec.scheduler, coordinator.sweep
-    if spec.name in ("asha", "hyperband"):
+    if spec.name == "asha-stopping":
         return ASHAScheduler(
             **_ATTRIBUTES,
             max_t=sweep.steps,
-            grace_period=grace_steps(sweep),
+            grace_period=coordinator.levels[0],
             reduction_factor=spec.factor,
-            brackets=spec.brackets if spec.name == "hyperband" else 1,
             stop_last_trials=False,
         )
     if spec.name == "median":

@@ -1,0 +1,113 @@
+"""The point of a new trial, and of one that continues from another's state: drawn until the recipe's rules allow it."""
+
+from __future__ import annotations
+
+import random
+
+from orchestrator.errors import RecipeError
+from orchestrator.sweep.records import DRAWN, TrialBook, TrialRecord, TrialRun
+from orchestrator.sweep.schedule.legs import is_lost, loss_at
+from orchestrator.sweep.space import Point, perturbed
+from orchestrator.sweep.spec import Sweep
+from orchestrator.sweep.suggest import STARTUP_TRIALS, Result, suggest
+
+DRAWS = 200
+"""Draws of a point, of which one has to fit the recipe's rules."""
+
+REFUSED_KEPT = 10
+"""Refused points that are kept in the record of a trial."""
+
+_STRUCTURE = (
+    "model.",
+    "train.optimizer.name",
+    "train.optimizer.momentum",  # decides whether torch's rmsprop has a momentum buffer
+    "train.ema_decay",
+    "train.global_batch_size",
+    "train.micro_batch_size",
+)
+"""Prefixes of fields that a trial takes from its donor unchanged: the donor's tensors and data position need them."""
+
+
+def new_trial(sweep: Sweep, number: int, book: TrialBook, levels: list[int]) -> TrialRecord:
+    """The record of a new trial; its status is "failed" where no point was found that the recipe's rules allow."""
+    run = f"{sweep.name}-t{number:03d}"
+    record = TrialRecord(number, [], given=_next_given(sweep, book))
+    known, reason = known_results(sweep, number, book, levels), ""
+    for draw in range(DRAWS):
+        assert record.given is not None
+        point = suggest(sweep, number, known, record.given, draw)
+        try:
+            sweep.config_of(point, run)
+        except RecipeError as error:
+            reason = " ".join(line.strip() for line in str(error).splitlines()[1:])
+            record.refused = [*record.refused, {"point": point, "reason": reason}][-REFUSED_KEPT:]
+            if sweep.spec.searcher.name == "grid":
+                break
+        else:
+            record.trial_runs.append(TrialRun(run, point))
+            return record
+    record.trial_runs.append(TrialRun(run, point))
+    record.end("failed", f"refused by the recipe's rules: {reason}")
+    return record
+
+
+def continued_point(sweep: Sweep, record: TrialRecord, donor: Point) -> Point:
+    """The donor's point with the fields changed that may change under its state; the donor's own if none fits."""
+    spec = sweep.spec
+    names = [name for name in spec.space if not name.startswith(_STRUCTURE)]
+    rng = random.Random(f"{spec.searcher.seed}/{record.number}/{len(record.trial_runs)}")
+    for _ in range(DRAWS):
+        point = perturbed(spec.space, donor, names, rng, spec.scheduler.resample)
+        try:
+            sweep.config_of(point, sweep.name)
+        except RecipeError:
+            continue
+        return point
+    return dict(donor)
+
+
+def is_held_back(sweep: Sweep, number: int, book: TrialBook, levels: list[int]) -> bool:
+    """Whether the searcher has to know results that are not there yet to draw the point of trial `number`."""
+    return not all(
+        earlier in book.by_number and _is_known(book.by_number[earlier], levels)
+        for earlier in range(1, 1 + _learned_from(sweep, number))
+    )
+
+
+def known_results(sweep: Sweep, number: int, book: TrialBook, levels: list[int]) -> list[Result]:
+    """What the searcher may know: equal however many trials run at once, so that it draws the same points.
+
+    These are the losses of the trials before the batch at the first step at which trials are compared.
+    """
+    learned = _learned_from(sweep, number)
+    results = []
+    for record in book:
+        if record.number <= learned:
+            results.append(Result(record.trial_runs[0].point, _first_loss(record, levels), is_lost(record)))
+        elif record.number < number:
+            results.append(Result(record.trial_runs[0].point))
+    return results
+
+
+def _is_known(record: TrialRecord, levels: list[int]) -> bool:
+    return record.has_ended or _first_loss(record, levels) is not None
+
+
+def _first_loss(record: TrialRecord, levels: list[int]) -> float | None:
+    """The loss at the first level that the trial has reported at; a stopped trial's last one."""
+    found = next((loss for level in levels if (loss := loss_at(record, level)) is not None), None)
+    return record.loss if found is None and record.has_ended else found
+
+
+def _learned_from(sweep: Sweep, number: int) -> int:
+    """Number of the first trials whose results the point of trial `number` depends on."""
+    searcher = sweep.spec.searcher
+    if searcher.name != "optuna" or number <= STARTUP_TRIALS:
+        return 0
+    return number - 1 - (number - 1 - STARTUP_TRIALS) % searcher.batch
+
+
+def _next_given(sweep: Sweep, book: TrialBook) -> int:
+    """Index of the first of the recipe's points that no trial has taken; DRAWN if all are taken."""
+    taken = {record.number - 1 if record.given is None else record.given for record in book}
+    return next((index for index in range(len(sweep.spec.searcher.points)) if index not in taken), DRAWN)

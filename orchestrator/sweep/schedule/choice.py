@@ -1,0 +1,30 @@
+"""The schedule that a sweep's recipe asks for. A module of its own, though short: the schedules know no recipe."""
+
+from __future__ import annotations
+
+from orchestrator.sweep.schedule.halving import Halving
+from orchestrator.sweep.schedule.legs import Schedule
+from orchestrator.sweep.schedule.milestones import rungs
+from orchestrator.sweep.schedule.population import Population
+from orchestrator.sweep.schedule.whole import WholeTrials
+from orchestrator.sweep.spec import Sweep
+
+STOPPING = ("asha-stopping", "median")
+"""Schedulers that stop trials while they run, by a rule of Ray Tune; what they decide depends on who comes first."""
+
+
+def schedule_of(sweep: Sweep) -> Schedule:
+    """Builds the schedule."""
+    scheduler, levels = sweep.spec.scheduler, [*rungs(sweep), sweep.steps]
+    if scheduler.name == "pbt":
+        return Population(sweep.trials, levels, scheduler.quantile, sweep.spec.searcher.seed)
+    if scheduler.name in ("none", *STOPPING):
+        return WholeTrials(sweep.trials, levels)
+    return Halving(
+        sweep.trials,
+        levels,
+        scheduler.factor,
+        brackets=scheduler.brackets if scheduler.name == "hyperband" else 1,
+        eager=scheduler.name == "asha",
+        settles=scheduler.name == "pasha",
+    )

@@ -1,0 +1,1 @@
+"""What Ray Tune runs, and the parts of it that run the legs of trials."""

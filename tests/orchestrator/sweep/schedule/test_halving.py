@@ -1,0 +1,183 @@
+"""Schedules decide the same, whatever number of trials runs at once, whoever comes first and whenever all is killed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.sweep.records import Donor, Report, TrialRecord, TrialRun
+from orchestrator.sweep.schedule.halving import Halving
+from orchestrator.sweep.schedule.legs import Schedule
+from orchestrator.sweep.schedule.population import Population
+
+LEVELS = [10, 40, 90]
+Losses = Callable[[int, int], float]
+
+
+@dataclass
+class Played:
+    """What a simulated sweep did."""
+
+    trials: dict[int, TrialRecord] = field(default_factory=dict)
+    finalists: list[int] = field(default_factory=list)
+    out: set[int] = field(default_factory=set)
+    steps: int = 0
+
+
+def play(
+    schedule: Schedule,
+    losses: Losses,
+    slots: int,
+    seed: int = 0,
+    kills: int = 0,
+    fails: Callable[[int, int], bool] = lambda number, until: False,
+) -> Played:
+    """Runs legs of random durations on so many slots; at `kills` random moments, all that run are lost."""
+    rng, played, running = random.Random(seed), Played(), dict[int, tuple[float, int]]()
+    now, events = 0.0, 0
+    killed_at = {rng.randrange(1, 30) for _ in range(kills)}
+    while True:
+        decisions = schedule.decide(played.trials)
+        if not decisions.legs:
+            break
+        for leg in decisions.legs:
+            if len(running) < slots and leg.number not in running:
+                record = played.trials.setdefault(leg.number, TrialRecord(leg.number, [TrialRun(f"r{leg.number}", {})]))
+                record.status = "running"
+                if leg.donor is not None and (record.trial_run.donor or Donor("", "", 0, 0)).step != leg.donor_step:
+                    donor = Donor(f"t{leg.donor:03d}", "", leg.donor_step, 1)
+                    record.trial_runs.append(TrialRun("", {}, donor, leg.donor_step, is_forked=True))
+                running[leg.number] = now + rng.expovariate(1.0) * (1 + rng.randrange(3)), leg.until
+        assert running, "something can always run"
+        number = min(running, key=lambda each: running[each])
+        now, until = running.pop(number)
+        record, events = played.trials[number], events + 1
+        played.steps += until - max([report.step for report in record.reports], default=0)
+        if fails(number, until):
+            record.end("failed")
+        else:
+            record.status = "paused"
+            record.reports.append(Report(events, until, losses(number, until), 0.0, 0.0, len(record.trial_runs) - 1))
+        if events in killed_at:
+            running.clear()
+    played.finalists, played.out = decisions.finalists, set(decisions.out)
+    return played
+
+
+def drawn_losses(seed: int) -> Losses:
+    """Losses whose ranking changes on the way; some are equal."""
+    return lambda number, step: round(random.Random(f"{seed}/{number}/{step}").gauss(5 - step / 30, 0.8), 1)
+
+
+def halved(trials: int, losses: Losses, factor: float, lost: set[tuple[int, int]] = frozenset()) -> list[int]:  # type: ignore[assignment]
+    """Synchronous halving as it is written down: the survivors of each rung, the best of the last one first."""
+    cohort = list(range(1, trials + 1))
+    size = trials
+    for level, above in zip(LEVELS, [*LEVELS[1:], None], strict=True):
+        reached = sorted(
+            (number for number in cohort if (number, level) not in lost), key=lambda n: (losses(n, level), n)
+        )
+        if above is None:
+            return reached
+        size = max(1, int(size // factor))
+        cohort = [number for number in reached if (number, above) not in lost][:size]
+    return []
+
+
+@settings(max_examples=60)
+@given(
+    trials=st.integers(1, 30),
+    slots=st.sampled_from([1, 2, 4, 16, 40]),
+    factor=st.sampled_from([2.0, 3.0, 4.0]),
+    eager=st.booleans(),
+    kills=st.integers(0, 4),
+    seed=st.integers(0, 10_000),
+)
+def test_the_winner_is_that_of_synchronous_halving(
+    trials: int, slots: int, factor: float, eager: bool, kills: int, seed: int
+) -> None:
+    losses = drawn_losses(seed)
+    played = play(Halving(trials, LEVELS, factor, eager=eager), losses, slots, seed, kills)
+    assert played.finalists == halved(trials, losses, factor)
+    alone = play(Halving(trials, LEVELS, factor), losses, 1)
+    if not eager:
+        assert played.steps == alone.steps
+        assert played.out == alone.out
+
+
+@settings(max_examples=60)
+@given(slots=st.sampled_from([1, 3, 20]), seed=st.integers(0, 10_000))
+def test_one_that_fails_makes_room_for_the_next(slots: int, seed: int) -> None:
+    losses, draw = drawn_losses(seed), random.Random(seed)
+    lost = {(number, level) for number in range(1, 13) for level in LEVELS if draw.random() < 0.25}
+    played = play(Halving(12, LEVELS, 3), losses, slots, seed, fails=lambda number, until: (number, until) in lost)
+    assert played.finalists == halved(12, losses, 3, lost)
+
+
+def test_sixteen_trials_cost_a_quarter_of_all() -> None:
+    played = play(Halving(16, LEVELS, 4), drawn_losses(1), 4)
+    assert played.steps == 16 * 10 + 4 * 30 + 1 * 50
+
+
+@pytest.mark.parametrize("slots", [1, 5, 30])
+def test_brackets_are_halved_apart_from_each_other(slots: int) -> None:
+    losses = drawn_losses(3)
+    schedule = Halving(12, LEVELS, 4, brackets=3)
+    played = play(schedule, losses, slots, seed=slots)
+    by_bracket = {(number - 1) % 3 for number in played.finalists}
+    assert by_bracket == {0, 1, 2}
+    assert played.finalists == sorted(played.finalists, key=lambda number: (losses(number, 90), number))
+    assert len(played.finalists) == 1 + 1 + 4  # of four trials each that begin at rungs 10, 40 and 90
+
+
+@pytest.mark.parametrize("slots", [1, 5, 30])
+def test_pasha_ends_where_the_ranking_has_settled(slots: int) -> None:
+    settled = play(Halving(16, LEVELS, 2, settles=True), lambda number, step: float(number), slots, slots)
+    assert settled.finalists == list(range(1, 9))  # those that reached the second rung, in the order of the first
+    changing = play(
+        Halving(16, LEVELS, 2, settles=True),
+        lambda number, step: float(number if step == 10 else -number),
+        slots,
+        slots,
+    )
+    assert changing.finalists == [8, 7, 6, 5]
+
+
+@settings(max_examples=40)
+@given(
+    trials=st.integers(2, 12), slots=st.sampled_from([1, 3, 12]), kills=st.integers(0, 3), seed=st.integers(0, 10_000)
+)
+def test_a_population_copies_the_same_states_however_many_run_at_once(
+    trials: int, slots: int, kills: int, seed: int
+) -> None:
+    schedule, losses = Population(trials, [20, 40, 60], 0.25, seed=7), drawn_losses(seed)
+    played, alone = play(schedule, losses, slots, seed, kills), play(schedule, losses, 1)
+
+    def donors(each: Played) -> dict[int, list[tuple[str, int]]]:
+        return {
+            number: [(run.donor.id, run.donor.step) for run in record.trial_runs if run.donor]
+            for number, record in each.trials.items()
+        }
+
+    assert donors(played) == donors(alone)
+    assert played.finalists == alone.finalists
+    assert sum(len(each) for each in donors(alone).values()) == 2 * max(1, trials // 4)
+
+
+def test_a_donor_waits_until_its_state_is_copied() -> None:
+    schedule = Population(4, [20, 40], 0.25, seed=1)
+    trials = {
+        number: TrialRecord(number, [TrialRun("", {})], "paused", reports=[Report(number, 20, float(number), 0.0, 0.0)])
+        for number in range(1, 5)
+    }
+    legs = schedule.decide(trials).legs
+    assert [(leg.number, leg.donor) for leg in legs] == [(4, 1), (2, None), (3, None)]
+    trials[4].trial_runs.append(TrialRun("", {}, Donor("t001", "", 20, 1), 20))
+    assert 1 not in [leg.number for leg in schedule.decide(trials).legs]
+    trials[4].trial_run.is_forked = True
+    assert [leg.number for leg in schedule.decide(trials).legs] == [4, 1, 2, 3]

@@ -1,0 +1,270 @@
+"""What Ray Tune calls, on top of the records: a continued sweep decides as one that was left alone."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from data.errors import DiskFullError, MantaError, StoreAccessError, TransientStoreError
+from data.stores.local import LocalStore
+from orchestrator.errors import BadLossError, RecipeError, WorkerDiedError
+from orchestrator.sweep.coordinator import TrialCoordinator
+from orchestrator.sweep.records import TrialBook, TrialRecord
+from orchestrator.sweep.spec import Sweep
+from orchestrator.sweep.summary import best_of
+from orchestrator.sweep.trial import Assignment, is_final
+from orchestrator.sweep.tune.adapters import RecordingScheduler
+from tests.orchestrator.sweep.test_policies import sweep_of
+
+Outcome = dict[str, tuple[str, list[int], float | None]]
+
+
+class _Slots:
+    """A cluster with so many slots."""
+
+    def __init__(self, slots: int) -> None:
+        self.slots, self.asked = slots, 0
+
+    def total(self) -> int:
+        return self.slots
+
+    def request(self, trials: int, min_workers: int) -> None:
+        self.asked = trials
+
+    def cancel(self, run: str) -> None:
+        pass
+
+
+def coordinator_of(sweep: Sweep, folder: Path, slots: int = 100) -> TrialCoordinator:
+    return TrialCoordinator(sweep, TrialBook(LocalStore(str(folder))), _Slots(slots))  # type: ignore[arg-type]
+
+
+def begin(coordinator: TrialCoordinator, scheduler: RecordingScheduler) -> tuple[Any, Assignment] | None:
+    """The next leg, as Tune sees it."""
+    assignment = coordinator.next_assignment()
+    if assignment is None:
+        return None
+    trial = SimpleNamespace(config={"trial": assignment.id})
+    scheduler.on_trial_add(None, trial)  # type: ignore[arg-type]
+    return trial, assignment
+
+
+def report(scheduler: RecordingScheduler, trial: Any, step: int, loss: float | None, **more: Any) -> str:
+    return scheduler.on_trial_result(
+        None, trial, {"at_step": step, "step": step, "loss": loss, "worker_s": 1.0, **more}
+    )
+
+
+def end(scheduler: RecordingScheduler, trial: Any, **result: Any) -> None:
+    scheduler.on_trial_complete(None, trial, {"done": True, "reason": "", **result})
+
+
+def play(sweep: Sweep, folder: Path, cut: set[int], slots: int = 3) -> tuple[Outcome, TrialRecord | None]:
+    """Runs legs, the shortest first. After the numbers of events in `cut`, all but the records is lost and rebuilt."""
+    events, cut = 0, set(cut)
+    coordinator = coordinator_of(sweep, folder, slots)
+    scheduler = RecordingScheduler(coordinator)
+    running: dict[str, tuple[Any, Assignment]] = {}
+    draw = random.Random(5)
+    losses = {f"t{number:03d}": draw.uniform(1, 5) for number in range(1, 40)}
+    while not coordinator.is_settled:
+        while begun := begin(coordinator, scheduler):
+            running[begun[1].id] = begun
+        trial, assignment = running.pop(min(running, key=lambda name: (running[name][1].until, name)))
+        for step in coordinator.levels:
+            if assignment.reported < step <= assignment.until:
+                decision = report(scheduler, trial, step, losses[assignment.id] / step)
+                events += 1
+                if decision == "STOP" or events in cut:
+                    break
+        else:
+            decision = "CONTINUE"
+        if events in cut:
+            cut.remove(events)
+            coordinator, running = coordinator_of(sweep, folder, slots), {}
+            scheduler = RecordingScheduler(coordinator)
+        else:
+            end(scheduler, trial, status="stopped" if decision == "STOP" else "done")
+    coordinator.record_outs()
+    outcome = {record.id: (record.status, record.rungs, record.loss) for record in coordinator.book}
+    return outcome, best_of(coordinator.book, coordinator.decisions.finalists)
+
+
+@pytest.mark.parametrize("name", ["halving", "asha", "hyperband", "pasha", "pbt", "none", "asha-stopping"])
+def test_an_interrupted_sweep_decides_as_one_that_was_left_alone(tmp_path: Path, name: str, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep = sweep_of(
+        tmp_path, scheduler={"name": name, "grace_steps": 9}, searcher={"name": "random", "trials": 15, "seed": 2}
+    )
+    slots = 1 if name == "asha-stopping" else 3  # where the order of reports counts, it has to be the same
+    alone, best = play(sweep, tmp_path / "alone", set(), slots)
+    assert len(alone) == 15 and best is not None
+    assert ("stopped" in {status for status, _, _ in alone.values()}) == (name not in ("pbt", "none"))
+    for cut in ({1}, {7}, {3, 11, 17}):
+        disturbed, same = play(sweep, tmp_path / f"cut-{min(cut)}-{len(cut)}", cut, slots)
+        assert same is not None and (same.id, same.loss) == (best.id, best.loss)
+        if name != "asha":  # it may have trained others in advance
+            assert disturbed == alone
+    if name != "asha-stopping":
+        for slots in (1, 16):
+            assert (found := play(sweep, tmp_path / f"slots-{slots}", set(), slots)[1]) and found.id == best.id
+
+
+def test_free_slots_train_the_best_so_far_in_advance(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    searcher = {"name": "random", "trials": 8}
+    for name, legs in (("halving", [9] * 7), ("asha", [9] * 7 + [18])):
+        sweep = sweep_of(tmp_path, scheduler={"name": name, "grace_steps": 9, "factor": 2}, searcher=searcher)
+        coordinator = coordinator_of(sweep, tmp_path / name)
+        scheduler = RecordingScheduler(coordinator)
+        begun = [found for _ in range(8) if (found := begin(coordinator, scheduler))]
+        for trial, assignment in begun[:2]:
+            report(scheduler, trial, 9, float(assignment.id[1:]))
+            end(scheduler, trial, status="done")
+        while begin(coordinator, scheduler):
+            pass
+        running = [record for record in coordinator.book if record.status == "running"]
+        assert len(running) == len(legs) - 1
+        assert ("t001" in [record.id for record in running]) == (name == "asha")
+
+
+def test_the_median_rule_stops_worse_trials_and_gets_all_reports_replayed(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep = sweep_of(
+        tmp_path,
+        scheduler={"name": "median", "grace_steps": 10, "min_trials": 2},
+        searcher={"name": "random", "trials": 5},
+    )
+    coordinator = coordinator_of(sweep, tmp_path / "records")
+    scheduler = RecordingScheduler(coordinator)
+    for loss in (1.0, 2.0, 3.0):
+        begun = begin(coordinator, scheduler)
+        assert begun is not None
+        for step in (20, 100):
+            stops = loss == 3.0 and step == 20
+            assert report(scheduler, begun[0], step, loss) == ("STOP" if stops else "CONTINUE")
+            if stops:
+                break
+        end(scheduler, begun[0], status="stopped" if loss == 3.0 else "done")
+    again = coordinator_of(sweep, tmp_path / "records")
+    scheduler = RecordingScheduler(again)
+    begun = begin(again, scheduler)
+    assert begun is not None
+    assert report(scheduler, begun[0], 20, 2.5) == "STOP"
+
+
+def test_a_decision_that_was_not_carried_out_is_carried_out_later(tmp_path: Path, monkeypatch: Any) -> None:
+    """The report was kept, and the process died before the trial was marked as stopped."""
+    monkeypatch.chdir(tmp_path)
+    sweep = sweep_of(
+        tmp_path, scheduler={"name": "asha-stopping", "grace_steps": 9}, searcher={"name": "random", "trials": 2}
+    )
+    coordinator = coordinator_of(sweep, tmp_path / "records")
+    RecordingScheduler(coordinator)
+    for loss in (1.0, 2.0):
+        assignment = coordinator.next_assignment()
+        assert assignment is not None
+        coordinator.book.report(coordinator.book[assignment.id], 9, loss, 1.0, 0)
+    again = coordinator_of(sweep, tmp_path / "records")
+    RecordingScheduler(again)
+    assert [record.status for record in again.book] == ["paused", "stopped"]
+    assert "not among the best one in 4" in again.book["t002"].reason
+    assert [leg.number for leg in again.waiting] == [1]
+
+
+def one_trial(folder: Path, **changes: Any) -> tuple[TrialCoordinator, RecordingScheduler]:
+    sweep = sweep_of(folder, searcher={"name": "random", "trials": 1}, scheduler={"name": "none"}, **changes)
+    coordinator = coordinator_of(sweep, folder / "records")
+    return coordinator, RecordingScheduler(coordinator)
+
+
+@pytest.mark.parametrize("dies", [True, False])
+def test_a_trial_that_fails_is_tried_again_as_often_as_the_recipe_says(
+    tmp_path: Path, monkeypatch: Any, dies: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    coordinator, scheduler = one_trial(tmp_path, max_failures=2)
+    statuses = []
+    for number in range(3):
+        begun = begin(coordinator, scheduler)
+        assert begun is not None
+        if dies:
+            coordinator.record_death(begun[1].id, f"killed {number}")
+        else:
+            end(scheduler, begun[0], status="failed", reason=f"killed {number}", is_final=False)
+        statuses.append(coordinator.book["t001"].status)
+    assert statuses == ["paused", "paused", "failed"]
+    (record,) = TrialBook(LocalStore(str(tmp_path / "records")))
+    assert (record.reason, record.failures) == ("killed 2", ["killed 0", "killed 1"])
+    assert coordinator.is_settled and coordinator.decisions.finalists == []
+
+
+def test_what_would_fail_again_is_not_tried_again(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    coordinator, scheduler = one_trial(tmp_path)
+    begun = begin(coordinator, scheduler)
+    assert begun is not None
+    end(scheduler, begun[0], status="failed", reason="loss=nan", is_final=True)
+    assert coordinator.book["t001"].status == "failed" and coordinator.is_settled
+
+
+@pytest.mark.parametrize(
+    ("error", "final"),
+    [
+        (BadLossError("loss=nan"), True),
+        (RecipeError("no"), True),
+        (WorkerDiedError("killed"), False),
+        (TransientStoreError("away"), False),
+        (StoreAccessError("refused"), False),
+        (DiskFullError("full"), False),
+    ],
+)
+def test_errors_of_the_cluster_may_pass(error: MantaError, final: bool) -> None:
+    assert is_final(error) == final
+
+
+@pytest.mark.parametrize("loss", [None, float("nan")])
+def test_a_leg_without_a_loss_at_its_end_is_no_result(tmp_path: Path, monkeypatch: Any, loss: float | None) -> None:
+    monkeypatch.chdir(tmp_path)
+    coordinator, scheduler = one_trial(tmp_path)
+    begun = begin(coordinator, scheduler)
+    assert begun is not None
+    report(scheduler, begun[0], 50, 2.0)
+    if loss is not None:
+        report(scheduler, begun[0], 100, loss)
+    end(scheduler, begun[0], status="done", at_step=100)
+    record = coordinator.book["t001"]
+    assert (record.status, record.reason) == ("failed", "no finite train_loss was reported at step 100")
+    assert best_of(coordinator.book, coordinator.decisions.finalists) is None
+
+
+def test_trials_that_are_added_bring_back_one_that_was_out(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    scheduler = {"name": "halving", "grace_steps": 10, "factor": 4}
+    few = sweep_of(tmp_path, scheduler=scheduler, searcher={"name": "random", "trials": 4})
+    outcome, best = play(few, tmp_path / "records", set())
+    assert best is not None
+    assert sorted(status for status, _, _ in outcome.values()) == ["finished", "stopped", "stopped", "stopped"]
+    more = sweep_of(tmp_path, scheduler=scheduler, searcher={"name": "random", "trials": 12})
+    continued, _ = play(more, tmp_path / "records", set())
+    fresh, _ = play(more, tmp_path / "fresh", set())
+    assert {name: rungs for name, (_, rungs, _) in fresh.items()} != {name: r for name, (_, r, _) in outcome.items()}
+    for name, (status, rungs, _) in fresh.items():
+        assert set(rungs) <= set(continued[name][1])
+        assert status == continued[name][0] or name == best.id
+
+
+def test_a_sweep_asks_for_nodes_for_every_trial_that_waits(tmp_path: Path, monkeypatch: Any) -> None:
+    """Also a population on a cluster that begins empty."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("pbt", "asha"):
+        sweep = sweep_of(tmp_path, scheduler={"name": name}, searcher={"name": "random", "trials": 6})
+        slots = _Slots(0)
+        coordinator = TrialCoordinator(sweep, TrialBook(LocalStore(str(tmp_path / name))), slots)  # type: ignore[arg-type]
+        assert coordinator.next_assignment() is not None  # alone, a trial waits for its nodes
+        assert coordinator.next_assignment() is None
+        assert slots.asked == 5
