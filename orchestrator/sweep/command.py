@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,9 @@ from data.stores.store import Store
 from orchestrator.config.load import load_recipe
 from orchestrator.config.portability import refuse_keys_for_nodes
 from orchestrator.config.recipe import RunConfig
-from orchestrator.config.result_fields import differing_fields
 from orchestrator.console import Console
-from orchestrator.driver.prepare import prepared
 from orchestrator.driver.train import train
-from orchestrator.errors import ConfigChangedError, NoResultError, RunInUseError, UnknownRunError
+from orchestrator.errors import NoResultError
 from orchestrator.nodes.capacity import refuse_small_cluster
 from orchestrator.observe.trackers import refuse_missing_packages
 from orchestrator.run.fence import Fence
@@ -34,9 +31,11 @@ from orchestrator.run.run import reaching_storage, stores
 from orchestrator.snapshots.agent import free_node_memory
 from orchestrator.sweep.best import remember_sweep, write_best
 from orchestrator.sweep.capacity import WorkerSlots
+from orchestrator.sweep.claim import claim, refuse_changed
 from orchestrator.sweep.coordinator import TrialCoordinator
 from orchestrator.sweep.load import load_sweep
-from orchestrator.sweep.records import RECORD, TrialBook, TrialRecord
+from orchestrator.sweep.prepare import prepare_once
+from orchestrator.sweep.records import TrialBook, TrialRecord
 from orchestrator.sweep.report.table import print_sweep
 from orchestrator.sweep.show import Watch, live, write_report
 from orchestrator.sweep.spec import Sweep
@@ -100,35 +99,13 @@ def tune(
         report = patience.call(lambda: write_report(summary, store))
         console.line(f"report: {report}")
         if summary["best"] is None:
-            raise NoResultError(f"{summary['message']} `manta tune {recipe} --retry-failed` tries them again.")
+            raise NoResultError(
+                f"{summary['message'].rstrip('.')}. `manta tune {recipe} --retry-failed` tries them again."
+            )
     if resume_best:
         console.line(f"training the best trial: {summary['best']['recipe']}")
         train(load_recipe(summary["best"]["recipe"]))
     return summary
-
-
-def refuse_changed(sweep: Sweep, store: Store, book: TrialBook) -> None:
-    """Raises ConfigChangedError if the sweep has trials that were started with other settings."""
-    with suppress(UnknownRunError):
-        record, present = load_record(store, RECORD), sweep.result_fields()
-        changes = differing_fields(with_present_schedulers(record.result_fields, present), present)
-        if len(book) and changes:
-            lines = "\n".join(f"  {name}: {old!r} in the sweep, {new!r} now" for name, old, new in changes)
-            raise ConfigChangedError(
-                f"Sweep {sweep.name!r} was started with other settings, and these decide its result:\n{lines}\n"
-                f"Set them back to continue it, or choose another `sweep:` name (--set sweep=NAME). "
-                f"searcher.trials, searcher.points, max_failures, max_concurrent and scaling may change."
-            )
-
-
-def with_present_schedulers(stored: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, Any]:
-    """The stored fields of a sweep as they are called now: version 0.2.0 had stopping rules under other names."""
-    if "searcher.batch" in stored:
-        return dict(stored)
-    name = stored.get("scheduler.name")
-    renamed = {"asha": "asha-stopping", "hyperband": "hyperband of version 0.2", "pbt": "pbt of version 0.2"}
-    fields = {**stored, "searcher.batch": present["searcher.batch"], "scheduler.name": renamed.get(str(name), name)}
-    return {each: value for each, value in fields.items() if each != "searcher.points"}
 
 
 def retry(book: TrialBook) -> None:
@@ -137,19 +114,6 @@ def retry(book: TrialBook) -> None:
         if record.status == "failed":
             record.status, record.failures, record.ended_at = "paused", [], None
             book.save(record)
-
-
-def claim(sweep: Sweep, store: Store, book: TrialBook, takeover: bool) -> Fence:
-    """Claims the sweep for this process. Raises RunInUseError if another attempt holds it."""
-    try:
-        return Fence.claim(
-            store, sweep.name, sweep.result_fields(), keep_pins=bool(len(book)), takeover=takeover, key=RECORD
-        )
-    except RunInUseError as error:
-        text = (
-            str(error).replace("Run ", "Sweep ", 1).replace("manta train", "manta tune").replace("`run:`", "`sweep:`")
-        )
-        raise RunInUseError(text) from None
 
 
 def run_sweep(
@@ -196,33 +160,10 @@ def run_sweep(
 
 
 def no_result(book: TrialBook) -> str:
-    """Why there is no best trial, with the commonest reason."""
-    reasons = Counter(record.reason.splitlines()[0] for record in book if record.status == "failed" and record.reason)
-    commonest = f" {reasons.most_common(1)[0][1]} of them: {reasons.most_common(1)[0][0][:300]}" if reasons else ""
-    return f"No trial has a usable result: all {len(book)} have failed.{commonest}"
-
-
-def prepare_once(sweep: Sweep, root: Store, heartbeat: Heartbeat, console: Console) -> PreparedData:
-    """Prepares the data of all trials: tokenizes each unit here, once. Waits for a store that fails."""
-    fence = heartbeat.fence
-    patience = Patience(sweep.base.store.patience, telling(console.line, "preparing"))
-
-    def log(line: str) -> None:
-        console.line(line)
-        heartbeat.check()
-
-    data_config = sweep.base.data.model_copy(update={"prepare": "ahead"})
-    config = sweep.base.model_copy(update={"data": data_config})
-    before = patience.call(lambda: sum(1 for _ in root.list("tokens/")))
-    data = patience.call(lambda: prepared(config, root, fence.record.pins, log, lambda: None))
-    made = patience.call(lambda: sum(1 for _ in root.list("tokens/"))) - before
-    known = fence.record.result.get("tokenized", {})
-    units, tokenized = data.manifest.num_units, known.get("tokenized", 0) + made
-    counted = {"units": units, "tokenized": tokenized, "cached": units - tokenized}
-    patience.call(lambda: fence.update(**data.digests, result={**fence.record.result, "tokenized": counted}))
-    console.line(f"data: {data.summary()}")
-    console.line(f"units tokenized: {units}, each once, for all trials ({units - tokenized} were cached before)")
-    return data
+    """Why there is no best trial, with the reason of one that failed."""
+    failed = next((record for record in book if record.status == "failed" and record.reason), None)
+    example = f", such as {failed.id}: {failed.reason.splitlines()[0][:300]}" if failed else ""
+    return f"No trial has a usable result: all {len(book)} have failed{example}"
 
 
 def run_trials(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from orchestrator.config.recipe_file import remember_recipe
 from orchestrator.config.result_fields import resolved
+from orchestrator.errors import FencedError
 from orchestrator.sweep.capacity import WorkerSlots, share
 from orchestrator.sweep.new_trials import continued_point, is_held_back, new_trial
 from orchestrator.sweep.records import Donor, TrialBook, TrialRecord, TrialRun
@@ -17,6 +19,9 @@ from orchestrator.sweep.schedule.legs import Decisions, Leg
 from orchestrator.sweep.schedule.milestones import grace_steps
 from orchestrator.sweep.spec import Sweep
 from orchestrator.sweep.trial import Assignment
+
+RETRY_WAIT_S = 5.0
+"""Seconds until a trial that has failed is tried again; four times as many after each further failure."""
 
 
 class TrialCoordinator:
@@ -35,6 +40,7 @@ class TrialCoordinator:
         self._shares: dict[str, int] = {}
         self._counted: dict[str, tuple[float, float]] = {}
         self._decided: Decisions | None = None
+        self._tried_at: dict[int, float] = {}
         for record in book:
             if record.status == "running":  # when the attempt before ended
                 self._pause(record)
@@ -58,7 +64,8 @@ class TrialCoordinator:
     @property
     def is_settled(self) -> bool:
         """Whether nothing is left to train; a leg that still runs was begun early, and is not needed any more."""
-        return not self.decisions.legs
+        ending = any(self.book[name].has_reported(leg.until) for name, leg in self._running.items())
+        return not self.decisions.legs and not ending
 
     @property
     def waiting(self) -> list[Leg]:
@@ -68,7 +75,8 @@ class TrialCoordinator:
         for leg in self.decisions.legs:
             is_new = leg.number not in known
             is_held = is_held or (is_new and is_held_back(self.sweep, leg.number, self.book, self.levels))
-            if leg.number not in running and not (is_new and is_held):
+            is_too_early = self._tried_at.get(leg.number, 0.0) > time.monotonic()
+            if leg.number not in running and not (is_new and is_held) and not is_too_early:
                 found.append(leg)
         return found
 
@@ -210,8 +218,12 @@ class TrialCoordinator:
             self._decided = None
 
     def close(self) -> None:
-        """Withdraws the request for more nodes."""
+        """Records that what ran has been stopped, and withdraws the request for more nodes."""
         self._cluster.request(0, self.sweep.base.scaling.effective_min_workers)
+        with suppress(FencedError):  # what has ended this attempt
+            for name in list(self._running):
+                self.record_end(name, {"status": "stopped"})
+            self.record_outs()
 
     def _pause(self, record: TrialRecord) -> None:
         """Marks a trial that does not run now as paused; as finished where it has come to its last step."""
@@ -224,6 +236,7 @@ class TrialCoordinator:
         if is_final or len(record.failures) >= self.sweep.spec.max_failures:
             record.end("failed", reason)
             return
+        self._tried_at[record.number] = time.monotonic() + RETRY_WAIT_S * 4 ** len(record.failures)
         record.failures.append(reason)
         self._pause(record)
         record.reason = reason

@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ from cluster.local.ray import ray_cluster
 from data.stores.local import LocalStore
 from orchestrator.cli.main import app
 from orchestrator.config.load import load_recipe
-from orchestrator.run.checkpoint import CheckpointName
 from orchestrator.run.metrics_file import METRICS
 from orchestrator.run.run import open_run
 from orchestrator.run.summary import summary_of_run
 from orchestrator.snapshots.store import snapshot_roots
+from orchestrator.sweep import refusals
 from orchestrator.sweep.command import tune
+from orchestrator.sweep.summary import SweepSummary
 from tests.end_to_end.changed_bytes import Answer, in_turn, with_a_byte_changed, wrong_answers
 from tests.end_to_end.manta_process import MantaProcess
 from tests.orchestrator.sweep.site import QUIET, STEPS, SweepSite
@@ -155,16 +157,22 @@ def test_a_failing_trial_is_recorded_with_its_values_and_the_sweep_goes_on(site:
 
 @pytest.mark.parametrize("flips", [pytest.param(20, id="few"), pytest.param(500, id="many", marks=pytest.mark.soak)])
 def test_a_changed_byte_of_any_object_gives_the_same_answer_or_its_name(
-    site: SweepSite, ray_here: None, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, flips: int
+    site: SweepSite, ray_here: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, flips: int
 ) -> None:
     """Of every kind of object of a finished sweep and of its trials, as often as each other."""
+    monkeypatch.setattr(refusals, "DRAWS", 10)
     recipe, store, kept, draw = site.recipe(), site.folder / "store", site.folder / "kept", random.Random(1)
     best = tune(recipe, [])["best"]
+    assert best is not None
     shutil.copytree(store, kept)
     commands = [("tune", str(recipe)), ("show", str(recipe)), ("report", str(recipe)), ("show", best["run"], "--json")]
 
-    def ask(command: tuple[str, ...]) -> Answer:
+    def ask(command: tuple[str, ...], key: str = "", changed: bytes = b"") -> Answer:
         caplog.clear()
+        shutil.rmtree(store)
+        shutil.copytree(kept, store)
+        if key:
+            (store / key).write_bytes(changed)
         done = CliRunner().invoke(app, list(command))
         if isinstance(done.exception, Exception):
             return 1, "".join(traceback.format_exception(done.exception))
@@ -175,50 +183,47 @@ def test_a_changed_byte_of_any_object_gives_the_same_answer_or_its_name(
     wrong = []
     for key in in_turn([str(path.relative_to(kept)) for path in kept.rglob("*") if path.is_file()], draw, flips):
         changed = with_a_byte_changed((kept / key).read_bytes(), draw)
-
-        def ask_anew(command: tuple[str, ...], key: str = key, changed: bytes = changed) -> Answer:
-            shutil.rmtree(store)
-            shutil.copytree(kept, store)
-            (store / key).write_bytes(changed)
-            return ask(command)
-
-        wrong += wrong_answers(key, ask_anew, sound)
+        wrong += wrong_answers(key, partial(ask, key=key, changed=changed), sound)
     assert wrong == []
 
 
-@pytest.mark.soak
-def test_pbt_goes_on_from_the_donors_state_with_other_values(site: SweepSite, ray_here: None) -> None:
-    points, steps = [{"train.lr": 3e-3}, {"train.lr": 1e-6}], 100
+@pytest.mark.parametrize("metric", ["val_loss", pytest.param("train_loss", marks=pytest.mark.soak)])
+def test_pbt_goes_on_from_the_donors_state_with_other_values(site: SweepSite, ray_here: None, metric: str) -> None:
+    points, steps = [{"train.lr": 3e-3}, {"train.lr": 1e-6}], 40
     recipe = site.recipe(
-        # Slow enough for both to be on their way when they are compared: who has finished is no donor any more.
-        set={"train.steps": steps, "train.schedule.name": "constant", "model.d_model": 256, "model.n_layers": 4},
+        set={
+            "train.steps": steps,
+            "train.schedule.name": "constant",
+            "eval.every_steps": 10,
+            "data.validation_fraction": 0.5,
+        },
         space={"train.lr": {"loguniform": [1e-7, 1e-2]}},
         searcher={"name": "random", "trials": 2, "points": points},
-        scheduler={"name": "pbt", "grace_steps": 40, "quantile": 0.5, "resample": 0.0},
+        scheduler={"name": "pbt", "grace_steps": 20, "quantile": 0.5, "resample": 0.0},
+        metric=metric,
         max_concurrent=2,
     )
     summary = tune(recipe, [])
     assert [trial["status"] for trial in summary["trials"]] == ["finished", "finished"]
     child = site.book(recipe)["t002"]
-    assert len(child.trial_runs) > 1
-    donor = child.trial_runs[1].donor
-    assert donor is not None and donor.id == "t001" and donor.step % 40 == 0
-    assert child.trial_runs[1].point["train.lr"] in (pytest.approx(3e-3 * 0.8), pytest.approx(3e-3 * 1.25))
+    (_, continued) = child.trial_runs
+    donor = continued.donor
+    assert donor is not None and (donor.id, donor.step) == ("t001", 20)
+    assert continued.point["train.lr"] in (pytest.approx(3e-3 * 0.8), pytest.approx(3e-3 * 1.25))
 
     store = LocalStore(str(site.folder / "store"))
     donor_rows, child_rows = (
         [json.loads(line) for line in store.get(f"runs/{run}/{METRICS}").splitlines()]
-        for run in (donor.run, child.trial_runs[1].run)
+        for run in (donor.run, continued.run)
     )
     # The donor's losses up to the copied step, to the last bit; from there on its own, which begin where the donor was.
     assert [row["loss"] for row in child_rows[: donor.step]] == [row["loss"] for row in donor_rows[: donor.step]]
     first = child_rows[donor.step]
     assert first["loss"] == pytest.approx(donor_rows[donor.step]["loss"], rel=1e-6)  # same state, same batch
     assert first["lr"] != donor_rows[donor.step]["lr"]
-    assert child.trial_run.step == steps  # of the last of its runs: it may have gone on from the donor more than once
-    run = open_run(load_recipe(f".manta/runs/{child.trial_run.run}.yaml"))
+    assert continued.step == steps
+    run = open_run(load_recipe(f".manta/runs/{continued.run}.yaml"))
     assert summary_of_run(run)["samples"]["in_order"]
-    assert CheckpointName(donor.step, 0) is not None
 
 
 @pytest.mark.soak
@@ -248,19 +253,66 @@ def test_a_sweep_killed_twice_ends_as_one_left_alone(site: SweepSite) -> None:
     assert outcomes[1] == pytest.approx(outcomes[3], rel=1e-5)
 
 
-def test_ctrl_c_saves_and_the_same_command_goes_on(site: SweepSite) -> None:
-    recipe = site.recipe(set={"model.d_model": 128, "train.steps": 400}, scheduler={"name": "none"})
-    options = ["--set", "searcher.trials=1"]
-    with MantaProcess("tune", str(recipe), *options, folder=site.folder, environment={}) as process:
-        process.wait_until(lambda: any(record.reports for record in site.book(recipe)), "a report")
-        process.interrupt_group()
-        assert process.wait() == 130, process.output
-        assert f"`manta tune {recipe}` continues it" in process.output
-    summary = site.summary(recipe)
-    assert summary["status"] == "stopped" and summary["trials"][0]["status"] == "running"
-    with MantaProcess("tune", str(recipe), *options, folder=site.folder, environment={}) as process:
+@pytest.mark.parametrize(
+    ("trials", "interrupted_at"),
+    [pytest.param(1, [2], id="once"), pytest.param(2, [1, 3, 5, 7, 9], id="five times", marks=pytest.mark.soak)],
+)
+def test_a_sweep_by_held_out_loss_is_the_same_after_ctrl_c(
+    site: SweepSite, trials: int, interrupted_at: list[int]
+) -> None:
+    """Interrupted after so many reports."""
+    changes: dict[str, Any] = {
+        "set": {"model.d_model": 128, "train.steps": 60, "eval.every_steps": 10, "data.validation_fraction": 0.5},
+        "metric": "val_loss",
+        "searcher": {"name": "random", "trials": trials, "seed": 1},
+        "scheduler": {"name": "halving", "grace_steps": 60 // trials - 1, "factor": 2},
+        "max_concurrent": 1,
+    }
+    alone = tune_here(site, site.recipe(sweep="alone", **changes))
+    recipe = site.recipe(sweep="interrupted", **changes)
+    for reports in interrupted_at:
+        with MantaProcess("tune", str(recipe), folder=site.folder, environment={}) as process:
+            process.wait_until(partial(has_reported, site, recipe, reports), f"{reports} reports")
+            process.interrupt_group()
+            assert process.wait() == 130, process.output
+            assert f"`manta tune {recipe}` continues it" in process.output
+        assert site.summary(recipe)["status"] == "stopped"
+        assert "running" not in [trial["status"] for trial in site.summary(recipe)["trials"]]
+    summary = tune_here(site, recipe)
+    assert summary["attempts"] == 1 + len(interrupted_at)
+    for trial, same in zip(summary["trials"], alone["trials"], strict=True):
+        assert (trial["status"], trial["step"], trial["rungs"]) == (same["status"], same["step"], same["rungs"])
+        assert [step for step, _ in trial["curve"]] == [step for step, _ in same["curve"]]
+        assert [loss for _, loss in trial["curve"]] == pytest.approx([loss for _, loss in same["curve"]], rel=1e-5)
+    assert summary["best"] is not None and alone["best"] is not None
+    assert summary["best"]["id"] == alone["best"]["id"]
+    runs = [load_recipe(f".manta/runs/{trial['run']}.yaml") for trial in summary["trials"]]
+    assert all(summary_of_run(open_run(run))["samples"]["in_order"] for run in runs)
+
+
+def has_reported(site: SweepSite, recipe: Path, reports: int) -> bool:
+    return sum(len(record.reports) for record in site.book(recipe)) >= reports
+
+
+def tune_here(site: SweepSite, recipe: Path) -> SweepSummary:
+    """Run a sweep to its end by the command; its summary."""
+    with MantaProcess("tune", str(recipe), folder=site.folder, environment={}) as process:
         assert process.wait() == 0, process.output
-    record = next(iter(site.book(recipe)))
-    assert record.status == "finished"
-    run = summary_of_run(open_run(load_recipe(f".manta/runs/{record.trial_run.run}.yaml")))
-    assert run["attempts"] == 2 and run["samples"]["in_order"]
+    return site.summary(recipe)
+
+
+def test_a_sweep_without_a_result_says_why(site: SweepSite) -> None:
+    """Nothing is found to be held out, though the recipe holds out a share; then the learning rate is too high."""
+    held_out = {"data.validation_fraction": 1e-9, "eval.every_steps": 10}
+    recipe = site.recipe(set=held_out, metric="val_loss")
+    with MantaProcess("tune", str(recipe), folder=site.folder, environment={}) as process:
+        assert process.wait() == 2, process.output
+    assert "of 6 documents, none is held out by data.validation_fraction = 1e-09" in process.output
+
+    space = {"train.lr": {"loguniform": [1e29, 1e30]}}
+    recipe = site.recipe(sweep="wild", space=space, searcher={"name": "random", "trials": 2})
+    with MantaProcess("tune", str(recipe), folder=site.folder, environment={}) as process:
+        assert process.wait() == 1, process.output
+    assert "No trial has a usable result: all 2 have failed, such as t001: " in process.output
+    assert "--retry-failed" in process.output and "Traceback" not in process.output
+    assert site.summary(recipe)["status"] == "died"

@@ -70,7 +70,7 @@ def fit(
         FencedError: another attempt has taken the sweep over.
     """
     os.environ.update({name: os.environ.get(name, value) for name, value in _SETTINGS.items()})
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # trials that fail are told of in lines of ours
     passed_on = {
         name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON) and not looks_secret(name)
     }

@@ -11,7 +11,7 @@ from typing import Any
 
 import ray.tune
 
-from orchestrator.sweep.trial import Trial, TrialContext
+from orchestrator.sweep.trial import Assignment, Trial, TrialContext
 
 RESULT_S = 1.0
 """Seconds between two results for Tune while there is nothing to report."""
@@ -25,8 +25,7 @@ class TrialDriver(ray.tune.Trainable):
         assert context is not None
         os.environ.update(context.environment)
         self._context = context
-        self._trial = Trial(context, config["assignment"])
-        self._step = config["assignment"].reported
+        self._take(config["assignment"])
 
     def step(self) -> dict[str, Any]:
         """Returns the next report, with `step` and `loss`, or only the progress where there is no report."""
@@ -37,8 +36,12 @@ class TrialDriver(ray.tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Takes the next assignment, in the same process."""
         self._trial.stop()
-        self.setup(new_config, self._context)
+        self._take(new_config["assignment"])
         return True
+
+    def _take(self, assignment: Assignment) -> None:
+        self._trial = Trial(self._context, assignment)
+        self._step: int = assignment.reported
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
         """Names the checkpoint in object storage, for Tune's own state; no tensors pass through Tune."""

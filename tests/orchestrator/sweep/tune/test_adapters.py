@@ -188,6 +188,14 @@ def test_a_trial_that_fails_is_tried_again_as_often_as_the_recipe_says(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     coordinator, scheduler = one_trial(tmp_path, max_failures=2)
+    monkeypatch.setattr("orchestrator.sweep.coordinator.RETRY_WAIT_S", 1000.0)
+    begun = begin(coordinator, scheduler)
+    assert begun is not None
+    end(scheduler, begun[0], status="failed", reason="full", is_final=False)
+    assert coordinator.waiting == [] and not coordinator.is_settled  # not at once
+    coordinator = coordinator_of(coordinator.sweep, tmp_path / "other")
+    scheduler = RecordingScheduler(coordinator)
+    monkeypatch.setattr("orchestrator.sweep.coordinator.RETRY_WAIT_S", 0.0)
     statuses = []
     for number in range(3):
         begun = begin(coordinator, scheduler)
@@ -198,7 +206,7 @@ def test_a_trial_that_fails_is_tried_again_as_often_as_the_recipe_says(
             end(scheduler, begun[0], status="failed", reason=f"killed {number}", is_final=False)
         statuses.append(coordinator.book["t001"].status)
     assert statuses == ["paused", "paused", "failed"]
-    (record,) = TrialBook(LocalStore(str(tmp_path / "records")))
+    (record,) = TrialBook(LocalStore(str(tmp_path / "other")))
     assert (record.reason, record.failures) == ("killed 2", ["killed 0", "killed 1"])
     assert coordinator.is_settled and coordinator.decisions.finalists == []
 

@@ -1,0 +1,52 @@
+"""Claims a sweep for this process, if its recipe is still that of its trials."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from data.stores.store import Store
+from orchestrator.config.result_fields import differing_fields
+from orchestrator.errors import ConfigChangedError, RunInUseError, UnknownRunError
+from orchestrator.run.fence import Fence
+from orchestrator.run.record import load_record
+from orchestrator.sweep.records import RECORD, TrialBook
+from orchestrator.sweep.spec import Sweep
+
+
+def refuse_changed(sweep: Sweep, store: Store, book: TrialBook) -> None:
+    """Raises ConfigChangedError if the sweep has trials that were started with other settings."""
+    with suppress(UnknownRunError):
+        record, present = load_record(store, RECORD), sweep.result_fields()
+        changes = differing_fields(with_present_schedulers(record.result_fields, present), present)
+        if len(book) and changes:
+            lines = "\n".join(f"  {name}: {old!r} in the sweep, {new!r} now" for name, old, new in changes)
+            raise ConfigChangedError(
+                f"Sweep {sweep.name!r} was started with other settings, and these decide its result:\n{lines}\n"
+                f"Set them back to continue it, or choose another `sweep:` name (--set sweep=NAME). "
+                f"searcher.trials, searcher.points, max_failures, max_concurrent and scaling may change."
+            )
+
+
+def with_present_schedulers(stored: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, Any]:
+    """The stored fields of a sweep as they are called now: version 0.2.0 had stopping rules under other names."""
+    if "searcher.batch" in stored:
+        return dict(stored)
+    name = stored.get("scheduler.name")
+    renamed = {"asha": "asha-stopping", "hyperband": "hyperband of version 0.2", "pbt": "pbt of version 0.2"}
+    fields = {**stored, "searcher.batch": present["searcher.batch"], "scheduler.name": renamed.get(str(name), name)}
+    return {each: value for each, value in fields.items() if each != "searcher.points"}
+
+
+def claim(sweep: Sweep, store: Store, book: TrialBook, takeover: bool) -> Fence:
+    """Claims the sweep for this process. Raises RunInUseError if another attempt holds it."""
+    try:
+        return Fence.claim(
+            store, sweep.name, sweep.result_fields(), keep_pins=bool(len(book)), takeover=takeover, key=RECORD
+        )
+    except RunInUseError as error:
+        text = (
+            str(error).replace("Run ", "Sweep ", 1).replace("manta train", "manta tune").replace("`run:`", "`sweep:`")
+        )
+        raise RunInUseError(text) from None
