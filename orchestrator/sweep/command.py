@@ -82,8 +82,7 @@ def tune(
         book = patience.call(lambda: TrialBook(store))
         patience.call(lambda: refuse_changed(sweep, store, book))
         fence = patience.call(lambda: claim(sweep, store, book, takeover))
-        # Again: an older attempt may just have reported.
-        book = patience.call(lambda: TrialBook(store, fence.record.last.number, patience))
+        book = patience.call(lambda: TrialBook(store, fence.record.last.number, patience))  # with the newest reports
         if retry_failed:
             retry(book)
         try:
@@ -91,17 +90,14 @@ def tune(
             with Heartbeat(fence, base.store.patience, tell) as heartbeat, live(console) as screen:
                 summary = run_sweep(sweep, root, heartbeat, book, console, watch or screen, patience)
         except BaseException as error:
-            close_sweep(fence, error)
-            if isinstance(error, KeyboardInterrupt):
-                console.line(f"the sweep is saved; `manta tune {recipe}` continues it")
+            close_sweep(fence, error, console, recipe)
             raise
         print_sweep(summary, console.rich)
         report = patience.call(lambda: write_report(summary, store))
         console.line(f"report: {report}")
-        if summary["best"] is None:
-            raise NoResultError(
-                f"{summary['message'].rstrip('.')}. `manta tune {recipe} --retry-failed` tries them again."
-            )
+    if summary["best"] is None:
+        why = summary["message"].rstrip(".")
+        raise NoResultError(f"{why}. `manta tune {recipe} --retry-failed` tries them again.")
     if resume_best:
         console.line(f"training the best trial: {summary['best']['recipe']}")
         train(load_recipe(summary["best"]["recipe"]))
@@ -228,11 +224,13 @@ def stopping(coordinator: TrialCoordinator, console: Console) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def close_sweep(fence: Fence, error: BaseException) -> None:
-    """Records how the attempt ended, if the store still answers."""
+def close_sweep(fence: Fence, error: BaseException, console: Console, recipe: Path) -> None:
+    """Records how the attempt ended, if the store still answers, and says how to go on."""
     status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
     with suppress(Exception):
         fence.update(attempt={"status": status, "message": "" if status == "stopped" else struck(str(error))[:2000]})
+    if status == "stopped":
+        console.line(f"the sweep is saved; `manta tune {recipe}` continues it")
 
 
 def _worker_slots(sweep: Sweep) -> WorkerSlots:

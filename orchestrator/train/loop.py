@@ -47,7 +47,7 @@ def train_loop(job: TrainJob) -> None:
     state = TrainState.before_step_0(config, job.vocabulary)
     node = join_node(job, ray.get_runtime_context().get_node_id(), state.model)
     restored = restore(job, node, state.model, state.optimizer, state.average)
-    first_step, step, tokens, stop = restored.step, restored.step, restored.tokens, False
+    step, tokens, stop = restored.step, restored.tokens, False
     unsaved = list(restored.rows)  # on every rank: any node may be the one that survives
     skipped_steps = restored.skipped_steps | ray.get(job.monitor.skipped_steps.remote())
     spikes = LossSpikeDetector(train.max_loss_jump, restored.recent_losses)
@@ -57,15 +57,13 @@ def train_loop(job: TrainJob) -> None:
     peers = PeerFailureGuard(node, state)
     prefetcher = BatchPrefetcher(job.feeder, state.rank, state.world_size, step, job.until)
     with prefetcher, peers.keeping_state(), counting_compilations(clock, compiles=train.compile):
-        if config.evaluates_after(step) and is_unevaluated(job, step):
-            evaluate_during_training(job, state, step, clock, rank_zero)
+        evaluate_if_lost(job, state, step, clock, rank_zero)
         while step < job.until and not stop:
             began = time.monotonic()
             clock.switch("data_wait")
             share = prefetcher.take(rank_zero.report_waiting)
-            is_compiling = train.compile and step == first_step
-            clock.switch("compile" if is_compiling else "replay" if step < done_before else "training")
-
+            cause = "replay" if step < done_before else "training"
+            clock.switch("compile" if train.compile and step == restored.step else cause)
             lr = learning_rate(train.schedule, train.lr, step, train.steps)
             loss = grad_norm = None
             if is_skipped := step + 1 in skipped_steps:
@@ -96,9 +94,13 @@ def train_loop(job: TrainJob) -> None:
     finish(job, state, step, clock, rank_zero)
 
 
-def is_unevaluated(job: TrainJob, step: int) -> bool:
-    """Whether the evaluation that is due after `step` is lost: the run was stopped there, or those who did it died."""
-    return step not in job.evaluated and not ray.get(job.monitor.has_evaluated.remote(step))
+def evaluate_if_lost(
+    job: TrainJob, state: TrainState, step: int, clock: GoodputClock, rank_zero: RankZero | OtherRank
+) -> None:
+    """Does the evaluation that is due after `step` if there is none: the run was stopped there, or its workers died."""
+    is_due = job.config.evaluates_after(step) and step not in job.evaluated
+    if is_due and not ray.get(job.monitor.has_evaluated.remote(step)):
+        evaluate_during_training(job, state, step, clock, rank_zero)
 
 
 def add_row(unsaved: list[StepRow], row: StepRow, saved_step: int) -> None:

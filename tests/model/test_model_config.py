@@ -111,19 +111,29 @@ def test_contradictory_optimizers_are_refused(fields: dict[str, object], message
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({}, {"name": "adamw", "betas": (0.9, 0.95), "eps": 1e-8, "momentum": 0.9, "nesterov": False}),
+        (
+            {},
+            {
+                "name": "adamw",
+                "betas": (0.9, 0.95),
+                "eps": 1e-8,
+                "momentum": 0.9,
+                "nesterov": False,
+                "weight_decay": 0.1,
+            },
+        ),
         ({"name": "lion"}, {"betas": (0.9, 0.99)}),
         ({"name": "lion", "betas": [0.95, 0.98]}, {"betas": (0.95, 0.98)}),
         ({"name": "muon"}, {"momentum": 0.95, "nesterov": True, "betas": (0.9, 0.95), "adamw_lr": 1.0}),
         ({"name": "muon", "nesterov": False}, {"nesterov": False}),
-        ({"name": "rmsprop"}, {"momentum": 0.0, "alpha": 0.99}),
-        ({"name": "adagrad"}, {"eps": 1e-10}),
+        ({"name": "rmsprop"}, {"momentum": 0.0, "alpha": 0.99, "weight_decay": 0.0}),
+        ({"name": "adagrad"}, {"eps": 1e-10, "weight_decay": 0.0}),
+        ({"name": "adam", "weight_decay": 0.01}, {"weight_decay": 0.01}),
     ],
 )
 def test_constants_left_out_have_the_rules_usual_values(fields: dict[str, Any], expected: dict[str, Any]) -> None:
     config = OptimizerConfig.model_validate(fields)
     assert {name: getattr(config, name) for name in expected} == expected
-    assert config.weight_decay == 0.1
     assert OptimizerConfig.model_validate(config.model_dump(mode="json")) == config
 
 

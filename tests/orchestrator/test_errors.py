@@ -33,6 +33,7 @@ def test_exit_status_says_whether_the_user_can_fix_it() -> None:
         "SnapshotGoneError",
         "WorkerDiedError",
         "BadLossError",
+        "NoResultError",
         "FencedError",
     }
     assert {name for name, value in status.items() if value == 1} == no_fault_of_the_user

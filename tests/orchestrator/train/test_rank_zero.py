@@ -80,6 +80,7 @@ class Group:
             agent_of=Method(self.agent),
         )
         self.job: Any = SimpleNamespace(
+            until=STEPS,
             monitor=self.monitor,
             done_before=3,
             report_every_s=1e9,
