@@ -42,6 +42,10 @@ class Console:
         """Prints a log line with the seconds since the start of the process."""
         self.rich.print(f"[{time.monotonic() - _STARTED_AT:6.1f} s] {text}", soft_wrap=True)
 
+    def notice(self, text: str) -> None:
+        """Prints a line that matters to the whole sweep, where the run is a trial; here a line like others."""
+        self.line(text)
+
     def progress(self, progress: Progress, steps: int) -> None:
         """Updates the progress line; if the output is not a terminal, prints a log line every PLAIN_INTERVAL_S."""
         if not progress.row:

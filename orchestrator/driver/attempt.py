@@ -70,7 +70,7 @@ def run_attempt(
     feeder, monitor = start_actors(run, data, Owner.of(run.store.url_of(""), heartbeat.fence.record), until)
     job = train_job(run, heartbeat.fence, data, feeder, monitor, poll_s, until)
     trainer = TrainerThread(run, job, tokenizes=tokenizes)
-    observer = Observer(run, console.line)
+    observer = Observer(run, console.notice)
     record = AttemptRecord(heartbeat, console, run, observer, FlopsPerToken(run.config, job.vocabulary, feeder))
     monitor.agent_of.remote(driver_node_id(), job)  # of the usual node of workers; on others, a worker starts it
     attempt, keeps_memory = _Attempt(run, console, monitor, trainer, record), False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,10 @@ _STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
 _PARAMETERS_PER_CALL, _METRICS_PER_CALL, _MAX_PARAMETER_CHARS = 100, 1000, 6000
 """Limits of MLflow."""
+
+
+_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+"""MLflow tries for minutes by itself, without a word; who calls tries again."""
 
 
 class MlflowTracker:
@@ -35,6 +40,8 @@ class MlflowTracker:
 
         for name in ("mlflow", "alembic"):  # they log every table that they create in a new database
             logging.getLogger(name).setLevel(logging.WARNING)
+        for name, value in _LIMITS.items():
+            os.environ.setdefault(name, value)
         self._client = MlflowClient(self._uri)
         experiment = self._client.get_experiment_by_name(self._experiment)
         experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(self._experiment)

@@ -40,7 +40,7 @@ class Point(NamedTuple):
 
 
 class Tracker(Protocol):
-    """A place where a run's metrics are logged. Called from one thread; an exception ends the tracking of the run."""
+    """A place where a run's metrics are logged. Called from one thread; a call that raises is repeated."""
 
     name: str
 

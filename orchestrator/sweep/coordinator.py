@@ -29,12 +29,14 @@ class TrialCoordinator:
 
     Attributes:
         interrupted: no more legs start, and running ones are stopped; a later attempt at the sweep continues them.
+        notices: lines of trials for the sweep's terminal, each once.
         cut_short: trials that were stopped amid a leg, and may have done more steps than they reported.
     """
 
     def __init__(self, sweep: Sweep, book: TrialBook, cluster: WorkerSlots) -> None:
         self.sweep, self.book = sweep, book
         self.interrupted, self.cut_short = False, set[str]()
+        self.notices: dict[str, str] = {}
         self._cluster, self._schedule = cluster, schedule_of(sweep)
         self._running: dict[str, Leg] = {}
         self._shares: dict[str, int] = {}
@@ -140,6 +142,8 @@ class TrialCoordinator:
         """Records a result from a trial's actor; returns whether it was a new report, which is then in the store."""
         record = self.book[name]
         record.workers = int(result.get("workers") or 0)
+        for line in result.get("notices") or ():
+            self.notices.setdefault(line, f"{name}: {line}")
         before, counted = self._counted[name]
         worker_s = float(result.get("worker_s") or 0.0)
         if worker_s < counted:  # a new actor, which counts from its own start

@@ -101,6 +101,7 @@ class Trial:
         self._milestones = [step for step in milestones(sweep) if assignment.reported < step <= assignment.until]
         self._attempt: int | None = None
         self._is_forked = False
+        self._notices: list[str] = []
         self._thread = threading.Thread(target=self._train, name="trial", daemon=True)
 
     def next_result(self, timeout_s: float) -> dict[str, Any]:
@@ -118,6 +119,7 @@ class Trial:
                 "is_forked": self._is_forked,
                 "first_step_s": seen.first_step_at and seen.first_step_at - self.assignment.started_at,
             }
+            progress["notices"], self._notices = self._notices, []
             if seen.reports:
                 return progress | seen.reports.pop(0)
             return progress | seen.ended | {"done": True} if seen.ended is not None else progress
@@ -133,6 +135,12 @@ class Trial:
     def line(self, text: str) -> None:
         """Prints a line to the log of the trial's process."""
         print(printable(f"[{time.time() - self.assignment.started_at:6.1f} s] {text}"), flush=True)
+
+    def notice(self, text: str) -> None:
+        """Prints a line, and passes it on to the sweep's terminal."""
+        self.line(text)
+        with self._changed:
+            self._notices.append(text)
 
     def close(self) -> None:
         """Does nothing: there is no live line to remove."""

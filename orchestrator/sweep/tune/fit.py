@@ -134,7 +134,7 @@ class _SweepWatch(Callback):
         self._sweep, self._heartbeat, self._coordinator = sweep, heartbeat, coordinator
         self._console, self._watch = console, watch
         self._logged: dict[str, tuple[str, int, int, int]] = {}
-        self._watched_at = time.monotonic()
+        self._watched_at, self._noticed = time.monotonic(), 0
         self.error: MantaError | None = None
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
@@ -150,6 +150,9 @@ class _SweepWatch(Callback):
             self._heartbeat.check()
         except MantaError as error:
             self.error, self._coordinator.interrupted = error, True
+        for line in list(self._coordinator.notices.values())[self._noticed :]:
+            self._console.line(line)
+        self._noticed = len(self._coordinator.notices)
         if self._watch is not None:
             self._watch(summary_of(self._sweep, self._heartbeat.fence.record, list(self._coordinator.book)))
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 from orchestrator.config.observe import MlflowConfig
 from orchestrator.observe.mlflow_tracker import MlflowTracker
 from orchestrator.observe.tracker import Point, Tracked
+from orchestrator.observe.trackers import Tracking
+from tests.waiting import wait_until
 
 # MLflow's tables use what SQLAlchemy is about to drop.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")]
@@ -60,3 +63,23 @@ def test_later_attempts_continue_the_same_mlflow_run(uri: str) -> None:
     assert history[0].timestamp == 1_001_000
     assert (one.data.metrics["held_out.loss"], one.data.metrics["held_out.bits_per_byte"]) == (0.5, 2.0)
     assert "grad_norm" not in one.data.metrics
+
+
+def test_runs_that_begin_together_on_a_new_database_are_all_there(uri: str) -> None:
+    trackings = []
+    for number in range(4):
+        tracker = MlflowTracker(MlflowConfig(tracking_uri=uri, experiment=EXPERIMENT))
+        trackings.append(Tracking(tracker, Tracked(str(number), f"run {number}", "s3://here", 0, {"train.lr": 0.1})))
+        trackings[-1].log([Point(1, 1000.0, {"loss": float(number)})])
+    wait_until(lambda: len(logged(uri)) == 4, "four runs", 60)
+    for tracking in trackings:
+        tracking.close("finished", time.monotonic() + 60)
+    assert logged(uri) == {f"run {number}": float(number) for number in range(4)}
+
+
+def logged(uri: str) -> dict[str, float]:
+    """Loss by name of the runs that have one."""
+    try:
+        return {run.info.run_name: run.data.metrics["loss"] for run in runs(uri) if "loss" in run.data.metrics}
+    except Exception:  # while tables are made
+        return {}

@@ -20,18 +20,25 @@ from orchestrator.observe.tracker import Point, Tracked
 from orchestrator.observe.trackers import TRACKERS, Tracking, refuse_missing_packages
 from orchestrator.run.progress import Progress
 from tests.orchestrator.finished_run import recipe_in
+from tests.waiting import wait_until
 
 RUN = Tracked("id", "run", "url", 0, {"train.lr": 0.1})
 NEVER = 1e9
 
 
 class Recorder:
-    """A tracker that records its calls. `failing`: raises from this step on; `held_up`: blocks until `released`."""
+    """A tracker that records its calls.
+
+    Args:
+        failing: raises from this step on, `failures` times.
+        held_up: blocks until `released`.
+    """
 
     name = "Recorder"
 
-    def __init__(self, failing: int | None = None, *, held_up: bool = False) -> None:
+    def __init__(self, failing: int | None = None, failures: float = float("inf"), *, held_up: bool = False) -> None:
         self.calls: list[Any] = []
+        self._failures = failures
         self._failing, self.released = failing, threading.Event()
         if not held_up:
             self.released.set()
@@ -42,7 +49,8 @@ class Recorder:
 
     def log(self, points: Sequence[Point]) -> None:
         for point in points:
-            if self._failing is not None and point.step >= self._failing:
+            if self._failing is not None and point.step >= self._failing and self._failures > 0:
+                self._failures -= 1
                 raise ConnectionError("no route\nto host")
             self.calls.append(point.step)
 
@@ -68,14 +76,31 @@ def test_calls_arrive_in_order() -> None:
     assert tracking.problems() == []
 
 
-def test_a_tracker_that_raises_is_reported_once_and_called_no_more() -> None:
+def test_a_tracker_that_fails_for_a_while_gets_everything_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_WAIT_S", 0.001)
+    tracking = Tracking(recorder := Recorder(failing=2, failures=4), RUN)
+    for step in range(1, 5):
+        tracking.log(points(step))
+    wait_until(lambda: 4 in recorder.calls, "all steps")
+    tracking.close("finished", NEVER)
+    assert recorder.calls == [RUN, 1, 2, 3, 4, "finished"]
+    assert tracking.problems() == [
+        "Recorder fails, and is tried again until the run ends: ConnectionError: no route to host",
+        "Recorder works again, after 0 s.",
+    ]
+
+
+def test_a_tracker_that_fails_for_good_is_told_of_twice_and_not_waited_for() -> None:
     tracking = Tracking(recorder := Recorder(failing=2), RUN)
     for step in range(1, 9):
         tracking.log(points(step))
+    problems: list[str] = []
+    wait_until(lambda: problems.extend(tracking.problems()) or problems, "a failure")  # type: ignore[func-returns-value]
     tracking.close("finished", NEVER)
     assert recorder.calls == [RUN, 1]
-    assert tracking.problems() == [
-        "Recorder failed, and gets no more metrics of this run: ConnectionError: no route to host"
+    assert [*problems, *tracking.problems()] == [
+        "Recorder fails, and is tried again until the run ends: ConnectionError: no route to host",
+        "Recorder still fails: the last metrics were not logged there.",
     ]
     assert tracking.problems() == []
 
