@@ -198,7 +198,7 @@ def measure_steps(workers: int, steps: int) -> list[float]:
     monitor = SimpleNamespace(
         **{name: Method() for name in methods}, report=Method(LoopRequests()), begin_group=Method(GroupStart(0, 0.0))
     )
-    job: Any = SimpleNamespace(monitor=monitor, done_before=0, report_every_s=1.0, config=config)
+    job: Any = SimpleNamespace(monitor=monitor, until=10**9, done_before=0, report_every_s=1.0, config=config)
     node: Any = SimpleNamespace(nodes=[f"{rank:056x}" for rank in range(workers)], agent=None)
     draw, ids, unsaved, taken = random.Random(1), np.arange(workers), list[StepRow](), []
     with without_ray():

@@ -29,7 +29,7 @@ from orchestrator.sweep.summary import SweepSummary, describe_sweep
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "sweep.yaml"
 
-SHARE, LOSS_SHARE, OVERHEAD_S = 0.4, 0.01, 3.0
+SHARE, LOSS_SHARE, OVERHEAD_S = 0.33, 0.01, 3.0
 
 
 def main() -> None:
