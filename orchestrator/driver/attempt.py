@@ -35,6 +35,7 @@ from orchestrator.run.run import Run
 from orchestrator.run.vocabulary import vocabulary_of
 from orchestrator.snapshots.store import remove_attempt
 from orchestrator.workers.failure_causes import single_line, to_manta_error
+from orchestrator.workers.warm import WarmWorkers
 
 POLL_S, STARTING_POLL_S = 1.0, 0.25
 """Seconds between two polls of the monitor, after the first step and before: on two cores, polling slows the loop."""
@@ -49,6 +50,7 @@ def run_attempt(
     poll_s: float = POLL_S,
     watch: NodeWatch | None = None,
     until: int | None = None,
+    warm: WarmWorkers | None = None,
 ) -> None:
     """Trains until the end, a request to stop or an error, and writes the outcome into the run's record.
 
@@ -58,6 +60,7 @@ def run_attempt(
         poll_s: seconds between two polls of the monitor, and between two reports of the loop.
         watch: logs what the run waits for while it has no workers.
         until: step to stop after; default the last one.
+        warm: see `WorkerGroupTrainer`.
 
     Raises:
         KeyboardInterrupt: stopped on request, before that step; all completed steps are saved.
@@ -69,7 +72,7 @@ def run_attempt(
     until = until or run.config.train.steps
     feeder, monitor = start_actors(run, data, Owner.of(run.store.url_of(""), heartbeat.fence.record), until)
     job = train_job(run, heartbeat.fence, data, feeder, monitor, poll_s, until)
-    trainer = TrainerThread(run, job, tokenizes=tokenizes)
+    trainer = TrainerThread(run, job, tokenizes=tokenizes, warm=warm)
     observer = Observer(run, console.notice)
     record = AttemptRecord(heartbeat, console, run, observer, FlopsPerToken(run.config, job.vocabulary, feeder))
     monitor.agent_of.remote(driver_node_id(), job)  # of the usual node of workers; on others, a worker starts it

@@ -12,7 +12,7 @@ from orchestrator.policy.hang import Hang
 from orchestrator.policy.save_interval import observed_mtbf_s
 from orchestrator.policy.scaling import Noop, Observation, Prepare, Save, SaveThenResize, Start
 from orchestrator.run.progress import Disruption
-from orchestrator.workers.pool import PoolAction, StartAction
+from orchestrator.workers.group_size import PoolAction, StartAction
 
 SETTLING_S = 2.0
 """Seconds from the beginning within which the cluster may not have its resources back from tokenizing yet."""

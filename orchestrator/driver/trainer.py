@@ -21,6 +21,7 @@ from orchestrator.workers.failure_causes import describe_death
 from orchestrator.workers.hooks import BeatHook, RetryHook, SizeHook, TokenizingHook
 from orchestrator.workers.process_group import TIMEOUT_S, ProcessGroupConfig
 from orchestrator.workers.ray_train import WorkerGroupTrainer
+from orchestrator.workers.warm import WarmWorkers
 
 RAY_TRAIN_FOLDER = "ray-train/"
 """Folder of Ray Train's own records; deleted at the end, since a run resumes from its checkpoints alone."""
@@ -33,17 +34,18 @@ class TrainerThread(threading.Thread):
 
     Args:
         tokenizes: the run tokenizes during training.
+        warm: see `WorkerGroupTrainer`.
 
     Attributes:
         error: what `fit()` raised.
         at_end: called, in this thread, when it has ended.
     """
 
-    def __init__(self, run: Run, job: TrainJob, *, tokenizes: bool) -> None:
+    def __init__(self, run: Run, job: TrainJob, *, tokenizes: bool, warm: WarmWorkers | None = None) -> None:
         super().__init__(name="trainer", daemon=True)
-        self._run, self._job, self._tokenizes = run, job, tokenizes
+        self._run, self._job, self._tokenizes, self._warm = run, job, tokenizes, warm
         self._lives = 1
-        self._trainer = worker_group_trainer(run, job, tokenizes=tokenizes)
+        self._trainer = worker_group_trainer(run, job, tokenizes=tokenizes, warm=warm)
         self.error: BaseException | None = None
         self.has_ended = False
         self.at_end: Callable[[], object] = lambda: None
@@ -69,15 +71,20 @@ class TrainerThread(threading.Thread):
             if joins_cluster():  # else those of its requests for nodes stay
                 remove_placement_groups(placement_group_name(self._run.config.run))
             self._lives += 1
-            self._trainer = worker_group_trainer(self._run, self._job, tokenizes=self._tokenizes, life=self._lives)
+            self._trainer = worker_group_trainer(
+                self._run, self._job, tokenizes=self._tokenizes, life=self._lives, warm=self._warm
+            )
             return False
         return True
 
 
-def worker_group_trainer(run: Run, job: TrainJob, *, tokenizes: bool, life: int = 1) -> WorkerGroupTrainer:
+def worker_group_trainer(
+    run: Run, job: TrainJob, *, tokenizes: bool, life: int = 1, warm: WarmWorkers | None = None
+) -> WorkerGroupTrainer:
     """Builds the trainer of an attempt; its hooks call the monitor and the feeder.
 
     Args:
+        warm: see `WorkerGroupTrainer`.
         life: 1 for the first of the attempt, 2 for its successor, and so on.
     """
     scaling = run.config.scaling
@@ -96,6 +103,7 @@ def worker_group_trainer(run: Run, job: TrainJob, *, tokenizes: bool, life: int 
         size=SizeHook(job.monitor),
         prepare=partial(prepare_worker, job),
         send=BeatHook(job.monitor),
+        warm=warm,
         train_loop_config={"job": job},
         # Ranks may wait for one of them that waits for the store.
         backend_config=ProcessGroupConfig(scaling.on_gpu, TIMEOUT_S + run.config.store.patience),

@@ -30,6 +30,7 @@ from orchestrator.sweep.fork import fork
 from orchestrator.sweep.records import Donor
 from orchestrator.sweep.schedule.milestones import due, mean_loss, milestones
 from orchestrator.sweep.spec import Sweep
+from orchestrator.workers.warm import WarmWorkers
 
 POLL_S = 0.1
 """Seconds between two polls of a trial's loop, which bounds how far a stopped trial trains beyond its rung."""
@@ -90,8 +91,8 @@ class _LoopState:
 class Trial:
     """Runs an assignment in a thread of its own. It is also the run's console, through which it sees the progress."""
 
-    def __init__(self, context: TrialContext, assignment: Assignment) -> None:
-        self.assignment, self._context = assignment, context
+    def __init__(self, context: TrialContext, assignment: Assignment, warm: WarmWorkers) -> None:
+        self.assignment, self._context, self._warm = assignment, context, warm
         self._requests = StopRequests()
         self._changed = threading.Condition()
         self._seen = _LoopState()
@@ -111,7 +112,7 @@ class Trial:
         with self._changed:
             self._changed.wait_for(lambda: self._seen.reports or self._seen.ended, timeout_s)
             seen = self._seen
-            progress = {
+            progress: dict[str, Any] = {
                 "at_step": seen.step,
                 "workers": seen.workers,
                 "worker_s": seen.worker_s,
@@ -241,6 +242,7 @@ class Trial:
                     self._requests,
                     POLL_S,
                     until=assignment.until,
+                    warm=self._warm,
                 )
         except BaseException as error:
             close_attempt(fence, error)

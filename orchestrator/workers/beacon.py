@@ -49,6 +49,11 @@ class Beacon:
         """Starts the thread."""
         threading.Thread(target=self._run, name="beacon", daemon=True).start()
 
+    def adopt(self, send: SendBeat, workers: int) -> None:
+        """The worker belongs to another run; see the class."""
+        self._send, self._most_s = send, beat_interval_s(workers)
+        self.leave()
+
     def join(self, rank: int, world_size: int) -> None:
         """The worker joins a group."""
         self._rank, self._interval_s = rank, beat_interval_s(world_size)

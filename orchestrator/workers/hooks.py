@@ -19,7 +19,7 @@ from orchestrator.policy.hang import Beat, Hang
 from orchestrator.policy.scaling import Observation
 from orchestrator.run.job import PlannedRestart
 from orchestrator.workers.failure_causes import cause_of
-from orchestrator.workers.pool import PoolAction, StartAction
+from orchestrator.workers.group_size import PoolAction, StartAction
 from orchestrator.workers.pooled_group import Losses, timed_out_starting
 
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import ray
 
@@ -20,7 +20,6 @@ from cluster.answers import ANSWER_S, is_true, later_than
 from cluster.demand import resource_options
 from cluster.ray_nodes import has_process, on_node
 from orchestrator.policy.hang import BEAT_S, Beat, Hang
-from orchestrator.policy.scaling import Observation
 from orchestrator.workers.beacon import SendBeat
 from orchestrator.workers.worker import TrainingWorker
 
@@ -31,52 +30,6 @@ DEATHS = (ray.exceptions.RayActorError, ray.exceptions.ActorUnschedulableError)
 """Errors of a worker whose process died, or whose node was lost before it started."""
 
 _logger = logging.getLogger(__name__)
-
-
-class StartAction(NamedTuple):
-    """What the pool should do while no worker runs.
-
-    Attributes:
-        workers: workers to start.
-        timeout_s: seconds after which the start counts as hung.
-        avoid: ids of nodes on which new workers are started only where no other node has room.
-    """
-
-    workers: int
-    timeout_s: float
-    avoid: frozenset[str] = frozenset()
-
-
-class PoolAction(NamedTuple):
-    """What the pool should do with the running workers.
-
-    Attributes:
-        hung: the workers' hang; None where they do not hang.
-        warm_spares: workers to keep ready to join.
-        wanted: workers to request nodes for, as far as there are too few; None: leave the requests as they are.
-        avoid: see `StartAction`.
-    """
-
-    hung: Hang | None = None
-    warm_spares: int = 0
-    wanted: int | None = None
-    avoid: frozenset[str] = frozenset()
-
-
-class GroupSize(Protocol):
-    """Decides how many workers there are; called in the controller's process. Picklable."""
-
-    def when_idle(self, seen: Observation) -> StartAction | None:
-        """Decides while no worker runs; `seen.warm_spares` of the slots have a live worker. None: start none yet."""
-
-    def when_running(self, seen: Observation) -> PoolAction:
-        """Decides while workers run."""
-
-    def while_starting(self, workers: Sequence[str]) -> Hang | None:
-        """Decides whether a start of these workers hangs. Called in a thread of its own, and may wait."""
-
-    def report_start_phase(self, phase: str) -> None:
-        """Reports the end of a phase of a start: "teardown", "placement", "processes" or "process_group"."""
 
 
 class WorkersHung(Exception):
@@ -146,6 +99,14 @@ class WorkerPool:
         self._hung: str = ""
         self.group_size = 0
         self.failed_on: set[str] = set()
+
+    def adopt(self, prepare: Callable[[], None], send: SendBeat, most_workers: int) -> None:
+        """Takes the workers over for another run; they prepare for it at once. The arguments are those of the class."""
+        self._prepare, self._send, self._most_workers = prepare, send, most_workers
+        self._hung, self.failed_on = "", set()
+        for member in self._members:
+            member.is_told_of = False
+            member.ready = member.actor.adopt.remote(prepare, send, most_workers)
 
     def nodes(self) -> Counter[str]:
         """Workers by node."""

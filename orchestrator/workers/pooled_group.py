@@ -14,7 +14,8 @@ from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGro
 from ray.train.v2._internal.util import invoke_context_managers
 
 from cluster.ray_nodes import root_cause
-from orchestrator.workers.pool import DEATHS, GroupSize, StartTimeoutError, WorkerPool
+from orchestrator.workers.group_size import GroupSize
+from orchestrator.workers.pool import DEATHS, StartTimeoutError, WorkerPool
 
 START_TIMEOUT_S = 60.0
 """Seconds in which workers must be up in slots that were seen to be free; after that, the controller looks again."""

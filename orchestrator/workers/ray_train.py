@@ -10,6 +10,7 @@ They are in no placement group, and end with a controller that dies. Placement g
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import time
@@ -30,9 +31,11 @@ from orchestrator.nodes.starting import StartingNodes
 from orchestrator.policy.scaling import Observation
 from orchestrator.workers.beacon import SendBeat
 from orchestrator.workers.failure_causes import failed_ranks
-from orchestrator.workers.pool import GroupSize, WorkerPool, WorkersHung
+from orchestrator.workers.group_size import GroupSize
+from orchestrator.workers.pool import WorkerPool, WorkersHung
 from orchestrator.workers.pooled_group import Losses, PooledGroup, current_pool_owner, pool_owners
 from orchestrator.workers.start_watch import StartWatch
+from orchestrator.workers.warm import WarmWorkers
 
 IDLE_POLL_INTERVAL_S = 0.25
 """Seconds between two polls of a cluster that has too little capacity."""
@@ -61,6 +64,8 @@ class WorkerGroupTrainer(DataParallelTrainer):
         size: hook; decides how many workers there are.
         prepare, send: see `WorkerPool`.
         tokenizes: hook; whether a CPU beside the workers is needed for tokenizing.
+        warm: where workers wait between two runs of this process, in which the controller then runs, too; None: the
+            controller is an actor, whose workers end with it.
     """
 
     def __init__(
@@ -73,13 +78,14 @@ class WorkerGroupTrainer(DataParallelTrainer):
         prepare: Callable[[], None],
         send: SendBeat,
         tokenizes: Callable[[], bool],
+        warm: WarmWorkers | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._scaling = PoolScalingPolicy(
-            self.scaling_config, size, prepare, send, own_cluster, node_requests, tokenizes
+            self.scaling_config, size, prepare, send, own_cluster, node_requests, tokenizes, warm
         )
-        self._retry = retry
+        self._retry, self._is_here = retry, warm is not None
 
     def _create_default_callbacks(self) -> list[Any]:
         unused = (DatasetsCallback, PlacementGroupCleanerCallback)
@@ -88,7 +94,11 @@ class WorkerGroupTrainer(DataParallelTrainer):
     def _initialize_and_run_controller(self, **controller: Any) -> Any:
         controller["scaling_policy"] = self._scaling
         controller["failure_policy"] = RetryHookPolicy(controller["failure_policy"].failure_config, self._retry)
-        return super()._initialize_and_run_controller(**controller)
+        if not self._is_here:
+            return super()._initialize_and_run_controller(**controller)
+        here = TrainController(**controller)
+        asyncio.run(here.run())  # type: ignore[no-untyped-call]
+        return here.get_result()
 
 
 class RetryHookPolicy(FailurePolicy):
@@ -119,6 +129,7 @@ class PoolScalingPolicy(FixedScalingPolicy):
         own_cluster: bool,
         node_requests: NodeRequests,
         tokenizes: Callable[[], bool],
+        warm: WarmWorkers | None,
     ) -> None:
         super().__init__(scaling_config)
         self.size, self._own_cluster = size, own_cluster
@@ -126,7 +137,9 @@ class PoolScalingPolicy(FixedScalingPolicy):
         self._holding_since: float | None = None
         self._hold_s = random.uniform(*HOLD_S)
         self._per_worker = scaling_config._resources_per_worker_not_none
-        self.pool = WorkerPool(self._per_worker, prepare, send, scaling_config.num_workers)
+        self._warm = warm
+        make = WorkerPool if warm is None else warm.take
+        self.pool = make(self._per_worker, prepare, send, scaling_config.num_workers)
         self._starting = StartingNodes(self._per_worker)
         self._lost, self._lost_at = Counter[str](), 0.0
         self._probed: FreeCapacity | None = None
@@ -270,4 +283,7 @@ class PoolScalingPolicy(FixedScalingPolicy):
     def _end(self) -> None:
         self._stop_watch()
         self._node_requests.end()
-        self.pool.end()
+        if self._warm is None:
+            self.pool.end()
+        else:
+            self._warm.keep(self._per_worker, self.pool)

@@ -8,7 +8,8 @@ import time
 from contextlib import suppress
 
 from orchestrator.policy.hang import Hang
-from orchestrator.workers.pool import GroupSize, StartAction, WorkerPool
+from orchestrator.workers.group_size import GroupSize, StartAction
+from orchestrator.workers.pool import WorkerPool
 
 POLL_INTERVAL_S = 1.0
 """Seconds between two questions to the hook."""

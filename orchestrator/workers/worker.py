@@ -46,6 +46,11 @@ class TrainingWorker:
         prepare()
         self._beacon.leave()
 
+    def adopt(self, prepare: Callable[[], None], send: SendBeat, workers: int) -> None:
+        """Belongs to another run from now on; see `warm_up` and `Beacon`."""
+        self._beacon.adopt(send, workers)
+        self.warm_up(prepare)
+
     def leave(self, timeout_s: float) -> bool:
         """Leaves the group, if the worker is in one; returns whether its training thread ended within `timeout_s`."""
         if not self._is_in_group:

@@ -12,6 +12,7 @@ from typing import Any
 import ray.tune
 
 from orchestrator.sweep.trial import Assignment, Trial, TrialContext
+from orchestrator.workers.warm import WarmWorkers
 
 RESULT_S = 1.0
 """Seconds between two results for Tune while there is nothing to report."""
@@ -20,11 +21,13 @@ RESULT_S = 1.0
 class TrialDriver(ray.tune.Trainable):
     """The trial's actor. `step` waits for the next report, at most RESULT_S."""
 
+    _step: int
+
     def setup(self, config: dict[str, Any], context: TrialContext | None = None) -> None:
         """Takes the assignment; training starts with the first `step`."""
         assert context is not None
         os.environ.update(context.environment)
-        self._context = context
+        self._context, self._warm = context, WarmWorkers()
         self._take(config["assignment"])
 
     def step(self) -> dict[str, Any]:
@@ -40,8 +43,8 @@ class TrialDriver(ray.tune.Trainable):
         return True
 
     def _take(self, assignment: Assignment) -> None:
-        self._trial = Trial(self._context, assignment)
-        self._step: int = assignment.reported
+        self._trial = Trial(self._context, assignment, self._warm)
+        self._step = assignment.reported
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
         """Names the checkpoint in object storage, for Tune's own state; no tensors pass through Tune."""
@@ -54,3 +57,4 @@ class TrialDriver(ray.tune.Trainable):
     def cleanup(self) -> None:
         """Saves and ends the run, and releases its resources."""
         self._trial.stop()
+        self._warm.end()

@@ -14,7 +14,7 @@ from orchestrator.policy.hang import LEAST_S, SILENCE_S, Beat, Phase
 from orchestrator.policy.scaling import SETTLE_S, Observation, ScalingPolicy
 from orchestrator.run.progress import LOG_LINES, GroupStart, LoopRequests
 from orchestrator.run.record import DISRUPTIONS
-from orchestrator.workers.pool import PoolAction, StartAction
+from orchestrator.workers.group_size import PoolAction, StartAction
 
 
 class Clock:

@@ -14,8 +14,9 @@ from orchestrator.policy.scaling import Observation
 from orchestrator.run.job import PlannedRestart
 from orchestrator.run.progress import Progress
 from orchestrator.workers.failure_causes import cause_of, describe_death, failed_ranks, to_manta_error
+from orchestrator.workers.group_size import PoolAction
 from orchestrator.workers.hooks import BeatHook, RetryHook, SizeHook
-from orchestrator.workers.pool import PoolAction, WorkersHung
+from orchestrator.workers.pool import WorkersHung
 from orchestrator.workers.pooled_group import Losses
 
 KILLED = """The actor died unexpectedly before finishing this task.

@@ -24,10 +24,12 @@ from data.stores.shard_file import filesystem_for
 from orchestrator.nodes.requests import NodeRequests
 from orchestrator.policy.hang import Beat, Hang
 from orchestrator.policy.scaling import Observation
-from orchestrator.workers.pool import GroupSize, PoolAction, StartAction, WorkersHung
+from orchestrator.workers.group_size import GroupSize, PoolAction, StartAction
+from orchestrator.workers.pool import WorkersHung
 from orchestrator.workers.pooled_group import Losses
 from orchestrator.workers.process_group import ProcessGroup, ProcessGroupConfig
 from orchestrator.workers.ray_train import WorkerGroupTrainer
+from orchestrator.workers.warm import WarmWorkers
 from orchestrator.workers.worker import TrainingWorker
 from tests.ray_contract import MESSAGE, Failing, assert_ray_has
 from tests.waiting import wait_until
@@ -162,6 +164,20 @@ class TestWithACluster:
         assert (tmp_path / "survivor").read_text() in ends.values(), "the surviving rank is still the same process"
         stopped = int((tmp_path / "stopped").read_text())
         wait_until(lambda: not is_alive(stopped), "the rank that hung is killed, although it was stopped")
+
+    def test_runs_of_one_process_follow_each_other_in_the_same_workers(self, tmp_path: Path) -> None:
+        """The second has fewer; after it, they are ended."""
+        warm, processes = WarmWorkers(), []
+        for run, workers in (("one", 2), ("two", 1)):
+            (tmp_path / run).mkdir()
+            trainer_of(tmp_path / run, note_own_process, retry=never, size=FixedSize(workers), warm=warm).fit()
+            processes.append({int(path.name) for path in (tmp_path / run).glob("[0-9]*")})
+        first, second = processes
+        assert len(first) == 2 and len(second) == 1 and second < first
+        wait_until(lambda: [is_alive(each) for each in first - second] == [False], "the one that is not needed ends")
+        assert is_alive(*second)
+        warm.end()
+        wait_until(lambda: not is_alive(*second), "the other ends with the process that kept it")
 
 
 class FixedSize(NamedTuple):
@@ -303,6 +319,14 @@ def import_torch() -> None:
     import torch  # noqa: F401
 
 
+def never(error: BaseException, losses: Losses) -> bool:
+    return False
+
+
+def note_own_process(config: dict[str, str]) -> None:
+    (Path(config["folder"]) / str(os.getpid())).touch()
+
+
 def end_at_once(config: dict[str, str]) -> None:
     (Path(config["folder"]) / "end").touch()
 
@@ -320,6 +344,7 @@ def trainer_of(
     retry: Callable[[BaseException, Losses], bool],
     size: GroupSize = FixedSize(2),  # noqa: B008
     backend: BackendConfig | None = None,
+    warm: WarmWorkers | None = None,
 ) -> Any:
     filesystem, path = filesystem_for(str(folder / "ray-train"), StoreConfig())
     return WorkerGroupTrainer(
@@ -331,6 +356,7 @@ def trainer_of(
         size=size,
         prepare=import_torch,
         send=nowhere,
+        warm=warm,
         train_loop_config={"folder": str(folder)},
         backend_config=backend or ProcessGroupConfig(use_gpu=False, timeout_s=60),
         scaling_config=ray.train.ScalingConfig(num_workers=2, use_gpu=False, resources_per_worker={"CPU": 1}),
