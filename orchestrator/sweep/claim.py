@@ -12,7 +12,7 @@ from orchestrator.errors import ConfigChangedError, RunInUseError, UnknownRunErr
 from orchestrator.run.fence import Fence
 from orchestrator.run.record import load_record
 from orchestrator.sweep.records import RECORD, TrialBook
-from orchestrator.sweep.spec import Sweep
+from orchestrator.sweep.spec import FREE, Sweep
 
 
 def refuse_changed(sweep: Sweep, store: Store, book: TrialBook) -> None:
@@ -25,7 +25,7 @@ def refuse_changed(sweep: Sweep, store: Store, book: TrialBook) -> None:
             raise ConfigChangedError(
                 f"Sweep {sweep.name!r} was started with other settings, and these decide its result:\n{lines}\n"
                 f"Set them back to continue it, or choose another `sweep:` name (--set sweep=NAME). "
-                f"searcher.trials, searcher.points, max_failures, max_concurrent and scaling may change."
+                f"searcher.trials, searcher.points, scaling, {', '.join(FREE[:-1])} and {FREE[-1]} may change."
             )
 
 

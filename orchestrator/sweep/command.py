@@ -123,8 +123,10 @@ def run_sweep(
 ) -> SweepSummary:
     """Prepares the data, runs the remaining trials, and writes the best trial's recipe."""
     fence = heartbeat.fence
-    coordinator = TrialCoordinator(sweep, book, _worker_slots(sweep))
-    if not coordinator.is_settled:
+    earlier = fence.record.attempts[:-1]
+    spent_s = sum(attempt.heartbeat_at - attempt.started_at for attempt in earlier)
+    coordinator = TrialCoordinator(sweep, book, _worker_slots(sweep), spent_s)
+    if not coordinator.is_settled and not coordinator.ends_early:
         config = sweep.base
         with _ray_for_sweep(config):
             data = prepare_once(sweep, root, heartbeat, console)
@@ -144,7 +146,11 @@ def run_sweep(
         patience.call(lambda: fence.update(result={**fence.record.result, "recipe": str(path)}))
         patience.call(lambda: root.child(f"sweeps/{sweep.name}").put("best.yaml", path.read_bytes()))
         console.line(f"best: trial {best.id}, loss {best.loss:.4f}; `manta train {path}` trains it")
-    outcome = {"status": "finished", "message": ""} if best else {"status": "failed", "message": no_result(book)}
+    early = "" if coordinator.is_settled else coordinator.ends_early
+    if early:
+        console.line(f"the sweep ends before its last trial: {early}")
+    message = early if best else no_result(book, early)
+    outcome = {"status": "finished" if best else "failed", "message": message}
     patience.call(lambda: fence.update(attempt=outcome))
     summary = summary_of(sweep, fence.record, list(book))
     cost = summary["cost"]
@@ -155,8 +161,10 @@ def run_sweep(
     return summary
 
 
-def no_result(book: TrialBook) -> str:
-    """Why there is no best trial, with the reason of one that failed."""
+def no_result(book: TrialBook, early: str) -> str:
+    """Why there is no best trial, with the reason of one that failed; `early` is why the sweep ended before its end."""
+    if early:
+        return f"No trial has a usable result yet: {early}"
     failed = next((record for record in book if record.status == "failed" and record.reason), None)
     example = f", such as {failed.id}: {failed.reason.splitlines()[0][:300]}" if failed else ""
     return f"No trial has a usable result: all {len(book)} have failed{example}"

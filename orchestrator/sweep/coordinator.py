@@ -18,6 +18,7 @@ from orchestrator.sweep.schedule.choice import schedule_of
 from orchestrator.sweep.schedule.legs import Decisions, Leg
 from orchestrator.sweep.schedule.milestones import grace_steps
 from orchestrator.sweep.spec import Sweep
+from orchestrator.sweep.summary import best_of
 from orchestrator.sweep.trial import Assignment
 
 RETRY_WAIT_S = 5.0
@@ -27,14 +28,18 @@ RETRY_WAIT_S = 5.0
 class TrialCoordinator:
     """Assigns and records trials for Ray Tune's searcher and scheduler, in Tune's own process and thread.
 
+    Args:
+        spent_s: seconds that earlier attempts at the sweep took.
+
     Attributes:
         interrupted: no more legs start, and running ones are stopped; a later attempt at the sweep continues them.
         notices: lines of trials for the sweep's terminal, each once.
         cut_short: trials that were stopped amid a leg, and may have done more steps than they reported.
     """
 
-    def __init__(self, sweep: Sweep, book: TrialBook, cluster: WorkerSlots) -> None:
+    def __init__(self, sweep: Sweep, book: TrialBook, cluster: WorkerSlots, spent_s: float = 0.0) -> None:
         self.sweep, self.book = sweep, book
+        self._began_at = time.time() - spent_s
         self.interrupted, self.cut_short = False, set[str]()
         self.notices: dict[str, str] = {}
         self._cluster, self._schedule = cluster, schedule_of(sweep)
@@ -68,6 +73,16 @@ class TrialCoordinator:
         """Whether nothing is left to train; a leg that still runs was begun early, and is not needed any more."""
         ending = any(self.book[name].has_reported(leg.until) for name, leg in self._running.items())
         return not self.decisions.legs and not ending
+
+    @property
+    def ends_early(self) -> str:
+        """Why the sweep ends though there is something left to train; "" if it does not."""
+        spec, best = self.sweep.spec, best_of(self.book, self.decisions.finalists)
+        if spec.max_hours is not None and time.time() - self._began_at > 3600 * spec.max_hours:
+            return f"max_hours = {spec.max_hours:g} have passed"
+        if spec.target is not None and best is not None and best.loss is not None and best.loss <= spec.target:
+            return f"trial {best.id} has reached target = {spec.target:g}"
+        return ""
 
     @property
     def waiting(self) -> list[Leg]:

@@ -18,7 +18,7 @@ from orchestrator.config.recipe_file import assign
 from orchestrator.config.result_fields import flatten, is_free
 from orchestrator.sweep.space import Domain, Point, grid, on_the_grid, plain
 
-_FREE = ("max_concurrent", "max_failures")
+FREE = ("max_concurrent", "max_failures", "max_hours", "target")
 """Fields of a sweep that may change when it continues, besides `searcher.trials` and `searcher.points`."""
 
 
@@ -112,6 +112,16 @@ class SweepSpec(Section):
         description="Times that a trial is tried again after its workers, a node or the store failed. What would fail "
         "again, such as a loss that is not finite, is not tried again.",
     )
+    max_hours: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Hours after which the sweep ends with the best trial so far, over all attempts at it. With more "
+        "of them, the same command continues it.",
+    )
+    target: float | None = Field(
+        None, allow_inf_nan=False, description="Loss at which the sweep ends: a trial that is compared has reached it."
+    )
     max_concurrent: int | None = Field(
         None, ge=1, description="Maximum number of trials at the same time; null: as many as fit on the cluster."
     )
@@ -190,7 +200,7 @@ class Sweep:
 
     def result_fields(self) -> dict[str, Any]:
         """Value by dotted name of the fields that decide the sweep's result and cannot change when it continues."""
-        spec = self.spec.model_dump(mode="json", by_alias=True, exclude={"set", "recipe", *_FREE})
+        spec = self.spec.model_dump(mode="json", by_alias=True, exclude={"set", "recipe", *FREE})
         for name in ("trials", "points"):
             spec["searcher"].pop(name)
         run = {name: value for name, value in flatten(self.base.model_dump(mode="json")).items() if not is_free(name)}

@@ -30,7 +30,8 @@ class CoordinatorSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """The config of the next leg; None where it has to wait."""
-        if self._coordinator.interrupted or self._coordinator.is_settled:
+        coordinator = self._coordinator
+        if coordinator.interrupted or coordinator.is_settled or coordinator.ends_early:
             return str(Searcher.FINISHED)
         assignment = self._coordinator.next_assignment()
         if assignment is None:

@@ -117,7 +117,8 @@ class _AtEnd(Stopper):
         return False
 
     def stop_all(self) -> bool:
-        return self._coordinator.interrupted or self._coordinator.is_settled
+        coordinator = self._coordinator
+        return coordinator.interrupted or coordinator.is_settled or bool(coordinator.ends_early)
 
 
 class _SweepWatch(Callback):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.tune.search import Searcher
 
 from data.errors import DiskFullError, MantaError, StoreAccessError, TransientStoreError
 from data.stores.local import LocalStore
@@ -17,7 +18,7 @@ from orchestrator.sweep.records import TrialBook, TrialRecord
 from orchestrator.sweep.spec import Sweep
 from orchestrator.sweep.summary import best_of
 from orchestrator.sweep.trial import Assignment, is_final
-from orchestrator.sweep.tune.adapters import RecordingScheduler
+from orchestrator.sweep.tune.adapters import CoordinatorSearcher, RecordingScheduler
 from tests.orchestrator.sweep.test_policies import sweep_of
 
 Outcome = dict[str, tuple[str, list[int], float | None]]
@@ -264,6 +265,31 @@ def test_trials_that_are_added_bring_back_one_that_was_out(tmp_path: Path, monke
     for name, (status, rungs, _) in fresh.items():
         assert set(rungs) <= set(continued[name][1])
         assert status == continued[name][0] or name == best.id
+
+
+def test_a_sweep_ends_at_its_target_and_after_its_hours_and_goes_on_with_more(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    scheduler, searcher = {"name": "halving", "grace_steps": 10}, {"name": "random", "trials": 3}
+    sweep = sweep_of(tmp_path, scheduler=scheduler, searcher=searcher, target=2.0, max_hours=1.0)
+    coordinator = coordinator_of(sweep, tmp_path / "records")
+    tune = RecordingScheduler(coordinator)
+    for loss in (3.0, 1.5):
+        assert coordinator.ends_early == ""
+        begun = begin(coordinator, tune)
+        assert begun is not None
+        report(tune, begun[0], 10, loss)
+        end(tune, begun[0], status="done")
+    assert coordinator.ends_early == "trial t002 has reached target = 2" and not coordinator.is_settled
+    assert CoordinatorSearcher(coordinator).suggest("any") == Searcher.FINISHED
+    book = TrialBook(LocalStore(str(tmp_path / "records")))
+    assert [record.status for record in book] == ["stopped", "paused"]
+
+    cluster: Any = _Slots(4)
+    late = TrialCoordinator(sweep_of(tmp_path, searcher=searcher, max_hours=1.0), book, cluster, spent_s=3601.0)
+    assert late.ends_early == "max_hours = 1 have passed"
+    more = TrialCoordinator(sweep_of(tmp_path, searcher=searcher, max_hours=2.0), book, cluster, spent_s=3601.0)
+    assert more.ends_early == "" and more.waiting
+    assert sweep.result_fields() == sweep_of(tmp_path, scheduler=scheduler, searcher=searcher).result_fields()
 
 
 def test_a_sweep_asks_for_nodes_for_every_trial_that_waits(tmp_path: Path, monkeypatch: Any) -> None:
