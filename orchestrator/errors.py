@@ -126,7 +126,7 @@ class BadLossError(MantaError):
 
 
 class NoResultError(MantaError):
-    """Every trial of a sweep has failed; the message has the commonest reason."""
+    """Every trial of a sweep has failed; the message has the reason of one."""
 
 
 class FencedError(MantaError):

@@ -150,7 +150,7 @@ class LoopInterface(MonitorInterface):
 
     @not_kept
     def has_evaluated(self, step: int) -> bool:
-        """Whether the state after `step` was evaluated in this attempt, or is now. Called by every rank."""
+        """Whether the state after `step` was evaluated in this attempt, or is now."""
         done = (each["step"] for each in self._state.progress.evaluations)
         return step == self._state.evaluations.running_step or step in done
 

@@ -34,9 +34,9 @@ def with_present_schedulers(stored: Mapping[str, Any], present: Mapping[str, Any
     if "searcher.batch" in stored:
         return dict(stored)
     name = stored.get("scheduler.name")
-    renamed = {"asha": "asha-stopping", "hyperband": "hyperband of version 0.2", "pbt": "pbt of version 0.2"}
+    renamed = {"asha": "asha-stopping", "hyperband": "hyperband (0.2)", "pbt": "pbt (0.2)"}
     fields = {**stored, "searcher.batch": present["searcher.batch"], "scheduler.name": renamed.get(str(name), name)}
-    return {each: value for each, value in fields.items() if each != "searcher.points"}
+    return {each: value for each, value in fields.items() if not each.startswith("searcher.points")}
 
 
 def claim(sweep: Sweep, store: Store, book: TrialBook, takeover: bool) -> Fence:

@@ -11,7 +11,7 @@ from typing import Any
 
 from cluster.known_secrets import struck
 from cluster.local.ray import joins_cluster, ray_cluster
-from data.errors import MantaError
+from data.errors import InputError, MantaError
 from data.prepared import PreparedData
 from data.stores.patience import Patience, telling
 from data.stores.store import Store
@@ -69,7 +69,7 @@ def tune(
         KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; all progress is saved.
         MantaError: see `orchestrator.errors`.
     """
-    sweep, console = load_sweep(recipe, overrides), Console()
+    sweep, console = load_sweep(recipe, overrides, tries_points=True), Console()
     refuse_missing_packages(sweep.base.observe)
     refuse_keys_for_nodes(sweep.base)
     remember_sweep(sweep)
@@ -83,9 +83,9 @@ def tune(
         patience.call(lambda: refuse_changed(sweep, store, book))
         fence = patience.call(lambda: claim(sweep, store, book, takeover))
         book = patience.call(lambda: TrialBook(store, fence.record.last.number, patience))  # with the newest reports
-        if retry_failed:
-            retry(book)
         try:
+            if retry_failed:
+                retry(sweep, book)
             tell = telling(console.line, "writing the sweep's record")
             with Heartbeat(fence, base.store.patience, tell) as heartbeat, live(console) as screen:
                 summary = run_sweep(sweep, root, heartbeat, book, console, watch or screen, patience)
@@ -104,10 +104,16 @@ def tune(
     return summary
 
 
-def retry(book: TrialBook) -> None:
-    """Lets trials that have failed for good begin again where they were."""
+def retry(sweep: Sweep, book: TrialBook) -> None:
+    """Lets trials that have failed for good begin again where they were; not those that no recipe allows.
+
+    Raises:
+        InputError: the states that it would need are not kept.
+    """
+    if sweep.spec.scheduler.name == "pbt":
+        raise InputError("--retry-failed: not with pbt, which does not keep the states that others went on from.")
     for record in book:
-        if record.status == "failed":
+        if record.status == "failed" and record.started_at is not None:
             record.status, record.failures, record.ended_at = "paused", [], None
             book.save(record)
 
@@ -140,7 +146,8 @@ def run_sweep(
             run_trials(sweep, root, heartbeat, coordinator, data, console, watch, patience)
     if coordinator.interrupted:
         raise KeyboardInterrupt
-    best = best_of(book, coordinator.decisions.finalists)
+    coordinator.record_outs()  # the attempt that decided may have been killed before it could
+    best = best_of(book, coordinator.decisions.finalists, coordinator.levels)
     if best is not None:
         path = write_best(sweep, best)
         patience.call(lambda: fence.update(result={**fence.record.result, "recipe": str(path)}))

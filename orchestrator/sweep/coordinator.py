@@ -5,24 +5,22 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
+from data.errors import MantaError
 from orchestrator.config.recipe_file import remember_recipe
 from orchestrator.config.result_fields import resolved
-from orchestrator.errors import FencedError
 from orchestrator.sweep.capacity import WorkerSlots, share
 from orchestrator.sweep.new_trials import continued_point, is_held_back, new_trial
 from orchestrator.sweep.records import Donor, TrialBook, TrialRecord, TrialRun
 from orchestrator.sweep.schedule.choice import schedule_of
-from orchestrator.sweep.schedule.legs import Decisions, Leg
+from orchestrator.sweep.schedule.legs import Decisions, Leg, loss_at
 from orchestrator.sweep.schedule.milestones import grace_steps
 from orchestrator.sweep.spec import Sweep
-from orchestrator.sweep.summary import best_of
 from orchestrator.sweep.trial import Assignment
 
-RETRY_WAIT_S = 5.0
-"""Seconds until a trial that has failed is tried again; four times as many after each further failure."""
+RETRY_WAIT_S, LONGEST_RETRY_WAIT_S = 5.0, 60.0
+"""Seconds until a trial that has failed is tried again, four times as many after each further failure, and the most."""
 
 
 class TrialCoordinator:
@@ -33,6 +31,7 @@ class TrialCoordinator:
 
     Attributes:
         interrupted: no more legs start, and running ones are stopped; a later attempt at the sweep continues them.
+        error: what ended this attempt at the sweep; None if nothing did.
         notices: lines of trials for the sweep's terminal, each once.
         cut_short: trials that were stopped amid a leg, and may have done more steps than they reported.
     """
@@ -42,6 +41,7 @@ class TrialCoordinator:
         self._began_at = time.time() - spent_s
         self.interrupted, self.cut_short = False, set[str]()
         self.notices: dict[str, str] = {}
+        self.error: MantaError | None = None
         self._cluster, self._schedule = cluster, schedule_of(sweep)
         self._running: dict[str, Leg] = {}
         self._shares: dict[str, int] = {}
@@ -51,6 +51,7 @@ class TrialCoordinator:
         for record in book:
             if record.status == "running":  # when the attempt before ended
                 self._pause(record)
+                self.book.save(record)
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         """Pickles as a bare object. Tune pickles the coordinator with its own state, which a sweep never reads back."""
@@ -77,11 +78,14 @@ class TrialCoordinator:
     @property
     def ends_early(self) -> str:
         """Why the sweep ends though there is something left to train; "" if it does not."""
-        spec, best = self.sweep.spec, best_of(self.book, self.decisions.finalists)
+        spec = self.sweep.spec
         if spec.max_hours is not None and time.time() - self._began_at > 3600 * spec.max_hours:
             return f"max_hours = {spec.max_hours:g} have passed"
-        if spec.target is not None and best is not None and best.loss is not None and best.loss <= spec.target:
-            return f"trial {best.id} has reached target = {spec.target:g}"
+        if spec.target is not None:
+            losses = ((loss_at(record, level), record) for record in self.book for level in self.levels)
+            for loss, record in losses:
+                if loss is not None and loss <= spec.target:
+                    return f"trial {record.id} has reached target = {spec.target:g}"
         return ""
 
     @property
@@ -106,11 +110,12 @@ class TrialCoordinator:
         """Begins the next leg; None where it has to wait for capacity, or for others."""
         scaling, limit = self.sweep.base.scaling, self.sweep.spec.max_concurrent
         while waiting := self.waiting:
+            needed = [leg for leg in waiting if not leg.is_early]  # first; no nodes are requested for the others
             free = len(waiting) if limit is None else limit - len(self._running)
-            at_once = max(0, min(len(waiting), free))
+            at_once = max(0, min(len(needed) or 1, free))
             limits = scaling.effective_min_workers, scaling.effective_max_workers
             max_workers = at_once and share(self._cluster.total(), self._shares, at_once, *limits)
-            self._cluster.request(at_once - bool(max_workers), scaling.effective_min_workers)
+            self._cluster.request(at_once - bool(max_workers) if needed else 0, scaling.effective_min_workers)
             if not max_workers:
                 return None
             leg = waiting[0]
@@ -207,7 +212,7 @@ class TrialCoordinator:
         if status == "stopped" or self.interrupted:
             self._pause(record)
         elif status == "failed":
-            self._fail(record, reason, is_final=bool(result.get("is_final")))
+            self._fail(record, reason, is_final=False)
         elif not record.has_reported(leg.until) or record.loss is None:
             record.end("failed", f"no finite {self.sweep.spec.metric} was reported at step {leg.until}")
         else:
@@ -227,22 +232,31 @@ class TrialCoordinator:
                 record.end("stopped", reason if record.loss is None else f"loss {record.loss:.4f}: {reason}")
                 self.book.save(record)
 
-    def record_death(self, name: str, reason: str) -> None:
-        """Records that a trial's own process has died, and releases its share."""
-        self._release(name)
-        record = self.book[name]
-        if not record.has_ended and not self.interrupted:
-            self._fail(record, reason, is_final=False)
-            self.book.save(record)
-            self._decided = None
+    def record_failure(self, name: str, reason: str, *, is_final: bool = False) -> None:
+        """Records that a leg failed, or its process died, and releases its share."""
+        leg, record = self._release(name), self.book[name]
+        if record.has_ended or leg is None:
+            return
+        if self.interrupted or record.has_reported(leg.until):
+            self._pause(record)
+        else:
+            self._fail(record, reason, is_final=is_final)
+        self.book.save(record)
+        self._decided = None
+        self.record_outs()
+
+    def fail(self, error: MantaError) -> None:
+        """Ends this attempt at the sweep by an error of the records' store, or of another attempt."""
+        self.error, self.interrupted = self.error or error, True
 
     def close(self) -> None:
         """Records that what ran has been stopped, and withdraws the request for more nodes."""
         self._cluster.request(0, self.sweep.base.scaling.effective_min_workers)
-        with suppress(FencedError):  # what has ended this attempt
-            for name in list(self._running):
-                self.record_end(name, {"status": "stopped"})
-            self.record_outs()
+        if self.error is not None:  # the next attempt does it
+            return
+        for name in list(self._running):
+            self.record_end(name, {"status": "stopped"})
+        self.record_outs()
 
     def _pause(self, record: TrialRecord) -> None:
         """Marks a trial that does not run now as paused; as finished where it has come to its last step."""
@@ -255,7 +269,8 @@ class TrialCoordinator:
         if is_final or len(record.failures) >= self.sweep.spec.max_failures:
             record.end("failed", reason)
             return
-        self._tried_at[record.number] = time.monotonic() + RETRY_WAIT_S * 4 ** len(record.failures)
+        wait_s = min(LONGEST_RETRY_WAIT_S, RETRY_WAIT_S * 4.0 ** min(len(record.failures), 9))
+        self._tried_at[record.number] = time.monotonic() + wait_s
         record.failures.append(reason)
         self._pause(record)
         record.reason = reason

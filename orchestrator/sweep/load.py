@@ -27,7 +27,7 @@ REMEMBERED = Path(".manta/sweeps")
 """Folder of the whole recipes of sweeps that were started from the working directory."""
 
 
-def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> Sweep:
+def load_sweep(path: Path | str, overrides: Sequence[str] = (), *, tries_points: bool = False) -> Sweep:
     """Reads the sweep that a recipe describes.
 
     Prints a line to standard error for each field of the run that is given under an old name.
@@ -35,6 +35,7 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> Sweep:
     Args:
         path: the sweep's file.
         overrides: `dotted.name=value` each, a field of the sweep, or of the run for all trials.
+        tries_points: whether points of the space are tried, see `Refusals`, which takes a second.
 
     Raises:
         RecipeError: there are problems; all of them are in the message, also those that only some trials would have.
@@ -68,7 +69,7 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> Sweep:
     config = config_from(base, f"{path}, for every trial")
     sweep = Sweep(spec, config, base, full)
     problems = list(sweep_problems(sweep))
-    if path.parent != REMEMBERED:  # it was checked when the sweep was started
+    if tries_points:
         refusals = Refusals.of(sweep)
         problems += refusals.problems()
         if not problems:

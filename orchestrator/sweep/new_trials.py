@@ -7,7 +7,7 @@ import random
 from orchestrator.errors import RecipeError
 from orchestrator.sweep.records import DRAWN, TrialBook, TrialRecord, TrialRun
 from orchestrator.sweep.schedule.legs import is_lost, loss_at
-from orchestrator.sweep.space import Point, perturbed
+from orchestrator.sweep.space import Point, on_the_grid, perturbed, plain
 from orchestrator.sweep.spec import Sweep
 from orchestrator.sweep.suggest import STARTUP_TRIALS, Result, suggest
 
@@ -83,7 +83,9 @@ def known_results(sweep: Sweep, number: int, book: TrialBook, levels: list[int])
     results = []
     for record in book:
         if record.number <= learned:
-            results.append(Result(record.trial_runs[0].point, _first_loss(record, levels), is_lost(record)))
+            loss = _first_loss(record, levels)
+            # One that fails beyond that step has, elsewhere, not failed yet.
+            results.append(Result(record.trial_runs[0].point, loss, is_lost(record) and loss is None))
         elif record.number < number:
             results.append(Result(record.trial_runs[0].point))
     return results
@@ -96,7 +98,7 @@ def _is_known(record: TrialRecord, levels: list[int]) -> bool:
 def _first_loss(record: TrialRecord, levels: list[int]) -> float | None:
     """The loss at the first level that the trial has reported at; a stopped trial's last one."""
     found = next((loss for level in levels if (loss := loss_at(record, level)) is not None), None)
-    return record.loss if found is None and record.has_ended else found
+    return record.loss if found is None and record.has_ended and not is_lost(record) else found
 
 
 def _learned_from(sweep: Sweep, number: int) -> int:
@@ -110,4 +112,8 @@ def _learned_from(sweep: Sweep, number: int) -> int:
 def _next_given(sweep: Sweep, book: TrialBook) -> int:
     """Index of the first of the recipe's points that no trial has taken; DRAWN if all are taken."""
     taken = {record.number - 1 if record.given is None else record.given for record in book}
-    return next((index for index in range(len(sweep.spec.searcher.points)) if index not in taken), DRAWN)
+    points = sweep.spec.searcher.points
+    if sweep.spec.searcher.name == "grid":  # each point once
+        tried = {plain(record.trial_runs[0].point) for record in book}
+        taken |= {index for index, point in enumerate(points) if plain(on_the_grid(sweep.spec.space, point)) in tried}
+    return next((index for index in range(len(points)) if index not in taken), DRAWN)

@@ -27,52 +27,60 @@ class Refusals:
     """What was found.
 
     Attributes:
-        inside: empty where all domains are lists of values, so that there is nothing but corners.
+        certain: of points that will be tried, or that decide whether the space makes sense: those that the recipe
+            gives, the grid, the corners.
+        inside: of points drawn inside the space; empty where all domains are lists of values.
+        share: of the points inside that are refused.
     """
 
-    corners: Found
+    certain: Found
     inside: Found
+    share: float
 
     @classmethod
     def of(cls, sweep: Sweep) -> Self:
         """Tries the points of the sweep's space."""
-        space, rng = sweep.spec.space, random.Random(0)
-        has_ranges = any(domain.values is None for domain in space.values())
-        drawn = (draw(space, rng) for _ in range(DRAWS if has_ranges else 0))
-        return cls(_found(sweep, extreme_points(space, COMBINATIONS)), _found(sweep, drawn))
+        space, searcher, rng = sweep.spec.space, sweep.spec.searcher, random.Random(0)
+        points = [draw(space, rng, given) for given in searcher.points]
+        points += sweep.grid[:COMBINATIONS] if searcher.name == "grid" else extreme_points(space, COMBINATIONS)
+        has_ranges = searcher.name != "grid" and any(domain.values is None for domain in space.values())
+        drawn = [draw(space, rng) for _ in range(DRAWS if has_ranges else 0)]
+        inside, refused = _found(sweep, drawn)
+        return cls(_found(sweep, points)[0], inside, refused / DRAWS)
 
     def problems(self) -> Iterator[str]:
-        """Refused corners, which have to be valid, and what too many points inside have."""
-        for _, problem, point in self.corners.values():
+        """Refused points that have to be valid, and what too many points inside have."""
+        for _, problem, point in self.certain.values():
             yield f"a trial with {_text(point)} would be refused: {problem}"
-        for kind, (count, problem, point) in self.inside.items():
-            if count > MOST_REFUSED * DRAWS and kind not in self.corners:
-                yield (
-                    f"{count / DRAWS:.0%} of the trials would be refused, such as one with {_text(point)}: {problem} "
-                    f"Write the values that are allowed as a choice."
-                )
+        if self.share > MOST_REFUSED:
+            _, problem, point = max(self.inside.values(), key=lambda found: found[0])
+            yield (
+                f"{self.share:.0%} of the trials would be refused, such as one with {_text(point)}: {problem} "
+                f"Write the values that are allowed as a choice."
+            )
 
     def notices(self) -> Iterator[str]:
         """What the searcher will have to draw again."""
         for count, problem, point in self.inside.values():
-            if count <= MOST_REFUSED * DRAWS:
-                yield (
-                    f"{count / DRAWS:.1%} of the points of the space are refused, and drawn again, such as "
-                    f"{_text(point)}: {problem}"
-                )
+            yield (
+                f"{count / DRAWS:.1%} of the points of the space are refused, and drawn again, such as "
+                f"{_text(point)}: {problem}"
+            )
 
 
-def _found(sweep: Sweep, points: Iterable[Point]) -> Found:
-    found: Found = {}
+def _found(sweep: Sweep, points: Iterable[Point]) -> tuple[Found, int]:
+    """The problems, and the number of points that have any."""
+    found, refused = Found(), 0
     for point in points:
         try:
             sweep.config_of(point, sweep.name)
         except RecipeError as error:
+            refused += 1
             for line in str(error).splitlines()[1:]:
                 kind = re.sub(r"\d[\d.e+-]*", "#", line.strip())
-                count, *first = found.get(kind, (0, line.strip(), point))
-                found[kind] = count + 1, *first  # type: ignore[assignment]
-    return found
+                count = found[kind][0] if kind in found else 0
+                found[kind] = (count + 1, *found.get(kind, (0, line.strip(), point))[1:])
+    return found, refused
 
 
 def _text(point: Point) -> str:

@@ -201,8 +201,9 @@ class Sweep:
     def result_fields(self) -> dict[str, Any]:
         """Value by dotted name of the fields that decide the sweep's result and cannot change when it continues."""
         spec = self.spec.model_dump(mode="json", by_alias=True, exclude={"set", "recipe", *FREE})
-        for name in ("trials", "points"):
-            spec["searcher"].pop(name)
+        if self.spec.scheduler.name != "pbt":  # whose trials need each other's states, which are not kept
+            spec["searcher"].pop("trials")
+        spec["searcher"].pop("points")
         run = {name: value for name, value in flatten(self.base.model_dump(mode="json")).items() if not is_free(name)}
         return {**flatten(spec), **{f"run.{name}": value for name, value in run.items()}}
 

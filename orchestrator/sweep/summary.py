@@ -10,7 +10,9 @@ from orchestrator.run.fence import liveness
 from orchestrator.run.record import LIVE, RunRecord, load_record
 from orchestrator.sweep.records import RECORD, TrialBook, TrialRecord
 from orchestrator.sweep.schedule.choice import schedule_of
+from orchestrator.sweep.schedule.legs import Schedule, ranked
 from orchestrator.sweep.schedule.milestones import rungs
+from orchestrator.sweep.schedule.whole import WholeTrials
 from orchestrator.sweep.spec import Sweep
 
 
@@ -169,12 +171,19 @@ def trial_summary(record: TrialRecord, steps: int) -> TrialSummary:
     }
 
 
-def best_of(trials: Iterable[TrialRecord], finalists: Sequence[int]) -> TrialRecord | None:
-    """The first of the finalists; where there are none yet, the best of those with the most steps."""
+def best_of(trials: Iterable[TrialRecord], finalists: Sequence[int], levels: Sequence[int]) -> TrialRecord | None:
+    """The first of the finalists; where there are none yet, the best at the highest of the levels that one has reached.
+
+    Below the first level, the best of those with the most steps.
+    """
     by_number = {record.number: record for record in trials}
     if finalists:
         return by_number[finalists[0]]
-    reported = [record for record in by_number.values() if record.loss is not None and record.status != "failed"]
+    able = {number: record for number, record in by_number.items() if record.status != "failed"}
+    for level in reversed(levels):
+        if known := ranked(list(able), able, level):
+            return able[known[0]]
+    reported = [record for record in able.values() if record.loss is not None]
     furthest = max((record.reports[-1].step for record in reported), default=0)
     candidates = [record for record in reported if record.reports[-1].step == furthest]
     return min(candidates, key=lambda record: (record.loss, record.number), default=None)
@@ -202,8 +211,11 @@ def summary_of(sweep: Sweep, record: RunRecord, book: Sequence[TrialRecord], *, 
         lives: whether the last attempt, if its record does not say how it ended, is alive.
     """
     trials = [trial_summary(trial, sweep.steps) for trial in book]
-    finalists = schedule_of(sweep).decide({trial.number: trial for trial in book}).finalists
-    best, last = best_of(book, finalists), record.last
+    schedule: Schedule = schedule_of(sweep)
+    by_number = {trial.number: trial for trial in book}
+    if "searcher.batch" not in record.result_fields:  # of version 0.2.0, whose rules stopped trials
+        schedule = WholeTrials(len(book), schedule.levels)
+    best, last = best_of(book, schedule.decide(by_number).finalists, schedule.levels), record.last
     status = "died" if last.status in LIVE and not lives else last.status
     cost = cost_summary(trials)
     cost["steps"] = sum(trial.step for trial in book)

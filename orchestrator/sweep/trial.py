@@ -17,14 +17,14 @@ from orchestrator.driver.attempt import run_attempt
 from orchestrator.driver.prepare import initial_weights_of
 from orchestrator.driver.stop_requests import StopRequests
 from orchestrator.driver.train import close_attempt
-from orchestrator.errors import BadLossError, RunInUseError
+from orchestrator.errors import BadLossError, ClusterTooSmallError, RunInUseError
 from orchestrator.printable import printable
 from orchestrator.run.checkpoint import CheckpointName, list_checkpoints, refuse_lost_checkpoints
 from orchestrator.run.fence import Fence
 from orchestrator.run.heartbeat import Heartbeat
 from orchestrator.run.progress import Progress
 from orchestrator.run.record import RECORD, RunRecord, load_record
-from orchestrator.run.run import Run, stores
+from orchestrator.run.run import Run, refuse_changed_config, stores
 from orchestrator.run.stored import read_state
 from orchestrator.sweep.fork import fork
 from orchestrator.sweep.records import Donor
@@ -33,7 +33,7 @@ from orchestrator.sweep.spec import Sweep
 from orchestrator.workers.warm import WarmWorkers
 
 POLL_S = 0.1
-"""Seconds between two polls of a trial's loop, which bounds how far a stopped trial trains beyond its rung."""
+"""Seconds between two polls of a trial's loop, which bounds how late its reports and its end are seen."""
 
 STOP_S = 45.0
 """Seconds that a stopped trial may take to save and end; after that its process is killed."""
@@ -213,15 +213,17 @@ class Trial:
         config = config.model_copy(update={"eval": config.eval.model_copy(update={"background": False})})
         root, store = stores(config)
         patience = Patience(config.store.patience, telling(self.line, "preparing"))
-        begun, record = patience.call(lambda: self._stored(root, store))
-        if record is not None and self._has_reached(record):
+        saved_step, record = patience.call(lambda: self._stored(root, store))
+        if record is not None and saved_step:
+            refuse_changed_config(record, config)
+        if record is not None and self._has_reached(record, saved_step):
             return self._saved_by(store, record.last.number)
         fence = patience.call(
             lambda: Fence.claim(
                 store,
                 config.run,
                 result_fields(config),
-                keep_pins=begun and record is not None,
+                keep_pins=bool(saved_step) and record is not None,
                 started_at=assignment.started_at,
                 takeover=True,  # the sweep's own fence already excludes other attempts
             )
@@ -257,12 +259,11 @@ class Trial:
         names = patience.call(lambda: list_checkpoints(store, load_record(store)))
         return max((name.attempt for name in names if name.step == self.assignment.until), default=last)
 
-    def _stored(self, root: Store, store: Store) -> tuple[bool, RunRecord | None]:
-        """Whether the run has a checkpoint, and its record; copies a donor's state, and takes over what is known."""
+    def _stored(self, root: Store, store: Store) -> tuple[int, RunRecord | None]:
+        """Step of the newest checkpoint (0: none), and the record; copies a donor's state, takes over what is known."""
         if (donor := self.assignment.donor) is not None:
             fork(root.child(f"runs/{donor.run}"), CheckpointName(donor.step, donor.attempt), store)
             self._is_forked = True
-        begun = bool(list_checkpoints(store))
         record = load_record(store) if store.head(RECORD) is not None else None
         if record is not None:
             refuse_lost_checkpoints(store, record)
@@ -274,21 +275,21 @@ class Trial:
                     if "val_loss" in each
                 }
             )
-        if begun:
-            rows = read_state(store, record).rows
-            self._seen.losses.update(zip(rows["step"].to_pylist(), rows["loss"].to_pylist(), strict=True))
-        return begun, record
+        if not list_checkpoints(store):
+            return 0, record
+        state = read_state(store, record)
+        self._seen.losses.update(zip(*(state.rows[name].to_pylist() for name in ("step", "loss")), strict=True))
+        return int(state.saved["step"]), record
 
-    def _has_reached(self, record: RunRecord) -> bool:
+    def _has_reached(self, record: RunRecord, saved_step: int) -> bool:
         """Whether the run had come to the leg's end before, unknown to the sweep's records."""
         until, metric = self.assignment.until, self._context.sweep.spec.metric
         if record.last.status == "finished" and "val_loss" in record.result:
             self._seen.evaluations[self._context.sweep.steps] = record.result["val_loss"]
-        saved = record.last.status in ("finished", "stopped") and record.last.step >= until
-        return saved and (metric != "val_loss" or until in self._seen.evaluations)
+        return saved_step >= until and (metric != "val_loss" or until in self._seen.evaluations)
 
 
 def is_final(error: MantaError) -> bool:
     """Whether a trial that failed with this error would fail with it again."""
-    passes = (StoreAccessError, DiskFullError, RunInUseError)
+    passes = (ClusterTooSmallError, DiskFullError, RunInUseError, StoreAccessError)
     return isinstance(error, (InputError, BadLossError)) and not isinstance(error, passes)

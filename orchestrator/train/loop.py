@@ -98,8 +98,11 @@ def evaluate_if_lost(
     job: TrainJob, state: TrainState, step: int, clock: GoodputClock, rank_zero: RankZero | OtherRank
 ) -> None:
     """Does the evaluation that is due after `step` if there is none: the run was stopped there, or its workers died."""
-    is_due = job.config.evaluates_after(step) and step not in job.evaluated
-    if is_due and not ray.get(job.monitor.has_evaluated.remote(step)):
+    if step == 0 or not job.config.evaluates_after(step) or step in job.evaluated:
+        return
+    has_evaluated = [state.rank == 0 and ray.get(job.monitor.has_evaluated.remote(step))]
+    dist.broadcast_object_list(has_evaluated)  # what rank 0 was told: all ranks have to do the same
+    if not has_evaluated[0]:
         evaluate_during_training(job, state, step, clock, rank_zero)
 
 

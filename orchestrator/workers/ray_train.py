@@ -97,8 +97,11 @@ class WorkerGroupTrainer(DataParallelTrainer):
         if not self._is_here:
             return super()._initialize_and_run_controller(**controller)
         here = TrainController(**controller)
-        asyncio.run(here.run())  # type: ignore[no-untyped-call]
-        return here.get_result()
+        try:
+            asyncio.run(here.run())  # type: ignore[no-untyped-call]
+            return here.get_result()
+        finally:
+            self._scaling.end()  # where the controller could not
 
 
 class RetryHookPolicy(FailurePolicy):
@@ -144,6 +147,7 @@ class PoolScalingPolicy(FixedScalingPolicy):
         self._lost, self._lost_at = Counter[str](), 0.0
         self._probed: FreeCapacity | None = None
         self._start_watch: StartWatch | None = None
+        self._has_ended = False
 
     def after_controller_start(self, train_run_context: Any) -> None:
         """Called in the controller's process: makes its worker groups take their workers from the pool."""
@@ -154,12 +158,12 @@ class PoolScalingPolicy(FixedScalingPolicy):
 
     async def before_controller_shutdown(self) -> None:
         """Ends the pool after a run that ended by itself."""
-        self._end()
+        self.end()
         await super().before_controller_shutdown()  # type: ignore[no-untyped-call]
 
     def before_controller_abort(self) -> None:
         """Ends the pool after a run that was aborted."""
-        self._end()
+        self.end()
         super().before_controller_abort()  # type: ignore[no-untyped-call]
 
     def losses(self, error: BaseException) -> Losses:
@@ -280,7 +284,11 @@ class PoolScalingPolicy(FixedScalingPolicy):
         if self._start_watch is not None:
             self._start_watch.stop()
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Ends the workers, or lets them wait for the next run of this process. Further calls do nothing."""
+        if self._has_ended:
+            return
+        self._has_ended = True
         self._stop_watch()
         self._node_requests.end()
         if self._warm is None:

@@ -51,7 +51,8 @@ class Halving:
         decisions.legs.sort(key=lambda leg: 0 if leg.number in trials else leg.number)  # begun ones, then by number
         if self._eager and decisions.legs:
             self._add_early_legs(trials, decisions)
-        decisions.finalists.sort(key=lambda number: (*_order(number, trials, self.levels), number))
+        if self._brackets > 1:
+            decisions.finalists = ranked(decisions.finalists, trials, self.levels[-1])
         return decisions
 
     def _decide_bracket(self, group: list[int], levels: list[int], trials: Trials, decisions: Decisions) -> None:
@@ -80,14 +81,9 @@ class Halving:
         """Adds the promotions of algorithm 2: the best 1/factor of those that have reached a rung so far."""
         chosen = {leg.number for leg in decisions.legs}
         for level, above in zip(self.levels, self.levels[1:], strict=False):
-            known = ranked(list(trials), trials, level)
+            known = ranked(list(range(1, self._trials + 1)), trials, level)
             for number in known[: int(len(known) // self._factor)]:
                 is_open = number not in chosen and number not in decisions.out and not is_lost(trials[number])
                 if is_open and loss_at(trials[number], above) is None:
-                    decisions.legs.append(Leg(number, above))
+                    decisions.legs.append(Leg(number, above, is_early=True))
                     chosen.add(number)
-
-
-def _order(number: int, trials: Trials, levels: list[int]) -> tuple[int, float]:
-    """Sorts by the highest rung first, then by the loss there."""
-    return next((-level, loss) for level in reversed(levels) if (loss := loss_at(trials[number], level)) is not None)

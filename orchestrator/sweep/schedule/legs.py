@@ -19,6 +19,7 @@ class Leg:
     Attributes:
         number: of the trial, from 1.
         until: step at which the leg ends.
+        is_early: it may turn out not to be needed; it only takes slots that would be idle.
         donor: number of the trial from whose state at step `donor_step` it continues; None: from its own.
     """
 
@@ -26,6 +27,7 @@ class Leg:
     until: int
     donor: int | None = None
     donor_step: int = 0
+    is_early: bool = False
 
 
 @dataclass

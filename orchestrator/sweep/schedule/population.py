@@ -52,7 +52,7 @@ class Population:
 
     def _donors(self, level: int, trials: Trials) -> dict[int, int]:
         """Donor by the number of the trial that continues from it after the generation that ended at `level`."""
-        known = ranked(list(trials), trials, level)  # one that has failed since has left its state
+        known = ranked(list(range(1, self._trials + 1)), trials, level)  # one that has failed since has left its state
         count = min(max(1, int(len(known) * self._quantile)), len(known) // 2)
         if not count:
             return {}

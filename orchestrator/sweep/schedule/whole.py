@@ -20,4 +20,4 @@ class WholeTrials:
         """See `Schedule`."""
         numbers, last = range(1, self._trials + 1), self.levels[-1]
         open_ = [number for number in numbers if number not in trials or not trials[number].has_ended]
-        return Decisions([Leg(number, last) for number in open_], {}, ranked(list(trials), trials, last))
+        return Decisions([Leg(number, last) for number in open_], {}, ranked(list(numbers), trials, last))

@@ -6,19 +6,40 @@ it in their order; a rule's own state is never saved.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from cluster.ray_nodes import root_cause
+from data.errors import MantaError
 from orchestrator.sweep.coordinator import TrialCoordinator
 from orchestrator.sweep.records import TrialRecord
 from orchestrator.sweep.schedule.milestones import grace_steps
 from orchestrator.sweep.tune.internals import median_rule
+from orchestrator.sweep.tune.trial_actor import TrialFailed
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 _ATTRIBUTES: dict[str, Any] = {"time_attr": "step", "metric": "loss", "mode": "min"}
+
+
+def _ending_with_the_sweep(method: _Method) -> _Method:
+    """The method, whose errors of the records' store end the sweep: Tune would swallow or wrap them."""
+
+    @functools.wraps(method)
+    def call(self: Any, *args: Any) -> Any:
+        try:
+            return method(self, *args)
+        except MantaError as error:
+            self._coordinator.fail(error)
+            return TrialScheduler.CONTINUE
+
+    return cast(_Method, call)
 
 
 class CoordinatorSearcher(Searcher):
@@ -33,7 +54,11 @@ class CoordinatorSearcher(Searcher):
         coordinator = self._coordinator
         if coordinator.interrupted or coordinator.is_settled or coordinator.ends_early:
             return str(Searcher.FINISHED)
-        assignment = self._coordinator.next_assignment()
+        try:
+            assignment = coordinator.next_assignment()
+        except MantaError as error:
+            coordinator.fail(error)
+            return str(Searcher.FINISHED)
         if assignment is None:
             return None
         self._legs += 1
@@ -89,6 +114,7 @@ class RecordingScheduler(FIFOScheduler):
         """Adds the trial to the rule."""
         self._add(self._coordinator.book[trial.config["trial"]])
 
+    @_ending_with_the_sweep
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Records the report, then returns the decision of the rule."""
         is_new = self._coordinator.record_result(trial.config["trial"], result)
@@ -101,6 +127,7 @@ class RecordingScheduler(FIFOScheduler):
         self._coordinator.record_decision(record, step, stop=decision == TrialScheduler.STOP)
         return decision
 
+    @_ending_with_the_sweep
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         """Records that a trial's leg has ended, or is being stopped."""
         if "at_step" in result:
@@ -108,10 +135,18 @@ class RecordingScheduler(FIFOScheduler):
         self._coordinator.record_end(trial.config["trial"], result)
         self._complete(self._coordinator.book[trial.config["trial"]])
 
+    @_ending_with_the_sweep
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """Records that a trial's process has died."""
-        self._coordinator.record_death(trial.config["trial"], f"the trial's process died: {_last_line(trial)}")
+        """Records that a leg failed, or that its process died."""
+        error = trial.get_pickled_error()
+        failed = root_cause(error, TrialFailed) if error is not None else None
+        if failed is not None:
+            reason, is_final = failed.args
+            self._coordinator.record_failure(trial.config["trial"], reason, is_final=is_final)
+        else:
+            self._coordinator.record_failure(trial.config["trial"], f"the trial's process died: {_last_line(trial)}")
 
+    @_ending_with_the_sweep
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
         """Records that a trial was removed before it started."""
         self._coordinator.record_end(trial.config["trial"], {"status": "stopped"})

@@ -99,12 +99,17 @@ def fit(
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it warns of settings that are made here on purpose
-            tuner.fit()
+            try:
+                tuner.fit()
+            except Exception:
+                if coordinator.error is None:
+                    raise
+    watcher.log_notices()
     watcher.log_changes()
     if "storage_filesystem" in storage:
         root.delete_prefix(f"sweeps/{sweep.name}/{TUNE_FOLDER}/")
-    if watcher.error is not None:
-        raise watcher.error
+    if coordinator.error is not None:
+        raise coordinator.error
 
 
 class _AtEnd(Stopper):
@@ -136,7 +141,6 @@ class _SweepWatch(Callback):
         self._console, self._watch = console, watch
         self._logged: dict[str, tuple[str, int, int, int]] = {}
         self._watched_at, self._noticed = time.monotonic(), 0
-        self.error: MantaError | None = None
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return object, ()  # see `TrialCoordinator`
@@ -144,20 +148,24 @@ class _SweepWatch(Callback):
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Called by Tune after every event, at least ten times a second."""
         now = time.monotonic()
-        if now - self._watched_at < WATCH_INTERVAL_S or self.error is not None:
+        if now - self._watched_at < WATCH_INTERVAL_S or self._coordinator.error is not None:
             return
         self._watched_at = now
         try:
             self._heartbeat.check()
         except MantaError as error:
-            self.error, self._coordinator.interrupted = error, True
-        for line in list(self._coordinator.notices.values())[self._noticed :]:
-            self._console.line(line)
-        self._noticed = len(self._coordinator.notices)
+            self._coordinator.fail(error)
+        self.log_notices()
         if self._watch is not None:
             self._watch(summary_of(self._sweep, self._heartbeat.fence.record, list(self._coordinator.book)))
         else:
             self.log_changes()
+
+    def log_notices(self) -> None:
+        """Logs the lines that trials had for the sweep's terminal since the last call."""
+        for line in list(self._coordinator.notices.values())[self._noticed :]:
+            self._console.line(line)
+        self._noticed = len(self._coordinator.notices)
 
     def log_changes(self) -> None:
         """Logs a line for every trial that has started, taken another trial's state or ended since the last call."""

@@ -18,6 +18,10 @@ RESULT_S = 1.0
 """Seconds between two results for Tune while there is nothing to report."""
 
 
+class TrialFailed(Exception):
+    """A leg of a trial failed; the arguments are the reason, and whether it would fail again."""
+
+
 class TrialDriver(ray.tune.Trainable):
     """The trial's actor. `step` waits for the next report, at most RESULT_S."""
 
@@ -31,8 +35,14 @@ class TrialDriver(ray.tune.Trainable):
         self._take(config["assignment"])
 
     def step(self) -> dict[str, Any]:
-        """Returns the next report, with `step` and `loss`, or only the progress where there is no report."""
+        """Returns the next report, with `step` and `loss`, or only the progress where there is no report.
+
+        Raises:
+            TrialFailed: the leg failed. Tune then ends this process, in which something of the run may be left.
+        """
         result = self._trial.next_result(RESULT_S)
+        if result.get("status") == "failed":
+            raise TrialFailed(result["reason"], bool(result.get("is_final")))
         self._step = result.get("step", self._step)
         return result
 

@@ -28,11 +28,11 @@ SWEEP = {"sweep": "s", "recipe": RUN, "space": {"train.lr": {"loguniform": [1e-4
 def load(folder: Path, *overrides: str, **changes: Any) -> Sweep:
     path = folder / "sweep.yaml"
     path.write_text(yaml.safe_dump({**SWEEP, **changes}))
-    return load_sweep(path, overrides)
+    return load_sweep(path, overrides, tries_points=True)
 
 
 def test_the_recipe_that_comes_with_the_project_is_a_sweep() -> None:
-    sweep = load_sweep(ROOT / "recipes" / "sweep.yaml")
+    sweep = load_sweep(ROOT / "recipes" / "sweep.yaml", tries_points=True)
     assert sweep.trials == 16
     assert set(sweep.spec.space["train.optimizer.name"].values or ()) == {"sgd", "adam", "adamw"}
 
@@ -83,6 +83,14 @@ def test_a_space_is_refused_where_most_of_its_inside_is(tmp_path: Path, capsys: 
         load(tmp_path, space={"model.d_model": {"int": [64, 128]}}, set={"model.n_heads": 4})
     sweep = load(tmp_path, space={"model.d_model": {"choice": [64, 72]}, "train.lr": {"loguniform": [1e-4, 1e-2]}})
     assert sweep.trials == 16 and capsys.readouterr().err == ""
+
+
+def test_given_points_and_grids_are_tried_before_anything_runs(tmp_path: Path) -> None:
+    space = {"model.n_heads": {"int": [1, 4]}, "train.lr": {"loguniform": [1e-4, 1e-2]}}
+    with pytest.raises(RecipeError, match=r"a trial with model.n_heads=3, .*train.lr=.* would be refused"):
+        load(tmp_path, space=space, searcher={"name": "random", "points": [{"model.n_heads": 3}]})
+    with pytest.raises(RecipeError, match=r"a trial with model.n_heads=3, .* would be refused"):
+        load(tmp_path, space=space, searcher={"name": "grid"})
 
 
 def test_every_optimizer_can_be_searched_over(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from data.stores.local import LocalStore
 from orchestrator.errors import BadLossError, RecipeError, WorkerDiedError
 from orchestrator.sweep.coordinator import TrialCoordinator
 from orchestrator.sweep.records import TrialBook, TrialRecord
+from orchestrator.sweep.schedule.legs import Leg
 from orchestrator.sweep.spec import Sweep
 from orchestrator.sweep.summary import best_of
 from orchestrator.sweep.trial import Assignment, is_final
@@ -92,7 +93,7 @@ def play(sweep: Sweep, folder: Path, cut: set[int], slots: int = 3) -> tuple[Out
             end(scheduler, trial, status="stopped" if decision == "STOP" else "done")
     coordinator.record_outs()
     outcome = {record.id: (record.status, record.rungs, record.loss) for record in coordinator.book}
-    return outcome, best_of(coordinator.book, coordinator.decisions.finalists)
+    return outcome, best_of(coordinator.book, coordinator.decisions.finalists, coordinator.levels)
 
 
 @pytest.mark.parametrize("name", ["halving", "asha", "hyperband", "pasha", "pbt", "none", "asha-stopping"])
@@ -192,7 +193,7 @@ def test_a_trial_that_fails_is_tried_again_as_often_as_the_recipe_says(
     monkeypatch.setattr("orchestrator.sweep.coordinator.RETRY_WAIT_S", 1000.0)
     begun = begin(coordinator, scheduler)
     assert begun is not None
-    end(scheduler, begun[0], status="failed", reason="full", is_final=False)
+    coordinator.record_failure(begun[1].id, "full")
     assert coordinator.waiting == [] and not coordinator.is_settled  # not at once
     coordinator = coordinator_of(coordinator.sweep, tmp_path / "other")
     scheduler = RecordingScheduler(coordinator)
@@ -202,9 +203,9 @@ def test_a_trial_that_fails_is_tried_again_as_often_as_the_recipe_says(
         begun = begin(coordinator, scheduler)
         assert begun is not None
         if dies:
-            coordinator.record_death(begun[1].id, f"killed {number}")
+            coordinator.record_failure(begun[1].id, f"killed {number}")
         else:
-            end(scheduler, begun[0], status="failed", reason=f"killed {number}", is_final=False)
+            end(scheduler, begun[0], status="failed", reason=f"killed {number}")
         statuses.append(coordinator.book["t001"].status)
     assert statuses == ["paused", "paused", "failed"]
     (record,) = TrialBook(LocalStore(str(tmp_path / "other")))
@@ -217,7 +218,7 @@ def test_what_would_fail_again_is_not_tried_again(tmp_path: Path, monkeypatch: A
     coordinator, scheduler = one_trial(tmp_path)
     begun = begin(coordinator, scheduler)
     assert begun is not None
-    end(scheduler, begun[0], status="failed", reason="loss=nan", is_final=True)
+    coordinator.record_failure(begun[1].id, "loss=nan", is_final=True)
     assert coordinator.book["t001"].status == "failed" and coordinator.is_settled
 
 
@@ -248,7 +249,76 @@ def test_a_leg_without_a_loss_at_its_end_is_no_result(tmp_path: Path, monkeypatc
     end(scheduler, begun[0], status="done", at_step=100)
     record = coordinator.book["t001"]
     assert (record.status, record.reason) == ("failed", "no finite train_loss was reported at step 100")
-    assert best_of(coordinator.book, coordinator.decisions.finalists) is None
+    assert best_of(coordinator.book, coordinator.decisions.finalists, coordinator.levels) is None
+
+
+def test_what_a_killed_attempt_could_not_record_is_recorded_by_the_next(tmp_path: Path, monkeypatch: Any) -> None:
+    """It was killed after the reports, before the ends of the legs."""
+    monkeypatch.chdir(tmp_path)
+    sweep = sweep_of(
+        tmp_path, scheduler={"name": "halving", "grace_steps": 10}, searcher={"name": "random", "trials": 2}
+    )
+    coordinator = coordinator_of(sweep, tmp_path / "records")
+    scheduler = RecordingScheduler(coordinator)
+    begun = [each for _ in range(2) if (each := begin(coordinator, scheduler))]
+    for (trial, _), losses in zip(begun, ({10: 1.0, 40: 1.0, 100: 1.0}, {10: 2.0}), strict=True):
+        coordinator._running[trial.config["trial"]] = Leg(1, 100)
+        for step, loss in losses.items():
+            report(scheduler, trial, step, loss)
+    assert [record.status for record in TrialBook(LocalStore(str(tmp_path / "records")))] == ["running", "running"]
+    again = coordinator_of(sweep, tmp_path / "records")
+    assert again.is_settled
+    again.record_outs()
+    assert [record.status for record in TrialBook(LocalStore(str(tmp_path / "records")))] == ["finished", "stopped"]
+
+
+def test_a_store_that_refuses_ends_the_sweep_with_its_own_error(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    coordinator, scheduler = one_trial(tmp_path)
+    begun = begin(coordinator, scheduler)
+    assert begun is not None
+    refusal = StoreAccessError("the bucket is gone")
+
+    def refuse(*_: Any) -> None:
+        raise refusal
+
+    monkeypatch.setattr(coordinator.book, "_put", refuse)
+    assert report(scheduler, begun[0], 50, 2.0) == "CONTINUE"
+    end(scheduler, begun[0], status="done", at_step=100)
+    assert coordinator.error is refusal and coordinator.interrupted
+    coordinator.close()  # saves nothing
+
+
+@pytest.mark.parametrize("has_reported", [True, False])
+def test_a_death_after_the_report_of_the_legs_end_is_no_failure(
+    tmp_path: Path, monkeypatch: Any, has_reported: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    coordinator, scheduler = one_trial(tmp_path, max_failures=0)
+    begun = begin(coordinator, scheduler)
+    assert begun is not None
+    report(scheduler, begun[0], 100 if has_reported else 50, 2.0)
+    coordinator.record_failure("t001", "killed")
+    assert coordinator.book["t001"].status == ("finished" if has_reported else "failed")
+
+
+def test_early_legs_ask_for_no_nodes(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep = sweep_of(
+        tmp_path,
+        scheduler={"name": "asha", "grace_steps": 10, "factor": 2},
+        searcher={"name": "random", "trials": 4},
+    )
+    slots = _Slots(4)
+    coordinator = TrialCoordinator(sweep, TrialBook(LocalStore(str(tmp_path / "records"))), slots)  # type: ignore[arg-type]
+    scheduler = RecordingScheduler(coordinator)
+    begun = [each for _ in range(4) if (each := begin(coordinator, scheduler))]
+    for trial, assignment in begun[:2]:
+        report(scheduler, trial, 10, float(assignment.id[1:]))
+        end(scheduler, trial, status="done")
+    slots.slots = 2  # all that are left are in use
+    assert [leg.is_early for leg in coordinator.waiting] == [True]
+    assert coordinator.next_assignment() is None and slots.asked == 0
 
 
 def test_trials_that_are_added_bring_back_one_that_was_out(tmp_path: Path, monkeypatch: Any) -> None:
