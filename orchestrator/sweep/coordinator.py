@@ -48,6 +48,7 @@ class TrialCoordinator:
         self._counted: dict[str, tuple[float, float]] = {}
         self._decided: Decisions | None = None
         self._tried_at: dict[int, float] = {}
+        self._failed: dict[str, tuple[str, bool]] = {}
         for record in book:
             if record.status == "running":  # when the attempt before ended
                 self._pause(record)
@@ -162,6 +163,8 @@ class TrialCoordinator:
         """Records a result from a trial's actor; returns whether it was a new report, which is then in the store."""
         record = self.book[name]
         record.workers = int(result.get("workers") or 0)
+        if result.get("status") == "failed":
+            self._failed[name] = result["reason"], bool(result.get("is_final"))
         for line in result.get("notices") or ():
             self.notices.setdefault(line, f"{name}: {line}")
         before, counted = self._counted[name]
@@ -232,9 +235,10 @@ class TrialCoordinator:
                 record.end("stopped", reason if record.loss is None else f"loss {record.loss:.4f}: {reason}")
                 self.book.save(record)
 
-    def record_failure(self, name: str, reason: str, *, is_final: bool = False) -> None:
-        """Records that a leg failed, or its process died, and releases its share."""
+    def record_failure(self, name: str, reason: str) -> None:
+        """Records that a leg failed, by what its last result told, or else by `reason`; releases its share."""
         leg, record = self._release(name), self.book[name]
+        reason, is_final = self._failed.pop(name, (reason, False))
         if record.has_ended or leg is None:
             return
         if self.interrupted or record.has_reported(leg.until):

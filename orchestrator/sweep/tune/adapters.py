@@ -15,13 +15,11 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from cluster.ray_nodes import root_cause
 from data.errors import MantaError
 from orchestrator.sweep.coordinator import TrialCoordinator
 from orchestrator.sweep.records import TrialRecord
 from orchestrator.sweep.schedule.milestones import grace_steps
 from orchestrator.sweep.tune.internals import median_rule
-from orchestrator.sweep.tune.trial_actor import TrialFailed
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -138,13 +136,7 @@ class RecordingScheduler(FIFOScheduler):
     @_ending_with_the_sweep
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """Records that a leg failed, or that its process died."""
-        error = trial.get_pickled_error()
-        failed = root_cause(error, TrialFailed) if error is not None else None
-        if failed is not None:
-            reason, is_final = failed.args
-            self._coordinator.record_failure(trial.config["trial"], reason, is_final=is_final)
-        else:
-            self._coordinator.record_failure(trial.config["trial"], f"the trial's process died: {_last_line(trial)}")
+        self._coordinator.record_failure(trial.config["trial"], "the trial's process died")
 
     @_ending_with_the_sweep
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
@@ -180,9 +172,3 @@ def _rule_of(coordinator: TrialCoordinator) -> Any:
     if spec.name == "median":
         return median_rule(**_ATTRIBUTES, grace_period=grace_steps(sweep), min_samples_required=spec.min_trials)
     return None
-
-
-def _last_line(trial: Any) -> str:
-    error = trial.get_pickled_error() or trial.get_error()
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip()[-300:] if lines else "no reason given"

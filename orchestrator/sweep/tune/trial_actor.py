@@ -19,13 +19,14 @@ RESULT_S = 1.0
 
 
 class TrialFailed(Exception):
-    """A leg of a trial failed; the arguments are the reason, and whether it would fail again."""
+    """A leg of a trial failed, as the result before has told."""
 
 
 class TrialDriver(ray.tune.Trainable):
     """The trial's actor. `step` waits for the next report, at most RESULT_S."""
 
     _step: int
+    _has_failed = False
 
     def setup(self, config: dict[str, Any], context: TrialContext | None = None) -> None:
         """Takes the assignment; training starts with the first `step`."""
@@ -38,11 +39,13 @@ class TrialDriver(ray.tune.Trainable):
         """Returns the next report, with `step` and `loss`, or only the progress where there is no report.
 
         Raises:
-            TrialFailed: the leg failed. Tune then ends this process, in which something of the run may be left.
+            TrialFailed: the leg has failed. Tune then ends this process, in which something of the run may be left.
         """
+        if self._has_failed:
+            raise TrialFailed(self._trial.assignment.id)
         result = self._trial.next_result(RESULT_S)
-        if result.get("status") == "failed":
-            raise TrialFailed(result["reason"], bool(result.get("is_final")))
+        if result.get("status") == "failed":  # first the reason, which Tune would not pass on
+            self._has_failed, result["done"] = True, False
         self._step = result.get("step", self._step)
         return result
 

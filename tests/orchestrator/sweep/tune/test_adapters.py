@@ -218,8 +218,12 @@ def test_what_would_fail_again_is_not_tried_again(tmp_path: Path, monkeypatch: A
     coordinator, scheduler = one_trial(tmp_path)
     begun = begin(coordinator, scheduler)
     assert begun is not None
-    coordinator.record_failure(begun[1].id, "loss=nan", is_final=True)
-    assert coordinator.book["t001"].status == "failed" and coordinator.is_settled
+    failed = {"at_step": 7, "worker_s": 1.0, "status": "failed", "reason": "loss=nan", "is_final": True}
+    scheduler.on_trial_result(None, begun[0], failed)
+    scheduler.on_trial_error(None, begun[0])
+    record = coordinator.book["t001"]
+    assert (record.status, record.reason, record.trial_run.step) == ("failed", "loss=nan", 7)
+    assert coordinator.is_settled
 
 
 @pytest.mark.parametrize(
