@@ -35,7 +35,7 @@ def test_controllers(
         if (outcome := left.pop(0)) is not None:
             raise outcome
 
-    def trainer(run: Any, job: Any, *, tokenizes: bool, life: int = 1) -> Any:
+    def trainer(run: Any, job: Any, *, tokenizes: bool, life: int = 1, warm: object = None) -> Any:
         made.append(life)
         return SimpleNamespace(fit=fit)
 
