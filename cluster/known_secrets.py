@@ -46,7 +46,7 @@ _FORMS = {
     r"-----BEGIN [A-Z ]*PRIVATE KEY( BLOCK)?-----": "a private key",
     r"\b(AKIA|ASIA)[0-9A-Z]{16}\b": "an AWS access key",
     r"(?i)aws_secret_access_key[\"']?\s*[:=]\s*[\"']?[A-Za-z0-9/+]{40}\b": "an AWS secret key",
-    r"(?im)^\s*secret_access_key\s*:\s*[\"']?[^\s\"'#${}]{8,}": "a secret key of a store",
+    r"(?im)^[ \t]*secret_access_key[ \t]*:\s*[\"']?[^\s\"'#${}]{8,}": "a secret key of a store",
     r"\"type\"\s*:\s*\"service_account\"": "a service account's key",
     r"\b(ghp|gho|ghs|ghu|ghr|github_pat)_[A-Za-z0-9_]{30,}": "a GitHub token",
     r"\bhf_[A-Za-z]{30,}\b": "a Hugging Face token",
@@ -58,7 +58,7 @@ _FORMS = {
 }
 """Keys that are told by their form, in any text."""
 
-_PASSWORD_IN_URL = re.compile(r"\b[a-z][a-z0-9+.-]*://[^/@\s:\"']*:([^/@\s\"'${}]+)@")
+_PASSWORD_IN_URL = re.compile(r"\b[a-z][a-z0-9+.-]{0,30}://[^/@\s:\"']*:([^/@\s\"'${}]+)@")
 
 _FORMS_OF_VALUES = {
     **_FORMS,

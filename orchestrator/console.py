@@ -42,6 +42,11 @@ class Console:
         """Prints a log line with the seconds since the start of the process."""
         self.rich.print(f"[{time.monotonic() - _STARTED_AT:6.1f} s] {text}", soft_wrap=True)
 
+    def verbatim(self, text: str) -> None:
+        """Writes text as it is, without a line break after it: Rich would make spaces of tabs."""
+        self.rich.file.write(printable(text))
+        self.rich.file.flush()
+
     def notice(self, text: str) -> None:
         """Prints a line that matters to the whole sweep, where the run is a trial; here a line like others."""
         self.line(text)

@@ -114,7 +114,7 @@ def _open(file: ShardFile) -> Any:
             buffer_size=4 << 20,
             page_checksum_verification=True,  # where the writer has written any
         )
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = reason_of(error)
         raise BadShardError(f"{file.url} is truncated or no Parquet: its footer cannot be read ({reason}).") from error
 
@@ -123,6 +123,8 @@ def _column_problem(schema: pa.Schema, field: str, column: str) -> str | None:
     """What is wrong with the column that the recipe field `field` names, or None. `schema` is the shard's."""
     import pyarrow as pa
 
+    if (count := schema.names.count(column)) > 1:
+        return f"has {count} columns '{column}', and it is not known which is meant. Set {field}"
     if column not in schema.names:
         return f"has no column '{column}'. {near_names(column, schema.names)} Set {field}"
     kind = schema.field(column).type

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from dataclasses import asdict
+from urllib.parse import urlsplit
 
 from rich.table import Table
 
@@ -140,6 +141,7 @@ def reach(address: str | None) -> tuple[BackgroundCluster | None, str]:
     given = address or os.environ.get("RAY_API_SERVER_ADDRESS") or _http(os.environ.get("RAY_ADDRESS"))
     if given and given.startswith(("http://", "https://")):
         given = given.rstrip("/").replace("//localhost:", "//127.0.0.1:")
+        refuse_no_address(given)
         local = next((each for each in running_clusters() if each.dashboard == given), None)
         if local is not None:
             local.join()
@@ -151,6 +153,17 @@ def reach(address: str | None) -> tuple[BackgroundCluster | None, str]:
     local = find_cluster(given)
     local.join()
     return local, local.dashboard
+
+
+def refuse_no_address(url: str) -> None:
+    """Raises ClusterError where a URL names no host, or a port that there is not."""
+    try:
+        parts = urlsplit(url)
+        is_address = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        is_address = False
+    if not is_address:
+        raise ClusterError(f"{url} is no address of a dashboard, which is such as http://HOST:8265.")
 
 
 def _http(address: str | None) -> str | None:

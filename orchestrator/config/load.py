@@ -59,6 +59,7 @@ def config_from(document: dict[str, Any], where: str, problems: Sequence[str] = 
     except ValidationError as error:
         problems += field_problems(error)
         problems += contradictions(cast(RunConfig, _valid_part(RunConfig, document)))
+        problems = problems or [error.errors(include_url=False)[0]["msg"]]
     if problems:
         raise RecipeError(listed(where, problems))
     return config

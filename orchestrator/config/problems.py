@@ -37,19 +37,23 @@ def field_problems(error: ValidationError, model: type[BaseModel] = RunConfig) -
     """
     found = [e for e in error.errors(include_url=False) if e["loc"]]
     locations = {e["loc"] for e in found}
+    outer = {loc[:depth] for loc in locations for depth in range(len(loc))}
+    wanted = [e for e in found if e["loc"] not in outer]
+    more = len(wanted) - MOST_DESCRIBED
+    return [_describe(e, model) for e in wanted[:MOST_DESCRIBED]] + ([f"and {more:,} more"] if more > 0 else [])
 
-    def has_inner_error(outer: tuple[int | str, ...]) -> bool:
-        return any(inner != outer and inner[: len(outer)] == outer for inner in locations)
 
-    return [_describe(e, model) for e in found if not has_inner_error(e["loc"])]
-
+MOST_DESCRIBED = 100
+"""Most problems of fields that are described; to find the nearest names takes time."""
 
 MOST = 2**63 - 1
 """Largest integer of a recipe: stored tables and torch have no larger ones."""
 
 
 def number_problems(value: Any, annotation: Any, name: str = "") -> Iterator[str]:
-    """Yields the problems of numbers that pydantic accepts though nobody means them: booleans, and beyond 64 bits.
+    """Yields the problems of values that pydantic accepts though nobody means them.
+
+    These are booleans as numbers, numbers beyond 64 bits, and texts with a NUL character.
 
     Args:
         value: of a section or field, as it was given.
@@ -74,6 +78,8 @@ def number_problems(value: Any, annotation: Any, name: str = "") -> Iterator[str
             yield f"{name} = {json.dumps(value)}: should be a number, not true or false"
     elif isinstance(value, int) and abs(value) > MOST:
         yield f"{name} = {_shown(name, value)}: should be at most {MOST:,}"
+    elif isinstance(value, str) and "\0" in value:
+        yield f"{name}: has a NUL character, which no path and no text of a recipe has"
 
 
 def _scalar_types(annotation: Any) -> Iterator[Any]:

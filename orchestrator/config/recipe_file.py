@@ -32,10 +32,11 @@ def read_recipe(path: Path, what: str = "recipe") -> dict[str, Any]:
         RecipeError: the file is missing, not text, not YAML, or not a mapping; with the line where there is one.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(strict_yaml.MOST_CHARS + 1)  # one more is refused; a device has no end
     except FileNotFoundError:
         raise RecipeError(f"There is no {what} {path}. {_nearby_recipes(path)}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # also not UTF-8, or a path with a NUL character
         raise RecipeError(f"The {what} {path} cannot be read: {error}. It is a YAML file in UTF-8.") from None
     try:
         document = strict_yaml.load(text)
@@ -53,7 +54,7 @@ def apply_overrides(document: dict[str, Any], overrides: Sequence[str]) -> list[
     problems = []
     for override in overrides:
         name, equals, text = override.partition("=")
-        if not equals or not all(name.split(".")):
+        if not equals or not all(name.split(".")) or name.count(".") > strict_yaml.MOST_DEPTH:
             shown = re.split(r"[=:\s]", override.lstrip("."))[0]  # what follows may be a secret
             problems.append(f"--set {shown}: must be NAME=VALUE, such as --set train.lr=3e-4")
             continue
@@ -138,6 +139,14 @@ def remember_recipe(run: str, fields: dict[str, Any]) -> None:
         return
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; not where the path is longer than any, or has a character that none has."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def find_recipe(run_or_recipe: str, folder: Path = Path("recipes")) -> Path:
     """Finds a recipe by its path, or by the name of a run that was started from here or has a recipe in `folder`.
 
@@ -146,7 +155,7 @@ def find_recipe(run_or_recipe: str, folder: Path = Path("recipes")) -> Path:
         RecipeError: it looks like a path (a suffix, a slash), and there is no such file.
     """
     path = Path(run_or_recipe)
-    if path.is_file():
+    if is_file(path):
         return path
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         raise RecipeError(f"There is no recipe {path}. {_nearby_recipes(path)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -149,6 +150,7 @@ def _default_text(info: FieldInfo) -> str:
     return str(value)
 
 
+@functools.cache
 def _all_names(model: type[BaseModel], prefix: str = "") -> list[str]:
     """The names of all fields, sections included, since `trian` is a typo too."""
     names = []

@@ -17,7 +17,7 @@ from model.decoding.generate import generate as generate_ids
 from model.hf.convert import from_hf_config
 from model.seq2seq import Seq2Seq
 from model.transformer import Transformer
-from orchestrator.config.problems import field_problems, listed
+from orchestrator.config.problems import field_problems, listed, number_problems
 from orchestrator.config.recipe import RunConfig
 from orchestrator.config.recipe_file import apply_overrides
 from orchestrator.config.sections import SampleConfig
@@ -77,7 +77,7 @@ def folder_settings(sampling: dict[str, Any], overrides: Sequence[str], defaults
         RecipeError: a value is not valid; the message lists all problems.
     """
     document: dict[str, Any] = {"sample": sampling}
-    problems = apply_overrides(document, overrides)
+    problems = [*apply_overrides(document, overrides), *number_problems(document, FolderSettings)]
     try:
         settings = FolderSettings.model_validate(document)
     except ValidationError as error:
@@ -120,8 +120,11 @@ def _print(title: str, texts: Sequence[str], sample: SampleConfig, console: Cons
     for prompt, text in zip(sample.prompts or ("",), texts, strict=True):
         console.rich.print(title, style="bold")
         end = "\n" if apart else ""
-        console.rich.print(prompt, style="bold", end=end, soft_wrap=True)
-        console.rich.print(text, soft_wrap=True)
+        if console.rich.is_terminal:
+            console.rich.print(prompt, style="bold", end=end, soft_wrap=True)
+        else:
+            console.verbatim(prompt + end)
+        console.verbatim(text + "\n")
 
 
 def continuations(

@@ -125,9 +125,13 @@ class HfFolder:
         tensors: dict[str, Tensor] = {}
         for name in sorted(self._weight_files()):
             try:
-                tensors |= load(self.store.get(name))
+                found = load(self.store.get(name))
             except (SafetensorError, ValueError, KeyError) as error:  # KeyError: a dtype that torch has not
                 raise InputError(f"{self.store.url_of(name)} is damaged or of another format: {error}") from None
+            for tensor, values in found.items():
+                if values.is_floating_point() and not values.isfinite().all():
+                    raise InputError(f"{self.store.url_of(name)}: {tensor} has values that are no finite numbers.")
+            tensors |= found
         return tensors
 
     def _weight_files(self) -> set[str]:

@@ -174,6 +174,8 @@ def fetch_checkpoint(store: Store, name: CheckpointName, files: Sequence[str] | 
             if found != expected:
                 raise ValueError(f"{file} has sha256 {found[:12]}…, its manifest says {expected[:12]}…")
         state: dict[str, Any] = json.loads((folder / STATE).read_bytes())
+        if (step := state.get("step", name.step)) != name.step:
+            raise ValueError(f"it is of step {step}")
         return {_RENAMED.get(field, field): value for field, value in state.items()}
     except (ObjectNotFoundError, ValueError, KeyError, TypeError) as error:
         raise CheckpointDamagedError(f"Checkpoint {store.url_of(prefix)} is damaged: {error}.") from error

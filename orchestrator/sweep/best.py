@@ -7,7 +7,7 @@ from typing import Any
 
 from cluster import strict_yaml
 from orchestrator.config.load import config_from
-from orchestrator.config.recipe_file import read_recipe
+from orchestrator.config.recipe_file import is_file, read_recipe
 from orchestrator.errors import RecipeError, UnknownRunError
 from orchestrator.sweep.load import REMEMBERED
 from orchestrator.sweep.records import TrialRecord
@@ -60,13 +60,13 @@ def find_sweep(sweep_or_recipe: str, folder: Path = Path("recipes")) -> Path:
         UnknownRunError: there is no such sweep.
     """
     path = Path(sweep_or_recipe)
-    if path.is_file():
+    if is_file(path):
         if "sweep" in read_recipe(path):
             return path
         raise UnknownRunError(f"{path} is the recipe of a run, not of a sweep.")
     for recipe in (REMEMBERED / f"{sweep_or_recipe}.yaml", *sorted(folder.glob("*.yaml"))):
         try:
-            if recipe.is_file() and read_recipe(recipe).get("sweep") == sweep_or_recipe:
+            if is_file(recipe) and read_recipe(recipe).get("sweep") == sweep_or_recipe:
                 return recipe
         except RecipeError:  # the broken recipe of another run must not hide this one
             continue

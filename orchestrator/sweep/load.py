@@ -69,7 +69,7 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = (), *, tries_points:
     config = config_from(base, f"{path}, for every trial")
     sweep = Sweep(spec, config, base, full)
     problems = list(sweep_problems(sweep))
-    if tries_points:
+    if tries_points and not problems:
         refusals = Refusals.of(sweep)
         problems += refusals.problems()
         if not problems:

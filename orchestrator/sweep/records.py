@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from data.errors import ConflictError, ObjectNotFoundError
+from data.errors import ConflictError, DamagedObjectError, ObjectNotFoundError
 from data.stores.patience import Patience
 from data.stores.sealed_json import sealed, unsealed
 from data.stores.store import Store
@@ -205,6 +205,10 @@ class TrialRecord:
         return cls(**fields)
 
 
+def _key(name: str) -> str:
+    return f"trials/{name}.json"
+
+
 class TrialBook:
     """All trial records of a sweep, each stored when it changes.
 
@@ -212,6 +216,9 @@ class TrialBook:
         store: the sweep's own folder.
         attempt: number of the attempt at the sweep that this process is; 0 where it only reads.
         patience: for a store that fails when a trial is saved.
+
+    Raises:
+        DamagedObjectError: a record is damaged, missing, or that of another trial.
     """
 
     def __init__(self, store: Store, attempt: int = 0, patience: Patience | None = None) -> None:
@@ -220,8 +227,15 @@ class TrialBook:
         self._etags: dict[str, str] = {}
         self._numbered: dict[int, TrialRecord] = {}
         for info in store.list("trials/"):
-            record = TrialRecord.from_json(store.get(info.key), store.url_of(info.key))
+            record, url = TrialRecord.from_json(store.get(info.key), store.url_of(info.key)), store.url_of(info.key)
+            if info.key != _key(record.id):
+                raise DamagedObjectError(f"{url} is the record of trial {record.id}. Restore it from a copy.")
             self._trials[record.id], self._etags[record.id] = record, info.etag
+        if missing := set(range(1, max(self.by_number, default=0))) - self.by_number.keys():  # they are added in order
+            raise DamagedObjectError(
+                f"{store.url_of(_key(f't{min(missing):03d}'))} is missing, though there are later trials. Restore it "
+                f"from a copy."
+            )
         self._reports = max((report.number for record in self for report in record.reports), default=0)
 
     def __iter__(self) -> Iterator[TrialRecord]:
@@ -261,7 +275,7 @@ class TrialBook:
         self._patience.call(lambda: self._put(record.id, record.to_json()))
 
     def _put(self, name: str, content: bytes) -> None:
-        key = f"trials/{name}.json"
+        key = _key(name)
         for tries_left in reversed(range(SAVE_TRIES)):
             etag = self._etags.get(name)
             try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -15,8 +15,9 @@ from orchestrator.sweep.spec import Sweep
 COMBINATIONS, DRAWS = 1024, 2000
 """Most corners of the space that are checked, and points drawn inside of it."""
 
-MOST_REFUSED = 0.5
-"""Share of the drawn points from which a space is refused; below, the searcher draws again."""
+MOST_REFUSED, ENOUGH = 0.5, 100
+"""Share of the drawn points from which a space is refused (below, the searcher draws again), and refused points from
+which the share counts without the rest of the draws."""
 
 Found = dict[str, tuple[int, str, Point]]
 """By problem without its numbers, how many points have it, and how the first of them has it."""
@@ -45,8 +46,7 @@ class Refusals:
         points += sweep.grid[:COMBINATIONS] if searcher.name == "grid" else extreme_points(space, COMBINATIONS)
         has_ranges = searcher.name != "grid" and any(domain.values is None for domain in space.values())
         drawn = [draw(space, rng) for _ in range(DRAWS if has_ranges else 0)]
-        inside, refused = _found(sweep, drawn)
-        return cls(_found(sweep, points)[0], inside, refused / DRAWS)
+        return cls(_found(sweep, points)[0], *_found(sweep, drawn))
 
     def problems(self) -> Iterator[str]:
         """Refused points that have to be valid, and what too many points inside have."""
@@ -68,10 +68,10 @@ class Refusals:
             )
 
 
-def _found(sweep: Sweep, points: Iterable[Point]) -> tuple[Found, int]:
-    """The problems, and the number of points that have any."""
+def _found(sweep: Sweep, points: Sequence[Point]) -> tuple[Found, float]:
+    """The problems, and the share of the points that have any."""
     found, refused = Found(), 0
-    for point in points:
+    for tried, point in enumerate(points, 1):
         try:
             sweep.config_of(point, sweep.name)
         except RecipeError as error:
@@ -80,7 +80,9 @@ def _found(sweep: Sweep, points: Iterable[Point]) -> tuple[Found, int]:
                 kind = re.sub(r"\d[\d.e+-]*", "#", line.strip())
                 count = found[kind][0] if kind in found else 0
                 found[kind] = (count + 1, *found.get(kind, (0, line.strip(), point))[1:])
-    return found, refused
+        if refused >= ENOUGH and refused > MOST_REFUSED * tried:  # what is refused takes time to describe
+            return found, refused / tried
+    return found, refused / max(1, len(points))
 
 
 def _text(point: Point) -> str:

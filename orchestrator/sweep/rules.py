@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from orchestrator.config.recipe import RunConfig
@@ -9,6 +10,9 @@ from orchestrator.config.result_fields import is_free
 from orchestrator.config.schema import fields_of, nearest_name
 from orchestrator.sweep.space import Domain, Space, counts, in_order
 from orchestrator.sweep.spec import Sweep, SweepSpec
+
+MOST_POINTS = 100_000
+"""Most points of a grid."""
 
 _MEASURED_OTHERWISE = {  # why the training losses of two values of a field cannot be compared
     "train.global_batch_size": "trials would be compared at the same step after different amounts of text",
@@ -74,6 +78,10 @@ def point_problems(spec: SweepSpec) -> Iterator[str]:
 def sweep_problems(sweep: Sweep) -> Iterator[str]:
     """Problems between the sweep's fields and those of its run."""
     spec, steps = sweep.spec, sweep.steps
+    points = math.prod(len(domain.grid_values()) for domain in spec.space.values())
+    if spec.searcher.name == "grid" and points > MOST_POINTS:
+        yield f"space: a grid of up to {points:,} points; at most {MOST_POINTS:,}. Use random, or fewer values."
+        return
     if spec.metric == "train_loss":
         for name in spec.space:
             if reason := _MEASURED_OTHERWISE.get(name):

@@ -116,3 +116,14 @@ def test_a_recipes_keys_are_struck_once_they_are_read(monkeypatch: pytest.Monkey
     monkeypatch.setattr(known_secrets, "_given", set())
     remember(["planted-key-1", None, "short"])
     assert struck("a planted-key-1, short") == f"a {STRUCK}, short"
+
+
+@pytest.mark.parametrize("text", ["\n" * 300_000, "a." * 300_000, " \n" * 300_000, "secret_access_key" * 30_000])
+def test_long_texts_of_one_kind_take_no_time_that_grows_with_their_square(text: str) -> None:
+    """Each would take hours."""
+    assert form_of_key(text) is None
+
+
+def test_a_stores_key_is_found_where_it_stands_in_a_recipe() -> None:
+    for text in ("store:\n\n  secret_access_key: abcdefgh12\n", "secret_access_key:\n  abcdefgh12"):
+        assert form_of_key(text) == "a secret key of a store"

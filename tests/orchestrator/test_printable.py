@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.table import Table
 
-from orchestrator.console import Terminal
+from orchestrator.console import Console, Terminal
 from orchestrator.printable import printable, printable_log
 
 HOSTILE = (
@@ -70,3 +70,8 @@ def test_what_is_shown_instead(text: str, shown: str) -> None:
 def test_logs_keep_their_colours_and_nothing_else() -> None:
     log = "\x1b[36m(pid=7)\x1b[0m step 1\r\n\x1b[1;31mred\x1b[0m\x1b[2J\x1b]0;title\x07"
     assert printable_log(log) == "\x1b[36m(pid=7)\x1b[0m step 1\r\n\x1b[1;31mred\x1b[0m\\x1b[2J\\x1b]0;title\\x07"
+
+
+def test_generated_text_keeps_its_tabs(capsys: pytest.CaptureFixture[str]) -> None:
+    Console().verbatim("def f():\n\treturn\x1b[2J\n")
+    assert capsys.readouterr().out == "def f():\n\treturn\\x1b[2J\n"

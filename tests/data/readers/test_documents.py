@@ -91,6 +91,12 @@ def as_csv(values: list[str], delimiter: str = ",") -> bytes:
     return sink.getvalue().encode()
 
 
+def two_columns_of_one_name() -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), sink)
+    return sink.getvalue()
+
+
 def as_parquet(columns: dict[str, Any], **options: Any) -> bytes:
     sink = io.BytesIO()
     pq.write_table(pa.table(columns), sink, **options)
@@ -218,6 +224,12 @@ class TestBadShards:
                 "a.parquet",
                 as_parquet({"id": [1], "texts": ["a"]}),
                 r"has no column 'text'\. There are: id, texts\. Nearest: 'texts'",
+            ),
+            ("a.parquet", two_columns_of_one_name(), r"has 2 columns 'text', and it is not known which is meant"),
+            (
+                "a.parquet",
+                as_parquet({"été": ["a"], "text": ["b"]}).replace("été".encode(), b"\xff" * 5),
+                r"a\.parquet is truncated or no Parquet",
             ),
             ("a.parquet", as_parquet({"text": [1]}), r"has int64 in column 'text', not strings"),
         ],

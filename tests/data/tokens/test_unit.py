@@ -19,7 +19,7 @@ from data.order.packing import token_stream
 from data.readers.documents import is_held_out
 from data.shards.build import build_manifest
 from data.shards.manifest import Manifest, Unit
-from data.shards.unit_rows import load_cached
+from data.shards.unit_rows import load_cached, serialize
 from data.stores.local import LocalStore
 from data.tokens.tokenizer import Tokenizer
 from data.tokens.unit import SCHEMA, TokenizeJob, load_or_tokenize, stream_of, tokenize
@@ -227,7 +227,13 @@ def with_a_bit_flipped(content: bytes) -> bytes:
     return content[:-60] + bytes([content[-60] ^ 1]) + content[-59:]
 
 
-@pytest.mark.parametrize("damage", [cut_off, without_its_row, with_a_bit_flipped, lambda _: b"", lambda _: b"not it"])
+def of_another_kind(_: bytes) -> bytes:
+    return serialize(pa.table({"text": ["a sound file, with other columns"]}))
+
+
+@pytest.mark.parametrize(
+    "damage", [cut_off, without_its_row, with_a_bit_flipped, of_another_kind, lambda _: b"", lambda _: b"not it"]
+)
 def test_a_damaged_cache_entry_is_replaced(corpus: Corpus, damage: Callable[[bytes], bytes]) -> None:
     corpus.write("a.txt", lines_of(30))
     job = corpus.job()

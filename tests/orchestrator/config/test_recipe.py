@@ -17,6 +17,7 @@ from orchestrator.config.recipe_file import find_recipe
 from orchestrator.config.result_fields import differing_fields, resolved, result_fields
 from orchestrator.config.schema import fields_of, markdown, nearest_name
 from orchestrator.errors import RecipeError, UnknownRunError
+from orchestrator.sweep.best import find_sweep
 from tests.recipes import tiny_recipe
 
 GOOD: dict[str, Any] = tiny_recipe(
@@ -42,6 +43,13 @@ def problems(path: Path, *overrides: str) -> list[str]:
     heading, *lines = str(caught.value).splitlines()
     assert heading == f"{path}: {len(lines)} problem{'s' if len(lines) > 1 else ''}"
     return [line.removeprefix("  ") for line in lines]
+
+
+def problems_shown(path: Path) -> list[str]:
+    """The lines of the message of a recipe with more problems than are described."""
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    return [line.removeprefix("  ") for line in str(caught.value).splitlines()[1:]]
 
 
 class TestLoading:
@@ -410,12 +418,32 @@ class TestSenselessValues:
             ("storage=hdfs://bucket/runs", r"storage: hdfs:// is no storage; write s3://bucket/prefix or a path"),
             ("storage=s3://", r"storage: names no bucket; write s3://bucket/prefix"),
             ("storage=$HOME/runs", r"storage: variables such as \$HOME are not expanded"),
+            ('storage="a\\0b"', r"storage: has a NUL character"),
+            (f"train.{'a.' * 3000}b=1", r"--set train.a.a.*: must be NAME=VALUE"),
+            ("\udcff=1", r"\S+"),
             ("data.sources.0.path=${DATA}/x", r"data\.sources\.0\.path: variables such as \$\{DATA are not expanded"),
         ],
     )
     def test_is_refused_by_name(self, recipe: Path, override: str, problem: str) -> None:
         (line,) = problems(recipe, override)
         assert re.match(r"\s*" + problem, line), line
+
+    def test_thousands_of_unknown_fields_are_told_of_and_not_all_described(self, recipe: Path) -> None:
+        with recipe.open("a") as file:
+            file.writelines(f"trian_{number}: 1\n" for number in range(8000))
+        found = problems_shown(recipe)
+        assert len(found) == 101 and found[-1] == "and 7,900 more"
+
+    def test_a_device_without_an_end_is_no_recipe(self) -> None:
+        with pytest.raises(RecipeError, match="/dev/zero"):
+            load_recipe(Path("/dev/zero"))
+
+    def test_a_name_that_no_file_can_have_is_no_run(self) -> None:
+        for name in ("x" * 5000, "a\0b"):
+            with pytest.raises(UnknownRunError):
+                find_recipe(name)
+            with pytest.raises(UnknownRunError):
+                find_sweep(name)
 
     @pytest.mark.parametrize(("text", "value"), [("010", 10), ("0o17", 15), ("1e3", 1000), ("1000", 1000)])
     def test_numbers_are_those_of_yaml_1_2(self, recipe: Path, text: str, value: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from data.errors import InputError
@@ -217,6 +218,14 @@ def test_generating_from_a_missing_or_incomplete_folder_is_refused(tmp_path: Pat
     manta("export", recipe, "--to", "exported")
     said = manta("generate", "--from", "exported", "--top-p", "2", "--set", "model.n_layers=1", status=2)
     assert "sample.top_p = 2" in said and "model: there is no such field" in said
+    assert "sample.seed = 99999999999999999999" in manta(
+        "generate", "--from", "exported", "--seed", "99999999999999999999", status=2
+    )
+    weights = load_file("exported/model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, "exported/model.safetensors")
+    said = manta("generate", "--from", "exported", "--temperature", "0", status=2)
+    assert "model.safetensors: model.norm.weight has values that are no finite numbers" in said
     Path("exported/tokenizer.json").unlink()
     assert "has no tokenizer.json" in manta("generate", "--from", "exported", status=2)
     Path("exported/config.json").write_text('{"model_type": "mistral"}')

@@ -190,6 +190,18 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(
         fetch_checkpoint(saver.store, CheckpointName(200, 1), tuple(FILES), tmp_path)
 
 
+def test_a_checkpoint_of_another_step_is_none_of_this_one(saver: Saver, tmp_path: Path) -> None:
+    """Its files are sound, and were copied over those of a newer one."""
+    saver.save(100)
+    saver.save(200)
+    for info in list(saver.store.list(f"checkpoints/{CheckpointName(100, 1)}/")):
+        file = info.key.rpartition("/")[2]
+        saver.store.put(f"checkpoints/{CheckpointName(200, 1)}/{file}", saver.store.get(info.key))
+    with pytest.raises(CheckpointDamagedError, match=r"step-00000200-a1 is damaged: it is of step 100"):
+        fetch_checkpoint(saver.store, CheckpointName(200, 1), tuple(FILES), tmp_path)
+    assert saver.newest() == 100
+
+
 def test_if_all_are_damaged_the_run_does_not_silently_restart(saver: Saver) -> None:
     for step, what in ((100, "a file gone"), (200, "a bit flipped")):
         saver.save(step)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data.errors import TransientStoreError
+from data.errors import DamagedObjectError, TransientStoreError
 from data.stores.local import LocalStore
 from data.stores.patience import Patience
 from orchestrator.errors import FencedError
@@ -94,3 +94,19 @@ def test_snapshots_of_runs_that_are_continued_stay_in_memory(tmp_path: Path) -> 
     ended, running = trial(1, {"train.lr": 0.1}, "finished", {}), trial(2, {"train.lr": 0.2}, "running", {})
     running.trial_runs.append(TrialRun("s-t002-m1", {"train.lr": 0.3}))
     assert runs_of_the_past([ended, running]) == ["s-t001", "s-t002"]
+
+
+def test_a_record_that_is_gone_or_another_trials_is_named(tmp_path: Path) -> None:
+    store = LocalStore(str(tmp_path))
+    book = TrialBook(store)
+    for number in (1, 2, 3):
+        book.add(trial(number, {"train.lr": 0.1}, "finished", {}))
+    kept = store.get("trials/t002.json")
+    store.put("trials/t002.json", store.get("trials/t003.json"))
+    with pytest.raises(DamagedObjectError, match=r"trials/t002.json is the record of trial t003"):
+        TrialBook(store)
+    store.delete("trials/t002.json")
+    with pytest.raises(DamagedObjectError, match=r"trials/t002.json is missing, though there are later trials"):
+        TrialBook(store)
+    store.put("trials/t002.json", kept)
+    assert len(TrialBook(store)) == 3

@@ -85,6 +85,15 @@ def test_a_space_is_refused_where_most_of_its_inside_is(tmp_path: Path, capsys: 
     assert sweep.trials == 16 and capsys.readouterr().err == ""
 
 
+def test_a_grid_of_too_many_points_is_refused_before_it_is_made(tmp_path: Path) -> None:
+    many = {
+        "train.lr": {"choice": [1 / number for number in range(1, 400)]},
+        "train.grad_clip": {"choice": [*range(1, 400)]},
+    }
+    with pytest.raises(RecipeError, match=r"space: a grid of up to 159,201 points; at most 100,000"):
+        load(tmp_path, space=many, searcher={"name": "grid", "trials": 16})
+
+
 def test_given_points_and_grids_are_tried_before_anything_runs(tmp_path: Path) -> None:
     space = {"model.n_heads": {"int": [1, 4]}, "train.lr": {"loguniform": [1e-4, 1e-2]}}
     with pytest.raises(RecipeError, match=r"a trial with model.n_heads=3, .*train.lr=.* would be refused"):
