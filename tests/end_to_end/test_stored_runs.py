@@ -64,17 +64,23 @@ def test_a_stored_sweep_is_shown_and_reported_and_has_nothing_left_to_do(
 ) -> None:
     folder, expected = copied("sweep", tmp_path, monkeypatch)
     prepared, finished = files_of(folder), expected["finished"]
+    assert [rung["stopped"] for rung in finished.pop("rungs")] == [0, 0, 0], "its stops were between its rungs"
     best = (folder / finished["best"]["recipe"]).read_text()
     for name in ("sweep", "recipe.yaml"):  # remembered, and as it was written
-        assert_holds(json.loads(command("show", name, "--json")), finished)
+        shown = json.loads(command("show", name, "--json"))
+        assert_holds(shown, finished)
+        assert [(each["step"], each["trials"], each["stopped"]) for each in shown["rungs"]] == [(6, 2, 2), (12, 1, 0)]
     page = reported("sweep", "sweeps/sweep/report.html")
     assert all(trial["id"] in page for trial in finished["trials"])
     scores = json.loads(command("eval", finished["best"]["run"], "--json"))
     assert_holds(scores["val_loss"], finished["best"]["loss"])
 
-    command("tune", "recipe.yaml")
+    done = CliRunner().invoke(app, ["tune", "recipe.yaml"])
+    assert done.exit_code == 2
+    assert "scheduler.name: 'asha-stopping' in the sweep, 'asha' now" in str(done.exception) + done.output
+    command("tune", "recipe.yaml", "--set", "scheduler.name=asha-stopping")
     shown = json.loads(command("show", "sweep", "--json"))
-    assert_holds(shown, {name: finished[name] for name in ("status", "trials", "best", "rungs")})
+    assert_holds(shown, {name: finished[name] for name in ("status", "trials", "best")})
     assert shown["attempts"] == 2
     # Written again under the present names, it is the same recipe.
     assert load_recipe(finished["best"]["recipe"]) == config_from(yaml.safe_load(best), "as it was stored")
