@@ -191,7 +191,7 @@ def run_trials(
     refuse_small_cluster(sweep.base.scaling, tokenizes=False)
     free_node_memory([root.child(f"runs/{run}").url_of("") for run in runs_of_the_past(coordinator.book)])
     with stopping(coordinator, console), closing(coordinator):
-        fit(sweep, root, heartbeat, coordinator, data, console, watch)
+        fit(root, heartbeat, coordinator, data, console, watch)
     record_last_steps(coordinator, root, patience)
     failed = [record for record in coordinator.book if record.status == "failed"]
     free_node_memory([root.child(f"runs/{record.trial_run.run}").url_of("") for record in failed])

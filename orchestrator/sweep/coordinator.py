@@ -102,11 +102,6 @@ class TrialCoordinator:
                 found.append(leg)
         return found
 
-    @property
-    def slots(self) -> int:
-        """Worker slots of the cluster, occupied ones included."""
-        return self._cluster.total()
-
     def next_assignment(self) -> Assignment | None:
         """Begins the next leg; None where it has to wait for capacity, or for others."""
         scaling, limit = self.sweep.base.scaling, self.sweep.spec.max_concurrent
@@ -221,7 +216,6 @@ class TrialCoordinator:
         else:
             self._pause(record)
         self.book.save(record)
-        self._decided = None
         self.record_outs()
 
     def record_outs(self) -> None:
@@ -246,7 +240,6 @@ class TrialCoordinator:
         else:
             self._fail(record, reason, is_final=is_final)
         self.book.save(record)
-        self._decided = None
         self.record_outs()
 
     def fail(self, error: MantaError) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 
-from orchestrator.errors import RecipeError
 from orchestrator.sweep.records import DRAWN, TrialBook, TrialRecord, TrialRun
 from orchestrator.sweep.schedule.legs import is_lost, loss_at
 from orchestrator.sweep.space import Point, on_the_grid, perturbed, plain
@@ -30,22 +29,19 @@ _STRUCTURE = (
 
 def new_trial(sweep: Sweep, number: int, book: TrialBook, levels: list[int]) -> TrialRecord:
     """The record of a new trial; its status is "failed" where no point was found that the recipe's rules allow."""
-    run = f"{sweep.name}-t{number:03d}"
     record = TrialRecord(number, [], given=_next_given(sweep, book))
+    run = f"{sweep.name}-{record.id}"
     known, reason = known_results(sweep, number, book, levels), ""
     for draw in range(DRAWS):
         assert record.given is not None
         point = suggest(sweep, number, known, record.given, draw)
-        try:
-            sweep.config_of(point, run)
-        except RecipeError as error:
-            reason = " ".join(line.strip() for line in str(error).splitlines()[1:])
-            record.refused = [*record.refused, {"point": point, "reason": reason}][-REFUSED_KEPT:]
-            if sweep.spec.searcher.name == "grid":
-                break
-        else:
+        if not (problems := sweep.problems_of(point)):
             record.trial_runs.append(TrialRun(run, point))
             return record
+        reason = " ".join(problems)
+        record.refused = [*record.refused, {"point": point, "reason": reason}][-REFUSED_KEPT:]
+        if sweep.spec.searcher.name == "grid":
+            break
     record.trial_runs.append(TrialRun(run, point))
     record.end("failed", f"refused by the recipe's rules: {reason}")
     return record
@@ -58,11 +54,8 @@ def continued_point(sweep: Sweep, record: TrialRecord, donor: Point) -> Point:
     rng = random.Random(f"{spec.searcher.seed}/{record.number}/{len(record.trial_runs)}")
     for _ in range(DRAWS):
         point = perturbed(spec.space, donor, names, rng, spec.scheduler.resample)
-        try:
-            sweep.config_of(point, sweep.name)
-        except RecipeError:
-            continue
-        return point
+        if not sweep.problems_of(point):
+            return point
     return dict(donor)
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from orchestrator.errors import RecipeError
 from orchestrator.sweep.space import Point, draw, extreme_points
 from orchestrator.sweep.spec import Sweep
 
@@ -72,14 +71,12 @@ def _found(sweep: Sweep, points: Sequence[Point]) -> tuple[Found, float]:
     """The problems, and the share of the points that have any."""
     found, refused = Found(), 0
     for tried, point in enumerate(points, 1):
-        try:
-            sweep.config_of(point, sweep.name)
-        except RecipeError as error:
-            refused += 1
-            for line in str(error).splitlines()[1:]:
-                kind = re.sub(r"\d[\d.e+-]*", "#", line.strip())
-                count = found[kind][0] if kind in found else 0
-                found[kind] = (count + 1, *found.get(kind, (0, line.strip(), point))[1:])
+        problems = sweep.problems_of(point)
+        refused += bool(problems)
+        for problem in problems:
+            kind = re.sub(r"\d[\d.e+-]*", "#", problem)
+            count, example, first = found.get(kind, (0, problem, point))
+            found[kind] = count + 1, example, first
         if refused >= ENOUGH and refused > MOST_REFUSED * tried:  # what is refused takes time to describe
             return found, refused / tried
     return found, refused / max(1, len(points))

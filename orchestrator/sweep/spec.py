@@ -16,6 +16,7 @@ from orchestrator.config.load import config_from
 from orchestrator.config.recipe import RunConfig
 from orchestrator.config.recipe_file import assign
 from orchestrator.config.result_fields import flatten, is_free
+from orchestrator.errors import RecipeError
 from orchestrator.sweep.space import Domain, Point, grid, on_the_grid, plain
 
 FREE = ("max_concurrent", "max_failures", "max_hours", "target")
@@ -181,6 +182,14 @@ class Sweep:
             RecipeError: the point makes the recipe invalid.
         """
         return config_from(self.document_of(point, run), f"trial {run}").model_copy(update={"store": self.base.store})
+
+    def problems_of(self, point: Mapping[str, Any]) -> list[str]:
+        """Why a trial with this point would be refused, a line for each reason; empty where it would not."""
+        try:
+            self.config_of(point, self.name)
+        except RecipeError as error:
+            return [line.strip() for line in str(error).splitlines()[1:]]
+        return []
 
     def document_of(self, point: Mapping[str, Any], run: str) -> dict[str, Any]:
         """The fields of a trial's run.

@@ -56,7 +56,6 @@ _PASSED_ON = ("AWS_", "RAY_TRAIN_", "RAY_ADDRESS", "TOKENIZERS_")
 
 
 def fit(
-    sweep: Sweep,
     root: Store,
     heartbeat: Heartbeat,
     coordinator: TrialCoordinator,
@@ -69,6 +68,7 @@ def fit(
     Raises:
         FencedError: another attempt has taken the sweep over.
     """
+    sweep = coordinator.sweep
     os.environ.update({name: os.environ.get(name, value) for name, value in _SETTINGS.items()})
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # trials that fail are told of in lines of ours
     passed_on = {
