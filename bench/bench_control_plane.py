@@ -34,8 +34,9 @@ from harness import Verdict
 from harness.long_run import LongRun, make_long_run
 from ray import cloudpickle
 
-from orchestrator.driver import kept_state, monitor_state
-from orchestrator.driver.monitor import Monitor
+from orchestrator.monitor import kept_state
+from orchestrator.monitor import state as monitor_state
+from orchestrator.monitor.monitor import Monitor
 from orchestrator.policy.hang import Beat
 from orchestrator.policy.scaling import Observation, ScalingPolicy
 from orchestrator.run.checkpoint import PROGRESS, fetch_newest

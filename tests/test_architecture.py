@@ -29,7 +29,7 @@ LAYERS = (
     ("report",),
     ("workers",),
     ("snapshots",),
-    ("inference", "train"),
+    ("inference", "monitor", "train"),
     ("driver",),
     ("chaos", "sweep"),
     ("commands",),
@@ -142,7 +142,7 @@ RUN = "import " + ", ".join(
         pytest.param(RUN, ("ray", "torch", "pandas"), id="run"),
         pytest.param(CONTROLLER, ("torch",), id="controller"),
         pytest.param("import orchestrator.commands.quickstart, orchestrator.driver.train", ("torch",), id="quickstart"),
-        pytest.param("import orchestrator.driver.monitor, orchestrator.driver.attempt", ("torch",), id="driver"),
+        pytest.param("import orchestrator.monitor.monitor, orchestrator.driver.attempt", ("torch",), id="driver"),
         pytest.param(HELP, ("ray", "torch"), id="help"),
         pytest.param("import orchestrator.report.run", ("ray", "torch", "numpy"), id="report"),
         pytest.param(

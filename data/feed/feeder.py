@@ -66,6 +66,7 @@ class Feeder:
         self._changed = threading.Condition()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._arrived = asyncio.Event()
+        self._closed = False
         self._held_out: HeldOut | None = None
         self._held_out_lock = asyncio.Lock()
         self._pair_tokens, self._pairs = np.zeros(2, np.int64), 0
@@ -113,6 +114,13 @@ class Feeder:
         """The first `count` held-out pairs."""
         return await asyncio.to_thread(pairs_to_translate, self._spec, "validation", count, tell=self._tell)
 
+    def close(self) -> None:
+        """Ends the background threads; for a feeder whose process goes on."""
+        self._read_ahead.close()
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
     def _make_held_out(self) -> HeldOut:
         batches = fixed_batches(self._spec, "validation", tell=self._tell)
         token_bytes = self._spec.job.tokenizer.token_bytes
@@ -136,9 +144,11 @@ class Feeder:
     def _make_blocks(self) -> None:
         retained = RETAINED_STEPS // self._spec.steps_per_block + 1
         try:
-            while True:
+            while not self._closed:
                 with self._changed:
-                    self._changed.wait_for(lambda: self._next_block <= self._last_block_ahead(self._newest_request))
+                    self._changed.wait_for(
+                        lambda: self._closed or self._next_block <= self._last_block_ahead(self._newest_request)
+                    )
                     block = self._next_block
                 made = self._make(block)
                 with self._changed:

@@ -106,11 +106,14 @@ class ReadAhead:
 
         Raises:
             MantaError: reading failed for a reason other than the shard's content.
+            RuntimeError: the reader was closed.
         """
         with self._changed:
             while ordinal not in self._streams:
                 if self._error is not None:
                     raise self._error
+                if self._closed:
+                    raise RuntimeError(f"unit {ordinal} is not read any more")
                 if ordinal not in self._requests:
                     self._requests.insert(0, ordinal)
                     self._changed.notify_all()

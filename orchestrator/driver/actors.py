@@ -10,22 +10,22 @@ from typing import Any
 
 import ray
 
+from cluster.host import Hosted
 from cluster.private_folder import private_folder
 from cluster.ray_nodes import driver_node_id, on_node
 from data.feed.feeder import Feeder
+from data.feed.spec import FeedSpec
 from data.prepared import PreparedData
 from data.stores.patience import Outage
 from orchestrator.driver.background_evaluation import BackgroundEvaluation, can_evaluate_in_background
-from orchestrator.driver.kept_state import FOREVER, count_start
-from orchestrator.driver.monitor import Monitor
+from orchestrator.driver.shared_hosts import SharedHosts, drop_agent, place_agent
+from orchestrator.monitor.kept_state import FOREVER, count_start
+from orchestrator.monitor.monitor import Monitor
 from orchestrator.policy.scaling import scaling_policy
 from orchestrator.run.job import Owner, TrainJob
 from orchestrator.run.run import Run, feed_spec
-from orchestrator.snapshots.agent import SnapshotAgent
+from orchestrator.snapshots.agent import AGENT_THREADS, SnapshotAgent
 from orchestrator.snapshots.store import usable_roots
-
-AGENT_THREADS = 4
-"""Concurrent calls of a snapshot agent: an upload, and the calls of a group that starts at the same time."""
 
 AGENT_RESTARTS = {"max_restarts": -1, "max_task_retries": 1}
 """Ray's options of a snapshot agent. A call fails with the second agent that dies in it: it may be what they die of."""
@@ -34,11 +34,19 @@ READING = "reading shards and tokens"
 """What the feeder needs the store for, as it is told in outages."""
 
 
-def start_actors(run: Run, data: PreparedData, owner: Owner, until: int) -> tuple[Any, Any]:
+def start_actors(
+    run: Run, data: PreparedData, owner: Owner, until: int, hosts: SharedHosts | None = None
+) -> tuple[Any, Any]:
     """Starts feeder and monitor, on the driver's own node, which is the last to be reclaimed.
 
     What outlives their processes is beside the attempt's snapshots, and is deleted with them.
+
+    Args:
+        hosts: processes to place them in, in place of their own.
     """
+    if hosts is not None:
+        monitor_of_trial = partial(Monitor, scaling_policy(run.config), until, place_agent, end_agent=drop_agent)
+        return hosts.place(run.config.run, owner, monitor_of_trial, partial(hosted_feeder, feed_spec(run, data)))
     folder = private_folder(usable_roots(owner.run_url)[0]) / owner.folder / "actors"
     folder.mkdir(parents=True, exist_ok=True)
     here = {"num_cpus": 0, **on_node(driver_node_id()), **FOREVER}
@@ -54,10 +62,22 @@ def start_actors(run: Run, data: PreparedData, owner: Owner, until: int) -> tupl
     return feeder.options(**here).remote(feed_spec(run, data), tell, begin), monitor
 
 
-def report_outage(monitor: str, doing: str, outage: Outage | None) -> None:
-    """Reports to the monitor of that name that a store fails, or answers again (None); see `LoopInterface`."""
-    with suppress(ValueError):  # the monitor is gone, and with it the attempt
-        ray.get_actor(monitor).report_outage.remote(doing, outage)
+def hosted_feeder(spec: FeedSpec, monitor: Hosted) -> Feeder:
+    """A feeder in a host; called there."""
+    return Feeder(spec, partial(report_outage, monitor, READING))
+
+
+def end_actors(run: Run, owner: Owner, hosts: SharedHosts | None) -> None:
+    """Ends an attempt's feeder, monitor and snapshot agents. Those that are actors end with the last handle."""
+    if hosts is not None:
+        with suppress(ray.exceptions.RayError):
+            hosts.drop(run.config.run, owner)
+
+
+def report_outage(monitor: str | Hosted, doing: str, outage: Outage | None) -> None:
+    """Reports to a monitor, or to the one of that name, that a store fails, or answers again (None)."""
+    with suppress(ValueError, ray.exceptions.RayError):  # the monitor is gone, and with it the attempt
+        (ray.get_actor(monitor) if isinstance(monitor, str) else monitor).report_outage.remote(doing, outage)
 
 
 def begin_feeder(monitor: str, starts: Path) -> None:

@@ -16,10 +16,11 @@ from data.order.sample_order import UNKNOWN
 from data.prepared import PreparedData
 from orchestrator.config.result_fields import resolved
 from orchestrator.console import Console
-from orchestrator.driver.actors import start_actors
+from orchestrator.driver.actors import end_actors, start_actors
 from orchestrator.driver.attempt_record import AttemptRecord
 from orchestrator.driver.flops import FlopsPerToken
 from orchestrator.driver.last_save import ACTOR_TIMEOUT_S, free_memory, is_needed_later, save_last_state
+from orchestrator.driver.shared_hosts import SharedProcesses
 from orchestrator.driver.stop_requests import StopRequests
 from orchestrator.driver.trainer import RAY_TRAIN_FOLDER, TrainerThread
 from orchestrator.errors import FencedError, WorkerDiedError
@@ -35,7 +36,6 @@ from orchestrator.run.run import Run
 from orchestrator.run.vocabulary import vocabulary_of
 from orchestrator.snapshots.store import remove_attempt
 from orchestrator.workers.failure_causes import single_line, to_manta_error
-from orchestrator.workers.warm import WarmWorkers
 
 POLL_S, STARTING_POLL_S = 1.0, 0.25
 """Seconds between two polls of the monitor, after the first step and before: on two cores, polling slows the loop."""
@@ -50,7 +50,7 @@ def run_attempt(
     poll_s: float = POLL_S,
     watch: NodeWatch | None = None,
     until: int | None = None,
-    warm: WarmWorkers | None = None,
+    shared: SharedProcesses | None = None,
 ) -> None:
     """Trains until the end, a request to stop or an error, and writes the outcome into the run's record.
 
@@ -60,7 +60,7 @@ def run_attempt(
         poll_s: seconds between two polls of the monitor, and between two reports of the loop.
         watch: logs what the run waits for while it has no workers.
         until: step to stop after; default the last one.
-        warm: see `WorkerGroupTrainer`.
+        shared: processes that the run shares with others; None: it starts its own.
 
     Raises:
         KeyboardInterrupt: stopped on request, before that step; all completed steps are saved.
@@ -70,7 +70,9 @@ def run_attempt(
     refuse_small_cluster(run.config.scaling, tokenizes=tokenizes)
     quiet_driver()
     until = until or run.config.train.steps
-    feeder, monitor = start_actors(run, data, Owner.of(run.store.url_of(""), heartbeat.fence.record), until)
+    hosts, warm = shared or (None, None)
+    owner = Owner.of(run.store.url_of(""), heartbeat.fence.record)
+    feeder, monitor = start_actors(run, data, owner, until, hosts)
     job = train_job(run, heartbeat.fence, data, feeder, monitor, poll_s, until)
     trainer = TrainerThread(run, job, tokenizes=tokenizes, warm=warm)
     observer = Observer(run, console.notice)
@@ -92,6 +94,7 @@ def run_attempt(
         else:
             free_memory(monitor)
             remove_attempt(run.store.url_of(""), job.attempt)
+        end_actors(run, owner, hosts)
         if joins_cluster():
             remove_placement_groups(placement_group_name(run.config.run))
         with suppress(MantaError):

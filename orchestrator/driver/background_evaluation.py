@@ -36,14 +36,14 @@ class BackgroundEvaluation:
         self._scores = self._evaluator.evaluate.remote(weights)
 
     def scores(self) -> dict[str, Any] | None:
-        """See `orchestrator.driver.evaluations.Evaluation`."""
+        """See `orchestrator.monitor.evaluations.Evaluation`."""
         if not ray.wait([self._scores], timeout=0)[0]:
             return None
         scores: dict[str, Any] = ray.get(self._scores)
         return scores
 
     def cancel(self) -> None:
-        """See `orchestrator.driver.evaluations.Evaluation`. Without its last handle, an actor first ends its calls."""
+        """See `orchestrator.monitor.evaluations.Evaluation`. Without its last handle, an actor first ends its calls."""
         ray.kill(self._evaluator)
 
 

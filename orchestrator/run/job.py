@@ -53,7 +53,7 @@ class TrainJob:
         done_before: newest step of the earlier attempts; steps up to it are repeated and count as replay.
         evaluated: steps whose evaluation is in the record of an earlier attempt.
         facts: fields that every checkpoint's state.json repeats: resolved config, digests.
-        feeder, monitor: handles of the actors `data.feed.feeder.Feeder` and `orchestrator.driver.monitor.Monitor`.
+        feeder, monitor: handles of the actors `data.feed.feeder.Feeder` and `orchestrator.monitor.monitor.Monitor`.
         report_every_s: seconds between two reports of rank 0 to the monitor. A report per step would cost short steps
             1 % of their time.
         init: sha256 of the initial weights, see `orchestrator.driver.initial_weights`; None: drawn from the seed.

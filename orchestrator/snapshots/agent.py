@@ -52,6 +52,9 @@ from orchestrator.snapshots.housekeeping import Housekeeping
 from orchestrator.snapshots.resume_point import ResumePoint, newest_holder
 from orchestrator.snapshots.store import NodeMemory, remove_runs
 
+AGENT_THREADS = 4
+"""Concurrent calls of an agent: an upload, and the calls of a group that starts at the same time."""
+
 REMOVAL_TIMEOUT_S = 10.0
 """Seconds to wait for nodes to delete snapshots; nodes that are gone never answer."""
 

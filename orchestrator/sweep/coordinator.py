@@ -141,7 +141,8 @@ class TrialCoordinator:
         remember_recipe(trial_run.run, resolved(self.sweep.config_of(trial_run.point, trial_run.run)))
         limit = max_workers if max_workers < self.sweep.base.scaling.effective_max_workers else 0
         return Assignment(
-            record.id, trial_run.run, dict(trial_run.point), now, leg.until, limit, reported, trial_run.donor
+            *(record.id, trial_run.run, dict(trial_run.point), now, leg.until, limit, reported, trial_run.donor),
+            running=len(self._running),
         )
 
     def _continue_from(self, record: TrialRecord, donor: TrialRecord, step: int) -> None:

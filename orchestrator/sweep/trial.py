@@ -15,6 +15,7 @@ from data.stores.store import Store
 from orchestrator.config.result_fields import result_fields
 from orchestrator.driver.attempt import run_attempt
 from orchestrator.driver.prepare import initial_weights_of
+from orchestrator.driver.shared_hosts import SharedHosts, SharedProcesses
 from orchestrator.driver.stop_requests import StopRequests
 from orchestrator.driver.train import close_attempt
 from orchestrator.errors import BadLossError, ClusterTooSmallError, RunInUseError
@@ -32,8 +33,9 @@ from orchestrator.sweep.schedule.milestones import due, mean_loss, milestones
 from orchestrator.sweep.spec import Sweep
 from orchestrator.workers.warm import WarmWorkers
 
-POLL_S = 0.1
-"""Seconds between two polls of a trial's loop, which bounds how late its reports and its end are seen."""
+POLL_S, POLLS_PER_S = 0.1, 100
+"""Seconds between two polls of a trial's loop, which bounds how late its reports and its end are seen; and the number
+of polls that the process of all monitors gets in a second, where many trials run."""
 
 STOP_S = 45.0
 """Seconds that a stopped trial may take to save and end; after that its process is killed."""
@@ -45,11 +47,13 @@ class TrialContext:
 
     Attributes:
         environment: environment variables of the sweep's process that the trials' actors need.
+        hosts: of what a trial need not start for itself.
     """
 
     sweep: Sweep
     data: PreparedData
     environment: dict[str, str]
+    hosts: SharedHosts
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class Assignment:
         max_workers: the trial's share of the worker slots; 0: the recipe's own scaling.max_workers.
         reported: newest step that was reported already.
         donor: checkpoint of another trial to start from.
+        running: trials that run at present.
     """
 
     id: str
@@ -71,6 +76,7 @@ class Assignment:
     max_workers: int = 0
     reported: int = 0
     donor: Donor | None = None
+    running: int = 1
 
 
 @dataclass
@@ -91,8 +97,8 @@ class _LoopState:
 class Trial:
     """Runs an assignment in a thread of its own. It is also the run's console, through which it sees the progress."""
 
-    def __init__(self, context: TrialContext, assignment: Assignment, warm: WarmWorkers) -> None:
-        self.assignment, self._context, self._warm = assignment, context, warm
+    def __init__(self, context: TrialContext, assignment: Assignment, workers: WarmWorkers) -> None:
+        self.assignment, self._context, self._workers = assignment, context, workers
         self._requests = StopRequests()
         self._changed = threading.Condition()
         self._seen = _LoopState()
@@ -242,9 +248,9 @@ class Trial:
                     data,
                     self,  # type: ignore[arg-type]
                     self._requests,
-                    POLL_S,
+                    max(POLL_S, assignment.running / POLLS_PER_S),
                     until=assignment.until,
-                    warm=self._warm,
+                    shared=SharedProcesses(self._context.hosts, self._workers),
                 )
         except BaseException as error:
             close_attempt(fence, error)

@@ -5,13 +5,14 @@ Importing this module does not import Ray Train. The worker's process does, with
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib.util
 import sys
 import time
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
@@ -72,6 +73,7 @@ class TrainingWorker:
         self._is_in_group = False
         self._beacon.leave()
         gc.collect()
+        return_freed_memory()
         return True
 
     def get_metadata(self) -> Any:
@@ -96,6 +98,16 @@ class TrainingWorker:
     def execute(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Calls a function in this process."""
         return function(*args, **kwargs)
+
+
+def return_freed_memory() -> None:
+    """Gives memory that is free back to the machine.
+
+    Every group trains in a thread of its own, for which glibc keeps what was freed: 40 MB each for a small model, up to
+    eight times a core.
+    """
+    with suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextmanager

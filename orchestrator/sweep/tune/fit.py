@@ -20,6 +20,7 @@ from data.prepared import PreparedData
 from data.stores.shard_file import filesystem_for
 from data.stores.store import Store
 from orchestrator.console import Console
+from orchestrator.driver.shared_hosts import SharedHosts
 from orchestrator.run.heartbeat import Heartbeat
 from orchestrator.sweep.coordinator import TrialCoordinator
 from orchestrator.sweep.schedule.choice import STOPPING
@@ -75,8 +76,9 @@ def fit(
         name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON) and not looks_secret(name)
     }
     pass_on_no_secrets()
+    hosts, _handles = SharedHosts.start(resources={HEAD_NODE: HEAD_SHARE})
     trainable = tune.with_resources(
-        tune.with_parameters(TrialDriver, context=TrialContext(sweep, data, passed_on)),
+        tune.with_parameters(TrialDriver, context=TrialContext(sweep, data, passed_on, hosts)),
         PlacementGroupFactory([{"CPU": 0, HEAD_NODE: HEAD_SHARE}]),
     )
     watcher = _SweepWatch(sweep, heartbeat, coordinator, console, watch)

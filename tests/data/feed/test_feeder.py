@@ -231,6 +231,17 @@ class WatchedFeeder(Feeder):
     async def blocks(self) -> list[int]:
         return sorted(self._blocks)
 
+    async def threads(self) -> list[str]:
+        return [thread.name for thread in threading.enumerate() if thread.name in ("make-blocks", "read-ahead")]
+
+
+def test_the_threads_of_a_feeder_whose_process_goes_on_end(raw: RawData) -> None:
+    feed = Feed(raw.spec(), WatchedFeeder)
+    feed.step(0)
+    assert len(feed.call(feed.actor.threads.remote())) == 2
+    feed.call(feed.actor.close.remote())
+    wait_until(lambda: feed.call(feed.actor.threads.remote()) == [], "the end of the threads")
+
 
 def test_a_step_far_ahead_is_made_without_those_before_it(raw: RawData) -> None:
     """As after the death of a feeder in a long attempt."""

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from data.stores.patience import Outage
-from orchestrator.driver.outages import Outages
+from orchestrator.monitor.outages import Outages
 from orchestrator.run.record import OUTAGES
 
 BUSY = Outage(10.0, "It is busy.", 3610.0)

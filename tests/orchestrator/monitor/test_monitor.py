@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from data.stores.patience import Outage
-from orchestrator.driver import monitor_state
-from orchestrator.driver.monitor import Monitor
-from orchestrator.driver.monitor_controller import SETTLING_S
+from orchestrator.monitor import state as monitor_state
+from orchestrator.monitor.controller_interface import SETTLING_S
+from orchestrator.monitor.monitor import Monitor
 from orchestrator.policy.failure import FAILURES_ALONE, FIRST_START_S, START_FACTOR, START_S
 from orchestrator.policy.hang import LEAST_S, SILENCE_S, Beat, Phase
 from orchestrator.policy.scaling import SETTLE_S, Observation, ScalingPolicy
@@ -59,9 +59,9 @@ def clock() -> Clock:
     return Clock()
 
 
-def monitor_of(clock: Clock, min_workers: int = 1, max_workers: int = 4) -> Monitor:
+def monitor_of(clock: Clock, min_workers: int = 1, max_workers: int = 4, **options: Any) -> Monitor:
     scaling = ScalingPolicy(min_workers, max_workers, micro_batches=8, restart_s=5.0)
-    return Monitor(scaling, steps=1000, start_agent=lambda node_id, job: Agent(node_id), now=clock)
+    return Monitor(scaling, steps=1000, start_agent=lambda node_id, job: Agent(node_id), now=clock, **options)
 
 
 def test_seconds_of_two_groups_and_the_time_between_add_up_to_the_wall_clock(clock: Clock) -> None:
@@ -425,6 +425,29 @@ def test_the_agent_of_a_node_with_a_spare_worker_stays_until_that_has_gone(clock
     clock.now += 2 * SILENCE_S
     running(monitor, slots=2, workers=1)
     assert spares.freed and monitor.agents().keys() == {"kept"}
+
+
+def test_agents_stay_while_the_workers_of_their_nodes_start(clock: Clock) -> None:
+    monitor = monitor_of(clock)
+    early = monitor.agent_of("n", None)
+    running(monitor, slots=1, workers=1)  # the controller knows of the group before its loop has begun
+    assert not early.freed and monitor.agents().keys() == {"n"}
+    monitor.begin_group(step=0, nodes=["n"], clock_s=0.0)
+    monitor.report_planned_restart()
+    next_node = monitor.agent_of("next", None)
+    running(monitor, slots=1, workers=1)
+    assert not next_node.freed
+
+
+def test_a_monitor_whose_process_goes_on_ends_its_agents(clock: Clock) -> None:
+    ended = []
+    monitor = monitor_of(clock, end_agent=lambda node, agent: ended.append((node, agent)))
+    left, stays = monitor.agent_of("left", None), monitor.agent_of("stays", None)
+    left.is_uploading = True
+    monitor.begin_group(step=0, nodes=["stays"], clock_s=0.0)
+    assert ended == []
+    monitor.close()
+    assert sorted(ended) == [("left", left), ("stays", stays)]
 
 
 def test_the_agent_of_a_node_without_workers_lives_until_its_upload_has_ended(clock: Clock) -> None:

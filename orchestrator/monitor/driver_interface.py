@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from orchestrator.driver.kept_state import not_kept
-from orchestrator.driver.monitor_state import MonitorInterface
+from orchestrator.monitor.kept_state import not_kept
+from orchestrator.monitor.state import MonitorInterface
 from orchestrator.run.progress import Progress
 
 

@@ -3,10 +3,10 @@
 It outlives worker groups, and its state outlives its process, see `kept_state`. Its methods are grouped by caller, each
 group in a file of its own over one shared state:
 
-    monitor_loop.py          training workers and snapshot agents: reports in, requests out
-    monitor_controller.py    Ray Train's controller: restarts, and the number of workers
-    monitor_driver.py        the driver: progress, and the request to stop
-    monitor_state.py         the shared state
+    loop_interface.py          training workers and snapshot agents: reports in, requests out
+    controller_interface.py    Ray Train's controller: restarts, and the number of workers
+    driver_interface.py        the driver: progress, and the request to stop
+    state.py                   the shared state
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from orchestrator.driver.evaluations import StartEvaluation
-from orchestrator.driver.kept_state import KeptState, count_start, keeping_state
-from orchestrator.driver.monitor_controller import ControllerInterface
-from orchestrator.driver.monitor_driver import DriverInterface
-from orchestrator.driver.monitor_loop import LoopInterface
-from orchestrator.driver.monitor_state import MonitorState, StartAgent
+from orchestrator.monitor.controller_interface import ControllerInterface
+from orchestrator.monitor.driver_interface import DriverInterface
+from orchestrator.monitor.evaluations import StartEvaluation
+from orchestrator.monitor.kept_state import KeptState, count_start, keeping_state, not_kept
+from orchestrator.monitor.loop_interface import LoopInterface
+from orchestrator.monitor.state import EndAgent, MonitorState, StartAgent
 from orchestrator.policy.scaling import ScalingPolicy
 
 
@@ -35,6 +35,7 @@ class Monitor(LoopInterface, ControllerInterface, DriverInterface):
         start_evaluation: starts a background evaluation; None: the workers always evaluate themselves.
         now: monotonic clock, seconds, which goes on when the process is started again.
         folder: where the state is kept for the case that the process dies; None: it is not.
+        end_agent: ends the snapshot agent of a node; None: it ends with its last handle.
     """
 
     def __init__(
@@ -45,8 +46,9 @@ class Monitor(LoopInterface, ControllerInterface, DriverInterface):
         start_evaluation: StartEvaluation | None = None,
         now: Callable[[], float] = time.monotonic,
         folder: Path | None = None,
+        end_agent: EndAgent | None = None,
     ) -> None:
-        state = MonitorState(scaling, steps, start_agent, start_evaluation, now)
+        state = MonitorState(scaling, steps, start_agent, start_evaluation, now, end_agent)
         super().__init__(state)
         self._kept: KeptState | None = None
         if folder is not None:
@@ -56,3 +58,8 @@ class Monitor(LoopInterface, ControllerInterface, DriverInterface):
             if (kept := self._kept.load()) is not None:
                 state.restore(kept)
             state.keep()
+
+    @not_kept
+    def close(self) -> None:
+        """Ends the snapshot agents, where they do not end with this process."""
+        self._state.end_agents()

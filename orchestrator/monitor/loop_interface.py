@@ -8,8 +8,8 @@ from typing import Any
 from ray import cloudpickle
 
 from data.stores.patience import Outage
-from orchestrator.driver.kept_state import not_kept
-from orchestrator.driver.monitor_state import MonitorInterface
+from orchestrator.monitor.kept_state import not_kept
+from orchestrator.monitor.state import MonitorInterface
 from orchestrator.policy.hang import Beat
 from orchestrator.run.job import TrainJob
 from orchestrator.run.progress import RECENT_STEPS, RESTORING, GroupStart, LoopRequests

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from orchestrator.driver.kept_state import not_kept
-from orchestrator.driver.monitor_state import MonitorInterface
+from orchestrator.monitor.kept_state import not_kept
+from orchestrator.monitor.state import MonitorInterface
 from orchestrator.policy.failure import Cause, Failure, GiveUp, Restart, start_timeout_s
 from orchestrator.policy.hang import Hang
 from orchestrator.policy.save_interval import observed_mtbf_s
@@ -78,7 +78,8 @@ class ControllerInterface(MonitorInterface):
         """Decides while workers run: whether they hang, the number of warm spares, and the nodes to request."""
         state, progress, now = self._state, self._state.progress, self._state.now()
         is_stepping = progress.phase in STEPPING
-        state.free_agents()
+        if is_stepping:  # else workers on other nodes may be about to join
+            state.free_agents()
         row = progress.row if state.has_reported and is_stepping else {}
         if (hang := self._judge(seen.members)) is not None:
             return PoolAction(hung=hang)

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from data.stores.patience import Outage
-from orchestrator.driver import kept_state
-from orchestrator.driver.kept_state import STARTS_PER_HOUR, count_start
-from orchestrator.driver.monitor import Monitor
+from orchestrator.monitor import kept_state
+from orchestrator.monitor.kept_state import STARTS_PER_HOUR, count_start
+from orchestrator.monitor.monitor import Monitor
 from orchestrator.policy.scaling import Observation, ScalingPolicy
 from orchestrator.run.progress import Progress
 
@@ -55,7 +55,7 @@ class Actor:
         self._monitor: Monitor | None = None
         self.now = 100.0
         monkeypatch.setattr(kept_state, "call_id", lambda: str(self._calls))
-        monkeypatch.setattr("orchestrator.driver.monitor_state.ray.wait", lambda calls, timeout: ([], calls))
+        monkeypatch.setattr("orchestrator.monitor.state.ray.wait", lambda calls, timeout: ([], calls))
 
     def kill(self) -> None:
         self._monitor = None

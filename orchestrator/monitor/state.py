@@ -9,8 +9,8 @@ from typing import Any
 import ray
 from ray import cloudpickle
 
-from orchestrator.driver.evaluations import Evaluations, StartEvaluation
-from orchestrator.driver.outages import Outages
+from orchestrator.monitor.evaluations import Evaluations, StartEvaluation
+from orchestrator.monitor.outages import Outages
 from orchestrator.policy.failure import FailurePolicy
 from orchestrator.policy.hang import HangPolicy
 from orchestrator.policy.scaling import ScalingPolicy
@@ -20,8 +20,14 @@ from orchestrator.run.progress import LoopRequests, Progress
 StartAgent = Callable[[str, TrainJob], Any]
 """Starts the `SnapshotAgent` of a node, given the node's id and the job; returns its handle."""
 
+EndAgent = Callable[[str, Any], object]
+"""Ends it, given the node's id and the handle."""
 
-_NOT_KEPT = ("now", "start_agent", "start_evaluation", "keep", "agents", "leaving", "evaluations", "outages")
+
+_NOT_KEPT = (
+    *("now", "start_agent", "end_agent", "start_evaluation", "keep"),
+    *("agents", "leaving", "evaluations", "outages"),
+)
 """Attributes that a restarted monitor makes anew; the actors among them end with the process that started them."""
 
 
@@ -63,7 +69,9 @@ class MonitorState:
         start_agent: StartAgent,
         start_evaluation: StartEvaluation | None,
         now: Callable[[], float],
+        end_agent: EndAgent | None = None,
     ) -> None:
+        self.end_agent = end_agent or (lambda node, agent: None)
         self.now, self.scaling, self.steps = now, scaling, steps
         self.start_agent, self.start_evaluation = start_agent, start_evaluation
         self.keep: Callable[[], object] = lambda: None
@@ -121,9 +129,15 @@ class MonitorState:
 
     def forget_agents_that_left(self) -> None:
         """Drops the handles of agents whose last call has ended; the last handle ends the process."""
-        self.leaving = {
-            node: (call, agent) for node, (call, agent) in self.leaving.items() if not ray.wait([call], timeout=0)[0]
-        }
+        for node, (call, agent) in list(self.leaving.items()):
+            if ray.wait([call], timeout=0)[0]:
+                self.end_agent(node, agent)
+                del self.leaving[node]
+
+    def end_agents(self) -> None:
+        """Ends all agents."""
+        for node, agent in (*self.agents.items(), *((node, agent) for node, (_, agent) in self.leaving.items())):
+            self.end_agent(node, agent)
 
     def request(self, **changes: Any) -> None:
         """Changes fields of `requests`."""
