@@ -73,7 +73,7 @@ def left_behind() -> dict[str, Any]:
             except (OSError, AttributeError):
                 continue
     actor_processes = [title for title in titles if not title.startswith("ray::IDLE")]
-    wanted = ("TrialDriver", "TrainingWorker", "TrainController", "Feeder", "Monitor", "SnapshotAgent")
+    wanted = ("TrialDriver", "TrainingWorker", "TrainController", "Feeder", "Monitor", "SnapshotAgent", "Host")
     return {
         # Ray Data's own, of which there is one a cluster, are not the trials'.
         "actors": [name for name in alive if "Autoscaling" not in name and name != "_StatsActor"],
