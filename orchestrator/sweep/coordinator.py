@@ -45,6 +45,7 @@ class TrialCoordinator:
         self._cluster, self._schedule = cluster, schedule_of(sweep)
         self._running: dict[str, Leg] = {}
         self._shares: dict[str, int] = {}
+        self._remembered: set[str] = set()
         self._counted: dict[str, tuple[float, float]] = {}
         self._decided: Decisions | None = None
         self._tried_at: dict[int, float] = {}
@@ -138,7 +139,9 @@ class TrialCoordinator:
         trial_run, number = record.trial_run, len(record.trial_runs) - 1
         reported = max((each.step for each in record.reports if each.trial_run == number), default=0)
         reported = max(reported, trial_run.donor.step if trial_run.donor else 0)
-        remember_recipe(trial_run.run, resolved(self.sweep.config_of(trial_run.point, trial_run.run)))
+        if trial_run.run not in self._remembered:
+            self._remembered.add(trial_run.run)
+            remember_recipe(trial_run.run, resolved(self.sweep.config_of(trial_run.point, trial_run.run)))
         limit = max_workers if max_workers < self.sweep.base.scaling.effective_max_workers else 0
         return Assignment(
             *(record.id, trial_run.run, dict(trial_run.point), now, leg.until, limit, reported, trial_run.donor),
