@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.options import Address, AsJson, Overrides, Recipe, RunOrJob, Takeover, load_config
+from orchestrator.cli.options import Address, AsJson, Overrides, RunOrJob, Takeover
 
 app = typer.Typer()
 
@@ -17,7 +17,9 @@ app = typer.Typer()
     "[bold]ray job submit --working-dir . -- manta train recipes/mine.yaml[/]"
 )
 def submit(
-    recipe: Recipe,
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE", help="YAML file that describes the run, or a sweep of runs.")
+    ],
     address: Address = None,
     overrides: Overrides = None,
     wait: Annotated[
@@ -37,18 +39,18 @@ def submit(
 ) -> None:
     """Train on a cluster: ship this folder, run [bold]manta train[/] there, and follow it. Ctrl-C leaves it running.
 
-    A run that is training already is refused. A run that was stopped, or whose cluster died, is continued.
+    The recipe of a sweep runs [bold]manta tune[/]. A run that is training already is refused. A run that was stopped,
+    or whose cluster died, is continued.
     """
-    config = load_config(recipe, overrides)
     from orchestrator.commands.submit import submit
 
-    status = submit(config, recipe, overrides or [], address, folder=folder, wait=wait, takeover=takeover, dry=dry)
+    status = submit(recipe, overrides or [], address, folder=folder, wait=wait, takeover=takeover, dry=dry)
     raise typer.Exit(status)
 
 
 @app.command(epilog="Example: [bold]manta jobs --address http://HOST:8265[/]")
 def jobs(address: Address = None, as_json: AsJson = False) -> None:
-    """List the runs that were submitted to a cluster, with their status."""
+    """List the runs and sweeps that were submitted to a cluster, with their status."""
     from orchestrator.commands.jobs import show_jobs
 
     show_jobs(address, as_json)

@@ -53,6 +53,11 @@ Takeover = Annotated[
 ]
 
 
+Patience = Annotated[
+    str, typer.Option(metavar="SECONDS", help="How long to wait for an attempt that seems alive, such as 60s.")
+]
+
+
 def load_config(recipe: Path, overrides: list[str] | None) -> RunConfig:
     """Reads a recipe with its overrides."""
     from orchestrator.config.load import load_recipe

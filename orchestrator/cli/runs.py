@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.options import AsJson, Audit, Overrides, Recipe, RecipeOrRun, Takeover, load_config, seconds_of
+from orchestrator.cli.options import (
+    AsJson,
+    Audit,
+    Overrides,
+    Patience,
+    Recipe,
+    RecipeOrRun,
+    Takeover,
+    load_config,
+    seconds_of,
+)
 
 app = typer.Typer()
 
@@ -47,10 +57,7 @@ def train(
     recipe: Recipe,
     overrides: Overrides = None,
     takeover: Takeover = False,
-    patience: Annotated[
-        str,
-        typer.Option(metavar="SECONDS", help="How long to wait for an attempt that seems alive, such as 60s."),
-    ] = "0s",
+    patience: Patience = "0s",
     init_from: Annotated[
         str | None,
         typer.Option(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.options import Takeover
+from orchestrator.cli.options import Patience, Takeover, seconds_of
 
 app = typer.Typer()
 
@@ -31,6 +31,7 @@ def tune(
         bool, typer.Option("--retry-failed", help="Try trials again that have failed for good.")
     ] = False,
     takeover: Takeover = False,
+    patience: Patience = "0s",
     autoscale: Annotated[
         int | None,
         typer.Option(
@@ -43,6 +44,7 @@ def tune(
     ] = None,
 ) -> None:
     """Search learning rates, optimizers and other fields, or continue a stopped sweep of this name."""
+    wait_s = seconds_of(patience, "--patience")
     with ExitStack() as stack:
         if autoscale is not None:
             from cluster.local.autoscaled import AutoscaledCluster
@@ -53,4 +55,11 @@ def tune(
             stack.enter_context(stack.enter_context(AutoscaledCluster(spec)).joined())
         from orchestrator.sweep.command import tune
 
-        tune(recipe, overrides or [], resume_best=resume_best, retry_failed=retry_failed, takeover=takeover)
+        tune(
+            recipe,
+            overrides or [],
+            resume_best=resume_best,
+            retry_failed=retry_failed,
+            takeover=takeover,
+            wait_s=wait_s,
+        )

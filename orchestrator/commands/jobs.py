@@ -28,6 +28,9 @@ STOP_GRACE_S = 120
 STOPPED, STILL_RUNNING = 130, 3
 """Exit status of a stopped run, the same as that of `manta train`, and of a command that left the job running."""
 
+_SAVED = ("checkpoint saved", "saved from", "the sweep is saved")
+"""Parts of the lines in which a job tells that it has saved."""
+
 
 def follow_job(jobs: Jobs, job_id: str, run: str) -> Job | None:
     """Prints the log of a job until the job ends, and returns the job; None after Ctrl-C, which leaves it running."""
@@ -105,7 +108,7 @@ def stop(run: str, address: str | None, *, wait: bool) -> None:
     console.line(f"job {job.id}: asked to save and stop")
     if wait:
         job = jobs.wait(job.id)
-        last = [line for line in jobs.logs(job.id).splitlines() if "checkpoint saved" in line or "saved from" in line]
+        last = [line for line in jobs.logs(job.id).splitlines() if any(sign in line for sign in _SAVED)]
         saved = last[-1].split("] ", 1)[-1] if last else "its log has no line about a save: see manta show"
         console.line(f"job {job.id}: {job.status.lower()}; {saved}")
 

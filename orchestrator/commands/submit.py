@@ -1,4 +1,4 @@
-"""`manta submit`: runs `manta train` as a job on a Ray cluster."""
+"""`manta submit`: runs `manta train`, or `manta tune` for the recipe of a sweep, as a job on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -32,8 +32,10 @@ from orchestrator.commands.jobs import (
     reach,
 )
 from orchestrator.commands.shipped import Shipment, shipment
+from orchestrator.config.load import load_recipe
 from orchestrator.config.portability import local_paths, refuse_keys
 from orchestrator.config.recipe import RunConfig
+from orchestrator.config.recipe_file import read_recipe
 from orchestrator.console import Console
 from orchestrator.errors import RunInUseError
 from orchestrator.printable import printable
@@ -52,7 +54,6 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 def submit(
-    config: RunConfig,
     recipe: Path,
     overrides: Sequence[str],
     address: str | None,
@@ -62,10 +63,11 @@ def submit(
     takeover: bool = False,
     dry: bool = False,
 ) -> int:
-    """Submits the recipe's run as a job; returns its exit status if it is followed, else 0.
+    """Submits the recipe's run or sweep as a job; returns its exit status if it is followed, else 0.
 
     Args:
-        config: the config of the recipe with its overrides.
+        recipe: the file of a run, or of a sweep.
+        overrides: `dotted.name=value` each.
         address: address or name of the cluster, see `reach`.
         folder: the folder that is shipped; the recipe is in it.
         wait: whether to follow the job to its end.
@@ -73,11 +75,12 @@ def submit(
         dry: only list what would be shipped.
 
     Raises:
-        InputError: the recipe needs files of this machine, or contains keys.
+        InputError: the recipe is not valid, needs files of this machine, or contains keys.
         RunInUseError: a job of the run is running or waiting on the cluster.
         ClusterError: the cluster does not answer, or refuses the job.
     """
-    shipped = path_in_shipped(recipe, folder)
+    command, config, recipes = what_runs(recipe, overrides)
+    shipped = [path_in_shipped(each, folder) for each in recipes]
     ships = shipment(folder, needed_files(config, shipped, folder))
     if dry:
         print(printable("\n".join(ships.report())))
@@ -90,8 +93,8 @@ def submit(
     absolute = local_paths(config, recipe, this_machine=local is not None)
     console = Console()
     jobs = Jobs(address, console.line)
-    command = [
-        *("python", "-m", "manta_start", "train", str(shipped), "--patience", f"{PATIENCE_S:.0f}s"),
+    line = [
+        *("python", "-m", "manta_start", command, str(shipped[0]), "--patience", f"{PATIENCE_S:.0f}s"),
         *(word for override in (*overrides, *absolute) for word in ("--set", override)),
         *(["--takeover"] if takeover else []),
     ]
@@ -99,7 +102,26 @@ def submit(
         f"shipping {len(ships.files):,} files of {folder.resolve()}, {ships.bytes / 1e6:,.1f} MB; "
         f"{len(ships.excluded):,} left out, see manta submit --dry-run"
     )
-    return _run(jobs, config, command, ships, console, wait=wait)
+    return _run(jobs, config, line, ships, console, wait=wait)
+
+
+def what_runs(recipe: Path, overrides: Sequence[str]) -> tuple[str, RunConfig, list[Path]]:
+    """The command for a recipe, the config of its run, and the files that it needs, the recipe first.
+
+    The config of a sweep's run has the sweep's name. A run's recipe with an absolute path may be on a file system that
+    all nodes share.
+
+    Raises:
+        RecipeError: the recipe has problems.
+    """
+    if "sweep" not in read_recipe(recipe):
+        return "train", load_recipe(recipe, overrides), [recipe]
+    from orchestrator.sweep.load import load_sweep
+
+    sweep = load_sweep(recipe, overrides, tries_points=True)
+    of_run = sweep.spec.recipe
+    is_relative = isinstance(of_run, str) and not Path(of_run).is_absolute()
+    return "tune", sweep.base, [recipe, *([recipe.parent / str(of_run)] if is_relative else [])]
 
 
 def _run(
@@ -165,9 +187,9 @@ def path_in_shipped(recipe: Path, folder: Path) -> Path:
         ) from None
 
 
-def needed_files(config: RunConfig, recipe: Path, folder: Path) -> list[str]:
-    """Paths in the folder that the job cannot do without: the recipe, and the modules of the user's functions."""
-    needed = [recipe.as_posix()]
+def needed_files(config: RunConfig, recipes: Sequence[Path], folder: Path) -> list[str]:
+    """Paths in the folder that the job cannot do without: recipes, and the modules of the user's functions."""
+    needed = [each.as_posix() for each in recipes]
     for step in config.data.cleaning:
         if isinstance(step, FunctionStep):
             module = step.path.rpartition(".")[0].replace(".", "/")

@@ -20,12 +20,12 @@ from orchestrator.config.result_fields import resolved, result_fields
 from orchestrator.console import Console
 from orchestrator.driver.prepare import initial_weights_of, prepared
 from orchestrator.driver.stop_requests import StopRequests, stop_requests
-from orchestrator.errors import CheckpointsLostError, RunInUseError
+from orchestrator.errors import CheckpointsLostError
 from orchestrator.nodes.ray_session import RaySession
 from orchestrator.nodes.watch import watching_nodes
 from orchestrator.observe.trackers import refuse_missing_packages
 from orchestrator.run.checkpoint import list_checkpoints, refuse_lost_checkpoints
-from orchestrator.run.fence import HEARTBEAT_S, Fence
+from orchestrator.run.fence import Fence, when_free
 from orchestrator.run.first_contact import reach_storage
 from orchestrator.run.heartbeat import Heartbeat
 from orchestrator.run.record import RECORD, load_record
@@ -127,29 +127,22 @@ def claim_when_free(
         ConfigChangedError: the run began with other values of fields that change its result.
         RunInUseError: a live attempt holds the run, still after `wait_s` seconds, and `takeover` is not set.
     """
-    until = time.monotonic() + wait_s
-    logged = False
-    while True:
+
+    def claim() -> Fence | None:
         begun = _continues(store, config, from_step)
         if begun and from_step is None and load_record(store).last.status == "finished":
             return None
-        try:
-            return Fence.claim(
-                store,
-                config.run,
-                result_fields(config),
-                keep_pins=begun,
-                started_at=started_at,
-                takeover=takeover,
-                from_step=from_step,
-            )
-        except RunInUseError as error:
-            if time.monotonic() >= until:
-                raise
-            if not logged:
-                log(f"{str(error).partition('. ')[0]}: waiting up to {wait_s:.0f} s for it")
-                logged = True
-        time.sleep(HEARTBEAT_S)
+        return Fence.claim(
+            store,
+            config.run,
+            result_fields(config),
+            keep_pins=begun,
+            started_at=started_at,
+            takeover=takeover,
+            from_step=from_step,
+        )
+
+    return when_free(claim, wait_s, log)
 
 
 def _continues(store: Store, config: RunConfig, from_step: int | None) -> bool:

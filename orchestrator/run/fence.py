@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cluster.local.processes import start_time
 from data.errors import ConflictError, ObjectNotFoundError
@@ -29,6 +29,28 @@ PRESUMED_DEAD_S = 10 * HEARTBEAT_S
 
 CLAIM_TRIES = 5
 """Tries of a takeover, each of which may collide with a heartbeat of the attempt that it fences off."""
+
+
+_Claimed = TypeVar("_Claimed")
+
+
+def when_free(claim: Callable[[], _Claimed], wait_s: float, log: Callable[[str], None]) -> _Claimed:
+    """What `claim` returns; while a live attempt holds the run, it is called again for `wait_s` seconds.
+
+    Raises:
+        RunInUseError: a live attempt still holds it.
+    """
+    until, logged = time.monotonic() + wait_s, False
+    while True:
+        try:
+            return claim()
+        except RunInUseError as error:
+            if time.monotonic() >= until:
+                raise
+            if not logged:
+                log(f"{str(error).partition('. ')[0]}: waiting up to {wait_s:.0f} s for it")
+                logged = True
+        time.sleep(HEARTBEAT_S)
 
 
 class Fence:

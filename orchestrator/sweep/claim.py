@@ -39,8 +39,15 @@ def with_present_schedulers(stored: Mapping[str, Any], present: Mapping[str, Any
     return {each: value for each, value in fields.items() if not each.startswith("searcher.points")}
 
 
-def claim(sweep: Sweep, store: Store, book: TrialBook, takeover: bool) -> Fence:
-    """Claims the sweep for this process. Raises RunInUseError if another attempt holds it."""
+def claim(sweep: Sweep, store: Store, takeover: bool) -> Fence:
+    """Claims the sweep for this process.
+
+    Raises:
+        ConfigChangedError: it has trials that were started with other settings.
+        RunInUseError: another attempt holds it.
+    """
+    book = TrialBook(store)
+    refuse_changed(sweep, store, book)
     try:
         return Fence.claim(
             store, sweep.name, sweep.result_fields(), keep_pins=bool(len(book)), takeover=takeover, key=RECORD

@@ -23,7 +23,7 @@ from orchestrator.driver.train import train
 from orchestrator.errors import NoResultError
 from orchestrator.nodes.capacity import refuse_small_cluster
 from orchestrator.observe.trackers import refuse_missing_packages
-from orchestrator.run.fence import Fence
+from orchestrator.run.fence import Fence, when_free
 from orchestrator.run.first_contact import reach_storage
 from orchestrator.run.heartbeat import Heartbeat
 from orchestrator.run.record import load_record
@@ -31,7 +31,7 @@ from orchestrator.run.run import reaching_storage, stores
 from orchestrator.snapshots.agent import free_node_memory
 from orchestrator.sweep.best import remember_sweep, write_best
 from orchestrator.sweep.capacity import WorkerSlots
-from orchestrator.sweep.claim import claim, refuse_changed
+from orchestrator.sweep.claim import claim
 from orchestrator.sweep.coordinator import TrialCoordinator
 from orchestrator.sweep.load import load_sweep
 from orchestrator.sweep.prepare import prepare_once
@@ -50,6 +50,7 @@ def tune(
     resume_best: bool = False,
     retry_failed: bool = False,
     takeover: bool = False,
+    wait_s: float = 0.0,
     watch: Watch | None = None,
 ) -> SweepSummary:
     """Runs or continues a sweep, and prints its progress; returns its summary.
@@ -60,6 +61,7 @@ def tune(
         resume_best: whether to train the best trial to its full length afterwards.
         retry_failed: whether trials that have failed for good are tried again.
         takeover: whether to fence off an attempt at the sweep that seems alive.
+        wait_s: seconds to wait until such an attempt ends or misses its heartbeats; after them it is an error.
         watch: gets a summary about once a second; None: a live table, if the output is a terminal.
 
     Raises:
@@ -79,9 +81,7 @@ def tune(
         reach_storage(root, base, console.line)
         store = root.child(f"sweeps/{sweep.name}")
         patience = Patience(base.store.patience, telling(console.line, "the sweep's records"))
-        book = patience.call(lambda: TrialBook(store))
-        patience.call(lambda: refuse_changed(sweep, store, book))
-        fence = patience.call(lambda: claim(sweep, store, book, takeover))
+        fence = when_free(lambda: patience.call(lambda: claim(sweep, store, takeover)), wait_s, console.line)
         book = patience.call(lambda: TrialBook(store, fence.record.last.number, patience))  # with the newest reports
         try:
             if retry_failed:

@@ -20,6 +20,7 @@ from cluster.local.s3 import LocalS3
 from tests.end_to_end.manta_process import ROOT, MantaProcess
 from tests.end_to_end.shadowing import shadow_packages
 from tests.orchestrator.finished_run import recipe_in
+from tests.recipes import write_recipe
 
 pytestmark = pytest.mark.chaos
 
@@ -67,9 +68,10 @@ def manta(nodes: LocalNodes, folder: Path, *arguments: str, address: str = "") -
     return MantaProcess(*arguments, "--address", address or nodes.dashboard, folder=folder, environment=environment)
 
 
-def summary(nodes: LocalNodes, folder: Path, recipe: Path) -> dict[str, Any]:
+def summary(nodes: LocalNodes, folder: Path, recipe: Path, *more: str) -> dict[str, Any]:
     """`manta show`, by somebody who has the store's keys."""
-    with MantaProcess("show", str(recipe), "--json", folder=folder, environment=nodes.environment) as process:
+    arguments = ("show", str(recipe), "--json", *more)
+    with MantaProcess(*arguments, folder=folder, environment=nodes.environment) as process:
         assert process.wait() == 0, process.output
         told: dict[str, Any] = json.loads(process.output)
     return told
@@ -162,6 +164,24 @@ def test_a_run_that_is_stopped_saves_and_goes_on_as_a_bare_job_that_loses_a_node
     told = summary(nodes, tmp_path, path)
     assert_whole(told)
     assert told["restarts"] >= 1 and killed
+
+
+def test_a_submitted_sweep_ends_and_its_best_is_in_its_storage(nodes: LocalNodes, tmp_path: Path) -> None:
+    recipe(tmp_path, "tried")
+    sweep = {
+        "sweep": "searched",
+        "recipe": "tried.yaml",
+        "set": {"train.steps": 8, "scaling.num_workers": 1},
+        "space": {"train.lr": {"choice": [1e-5, 1e-3]}},
+        "searcher": {"name": "grid"},
+    }
+    path = write_recipe(tmp_path / "searched.yaml", sweep)
+    with manta(nodes, tmp_path, "submit", str(path), "--set", "scheduler.name=none") as submitted:
+        assert submitted.wait(200) == 0, submitted.output
+        assert "job searched-1 submitted" in submitted.output and "best: trial t00" in submitted.output
+    told = summary(nodes, tmp_path, path, "--set", "scheduler.name=none")
+    assert told["status"] == "finished" and told["best"] is not None
+    assert [(trial["status"], trial["step"]) for trial in told["trials"]] == [("finished", 8)] * 2
 
 
 def test_what_fails_on_the_cluster_has_its_own_exit_status_here(nodes: LocalNodes, tmp_path: Path) -> None:

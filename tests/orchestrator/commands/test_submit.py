@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,7 @@ from orchestrator.config.portability import local_paths, refuse_keys
 from orchestrator.config.result_fields import differing_fields, result_fields
 from orchestrator.errors import RecipeError
 from tests.orchestrator.finished_run import recipe_in
+from tests.recipes import write_recipe
 
 RECIPE = Path("mine.yaml")
 
@@ -55,7 +58,68 @@ def test_a_recipe_outside_of_the_shipped_folder_is_refused_before_the_cluster_is
     recipe = recipe_in(tmp_path)
     (tmp_path / "project").mkdir()
     with pytest.raises(InputError, match=f"--working-dir {tmp_path}"):
-        submit(load_recipe(recipe), recipe, (), "http://127.0.0.1:1", folder=tmp_path / "project", wait=False)
+        submit(recipe, (), "http://127.0.0.1:1", folder=tmp_path / "project", wait=False)
+
+
+class Accepting:
+    """A cluster that takes every job."""
+
+    def __init__(self, address: str, log: object) -> None:
+        self.address = address
+        entrypoints.clear()
+
+    def list(self) -> list[Job]:
+        return []
+
+    def submit(self, entrypoint: str, job_id: str, environment: object, metadata: Mapping[str, str]) -> None:
+        entrypoints[job_id] = shlex.split(entrypoint)
+
+
+entrypoints: dict[str, list[str]] = {}
+"""Words of the command of each job that was submitted last, by the job's id."""
+
+CLUSTER = "http://127.0.0.1:1"
+
+SPACE = {"train.lr": {"loguniform": [1e-4, 1e-2]}}
+
+
+def test_a_sweep_is_submitted_with_the_recipe_of_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe_in(tmp_path, "run")
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / ".gitignore").write_text("*.yaml\n")
+    sweep = write_recipe(tmp_path / "sweeps/mine.yaml", {"sweep": "mine", "recipe": "../run.yaml", "space": SPACE})
+    submit(sweep, (), None, folder=tmp_path, wait=True, dry=True)
+    listed = capsys.readouterr().out
+    assert "  run.yaml\n" in listed and "  sweeps/mine.yaml\n" in listed
+
+    monkeypatch.setattr("orchestrator.commands.submit.Jobs", Accepting)
+    overrides = ["train.schedule={name: constant}", "searcher.trials=2"]
+    assert submit(sweep, overrides, CLUSTER, folder=tmp_path, wait=False, takeover=True) == 0
+    command = ["python", "-m", "manta_start", "tune", "sweeps/mine.yaml", "--patience", "45s"]
+    assert entrypoints == {"mine-1": [*command, "--set", overrides[0], "--set", overrides[1], "--takeover"]}
+    submit(tmp_path / "run.yaml", (), CLUSTER, folder=tmp_path, wait=False)
+    assert entrypoints["run-1"][3:5] == ["train", "run.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"set": {"storage": "kept"}}, r"storage = 'kept': the cluster does not have the files"),
+        ({"set": {"store.secret_access_key": "hush-hush"}}, r"store\.secret_access_key: a key must not be stored"),
+        ({"recipe": "../run.yaml"}, r"run\.yaml is not in the shipped folder"),
+        ({"space": {"train.lr": {"uniform": [-1, 1]}}}, r"a trial with train\.lr=-1\.0 would be refused"),
+    ],
+)
+def test_a_sweep_is_refused_as_its_run_would_be(tmp_path: Path, changes: Mapping[str, Any], problem: str) -> None:
+    recipe_in(tmp_path, "run")
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "run.yaml").write_text((tmp_path / "run.yaml").read_text())
+    sweep = write_recipe(project / "s.yaml", {"sweep": "s", "recipe": "run.yaml", "space": SPACE, **changes})
+    with pytest.raises(InputError, match=problem):
+        submit(sweep, (), CLUSTER, folder=project, wait=False)
 
 
 def test_manta_is_shipped_with_a_project_that_lacks_it(tmp_path: Path) -> None:
