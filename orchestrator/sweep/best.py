@@ -32,12 +32,12 @@ def best_recipe(sweep: Sweep, best: TrialRecord) -> dict[str, Any]:
     return document
 
 
-def write_best(sweep: Sweep, best: TrialRecord) -> Path:
-    """Writes best.yaml and returns its path."""
+def write_best(sweep: Sweep, best: TrialRecord, loss: str) -> Path:
+    """Writes best.yaml, with the best trial's loss as it is shown, and returns its path."""
     path = FOLDER / sweep.name / "best.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     values = ", ".join(f"{name} = {value}" for name, value in best.point.items())
-    header = f"# The best trial of sweep {sweep.name}: trial {best.id} with loss {best.loss:.4f}.\n# {values}\n"
+    header = f"# The best trial of sweep {sweep.name}: trial {best.id} with loss {loss}.\n# {values}\n"
     path.write_text(header + strict_yaml.dump(without_keys(best_recipe(sweep, best))))
     return path
 

@@ -8,11 +8,12 @@ from typing import Any
 
 from data.stores.store import Store
 from orchestrator.config.result_fields import differing_fields
+from orchestrator.config.schema import default_of
 from orchestrator.errors import ConfigChangedError, RunInUseError, UnknownRunError
 from orchestrator.run.fence import Fence
 from orchestrator.run.record import load_record
 from orchestrator.sweep.records import RECORD, TrialBook
-from orchestrator.sweep.spec import FREE, Sweep
+from orchestrator.sweep.spec import FREE, Sweep, SweepSpec
 
 
 def refuse_changed(sweep: Sweep, store: Store, book: TrialBook) -> None:
@@ -30,12 +31,17 @@ def refuse_changed(sweep: Sweep, store: Store, book: TrialBook) -> None:
 
 
 def with_present_schedulers(stored: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, Any]:
-    """The stored fields of a sweep as they are called now: version 0.2.0 had stopping rules under other names."""
+    """The stored fields of a sweep as they are called now: version 0.2.0 had stopping rules under other names.
+
+    A field that was added later had its present default.
+    """
+    since = {name: default_of(SweepSpec, name) for name in present if not name.startswith("run.")}
     if "searcher.batch" in stored:
-        return dict(stored)
+        return {**since, **stored}
     name = stored.get("scheduler.name")
     renamed = {"asha": "asha-stopping", "hyperband": "hyperband (0.2)", "pbt": "pbt (0.2)"}
-    fields = {**stored, "searcher.batch": present["searcher.batch"], "scheduler.name": renamed.get(str(name), name)}
+    known = {"searcher.batch": present["searcher.batch"], "scheduler.name": renamed.get(str(name), name)}
+    fields = {**since, **stored, **known}
     return {each: value for each, value in fields.items() if not each.startswith("searcher.points")}
 
 

@@ -36,7 +36,8 @@ from orchestrator.sweep.coordinator import TrialCoordinator
 from orchestrator.sweep.load import load_sweep
 from orchestrator.sweep.prepare import prepare_once
 from orchestrator.sweep.records import TrialBook, TrialRecord
-from orchestrator.sweep.report.table import print_sweep
+from orchestrator.sweep.report.table import print_sweep, spread_text
+from orchestrator.sweep.schedule.repeated import deviation_of
 from orchestrator.sweep.show import Watch, live, write_report
 from orchestrator.sweep.spec import Sweep
 from orchestrator.sweep.summary import SweepSummary, best_of, summary_of
@@ -147,12 +148,14 @@ def run_sweep(
     if coordinator.interrupted:
         raise KeyboardInterrupt
     coordinator.record_outs()  # the attempt that decided may have been killed before it could
-    best = best_of(book, coordinator.decisions.finalists, coordinator.levels)
+    repeats = sweep.spec.searcher.repeats
+    best = best_of(book.by_number, coordinator.decisions.finalists, coordinator.levels, repeats)
     if best is not None:
-        path = write_best(sweep, best)
+        loss = f"{best.loss:.4f}" + spread_text(deviation_of(best, book.by_number, repeats))
+        path = write_best(sweep, best, loss)
         patience.call(lambda: fence.update(result={**fence.record.result, "recipe": str(path)}))
         patience.call(lambda: root.child(f"sweeps/{sweep.name}").put("best.yaml", path.read_bytes()))
-        console.line(f"best: trial {best.id}, loss {best.loss:.4f}; `manta train {path}` trains it")
+        console.line(f"best: trial {best.id}, loss {loss}; `manta train {path}` trains it")
     early = "" if coordinator.is_settled else coordinator.ends_early
     if early:
         console.line(f"the sweep ends before its last trial: {early}")

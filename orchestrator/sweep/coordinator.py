@@ -16,6 +16,7 @@ from orchestrator.sweep.records import Donor, TrialBook, TrialRecord, TrialRun
 from orchestrator.sweep.schedule.choice import schedule_of
 from orchestrator.sweep.schedule.legs import Decisions, Leg, loss_at
 from orchestrator.sweep.schedule.milestones import grace_steps
+from orchestrator.sweep.schedule.repeated import point_of, points_of, trials_of
 from orchestrator.sweep.spec import Sweep
 from orchestrator.sweep.trial import Assignment
 
@@ -42,7 +43,7 @@ class TrialCoordinator:
         self.interrupted, self.cut_short = False, set[str]()
         self.notices: dict[str, str] = {}
         self.error: MantaError | None = None
-        self._cluster, self._schedule = cluster, schedule_of(sweep)
+        self._cluster, self._schedule, self._repeats = cluster, schedule_of(sweep), sweep.spec.searcher.repeats
         self._running: dict[str, Leg] = {}
         self._shares: dict[str, int] = {}
         self._remembered: set[str] = set()
@@ -54,6 +55,8 @@ class TrialCoordinator:
             if record.status == "running":  # when the attempt before ended
                 self._pause(record)
                 self.book.save(record)
+        if len(book) % self._repeats:  # the attempt before ended amid `_add`
+            self._add(len(book))
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         """Pickles as a bare object. Tune pickles the coordinator with its own state, which a sweep never reads back."""
@@ -84,7 +87,8 @@ class TrialCoordinator:
         if spec.max_hours is not None and time.time() - self._began_at > 3600 * spec.max_hours:
             return f"max_hours = {spec.max_hours:g} have passed"
         if spec.target is not None:
-            losses = ((loss_at(record, level), record) for record in self.book for level in self.levels)
+            points = points_of(self.book.by_number, self._repeats).values()
+            losses = ((loss_at(record, level), record) for record in points for level in self.levels)
             for loss, record in losses:
                 if loss is not None and loss <= spec.target:
                     return f"trial {record.id} has reached target = {spec.target:g}"
@@ -124,8 +128,12 @@ class TrialCoordinator:
         return None
 
     def _add(self, number: int) -> TrialRecord:
-        self._decided = None
-        return self.book.add(new_trial(self.sweep, number, self.book, self.levels))
+        """Adds a trial, and the others of its point: no number may be left out if the point fails meanwhile."""
+        self._decided, repeats = None, self._repeats
+        for each in trials_of(point_of(number, repeats), repeats):
+            if each not in self.book.by_number:
+                self.book.add(new_trial(self.sweep, each, self.book, self.levels))
+        return self.book.by_number[number]
 
     def _begin(self, record: TrialRecord, leg: Leg, max_workers: int) -> Assignment:
         now = time.time()
@@ -141,11 +149,13 @@ class TrialCoordinator:
         reported = max(reported, trial_run.donor.step if trial_run.donor else 0)
         if trial_run.run not in self._remembered:
             self._remembered.add(trial_run.run)
-            remember_recipe(trial_run.run, resolved(self.sweep.config_of(trial_run.point, trial_run.run)))
+            seed = self.sweep.seed_of(record.number)
+            remember_recipe(trial_run.run, resolved(self.sweep.config_of(trial_run.point, trial_run.run, seed)))
         limit = max_workers if max_workers < self.sweep.base.scaling.effective_max_workers else 0
         return Assignment(
             *(record.id, trial_run.run, dict(trial_run.point), now, leg.until, limit, reported, trial_run.donor),
             running=len(self._running),
+            seed=seed,
         )
 
     def _continue_from(self, record: TrialRecord, donor: TrialRecord, step: int) -> None:
@@ -229,7 +239,7 @@ class TrialCoordinator:
             reason = decisions.out.get(record.number)
             if reason is None and self.is_settled:
                 reason = f"the best is decided at step {record.reports[-1].step}" if record.reports else "not needed"
-            if reason is not None and record.status == "paused":
+            if reason is not None and record.status in ("paused", "pending"):
                 record.end("stopped", reason if record.loss is None else f"loss {record.loss:.4f}: {reason}")
                 self.book.save(record)
 

@@ -6,6 +6,7 @@ import random
 
 from orchestrator.sweep.records import DRAWN, TrialBook, TrialRecord, TrialRun
 from orchestrator.sweep.schedule.legs import is_lost, loss_at
+from orchestrator.sweep.schedule.repeated import point_of, points_of, trials_of
 from orchestrator.sweep.space import Point, on_the_grid, perturbed, plain
 from orchestrator.sweep.spec import Sweep
 from orchestrator.sweep.suggest import STARTUP_TRIALS, Result, suggest
@@ -29,12 +30,16 @@ _STRUCTURE = (
 
 def new_trial(sweep: Sweep, number: int, book: TrialBook, levels: list[int]) -> TrialRecord:
     """The record of a new trial; its status is "failed" where no point was found that the recipe's rules allow."""
+    repeats = sweep.spec.searcher.repeats
+    place = point_of(number, repeats)
+    if (first := book.by_number.get(trials_of(place, repeats)[0])) is not None:
+        return _repeated(sweep, number, first)
     record = TrialRecord(number, [], given=_next_given(sweep, book))
     run = f"{sweep.name}-{record.id}"
-    known, reason = known_results(sweep, number, book, levels), ""
+    known, reason = known_results(sweep, place, book, levels), ""
     for draw in range(DRAWS):
         assert record.given is not None
-        point = suggest(sweep, number, known, record.given, draw)
+        point = suggest(sweep, place, known, record.given, draw)
         if not (problems := sweep.problems_of(point)):
             record.trial_runs.append(TrialRun(run, point))
             return record
@@ -44,6 +49,15 @@ def new_trial(sweep: Sweep, number: int, book: TrialBook, levels: list[int]) -> 
             break
     record.trial_runs.append(TrialRun(run, point))
     record.end("failed", f"refused by the recipe's rules: {reason}")
+    return record
+
+
+def _repeated(sweep: Sweep, number: int, first: TrialRecord) -> TrialRecord:
+    """The record of another trial of a point, refused where the first one was."""
+    record = TrialRecord(number, [], given=first.given)
+    record.trial_runs.append(TrialRun(f"{sweep.name}-{record.id}", dict(first.trial_runs[0].point)))
+    if first.status == "failed" and first.started_at is None:
+        record.end("failed", first.reason)
     return record
 
 
@@ -61,25 +75,28 @@ def continued_point(sweep: Sweep, record: TrialRecord, donor: Point) -> Point:
 
 def is_held_back(sweep: Sweep, number: int, book: TrialBook, levels: list[int]) -> bool:
     """Whether the searcher has to know results that are not there yet to draw the point of trial `number`."""
-    return not all(
-        earlier in book.by_number and _is_known(book.by_number[earlier], levels)
-        for earlier in range(1, 1 + _learned_from(sweep, number))
-    )
+    repeats = sweep.spec.searcher.repeats
+    learned = _learned_from(sweep, point_of(number, repeats))
+    points = points_of(book.by_number, repeats) if learned else {}
+    return not all(place in points and _is_known(points[place], levels) for place in range(1, 1 + learned))
 
 
-def known_results(sweep: Sweep, number: int, book: TrialBook, levels: list[int]) -> list[Result]:
+def known_results(sweep: Sweep, place: int, book: TrialBook, levels: list[int]) -> list[Result]:
     """What the searcher may know: equal however many trials run at once, so that it draws the same points.
 
-    These are the losses of the trials before the batch at the first step at which trials are compared.
+    These are the losses of the points before the batch at the first step at which they are compared.
+
+    Args:
+        place: number of the point that is drawn, from 1.
     """
-    learned = _learned_from(sweep, number)
+    learned = _learned_from(sweep, place)
     results = []
-    for record in book:
-        if record.number <= learned:
+    for number, record in points_of(book.by_number, sweep.spec.searcher.repeats).items():
+        if number <= learned:
             loss = _first_loss(record, levels)
             # One that fails beyond that step has, elsewhere, not failed yet.
             results.append(Result(record.trial_runs[0].point, loss, is_lost(record) and loss is None))
-        elif record.number < number:
+        elif number < place:
             results.append(Result(record.trial_runs[0].point))
     return results
 
@@ -94,12 +111,12 @@ def _first_loss(record: TrialRecord, levels: list[int]) -> float | None:
     return record.loss if found is None and record.has_ended and not is_lost(record) else found
 
 
-def _learned_from(sweep: Sweep, number: int) -> int:
-    """Number of the first trials whose results the point of trial `number` depends on."""
+def _learned_from(sweep: Sweep, place: int) -> int:
+    """Number of the first points on whose results the point at `place` depends."""
     searcher = sweep.spec.searcher
-    if searcher.name != "optuna" or number <= STARTUP_TRIALS:
+    if searcher.name != "optuna" or place <= STARTUP_TRIALS:
         return 0
-    return number - 1 - (number - 1 - STARTUP_TRIALS) % searcher.batch
+    return place - 1 - (place - 1 - STARTUP_TRIALS) % searcher.batch
 
 
 def _next_given(sweep: Sweep, book: TrialBook) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from orchestrator.config.recipe import RunConfig
 from orchestrator.config.result_fields import is_free
 from orchestrator.config.schema import fields_of, nearest_name
+from orchestrator.sweep.schedule.choice import STOPPING
 from orchestrator.sweep.space import Domain, Space, counts, in_order
 from orchestrator.sweep.spec import Sweep, SweepSpec
 
@@ -96,8 +97,13 @@ def sweep_problems(sweep: Sweep) -> Iterator[str]:
         )
     if scheduler.name != "none" and scheduler.grace_steps is not None and scheduler.grace_steps >= steps:
         yield f"scheduler.grace_steps = {scheduler.grace_steps}: not less than a trial's steps, train.steps = {steps}."
-    if scheduler.name == "pbt" and sweep.trials < 2:
-        yield f"searcher.trials = {sweep.trials}: pbt copies the state of one trial to another; at least 2."
+    if spec.searcher.repeats > 1 and scheduler.name in ("pbt", *STOPPING):
+        yield (
+            f"searcher.repeats = {spec.searcher.repeats}: not with {scheduler.name}, which decides on each trial by "
+            "itself. Use none, halving, asha, pasha or hyperband."
+        )
+    if scheduler.name == "pbt" and sweep.points < 2:
+        yield f"searcher.trials = {sweep.points}: pbt copies the state of one trial to another; at least 2."
     if scheduler.name == "pbt" and spec.searcher.name == "optuna":
         yield "searcher.name = optuna: pbt starts all trials at once and changes their values; use random or grid."
 

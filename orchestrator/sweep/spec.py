@@ -30,7 +30,17 @@ class SearcherConfig(Section):
         "optuna",
         description="grid tries all points of a grid, random draws points, optuna (TPE) learns from earlier trials.",
     )
-    trials: int | None = Field(None, ge=1, description="Number of trials; null: the whole grid for grid, else 16.")
+    trials: int | None = Field(
+        None,
+        ge=1,
+        description="Number of trials, or of points where each has several; null: the whole grid for grid, else 16.",
+    )
+    repeats: int = Field(
+        1,
+        ge=1,
+        description="Trials of each point, with the run's seed, the next one and so on. Points are compared by the "
+        "mean of their losses, and a point has failed if one of its trials has. Not with pbt, median, asha-stopping.",
+    )
     seed: int = Field(0, ge=0, description="Seed of everything the search draws at random.")
     points: tuple[dict[str, Any], ...] = Field((), description="Points to try first; fields left out of one are drawn.")
     batch: int = Field(
@@ -163,6 +173,15 @@ class Sweep:
     @property
     def trials(self) -> int:
         """Number of trials."""
+        return self.points * self.spec.searcher.repeats
+
+    def seed_of(self, number: int) -> int:
+        """Seed of the run of trial `number`, from 1."""
+        return self.base.seed + (number - 1) % self.spec.searcher.repeats
+
+    @property
+    def points(self) -> int:
+        """Number of points that are tried."""
         wanted = self.spec.searcher.trials
         if self.spec.searcher.name == "grid":
             given = (on_the_grid(self.spec.space, point) for point in self.spec.searcher.points)
@@ -175,13 +194,17 @@ class Sweep:
         """All points of the space's grid."""
         return grid(self.spec.space)
 
-    def config_of(self, point: Mapping[str, Any], run: str) -> RunConfig:
+    def config_of(self, point: Mapping[str, Any], run: str, seed: int | None = None) -> RunConfig:
         """The config of a trial's run.
+
+        Args:
+            seed: None: that of the recipe.
 
         Raises:
             RecipeError: the point makes the recipe invalid.
         """
-        return config_from(self.document_of(point, run), f"trial {run}").model_copy(update={"store": self.base.store})
+        document = self.document_of(point, run) | ({} if seed is None else {"seed": seed})
+        return config_from(document, f"trial {run}").model_copy(update={"store": self.base.store})
 
     def problems_of(self, point: Mapping[str, Any]) -> list[str]:
         """Why a trial with this point would be refused, a line for each reason; empty where it would not."""

@@ -27,10 +27,10 @@ class Result(NamedTuple):
 
 
 def suggest(sweep: Sweep, number: int, known: Sequence[Result], given: int = DRAWN, redraw: int = 0) -> Point:
-    """The point of trial `number`, from 1.
+    """Point `number`, from 1.
 
     Args:
-        known: the trials before it.
+        known: the points before it.
         given: index of the recipe's point to try.
         redraw: how often a point was drawn for this trial before, and refused.
     """

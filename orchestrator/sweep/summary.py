@@ -10,8 +10,9 @@ from orchestrator.run.fence import liveness
 from orchestrator.run.record import LIVE, RunRecord, load_record
 from orchestrator.sweep.records import RECORD, TrialBook, TrialRecord
 from orchestrator.sweep.schedule.choice import schedule_of
-from orchestrator.sweep.schedule.legs import Schedule, ranked
+from orchestrator.sweep.schedule.legs import Schedule, Trials, ranked
 from orchestrator.sweep.schedule.milestones import rungs
+from orchestrator.sweep.schedule.repeated import deviation_of, points_of
 from orchestrator.sweep.schedule.whole import WholeTrials
 from orchestrator.sweep.spec import Sweep
 
@@ -61,11 +62,16 @@ class TrialSummary(TypedDict):
 
 
 class BestSummary(TypedDict):
-    """The best trial; `recipe` is the path of its recipe, "" where it is not written yet."""
+    """The best trial; `recipe` is the path of its recipe, "" where it is not written yet.
+
+    Where points have several trials, it is the first one of the best point; `loss` is their mean, and `deviation` their
+    standard deviation.
+    """
 
     id: str
     run: str
     loss: float
+    deviation: float | None
     config: dict[str, Any]
     recipe: str
 
@@ -171,12 +177,17 @@ def trial_summary(record: TrialRecord, steps: int) -> TrialSummary:
     }
 
 
-def best_of(trials: Iterable[TrialRecord], finalists: Sequence[int], levels: Sequence[int]) -> TrialRecord | None:
+def best_of(trials: Trials, finalists: Sequence[int], levels: Sequence[int], repeats: int = 1) -> TrialRecord | None:
     """The first of the finalists; where there are none yet, the best at the highest of the levels that one has reached.
 
     Below the first level, the best of those with the most steps.
+
+    Args:
+        trials: the records by number.
+        finalists, levels: those of the schedule.
+        repeats: trials of a point; above 1, the result is the record of a point, see `points_of`.
     """
-    by_number = {record.number: record for record in trials}
+    by_number = points_of(trials, repeats)
     if finalists:
         return by_number[finalists[0]]
     able = {number: record for number, record in by_number.items() if record.status != "failed"}
@@ -215,7 +226,8 @@ def summary_of(sweep: Sweep, record: RunRecord, book: Sequence[TrialRecord], *, 
     by_number = {trial.number: trial for trial in book}
     if "searcher.batch" not in record.result_fields:  # of version 0.2.0, whose rules stopped trials
         schedule = WholeTrials(len(book), schedule.levels)
-    best, last = best_of(book, schedule.decide(by_number).finalists, schedule.levels), record.last
+    repeats = sweep.spec.searcher.repeats
+    best, last = best_of(by_number, schedule.decide(by_number).finalists, schedule.levels, repeats), record.last
     status = "died" if last.status in LIVE and not lives else last.status
     cost = cost_summary(trials)
     cost["steps"] = sum(trial.step for trial in book)
@@ -237,6 +249,7 @@ def summary_of(sweep: Sweep, record: RunRecord, book: Sequence[TrialRecord], *, 
             "id": best.id,
             "run": best.trial_run.run,
             "loss": best.loss,
+            "deviation": deviation_of(best, by_number, repeats),
             "config": dict(best.point),
             "recipe": record.result.get("recipe", ""),
         },

@@ -66,6 +66,7 @@ class Assignment:
         reported: newest step that was reported already.
         donor: checkpoint of another trial to start from.
         running: trials that run at present.
+        seed: of the run; None: that of the recipe.
     """
 
     id: str
@@ -77,6 +78,7 @@ class Assignment:
     reported: int = 0
     donor: Donor | None = None
     running: int = 1
+    seed: int | None = None
 
 
 @dataclass
@@ -211,7 +213,7 @@ class Trial:
     def _run(self) -> int:
         """Trains up to the leg's end; returns the attempt that saved it."""
         sweep, data, assignment = self._context.sweep, self._context.data, self.assignment
-        config = sweep.config_of(assignment.point, assignment.run)
+        config = sweep.config_of(assignment.point, assignment.run, assignment.seed)
         if assignment.max_workers:
             scaling = config.scaling.model_copy(update={"max_workers": assignment.max_workers})
             config = config.model_copy(update={"scaling": scaling})

@@ -47,6 +47,11 @@ def print_sweep(summary: Summary, console: Terminal) -> None:
     console.print(Group(table, live_table(summary, max_rows=max(MAX_ROWS, len(facts.trials)))))
 
 
+def spread_text(deviation: float | None) -> str:
+    """What follows the mean loss of a point that was trained with several seeds; "" for one seed."""
+    return "" if deviation is None else f" ± {deviation:.4f} over its seeds"
+
+
 def _facts(summary: Summary, facts: Facts) -> list[tuple[str, str]]:
     message = _flat(summary.get("message") or "")
     rows = [("status", f"{summary.get('status')}{': ' + message if message else ''}")]
@@ -59,7 +64,7 @@ def _facts(summary: Summary, facts: Facts) -> list[tuple[str, str]]:
     )
     best = summary.get("best")
     if best:
-        loss = f"{best['loss']:.4f}" if is_number(best.get("loss")) else "no loss"
+        loss = f"{best['loss']:.4f}{spread_text(best.get('deviation'))}" if is_number(best.get("loss")) else "no loss"
         config = config_text(facts.best, facts.fields) if facts.best else ""
         rows.append(("best", f"{loss}, trial {_flat(best['id'])}, run {_flat(best['run'])}\n{_flat(config)}"))
         rows += [("recipe", _flat(best["recipe"]))] if best.get("recipe") else []

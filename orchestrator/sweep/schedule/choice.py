@@ -6,6 +6,7 @@ from orchestrator.sweep.schedule.halving import Halving
 from orchestrator.sweep.schedule.legs import Schedule
 from orchestrator.sweep.schedule.milestones import rungs
 from orchestrator.sweep.schedule.population import Population
+from orchestrator.sweep.schedule.repeated import Repeated
 from orchestrator.sweep.schedule.whole import WholeTrials
 from orchestrator.sweep.spec import Sweep
 
@@ -15,13 +16,18 @@ STOPPING = ("asha-stopping", "median")
 
 def schedule_of(sweep: Sweep) -> Schedule:
     """Builds the schedule."""
+    schedule, repeats = _of_points(sweep), sweep.spec.searcher.repeats
+    return schedule if repeats == 1 else Repeated(schedule, repeats)
+
+
+def _of_points(sweep: Sweep) -> Schedule:
     scheduler, levels = sweep.spec.scheduler, [*rungs(sweep), sweep.steps]
     if scheduler.name == "pbt":
-        return Population(sweep.trials, levels, scheduler.quantile, sweep.spec.searcher.seed)
+        return Population(sweep.points, levels, scheduler.quantile, sweep.spec.searcher.seed)
     if scheduler.name in ("none", *STOPPING):
-        return WholeTrials(sweep.trials, levels)
+        return WholeTrials(sweep.points, levels)
     return Halving(
-        sweep.trials,
+        sweep.points,
         levels,
         scheduler.factor,
         brackets=scheduler.brackets if scheduler.name == "hyperband" else 1,

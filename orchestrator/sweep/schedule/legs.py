@@ -37,7 +37,8 @@ class Decisions:
     Attributes:
         legs: those that may run now or do so, the most important first.
         out: why a trial goes no further, by number.
-        finalists: numbers of the trials from which the best is chosen, the best first.
+        finalists: numbers of the points from which the best is chosen, the best first; where each point is one trial,
+            they are numbers of trials.
     """
 
     legs: list[Leg] = field(default_factory=list)

@@ -54,6 +54,14 @@ def test_a_stopping_sweep_of_version_0_2_goes_on_under_the_rules_own_name(tmp_pa
     refuse(tmp_path, as_of_version_0_2(before), now)
 
 
+def test_a_field_that_a_stored_sweep_does_not_have_had_its_default(tmp_path: Path) -> None:
+    sweep, repeated = sweep_of(tmp_path), sweep_of(tmp_path, searcher={"repeats": 3})
+    stored = {name: value for name, value in sweep.result_fields().items() if name != "searcher.repeats"}
+    refuse(tmp_path, stored, sweep)
+    with pytest.raises(ConfigChangedError, match=r"searcher\.repeats: 1 in the sweep, 3 now"):
+        refuse(tmp_path, stored, repeated)
+
+
 @pytest.mark.parametrize(("name", "is_refused"), [("asha", False), ("pbt", True)])
 def test_trials_can_be_added_but_to_a_population(tmp_path: Path, name: str, is_refused: bool) -> None:
     few, more = (

@@ -152,6 +152,7 @@ def test_a_recipe_may_be_a_file_beside_the_sweep(tmp_path: Path) -> None:
         ({"scheduler": {"name": "asha", "grace_steps": 100}}, ["not less than a trial's steps"]),
         ({"scheduler": {"name": "pbt"}, "searcher": {"name": "random", "trials": 1}}, ["at least 2"]),
         ({"scheduler": {"name": "pbt"}}, ["searcher.name = optuna: pbt starts all trials at once"]),
+        ({"searcher": {"repeats": 2}, "scheduler": {"name": "median"}}, ["searcher.repeats = 2: not with median"]),
         ({"searchr": {}}, ["searchr: there is no such field; did you mean searcher"]),
     ],
 )

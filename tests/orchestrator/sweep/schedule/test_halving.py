@@ -14,6 +14,7 @@ from orchestrator.sweep.records import Donor, Report, TrialRecord, TrialRun
 from orchestrator.sweep.schedule.halving import Halving
 from orchestrator.sweep.schedule.legs import Schedule
 from orchestrator.sweep.schedule.population import Population
+from orchestrator.sweep.schedule.repeated import Repeated, point_of, points_of, trials_of
 
 LEVELS = [10, 40, 90]
 Losses = Callable[[int, int], float]
@@ -117,6 +118,31 @@ def test_one_that_fails_makes_room_for_the_next(slots: int, seed: int) -> None:
     lost = {(number, level) for number in range(1, 13) for level in LEVELS if draw.random() < 0.25}
     played = play(Halving(12, LEVELS, 3), losses, slots, seed, fails=lambda number, until: (number, until) in lost)
     assert played.finalists == halved(12, losses, 3, lost)
+
+
+@settings(max_examples=40)
+@given(
+    slots=st.sampled_from([1, 3, 40]),
+    repeats=st.integers(2, 4),
+    eager=st.booleans(),
+    kills=st.integers(0, 3),
+    seed=st.integers(0, 10_000),
+)
+def test_points_of_several_trials_are_halved_by_their_means(
+    slots: int, repeats: int, eager: bool, kills: int, seed: int
+) -> None:
+    losses, draw = drawn_losses(seed), random.Random(seed)
+    lost = {(number, level) for number in range(1, 9 * repeats) for level in LEVELS if draw.random() < 0.08}
+
+    def mean(point: int, step: int) -> float:
+        return sum(losses(number, step) for number in trials_of(point, repeats)) / repeats
+
+    lost_points = {(point_of(number, repeats), level) for number, level in lost}
+    schedule = Repeated(Halving(9, LEVELS, 3, eager=eager), repeats)
+    played = play(schedule, losses, slots, seed, kills, lambda number, until: (number, until) in lost)
+    assert played.finalists == halved(9, mean, 3, lost_points)
+    points = points_of(played.trials, repeats)
+    assert [points[point].loss for point in played.finalists] == [mean(point, 90) for point in played.finalists]
 
 
 def test_sixteen_trials_cost_a_quarter_of_all() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from statistics import stdev
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,8 @@ from data.stores.local import LocalStore
 from orchestrator.errors import BadLossError, RecipeError, WorkerDiedError
 from orchestrator.sweep.coordinator import TrialCoordinator
 from orchestrator.sweep.records import TrialBook, TrialRecord
-from orchestrator.sweep.schedule.legs import Leg
+from orchestrator.sweep.schedule.legs import Leg, loss_at
+from orchestrator.sweep.schedule.repeated import deviation_of, point_of, trials_of
 from orchestrator.sweep.spec import Sweep
 from orchestrator.sweep.summary import best_of
 from orchestrator.sweep.trial import Assignment, is_final
@@ -65,6 +67,11 @@ def end(scheduler: RecordingScheduler, trial: Any, **result: Any) -> None:
     scheduler.on_trial_complete(None, trial, {"done": True, "reason": "", **result})
 
 
+def best_of_book(coordinator: TrialCoordinator) -> TrialRecord | None:
+    book, repeats = coordinator.book.by_number, coordinator.sweep.spec.searcher.repeats
+    return best_of(book, coordinator.decisions.finalists, coordinator.levels, repeats)
+
+
 def play(sweep: Sweep, folder: Path, cut: set[int], slots: int = 3) -> tuple[Outcome, TrialRecord | None]:
     """Runs legs, the shortest first. After the numbers of events in `cut`, all but the records is lost and rebuilt."""
     events, cut = 0, set(cut)
@@ -93,7 +100,7 @@ def play(sweep: Sweep, folder: Path, cut: set[int], slots: int = 3) -> tuple[Out
             end(scheduler, trial, status="stopped" if decision == "STOP" else "done")
     coordinator.record_outs()
     outcome = {record.id: (record.status, record.rungs, record.loss) for record in coordinator.book}
-    return outcome, best_of(coordinator.book, coordinator.decisions.finalists, coordinator.levels)
+    return outcome, best_of_book(coordinator)
 
 
 @pytest.mark.parametrize("name", ["halving", "asha", "hyperband", "pasha", "pbt", "none", "asha-stopping"])
@@ -114,6 +121,55 @@ def test_an_interrupted_sweep_decides_as_one_that_was_left_alone(tmp_path: Path,
     if name != "asha-stopping":
         for slots in (1, 16):
             assert (found := play(sweep, tmp_path / f"slots-{slots}", set(), slots)[1]) and found.id == best.id
+
+
+@pytest.mark.parametrize("name", ["none", "halving", "asha", "hyperband", "pasha"])
+def test_the_best_point_is_that_of_the_least_mean_over_its_seeds(tmp_path: Path, name: str, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    searcher = {"name": "optuna", "trials": 11, "repeats": 3, "seed": 2, "batch": 2}
+    sweep = sweep_of(tmp_path, scheduler={"name": name, "grace_steps": 9}, searcher=searcher)
+    alone, best = play(sweep, tmp_path / "alone", set(), slots=1)
+    assert len(alone) == 33 and best is not None and best.loss is not None
+    book = TrialBook(LocalStore(str(tmp_path / "alone")))
+    mine = [book.by_number[number] for number in trials_of(point_of(best.number, 3), 3)]
+    losses = [loss for record in mine if (loss := loss_at(record, best.reports[-1].step)) is not None]
+    assert [record.point for record in mine] == [best.point] * 3
+    assert best.loss == pytest.approx(sum(losses) / 3)
+    assert deviation_of(best, book.by_number, 3) == pytest.approx(stdev(losses))
+    for slots, cut in ((1, {4}), (3, {2, 9, 20}), (40, set[int]())):
+        disturbed, same = play(sweep, tmp_path / f"{slots}-{len(cut)}", cut, slots)
+        assert same is not None and (same.id, same.loss) == (best.id, best.loss)
+        if name != "asha":
+            assert disturbed == alone
+
+
+def test_trials_of_a_point_differ_by_the_seed_and_end_with_the_first_that_fails(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    searcher = {"name": "random", "trials": 2, "repeats": 3}
+    sweep = sweep_of(tmp_path, set={"seed": 5}, scheduler={"name": "none"}, searcher=searcher)
+    coordinator = coordinator_of(sweep, tmp_path / "store", slots=2)
+    scheduler = RecordingScheduler(coordinator)
+    begun = [found for _ in range(2) if (found := begin(coordinator, scheduler))]
+    assert [assignment.seed for _, assignment in begun] == [5, 6]
+    configs = [sweep.config_of(each.point, each.run, each.seed) for _, each in begun]
+    assert [config.seed for config in configs] == [5, 6] and configs[0].train == configs[1].train
+    for trial, _ in begun:
+        report(scheduler, trial, 100, None)
+        end(scheduler, trial, status="done")
+    assert [(record.id, record.status) for record in coordinator.book] == [
+        *(("t001", "failed"), ("t002", "failed"), ("t003", "stopped"))
+    ]
+    assert begin(coordinator, scheduler)[1].id == "t004"  # type: ignore[index]
+
+    # What a kill amid the addition of a point leaves.
+    (tmp_path / "store/trials/t006.json").unlink()
+    coordinator = coordinator_of(sweep, tmp_path / "store")
+    assert [(record.id, record.status) for record in coordinator.book][3:] == [
+        *(("t004", "paused"), ("t005", "pending"), ("t006", "pending"))
+    ]
+    assert coordinator.book["t006"].point == coordinator.book["t004"].point
 
 
 def test_free_slots_train_the_best_so_far_in_advance(tmp_path: Path, monkeypatch: Any) -> None:
@@ -253,7 +309,7 @@ def test_a_leg_without_a_loss_at_its_end_is_no_result(tmp_path: Path, monkeypatc
     end(scheduler, begun[0], status="done", at_step=100)
     record = coordinator.book["t001"]
     assert (record.status, record.reason) == ("failed", "no finite train_loss was reported at step 100")
-    assert best_of(coordinator.book, coordinator.decisions.finalists, coordinator.levels) is None
+    assert best_of_book(coordinator) is None
 
 
 def test_what_a_killed_attempt_could_not_record_is_recorded_by_the_next(tmp_path: Path, monkeypatch: Any) -> None:
