@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.cleaning.clean import named_rows
+from data.config import DataConfig
 from data.order.known_units import ExcludedDocuments, KnownUnits
 from data.order.packing import count_sequences
 from data.order.sample_order import UNKNOWN, Ints
@@ -61,6 +62,12 @@ class PreparedData:
             "input_tokenizer": inputs,
             "cleaning": self.cleaning_pin(),
         }
+
+    def with_weights(self, config: DataConfig) -> PreparedData:
+        """These data for a run with the weights of another config's sources, on which nothing prepared depends."""
+        weighted = zip(self.job.data.sources, config.sources, strict=True)
+        sources = tuple(source.model_copy(update={"weight": other.weight}) for source, other in weighted)
+        return replace(self, job=replace(self.job, data=self.job.data.model_copy(update={"sources": sources})))
 
     def counts(self) -> Ints:
         """(units,) int64: training samples in each unit, UNKNOWN where it has not been tokenized."""

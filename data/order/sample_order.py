@@ -107,7 +107,7 @@ class SampleOrder:
         self._numbers = range(len(source_units)) if numbers is None else numbers
         self.source_units = tuple(source_units)
         self.shuffle_units = shuffle_units
-        self.quotas = _quotas(weights, self._numbers)
+        self.quotas = quotas_of(weights, self._numbers)
         # Sized for a few sources: the order is computed step by step, so neighbouring steps need the same values.
         self._mixture_of_period = lru_cache(maxsize=8)(self._compute_mixture)
         self.epoch_units = lru_cache(maxsize=2 * len(self.source_units))(self._compute_epoch_units)
@@ -280,8 +280,16 @@ def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return value ^ (value >> np.uint64(31))
 
 
-def _quotas(weights: Sequence[float], numbers: Sequence[int]) -> Ints:
-    """Samples of each source in a mixture period, (sources,) int64, by largest remainder."""
+def quotas_of(weights: Sequence[float], numbers: Sequence[int]) -> Ints:
+    """Samples of each source in a mixture period, (sources,) int64, by largest remainder.
+
+    Args:
+        weights: relative share of each source.
+        numbers: positions of the sources in the recipe, for the message.
+
+    Raises:
+        InputError: a source would have none.
+    """
     shares = np.asarray(weights, np.float64) / sum(weights) * MIXTURE_PERIOD
     quotas = np.floor(shares).astype(np.int64)
     # Rounded, so that equal remainders tie exactly, and the stable sort prefers the earlier source.

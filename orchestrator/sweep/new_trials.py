@@ -24,6 +24,7 @@ _STRUCTURE = (
     "train.ema_decay",
     "train.global_batch_size",
     "train.micro_batch_size",
+    "data.",
 )
 """Prefixes of fields that a trial takes from its donor unchanged: the donor's tensors and data position need them."""
 

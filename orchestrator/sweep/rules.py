@@ -15,10 +15,14 @@ from orchestrator.sweep.spec import Sweep, SweepSpec
 MOST_POINTS = 100_000
 """Most points of a grid."""
 
+WEIGHT = "data.sources.N.weight"
+"""The field of the data that can be searched: held-out text and vocabulary do not depend on it."""
+
 _MEASURED_OTHERWISE = {  # why the training losses of two values of a field cannot be compared
     "train.global_batch_size": "trials would be compared at the same step after different amounts of text",
     "train.label_smoothing": "it changes what the training loss measures",
     "model.dropout": "the training loss is measured with dropout, the more of it the higher",
+    WEIGHT: "the training loss is measured on the mixture, and the easiest text would win",
 }
 
 _SAME_FOR_ALL = {  # why a field or section cannot be searched
@@ -36,14 +40,14 @@ def space_problems(space: Space) -> Iterator[str]:
     """Problems of the searched fields and their domains."""
     known = {field.name for field in fields_of(RunConfig)}
     for name, domain in space.items():
-        pattern = ".".join("N" if part.isdecimal() else part for part in name.split("."))
+        pattern = _pattern(name)
         fixed = next((each for each in _SAME_FOR_ALL if name == each or name.startswith(each + ".")), None)
         if pattern not in known:
             near = nearest_name(RunConfig, name)
             yield f"space.{name}: there is no such field" + (
                 f"; did you mean {near}?" if near else "; see manta schema"
             )
-        elif fixed is not None:
+        elif fixed is not None and pattern != WEIGHT:
             yield f"space.{name}: cannot be searched, since {_SAME_FOR_ALL[fixed]}. Put it into `set`, for all trials."
         elif is_free(name):
             yield f"space.{name}: does not change what a run learns. Put it into `set`, for all trials."
@@ -85,8 +89,9 @@ def sweep_problems(sweep: Sweep) -> Iterator[str]:
         return
     if spec.metric == "train_loss":
         for name in spec.space:
-            if reason := _MEASURED_OTHERWISE.get(name):
+            if reason := _MEASURED_OTHERWISE.get(_pattern(name)):
                 yield f"space.{name}: not with metric = train_loss, since {reason}. Use metric: val_loss."
+    yield from _weight_problems(sweep)
     every, scheduler = sweep.base.eval.every_steps, spec.scheduler
     if spec.metric == "val_loss" and not sweep.base.data.has_held_out:
         yield "metric = val_loss: no text is held out to evaluate on. Use train_loss, or hold some text out."
@@ -106,6 +111,25 @@ def sweep_problems(sweep: Sweep) -> Iterator[str]:
         yield f"searcher.trials = {sweep.points}: pbt copies the state of one trial to another; at least 2."
     if scheduler.name == "pbt" and spec.searcher.name == "optuna":
         yield "searcher.name = optuna: pbt starts all trials at once and changes their values; use random or grid."
+
+
+def _weight_problems(sweep: Sweep) -> Iterator[str]:
+    trained_on, sources = sweep.base.data.sources_of("train"), sweep.base.data.sources
+    for name in sweep.spec.space:
+        if _pattern(name) != WEIGHT:
+            continue
+        index = int(name.split(".")[2])
+        if index >= len(sources):
+            yield f"space.{name}: there are {len(sources)} sources, from 0."
+        elif index not in trained_on:
+            yield f"space.{name}: all of the source's documents are held out, so its weight changes nothing."
+        elif len(trained_on) == 1:
+            yield f"space.{name}: no other source is trained on, so its weight changes nothing."
+
+
+def _pattern(name: str) -> str:
+    """The name with N in place of an index, as `fields_of` gives it."""
+    return ".".join("N" if part.isdecimal() else part for part in name.split("."))
 
 
 def _shown(domain: Domain) -> str:

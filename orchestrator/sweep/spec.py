@@ -11,6 +11,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from data.config import SECRET
+from data.errors import InputError
+from data.order.sample_order import quotas_of
 from data.section import Section
 from orchestrator.config.load import config_from
 from orchestrator.config.recipe import RunConfig
@@ -101,7 +103,11 @@ class SweepSpec(Section):
     set: dict[str, Any] = Field(
         default_factory=dict, description="Fields of the run that are set for all trials, by dotted name."
     )
-    space: dict[str, Domain] = Field(min_length=1, description="Domain of each searched field, by dotted name.")
+    space: dict[str, Domain] = Field(
+        min_length=1,
+        description="Domain of each searched field, by dotted name. Of the data, only the weights of sources, such as "
+        "data.sources.1.weight, and only with metric: val_loss.",
+    )
     searcher: SearcherConfig = Field(
         default_factory=SearcherConfig, description="How the points of the trials are chosen."
     )
@@ -209,9 +215,13 @@ class Sweep:
     def problems_of(self, point: Mapping[str, Any]) -> list[str]:
         """Why a trial with this point would be refused, a line for each reason; empty where it would not."""
         try:
-            self.config_of(point, self.name)
+            data = self.config_of(point, self.name).data
+            sources = data.sources_of("train")
+            quotas_of([data.sources[source].weight for source in sources], sources)
         except RecipeError as error:
             return [line.strip() for line in str(error).splitlines()[1:]]
+        except InputError as error:  # a weight that is too small
+            return [str(error)]
         return []
 
     def document_of(self, point: Mapping[str, Any], run: str) -> dict[str, Any]:

@@ -212,8 +212,9 @@ class Trial:
 
     def _run(self) -> int:
         """Trains up to the leg's end; returns the attempt that saved it."""
-        sweep, data, assignment = self._context.sweep, self._context.data, self.assignment
+        sweep, assignment = self._context.sweep, self.assignment
         config = sweep.config_of(assignment.point, assignment.run, assignment.seed)
+        data = self._context.data.with_weights(config.data)
         if assignment.max_workers:
             scaling = config.scaling.model_copy(update={"max_workers": assignment.max_workers})
             config = config.model_copy(update={"scaling": scaling})

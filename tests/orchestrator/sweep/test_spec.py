@@ -10,12 +10,19 @@ from typing import Any, get_args
 import pytest
 import yaml
 
+from data.feed.spec import FeedSpec
+from data.prepared import Pins
 from model.optim.config import OptimizerConfig
+from orchestrator.config.load import load_recipe
+from orchestrator.driver.prepare import prepared
 from orchestrator.errors import RecipeError
-from orchestrator.run.run import reaching_storage
+from orchestrator.run.run import reaching_storage, stores
+from orchestrator.sweep.best import write_best
 from orchestrator.sweep.load import load_sweep
+from orchestrator.sweep.new_trials import continued_point
+from orchestrator.sweep.records import Report, TrialRecord, TrialRun
 from orchestrator.sweep.spec import Sweep
-from tests.recipes import tiny_recipe
+from tests.recipes import tiny_recipe, write_text
 
 ROOT = Path(__file__).parents[3]
 
@@ -74,6 +81,76 @@ def test_training_losses_that_measure_different_things_are_not_compared(
     with pytest.raises(RecipeError, match=rf"space.{field}: not with metric = train_loss, since .* val_loss"):
         load(tmp_path, space={field: domain})
     load(tmp_path, space={field: domain}, metric="val_loss", set={"eval.every_steps": 10})
+
+
+WEIGHTS = {"data.sources.1.weight": {"loguniform": [0.1, 10.0]}, "train.lr": {"loguniform": [1e-4, 1e-2]}}
+MIXED = {**RUN, "data": {**RUN["data"], "sources": [{"path": "a"}, {"path": "b", "weight": 2}]}}
+
+
+def test_the_weights_of_a_mixture_are_searched_by_held_out_loss(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    val = {"recipe": MIXED, "metric": "val_loss", "set": {"eval.every_steps": 10}}
+    sweep = load(tmp_path, space=WEIGHTS, **val)
+    point = {"data.sources.1.weight": 0.5, "train.lr": 1e-3}
+    config = sweep.config_of(point, "s-t001")
+    assert [(source.path, source.weight) for source in config.data.sources] == [("a", 1.0), ("b", 0.5)]
+    record = TrialRecord(1, [TrialRun("s-t001", point)], "finished", reports=[Report(1, 100, 2.0, 1.0, 0.0)])
+    best = load_recipe(write_best(sweep, record, "2.0"))
+    assert best.data.sources[1].weight == 0.5 and best.train.lr == 1e-3
+    # Under a donor's state, the mixture stays: it decides which samples come next.
+    moved = continued_point(sweep, TrialRecord(2, []), point)
+    assert moved["data.sources.1.weight"] == 0.5 and moved["train.lr"] != 1e-3
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"metric": "train_loss"}, "space.data.sources.1.weight: not with metric = train_loss"),
+        ({"recipe": RUN}, "space.data.sources.1.weight: there are 1 sources, from 0"),
+        (
+            {"set": {"eval.every_steps": 10, "data.sources.0.split": "validation"}},
+            "space.data.sources.1.weight: no other source is trained on",
+        ),
+        (
+            {"set": {"eval.every_steps": 10, "data.sources.1.split": "validation"}},
+            "space.data.sources.1.weight: all of the source's documents are held out",
+        ),
+        (
+            {"space": {"data.sources.1.weight": {"uniform": [0.0, 1.0]}}},
+            "a trial with data.sources.1.weight=0.0 would be refused",
+        ),
+        (
+            {"space": {"data.sources.1.weight": {"loguniform": [1e-4, 1.0]}}},
+            "a trial with data.sources.1.weight=0.0001 would be refused: data.sources.1.weight=0.0001 is less than",
+        ),
+        (
+            {"space": {"data.sources.1.path": {"choice": ["a", "b"]}}},
+            "space.data.sources.1.path: cannot be searched",
+        ),
+    ],
+)
+def test_weights_that_cannot_be_compared_or_change_nothing_are_refused(
+    tmp_path: Path, changes: dict[str, Any], problem: str
+) -> None:
+    val = {"recipe": MIXED, "metric": "val_loss", "set": {"eval.every_steps": 10}, "space": WEIGHTS}
+    with pytest.raises(RecipeError) as refused:
+        load(tmp_path, **{**val, **changes})
+    assert problem in str(refused.value)
+
+
+def test_prepared_data_are_used_with_the_weights_of_each_trial(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        write_text(tmp_path / name, documents=2, words=40)
+    changes = {"set": {"eval.every_steps": 10, "data.prepare": "streaming", "storage": str(tmp_path / "kept")}}
+    sweep = load(tmp_path, space=WEIGHTS, recipe=MIXED, metric="val_loss", **changes)
+    data = prepared(sweep.base, stores(sweep.base)[0], Pins(), lambda line: None, lambda: None)
+    own = data.with_weights(sweep.config_of({"data.sources.1.weight": 3.0}, "s-t001").data)
+    quotas = [FeedSpec.order_of(each.manifest, each.job.data, 0).quotas.tolist() for each in (data, own)]
+    assert quotas == [[333, 667], [250, 750]]
+    assert own.digests == data.digests
+    unit = data.manifest.unit(0)
+    assert own.job.cache_key(unit) == data.job.cache_key(unit)
 
 
 def test_a_space_is_refused_where_most_of_its_inside_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
