@@ -156,7 +156,7 @@ def run_sweep(
         patience.call(lambda: fence.update(result={**fence.record.result, "recipe": str(path)}))
         patience.call(lambda: root.child(f"sweeps/{sweep.name}").put("best.yaml", path.read_bytes()))
         console.line(f"best: trial {best.id}, loss {loss}; `manta train {path}` trains it")
-    early = "" if coordinator.is_settled else coordinator.ends_early
+    early = coordinator.decisions.early if coordinator.is_settled else coordinator.ends_early
     if early:
         console.line(f"the sweep ends before its last trial: {early}")
     message = early if best else no_result(book, early)

@@ -107,6 +107,13 @@ def sweep_problems(sweep: Sweep) -> Iterator[str]:
             f"searcher.repeats = {spec.searcher.repeats}: not with {scheduler.name}, which decides on each trial by "
             "itself. Use none, halving, asha, pasha or hyperband."
         )
+    if spec.plateau.trials is not None and scheduler.name in ("pbt", "hyperband"):
+        yield (
+            f"plateau.trials = {spec.plateau.trials}: not with {scheduler.name}, whose trials have no first rung in "
+            "common after which others begin. Use none, halving, asha or pasha."
+        )
+    elif (spec.plateau.trials or 0) >= sweep.points:
+        yield f"plateau.trials = {spec.plateau.trials}: not less than the number of points, {sweep.points}."
     if scheduler.name == "pbt" and sweep.points < 2:
         yield f"searcher.trials = {sweep.points}: pbt copies the state of one trial to another; at least 2."
     if scheduler.name == "pbt" and spec.searcher.name == "optuna":

@@ -21,7 +21,7 @@ from orchestrator.config.result_fields import flatten, is_free
 from orchestrator.errors import RecipeError
 from orchestrator.sweep.space import Domain, Point, grid, on_the_grid, plain
 
-FREE = ("max_concurrent", "max_failures", "max_hours", "target")
+FREE = ("max_concurrent", "max_failures", "max_hours", "plateau", "target")
 """Fields of a sweep that may change when it continues, besides `searcher.trials` and `searcher.points`."""
 
 
@@ -89,6 +89,24 @@ class SchedulerConfig(Section):
     )
 
 
+class PlateauConfig(Section):
+    """When further points no longer help: by losses at the first rung, in the order of the trials' numbers."""
+
+    trials: int | None = Field(
+        None,
+        ge=1,
+        description="Points without an improvement after which the sweep begins no more; those up to there are "
+        "compared as if there had never been others. null: no such end. Not with hyperband and pbt.",
+    )
+    by: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="An improvement is a loss that is less than the least before by more than this, at the first rung "
+        "(at the last step where there is none).",
+    )
+
+
 class SweepSpec(Section):
     """The recipe of a sweep."""
 
@@ -138,6 +156,9 @@ class SweepSpec(Section):
     )
     target: float | None = Field(
         None, allow_inf_nan=False, description="Loss at which the sweep ends: a trial that is compared has reached it."
+    )
+    plateau: PlateauConfig = Field(
+        default_factory=PlateauConfig, description="When further points no longer help, and the sweep ends."
     )
     max_concurrent: int | None = Field(
         None, ge=1, description="Maximum number of trials at the same time; null: as many as fit on the cluster."

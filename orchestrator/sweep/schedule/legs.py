@@ -39,11 +39,13 @@ class Decisions:
         out: why a trial goes no further, by number.
         finalists: numbers of the points from which the best is chosen, the best first; where each point is one trial,
             they are numbers of trials.
+        early: why no more points are begun; "" where there is no such reason.
     """
 
     legs: list[Leg] = field(default_factory=list)
     out: dict[int, str] = field(default_factory=dict)
     finalists: list[int] = field(default_factory=list)
+    early: str = ""
 
 
 class Schedule(Protocol):

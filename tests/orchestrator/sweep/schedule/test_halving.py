@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from orchestrator.sweep.records import Donor, Report, TrialRecord, TrialRun
 from orchestrator.sweep.schedule.halving import Halving
 from orchestrator.sweep.schedule.legs import Schedule
+from orchestrator.sweep.schedule.plateau import UntilPlateau
 from orchestrator.sweep.schedule.population import Population
 from orchestrator.sweep.schedule.repeated import Repeated, point_of, points_of, trials_of
 
@@ -28,6 +29,7 @@ class Played:
     finalists: list[int] = field(default_factory=list)
     out: set[int] = field(default_factory=set)
     steps: int = 0
+    early: bool = False
 
 
 def play(
@@ -66,7 +68,7 @@ def play(
             record.reports.append(Report(events, until, losses(number, until), 0.0, 0.0, len(record.trial_runs) - 1))
         if events in killed_at:
             running.clear()
-    played.finalists, played.out = decisions.finalists, set(decisions.out)
+    played.finalists, played.out, played.early = decisions.finalists, set(decisions.out), bool(decisions.early)
     return played
 
 
@@ -143,6 +145,45 @@ def test_points_of_several_trials_are_halved_by_their_means(
     assert played.finalists == halved(9, mean, 3, lost_points)
     points = points_of(played.trials, repeats)
     assert [points[point].loss for point in played.finalists] == [mean(point, 90) for point in played.finalists]
+
+
+def up_to_plateau(losses: list[float], window: int, by: float) -> int:
+    """The number of losses up to the first plateau, as it is defined."""
+    for count in range(window + 1, len(losses)):
+        if min(losses[: count - window]) - min(losses[count - window : count]) <= by:
+            return count
+    return len(losses)
+
+
+@settings(max_examples=60)
+@given(
+    slots=st.sampled_from([1, 3, 40]),
+    window=st.integers(1, 6),
+    by=st.sampled_from([0.0, 0.3]),
+    eager=st.booleans(),
+    kills=st.integers(0, 3),
+    seed=st.integers(0, 10_000),
+)
+def test_a_plateau_ends_a_sweep_after_the_same_trials_however_many_run_at_once(
+    slots: int, window: int, by: float, eager: bool, kills: int, seed: int
+) -> None:
+    losses = drawn_losses(seed)
+    count = up_to_plateau([losses(number, LEVELS[0]) for number in range(1, 25)], window, by)
+    schedule = UntilPlateau(lambda points: Halving(points, LEVELS, 3, eager=eager), 24, window, by)
+    played = play(schedule, losses, slots, seed, kills)
+    assert played.finalists == halved(count, losses, 3)
+    assert played.early == (count < 24)
+    assert set(range(1, count + 1)) <= played.trials.keys()
+    if slots == 1 and not kills:
+        assert played.trials.keys() == set(range(1, count + 1))
+    assert {number for number in played.trials if number > count} <= played.out
+
+
+def test_points_that_fail_do_not_improve_and_none_is_no_plateau() -> None:
+    schedule = UntilPlateau(lambda points: Halving(points, [90], 2), 8, 2, 0.0)
+    assert set(play(schedule, lambda number, step: 1.0, 1, fails=lambda number, until: True).trials) == set(range(1, 9))
+    played = play(schedule, lambda number, step: 1.0, 1, fails=lambda number, until: number > 1)
+    assert set(played.trials) == {1, 2, 3} and played.finalists == [1] and played.early
 
 
 def test_sixteen_trials_cost_a_quarter_of_all() -> None:

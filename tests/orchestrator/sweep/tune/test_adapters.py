@@ -143,6 +143,29 @@ def test_the_best_point_is_that_of_the_least_mean_over_its_seeds(tmp_path: Path,
             assert disturbed == alone
 
 
+@pytest.mark.parametrize(("name", "repeats"), [("none", 1), ("none", 2), ("asha", 1), ("halving", 2)])
+def test_a_sweep_ends_at_a_plateau_with_the_same_best(
+    tmp_path: Path, name: str, repeats: int, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep = sweep_of(
+        tmp_path,
+        scheduler={"name": name, "grace_steps": 9},
+        searcher={"name": "random", "trials": 15, "repeats": repeats},
+        plateau={"trials": 3, "by": 0.001},
+    )
+    alone, best = play(sweep, tmp_path / "alone", set(), slots=1)
+    assert best is not None and len(alone) < 15 * repeats
+    for slots, cut in ((40, set[int]()), (3, {2, 9})):
+        same = play(sweep, tmp_path / f"{slots}", cut, slots)[1]
+        assert same is not None and (same.id, same.loss) == (best.id, best.loss)
+    coordinator = coordinator_of(sweep, tmp_path / "40")
+    coordinator.record_outs()
+    beyond = list(coordinator.book)[len(alone) :]
+    assert beyond and all(record.status == "finished" or "after the plateau" in record.reason for record in beyond)
+    assert coordinator.is_settled and coordinator.decisions.early.startswith("plateau: the best loss at step ")
+
+
 def test_trials_of_a_point_differ_by_the_seed_and_end_with_the_first_that_fails(
     tmp_path: Path, monkeypatch: Any
 ) -> None:
