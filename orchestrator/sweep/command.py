@@ -33,6 +33,7 @@ from orchestrator.sweep.best import remember_sweep, write_best
 from orchestrator.sweep.capacity import WorkerSlots
 from orchestrator.sweep.claim import claim
 from orchestrator.sweep.coordinator import TrialCoordinator
+from orchestrator.sweep.earlier import earlier_store, take_over
 from orchestrator.sweep.load import load_sweep
 from orchestrator.sweep.prepare import prepare_once
 from orchestrator.sweep.records import TrialBook, TrialRecord
@@ -132,11 +133,14 @@ def run_sweep(
     fence = heartbeat.fence
     earlier = fence.record.attempts[:-1]
     spent_s = sum(attempt.heartbeat_at - attempt.started_at for attempt in earlier)
+    if sweep.spec.searcher.from_ is not None and not len(book):
+        patience.call(lambda: earlier_store(sweep, root))  # before minutes of preparation
     coordinator = TrialCoordinator(sweep, book, _worker_slots(sweep), spent_s)
     if not coordinator.is_settled and not coordinator.ends_early:
         config = sweep.base
         with _ray_for_sweep(config):
             data = prepare_once(sweep, root, heartbeat, console)
+            coordinator.sweep = patience.call(lambda: take_over(sweep, root, fence, book, console.line))
             patience.call(lambda: fence.update(attempt={"status": "running"}))
             ended = sum(record.has_ended for record in book)
             console.line(

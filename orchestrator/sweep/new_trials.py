@@ -85,13 +85,14 @@ def is_held_back(sweep: Sweep, number: int, book: TrialBook, levels: list[int]) 
 def known_results(sweep: Sweep, place: int, book: TrialBook, levels: list[int]) -> list[Result]:
     """What the searcher may know: equal however many trials run at once, so that it draws the same points.
 
-    These are the losses of the points before the batch at the first step at which they are compared.
+    These are the losses of the points before the batch at the first step at which they are compared, after those of an
+    earlier sweep.
 
     Args:
         place: number of the point that is drawn, from 1.
     """
     learned = _learned_from(sweep, place)
-    results = []
+    results = [Result(*each) for each in sweep.earlier.results]
     for number, record in points_of(book.by_number, sweep.spec.searcher.repeats).items():
         if number <= learned:
             loss = _first_loss(record, levels)
@@ -121,9 +122,9 @@ def _learned_from(sweep: Sweep, place: int) -> int:
 
 
 def _next_given(sweep: Sweep, book: TrialBook) -> int:
-    """Index of the first of the recipe's points that no trial has taken; DRAWN if all are taken."""
+    """Index of the first of the given points that no trial has taken; DRAWN if all are taken."""
     taken = {record.number - 1 if record.given is None else record.given for record in book}
-    points = sweep.spec.searcher.points
+    points = sweep.given_points
     if sweep.spec.searcher.name == "grid":  # each point once
         tried = {plain(record.trial_runs[0].point) for record in book}
         taken |= {index for index, point in enumerate(points) if plain(on_the_grid(sweep.spec.space, point)) in tried}

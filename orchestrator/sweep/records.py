@@ -106,7 +106,7 @@ class TrialRecord:
         setup_s: seconds from the trial's start to the run's start, which a run outside of a sweep does not take.
         first_step_s: seconds from the trial's start to the end of its first step.
         attempt: attempt at the sweep that wrote the record.
-        given: index of the recipe's point that it tries; DRAWN where the searcher chose; None in records of version
+        given: index of the given point that it tries; DRAWN where the searcher chose; None in records of version
             0.1.0, where the first trials tried the points.
         failures: why it failed, as often as it was tried again.
         refused: points that were drawn for it and refused by the recipe's rules, with the reason.

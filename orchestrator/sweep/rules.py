@@ -9,7 +9,7 @@ from orchestrator.config.recipe import RunConfig
 from orchestrator.config.result_fields import is_free
 from orchestrator.config.schema import fields_of, nearest_name
 from orchestrator.sweep.schedule.choice import STOPPING
-from orchestrator.sweep.space import Domain, Space, counts, in_order
+from orchestrator.sweep.space import Domain, Point, Space, counts, in_order
 from orchestrator.sweep.spec import Sweep, SweepSpec
 
 MOST_POINTS = 100_000
@@ -68,16 +68,21 @@ def space_problems(space: Space) -> Iterator[str]:
 def point_problems(spec: SweepSpec) -> Iterator[str]:
     """Problems of the points to try first."""
     for index, point in enumerate(spec.searcher.points):
-        for name, value in point.items():
-            if name not in spec.space:
-                yield f"searcher.points.{index}.{name}: not a field of the space. There are: {', '.join(spec.space)}."
-            elif not spec.space[name].holds(value):
-                yield f"searcher.points.{index}.{name} = {value!r}: not in the space, {_shown(spec.space[name])}."
-            elif not all(other in point for other in spec.space[name].conditions()):
-                needed = ", ".join(spec.space[name].conditions())
-                yield f"searcher.points.{index}.{name}: is used only with certain values of {needed}; give that, too."
-            elif not counts(spec.space[name], point):
-                yield f"searcher.points.{index}.{name}: is not used with the point's other values; leave it out."
+        for problem in misfits(spec.space, point):
+            yield f"searcher.points.{index}.{problem}"
+
+
+def misfits(space: Space, point: Point) -> Iterator[str]:
+    """Why a point whose other fields are to be drawn is none of the space; begins with the field."""
+    for name, value in point.items():
+        if name not in space:
+            yield f"{name}: not a field of the space. There are: {', '.join(space)}."
+        elif not space[name].holds(value):
+            yield f"{name} = {value!r}: not in the space, {_shown(space[name])}."
+        elif not all(other in point for other in space[name].conditions()):
+            yield f"{name}: is used only with certain values of {', '.join(space[name].conditions())}; give that, too."
+        elif not counts(space[name], point):
+            yield f"{name}: is not used with the point's other values; leave it out."
 
 
 def sweep_problems(sweep: Sweep) -> Iterator[str]:
@@ -87,6 +92,10 @@ def sweep_problems(sweep: Sweep) -> Iterator[str]:
     if spec.searcher.name == "grid" and points > MOST_POINTS:
         yield f"space: a grid of up to {points:,} points; at most {MOST_POINTS:,}. Use random, or fewer values."
         return
+    if spec.searcher.from_ is not None and spec.searcher.name == "grid":
+        yield f"searcher.from = {spec.searcher.from_}: not with grid, which tries all of its points anyway."
+    elif spec.searcher.from_ == spec.sweep:
+        yield f"searcher.from = {spec.sweep}: is this sweep. To continue it, run it again."
     if spec.metric == "train_loss":
         for name in spec.space:
             if reason := _MEASURED_OTHERWISE.get(_pattern(name)):

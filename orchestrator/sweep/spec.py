@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -45,6 +45,13 @@ class SearcherConfig(Section):
     )
     seed: int = Field(0, ge=0, description="Seed of everything the search draws at random.")
     points: tuple[dict[str, Any], ...] = Field((), description="Points to try first; fields left out of one are drawn.")
+    from_: str | None = Field(
+        None,
+        alias="from",
+        description="Earlier sweep, by its name in this storage or the URL of its folder. Its best points that fit the "
+        "space are tried first. optuna knows its losses at this sweep's first rung, if the run's recipe, the data, "
+        "the metric and repeats are the same. Not with grid.",
+    )
     batch: int = Field(
         4,
         ge=1,
@@ -165,6 +172,18 @@ class SweepSpec(Section):
     )
 
 
+class Earlier(NamedTuple):
+    """What a sweep takes over from an earlier one.
+
+    Attributes:
+        points: to try first.
+        results: points with their losses at the first rung, which the searcher knows.
+    """
+
+    points: tuple[Point, ...] = ()
+    results: tuple[tuple[Point, float], ...] = ()
+
+
 @dataclass(frozen=True)
 class Sweep:
     """A checked sweep.
@@ -173,12 +192,14 @@ class Sweep:
         base: the run with `set` applied and the sweep's name; trials differ from it by their point.
         document: the fields of `base` as they were written.
         full: the fields of the run's recipe without `set`.
+        earlier: what is taken over by `searcher.from`.
     """
 
     spec: SweepSpec
     base: RunConfig
     document: dict[str, Any]
     full: dict[str, Any]
+    earlier: Earlier = field(default_factory=Earlier)
 
     def reaching(self, base: RunConfig) -> Sweep:
         """The sweep with a base whose storage is reached, and without keys: trials' actors get it."""
@@ -215,6 +236,11 @@ class Sweep:
             points = len({plain(point) for point in (*self.grid, *given)})
             return min(wanted, points) if wanted is not None else points
         return wanted if wanted is not None else 16
+
+    @property
+    def given_points(self) -> tuple[Point, ...]:
+        """Points to try first; those of the recipe come last, since some may be added."""
+        return *self.earlier.points, *self.spec.searcher.points
 
     @cached_property
     def grid(self) -> list[Point]:

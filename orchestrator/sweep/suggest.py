@@ -31,15 +31,15 @@ def suggest(sweep: Sweep, number: int, known: Sequence[Result], given: int = DRA
 
     Args:
         known: the points before it.
-        given: index of the recipe's point to try.
+        given: index of the given point to try.
         redraw: how often a point was drawn for this trial before, and refused.
     """
     searcher, space = sweep.spec.searcher, sweep.spec.space
     rng = random.Random(f"{searcher.seed}/{number}/{redraw}" if redraw else f"{searcher.seed}/{number}")
     if searcher.name == "grid":
-        return untried(sweep.grid, known) if given == DRAWN else on_the_grid(space, searcher.points[given])
+        return untried(sweep.grid, known) if given == DRAWN else on_the_grid(space, sweep.given_points[given])
     if given != DRAWN:
-        return draw(space, rng, searcher.points[given])
+        return draw(space, rng, sweep.given_points[given])
     if searcher.name == "random":
         return draw(space, rng)
     return suggest_by_optuna(space, rng.randrange(2**31), known)

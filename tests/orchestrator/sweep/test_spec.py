@@ -231,6 +231,8 @@ def test_a_recipe_may_be_a_file_beside_the_sweep(tmp_path: Path) -> None:
         ({"scheduler": {"name": "pbt"}}, ["searcher.name = optuna: pbt starts all trials at once"]),
         ({"searcher": {"repeats": 2}, "scheduler": {"name": "median"}}, ["searcher.repeats = 2: not with median"]),
         ({"plateau": {"trials": 4}, "scheduler": {"name": "hyperband"}}, ["plateau.trials = 4: not with hyperband"]),
+        ({"searcher": {"name": "grid", "from": "early"}}, ["searcher.from = early: not with grid"]),
+        ({"searcher": {"from": "s"}}, ["searcher.from = s: is this sweep"]),
         ({"plateau": {"trials": 16}}, ["plateau.trials = 16: not less than the number of points, 16"]),
         ({"searchr": {}}, ["searchr: there is no such field; did you mean searcher"]),
     ],
