@@ -1,7 +1,7 @@
 """A sweep that ends where further points no longer help: another schedule decides on the points up to there.
 
 How many points that are follows from their losses in the order of their numbers, so it does not depend on the cluster.
-Slots that were free may have begun more of them, which are not compared.
+Slots that were free may have begun more of them, which are not compared; they go on if the plateau is given up.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ class UntilPlateau:
                 f"plateau: the best loss at step {self.levels[0]} has not improved by more than {self._by:g} "
                 f"with points {first} to {count}"
             )
-            decisions.out |= {number: "after the plateau" for number in trials if number > count}
         return decisions
 
     def _count(self, trials: Trials) -> int:

@@ -176,9 +176,11 @@ class _SweepWatch(Callback):
             if self._logged.get(record.id, ("pending", 1, 0, 0)) == state:
                 continue
             self._logged[record.id] = state
+            repeats = self._sweep.spec.searcher.repeats > 1
+            seed = {"seed": f"seed {self._sweep.seed_of(record.number)}"} if repeats else {}
             point = ", ".join(
                 f"{name.rpartition('.')[2]} {value:.3g}" if isinstance(value, float) else f"{value}"
-                for name, value in record.point.items()
+                for name, value in (record.point | seed).items()
             )
             loss = "" if record.loss is None else f"  loss {record.loss:.4f}"
             why = f": {record.reason.splitlines()[0][:160]}" if record.reason else ""
