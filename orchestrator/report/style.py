@@ -48,7 +48,8 @@ svg text.name { font-weight: 600; } svg text.strong { fill: var(--ink); font-wei
   stroke: var(--c); stroke-width: 1.7; }
 .middle, .stairs { stroke: var(--soft); fill: none; stroke-width: 1.7; } .ring { fill: none; stroke: var(--ink);
   stroke-width: 1.7; }
-.bar { fill: var(--accent); } .track { fill: var(--track); } .over { pointer-events: none; }
+.bar { fill: var(--accent); } .range { stroke: var(--ink); } .track { fill: var(--track); }
+.over { pointer-events: none; }
 .stopped .curve, .stopped .span { opacity: .38; } .stopped .dot { fill: var(--card); stroke: var(--c);
   stroke-width: 1.7; }
 .failed .curve { stroke-width: 2.2; opacity: .8; } .best .curve { stroke-width: 3.4; opacity: 1; }

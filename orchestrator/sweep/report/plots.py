@@ -191,9 +191,10 @@ def scatter(facts: Facts, field: Field, metric: str, number: int) -> str:
 
 
 def bars(found: Importance) -> str:
-    """The importance of each field, as bars with their numbers."""
+    """The importance of each field, as bars with their intervals and numbers."""
     rows, drawn, row = found.effects, [], 30.0
-    left, right = 190.0, 560.0
+    left, right = 190.0, 380.0
+    x = Scale(0.0, 1.0, left, right)
     for number, effect in enumerate(rows):
         y = 16 + number * row
         drawn.append(text_at(left - 10, y + 13, effect.field.short, "name end"))
@@ -201,12 +202,15 @@ def bars(found: Importance) -> str:
         if effect.share is None:
             drawn.append(text_at(left + 8, y + 13, effect.note, "note", 64))
             continue
-        width = max(1.5, effect.share * (right - left))
-        drawn.append(tag("rect", x=left, y=y, width=width, height=18.0, class_="bar", rx=3))
-        sure = f"p = {effect.p:.3f}" if effect.p is not None and effect.p >= 0.001 else "p < 0.001"
-        text = f"{effect.share:.0%},  {sure},  {effect.trials} trials"
-        drawn.append(text_at(right + 12, y + 13, text, "tick", 40))
-    text = "; ".join(f"{e.field.name}: {'unknown' if e.share is None else f'{e.share:.0%}'}" for e in rows)
+        if effect.is_certain:
+            width = max(1.5, x(effect.share) - left)
+            drawn.append(tag("rect", x=left, y=y, width=width, height=18.0, class_="bar", rx=3))
+        drawn.append(line(x(effect.low), y + 9, x(effect.high), y + 9, "range"))
+        drawn += [line(x(end), y + 4, x(end), y + 14, "range") for end in (effect.low, effect.high)]
+        sure = f"p = {effect.p:.3f}" if effect.p >= 0.001 else "p < 0.001"
+        using = f", {effect.trials} trials" if effect.trials < found.trials else ""
+        drawn.append(text_at(right + 12, y + 13, f"{effect.text}, {sure}{using}", "tick", 64))
+    text = "; ".join(f"{effect.field.name}: {effect.text}" for effect in rows)
     return svg("mattered", "What each field explains", text, WIDTH, 24 + row * len(rows), *drawn)
 
 

@@ -8,6 +8,7 @@ from rich.table import Table
 from orchestrator.console import Terminal
 from orchestrator.report.format import duration, is_number, label
 from orchestrator.sweep.report.facts import Facts, Summary, Trial, config_text, read
+from orchestrator.sweep.report.importance import importance
 
 MAX_ROWS = 20
 """Maximum number of trials in the live table; the others are only counted."""
@@ -40,7 +41,7 @@ def live_table(summary: Summary, max_rows: int = MAX_ROWS) -> Table:
 
 def print_sweep(summary: Summary, console: Terminal) -> None:
     """Prints a sweep for `manta show`: its facts, cost and best trial, and the table of all trials."""
-    facts = read(summary, curves=False)
+    facts = read(summary)
     table = Table(title=f"sweep {_flat(summary.get('sweep', ''))}", show_header=False, title_justify="left")
     for name, text in _facts(summary, facts):
         table.add_row(name, text)
@@ -75,6 +76,8 @@ def _facts(summary: Summary, facts: Facts) -> list[tuple[str, str]]:
     for rung in summary.get("rungs") or ():
         what = f"{rung['trials']} trials, {rung['stopped']} stopped; {duration(float(rung['worker_s']))} of worker time"
         rows.append((f"rung {rung['step']}", what))
+    told = importance(facts).text
+    rows += [("importance", _flat(told))] if told else []
     tokens = summary.get("tokenized") or {}
     if tokens.get("units"):
         cached = f"{tokens['cached']} were cached before"
