@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-import unicodedata
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -15,11 +15,12 @@ GROUPS = 8
 
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "12 4", "4 4", "1 4", "9 3 2 3 2 3")
 
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
 
 def esc(text: object) -> str:
     """Escapes text for an element or a quoted attribute; control characters become U+FFFD."""
-    shown = "".join("�" if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" else c for c in str(text))
-    return html.escape(shown)
+    return html.escape(_CONTROL.sub("�", str(text)))
 
 
 def tag(name: str, *inside: str, **attributes: object) -> str:

@@ -19,6 +19,7 @@ SIGNS = {"finished": "●", "running": "▶", "paused": "‖", "pending": "…",
 def html(summary: Summary) -> str:
     """Builds the report. Values are escaped; sections without data are left out."""
     facts, metric = read(summary), str(summary.get("metric") or "loss")
+    lines = parallel(facts, metric)
     began = summary.get("started_at")
     groups = [f"{facts.main.short} {label(value)}" for value in facts.main.values] if facts.main else []
     parts = [
@@ -36,7 +37,7 @@ def html(summary: Summary) -> str:
         _against(facts, metric, groups),
         section(
             "Every trial over all fields",
-            figure(parallel(facts, metric), legend(groups, lines=True)) if parallel(facts, metric) else "",
+            figure(lines, legend(groups, lines=True)) if lines else "",
             note="One line per trial; it is broken at a field that the trial does not use.",
         ),
         _mattered(facts),

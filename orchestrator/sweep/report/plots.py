@@ -16,8 +16,11 @@ WIDTH, HEIGHT = 760.0, 380.0
 
 LEFT, RIGHT, TOP, BOTTOM = 62.0, 740.0, 34.0, 330.0
 
-MAX_POINTS = 300
-"""Maximum number of drawn points of a curve; more are not visible and make the page of a large sweep slow."""
+MAX_POINTS, CHART_POINTS = 300, 20_000
+"""Maximum number of drawn points of a curve, and of all curves of a chart: more are not visible, and slow."""
+
+MAX_REASON = 100
+"""Characters of a reason in a tooltip; the table of trials has all of it."""
 
 # Size of charts that are shown in pairs.
 SMALL_WIDTH, SMALL_HEIGHT, SMALL_RIGHT, SMALL_BOTTOM = 480.0, 300.0, 464.0, 250.0
@@ -28,7 +31,7 @@ def tip(facts: Facts, trial: Trial) -> str:
     loss = f"loss {trial.loss:.4f}" if trial.loss is not None else "no loss"
     text = [f"{trial.id}{'  (best)' if trial.is_best else ''}: {trial.status}, {loss} at step {trial.step}"]
     text += [f"{f.short} = {label(f.of(trial))}" for f in facts.fields if f.name in trial.config]
-    return "\n".join([*text, *([trial.reason] if trial.reason else [])])
+    return "\n".join([*text, *([trial.reason[:MAX_REASON]] if trial.reason else [])])
 
 
 def trial_mark(facts: Facts, trial: Trial, *drawn: str) -> str:
@@ -56,6 +59,7 @@ def curves(facts: Facts, metric: str, is_log: bool) -> str:
     kept = [loss for trial in shown for _, loss in trial.curve if loss <= top]
     y = Scale.over((math.log10(loss) if is_log else loss for loss in kept), BOTTOM, TOP, is_log)
     x = Scale(0, max(max(trial.steps, trial.curve[-1][0]) for trial in shown) * 1.02, LEFT, RIGHT)
+    most = max(10, CHART_POINTS // len(shown))
     drawn = []
     for rung in (rung for rung in facts.rungs if rung < x.high / 1.02):
         drawn.append(line(x(rung), TOP, x(rung), BOTTOM, "rung"))
@@ -63,7 +67,9 @@ def curves(facts: Facts, metric: str, is_log: bool) -> str:
     # The best trial last, on top of the others.
     for trial in sorted(shown, key=lambda trial: (trial.is_best, trial.status == "finished")):
         # Points above the chart are clipped; those far above are moved to a coordinate that can be drawn.
-        points = [(x(at), max(-HEIGHT, y(math.log10(loss) if is_log else loss))) for at, loss in thinned(trial.curve)]
+        points = [
+            (x(at), max(-HEIGHT, y(math.log10(loss) if is_log else loss))) for at, loss in thinned(trial.curve, most)
+        ]
         end = (points[-1][0], max(TOP, points[-1][1]))
         group = facts.group(trial)
         drawn.append(
@@ -87,9 +93,9 @@ def curves(facts: Facts, metric: str, is_log: bool) -> str:
     return svg(name, f"Learning curves: {axis}", described, WIDTH, HEIGHT, axes(x, y, "step", axis), clipped, note)
 
 
-def thinned(curve: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
-    """At most MAX_POINTS + 1 of the curve's points, including the last one."""
-    every = math.ceil(len(curve) / MAX_POINTS) or 1
+def thinned(curve: Sequence[tuple[int, float]], most: int = MAX_POINTS) -> Sequence[tuple[int, float]]:
+    """At most `most` + 1, and MAX_POINTS + 1, of the curve's points, including the last one."""
+    every = math.ceil(len(curve) / min(most, MAX_POINTS)) or 1
     return curve if every == 1 else (*curve[:-1:every], curve[-1])
 
 

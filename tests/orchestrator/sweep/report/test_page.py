@@ -127,9 +127,12 @@ def test_few_trials_are_enough_for_a_page(trials: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_large_sweep_gives_a_page_of_a_few_megabytes() -> None:
-    summary = realistic(trials=200)
+@pytest.mark.parametrize("reason", ["", "the loss is not finite; " * 80])
+def test_a_thousand_trials_with_long_curves_give_a_page_of_a_few_megabytes(reason: str) -> None:
+    summary = realistic(trials=1000)
     for trial in summary["trials"]:
         trial["curve"] = [[step, 7 - step / 1000] for step in range(1, 3001)]
-        trial |= {"step": 3000, "steps": 3000}
-    assert len(html(summary)) < 6_000_000
+        trial |= {"step": 3000, "steps": 3000, "reason": reason}
+    text = html(summary)
+    assert len(text.encode()) - 1000 * len(reason) < 5_000_000  # the table has every reason in full
+    assert len(trials_of(Page(text))) == 1000
