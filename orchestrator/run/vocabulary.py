@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from data.errors import InputError
 from data.tokens.tokenizer import Tokenizer
+from model.size import count_parameters
 from orchestrator.config.recipe import RunConfig
 
 
@@ -40,3 +41,10 @@ def vocabulary_of(config: RunConfig, tokenizer: Tokenizer, input_tokenizer: Toke
         return Vocabulary(rows, tokenizer.end_of_text, input_rows)
     except ValueError as error:
         raise InputError(f"model.{error}") from None
+
+
+def parameters_of(config: RunConfig, vocabulary: Vocabulary) -> int:
+    """Number of parameters of the recipe's model; a tied embedding counts once."""
+    data, rows, input_rows = config.data, vocabulary.rows, vocabulary.input_rows
+    lengths = data.seq_len, data.most_input_tokens
+    return count_parameters(config.model, rows, lengths[0], input_vocab_size=input_rows, source_len=lengths[1]).total

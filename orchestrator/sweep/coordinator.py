@@ -183,6 +183,7 @@ class TrialCoordinator:
         self._counted[name] = before, worker_s
         record.worker_s = before + worker_s
         record.trial_run.step = max(record.trial_run.step, int(result.get("at_step") or 0))
+        record.parameters = result.get("parameters") or record.parameters
         if record.setup_s is None and result.get("setup_s"):
             record.setup_s = float(result["setup_s"])
         if record.first_step_s is None and result.get("first_step_s"):

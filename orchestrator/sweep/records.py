@@ -110,6 +110,7 @@ class TrialRecord:
             0.1.0, where the first trials tried the points.
         failures: why it failed, as often as it was tried again.
         refused: points that were drawn for it and refused by the recipe's rules, with the reason.
+        parameters: number of the model's parameters; None before it trains, and in records of version 0.2.0.
     """
 
     number: int
@@ -128,6 +129,7 @@ class TrialRecord:
     given: int | None = None
     failures: list[str] = field(default_factory=list)
     refused: list[dict[str, Any]] = field(default_factory=list)
+    parameters: int | None = None
 
     @property
     def id(self) -> str:

@@ -40,7 +40,7 @@ class TrialSummary(TypedDict):
 
     `status` is pending, running, paused, finished (all its steps), stopped (by the scheduler) or failed. `loss` is the
     last reported loss, `curve` has all of them, and `rungs` has the steps at which the scheduler decided on the trial.
-    `config` has the searched fields that the trial uses, by dotted name.
+    `config` has the searched fields that the trial uses, by dotted name. `parameters` is the size of its model.
     """
 
     id: str
@@ -58,6 +58,7 @@ class TrialSummary(TypedDict):
     ended_at: float | None
     first_step_s: float | None
     workers: int
+    parameters: int | None
     from_trial: DonorSummary | None
 
 
@@ -173,6 +174,7 @@ def trial_summary(record: TrialRecord, steps: int) -> TrialSummary:
         "ended_at": record.ended_at,
         "first_step_s": record.first_step_s,
         "workers": record.workers,
+        "parameters": record.parameters,
         "from_trial": {"id": donor.id, "step": donor.step} if donor is not None else None,
     }
 

@@ -27,6 +27,7 @@ from orchestrator.run.progress import Progress
 from orchestrator.run.record import RECORD, RunRecord, load_record
 from orchestrator.run.run import Run, refuse_changed_config, stores
 from orchestrator.run.stored import read_state
+from orchestrator.run.vocabulary import parameters_of, vocabulary_of
 from orchestrator.sweep.fork import fork
 from orchestrator.sweep.records import Donor
 from orchestrator.sweep.schedule.milestones import due, mean_loss, milestones
@@ -106,6 +107,7 @@ class Trial:
         self._seen = _LoopState()
         self._polled_at = time.monotonic()
         self._setup_s: float | None = None
+        self._parameters: int | None = None
         sweep = context.sweep
         self._milestones = [step for step in milestones(sweep) if assignment.reported < step <= assignment.until]
         self._attempt: int | None = None
@@ -125,6 +127,7 @@ class Trial:
                 "workers": seen.workers,
                 "worker_s": seen.worker_s,
                 "setup_s": self._setup_s,
+                "parameters": self._parameters,
                 "is_forked": self._is_forked,
                 "first_step_s": seen.first_step_at and seen.first_step_at - self.assignment.started_at,
             }
@@ -220,6 +223,8 @@ class Trial:
             config = config.model_copy(update={"scaling": scaling})
         # Free slots belong to other trials, so evaluations do not run in the background.
         config = config.model_copy(update={"eval": config.eval.model_copy(update={"background": False})})
+        vocabulary = vocabulary_of(config, data.tokenizer, data.job.input_tokenizer)
+        self._parameters = parameters_of(config, vocabulary)
         root, store = stores(config)
         patience = Patience(config.store.patience, telling(self.line, "preparing"))
         saved_step, record = patience.call(lambda: self._stored(root, store))

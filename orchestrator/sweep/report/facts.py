@@ -64,6 +64,7 @@ class Trial:
     ended_at: float | None
     first_step_s: float | None
     workers: int
+    parameters: int | None
     donor: tuple[str, int] | None
     is_best: bool
 
@@ -157,6 +158,7 @@ def _trial(summary: Mapping[str, Any], best_id: str | None, curves: bool) -> Tri
         ended_at=summary.get("ended_at"),
         first_step_s=summary.get("first_step_s"),
         workers=int(summary.get("workers") or 0),
+        parameters=int(summary.get("parameters") or 0) or None,
         donor=(str(donor["id"]), int(donor["step"])) if donor else None,
         is_best=best_id is not None and summary["id"] == best_id,
     )

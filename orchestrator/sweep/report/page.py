@@ -10,6 +10,7 @@ from orchestrator.report.svg import esc, tag
 from orchestrator.sweep.report.facts import Facts, Summary, Trial, config_text, read
 from orchestrator.sweep.report.importance import LIMITS, METHOD, MIN_TRIALS, importance
 from orchestrator.sweep.report.parallel import ancestry, parallel
+from orchestrator.sweep.report.pareto import Front, front_chart, fronts
 from orchestrator.sweep.report.plots import bars, best_curve, best_so_far, curves, scatter, timeline
 
 SIGNS = {"finished": "●", "running": "▶", "paused": "‖", "pending": "…", "stopped": "○", "failed": "✕"}
@@ -19,7 +20,7 @@ SIGNS = {"finished": "●", "running": "▶", "paused": "‖", "pending": "…",
 def html(summary: Summary) -> str:
     """Builds the report. Values are escaped; sections without data are left out."""
     facts, metric = read(summary), str(summary.get("metric") or "loss")
-    lines = parallel(facts, metric)
+    lines, pareto = parallel(facts, metric), fronts(facts)
     began = summary.get("started_at")
     groups = [f"{facts.main.short} {label(value)}" for value in facts.main.values] if facts.main else []
     parts = [
@@ -40,6 +41,7 @@ def html(summary: Summary) -> str:
             figure(lines, legend(groups, lines=True)) if lines else "",
             note="One line per trial; it is broken at a field that the trial does not use.",
         ),
+        _pareto(facts, pareto, metric, groups),
         _mattered(facts),
         _rungs(summary, facts, began),
         section(
@@ -47,7 +49,7 @@ def html(summary: Summary) -> str:
             figure(ancestry(facts)),
             note="An arrow points from the donor to the trial that continued from its state, at that step.",
         ),
-        _trials(facts),
+        _trials(facts, {trial.id for front in pareto for trial in front.best}),
     ]
     return page(f"Sweep {summary.get('sweep', '')}", *parts)
 
@@ -140,6 +142,19 @@ def _against(facts: Facts, metric: str, groups: list[str]) -> str:
     )
 
 
+def _pareto(facts: Facts, pareto: list[Front], metric: str, groups: list[str]) -> str:
+    charts = [figure(front_chart(facts, front, metric)) for front in pareto]
+    told = [tag("p", tag("b", esc(front.cost.name), ": "), esc(front.text)) for front in pareto]
+    return section(
+        "Loss against cost",
+        tag("div", *charts, class_="two") if charts else "",
+        legend(groups, lines=False) if charts else "",
+        *told,
+        note="The trials that have done most steps. No other beats those with a ring (◆ in the table) in both; the "
+        "sweep itself selects by loss alone.",
+    )
+
+
 def _mattered(facts: Facts) -> str:
     found = importance(facts)
     if found.step is None or found.trials < MIN_TRIALS:
@@ -190,7 +205,7 @@ def _rungs(summary: Summary, facts: Facts, began: float | None) -> str:
     )
 
 
-def _trials(facts: Facts) -> str:
+def _trials(facts: Facts, unbeaten: set[str]) -> str:
     names = [f.short for f in facts.fields]
     heads = [
         "trial",
@@ -201,6 +216,7 @@ def _trials(facts: Facts) -> str:
         "reason",
         "continued from",
         "workers",
+        "parameters",
         "worker time",
         "start-up",
     ]
@@ -209,17 +225,17 @@ def _trials(facts: Facts) -> str:
         2,
         3,
         *(4 + n for n, f in enumerate(facts.fields) if f.is_numeric),
-        *range(len(heads) - 4, len(heads) - 1),
+        *range(len(heads) - 5, len(heads) - 1),
     ]
-    rows = [_trial_row(trial, facts) for trial in facts.trials]
+    rows = [_trial_row(trial, facts, trial.id in unbeaten) for trial in facts.trials]
     if not rows:
         return section("All trials", tag("p", "There are no trials yet.", class_="none"))
     return section("All trials", tag("div", table(heads, rows, numbers, "sorted"), class_="scroll"), is_long=True)
 
 
-def _trial_row(trial: Trial, facts: Facts) -> str:
+def _trial_row(trial: Trial, facts: Facts, is_unbeaten: bool) -> str:
     cells = [
-        cell(trial.id + (" ★ best" if trial.is_best else ""), trial.id),
+        cell(trial.id + (" ★ best" if trial.is_best else "") + (" ◆" if is_unbeaten else ""), trial.id),
         cell(f"{SIGNS.get(trial.status, '?')} {trial.status}", trial.status),
         cell("" if trial.loss is None else f"{trial.loss:.4f}", trial.loss, number=True),
         cell(f"{trial.step} of {trial.steps}", trial.step, number=True),
@@ -240,6 +256,7 @@ def _trial_row(trial: Trial, facts: Facts) -> str:
         tag("td", esc(trial.reason), class_="wide" if trial.reason else ""),
         cell(f"{trial.donor[0]} at step {trial.donor[1]}" if trial.donor else ""),
         cell(trial.workers, number=True),
+        cell("" if trial.parameters is None else label(trial.parameters), trial.parameters, number=True),
         cell(duration(trial.worker_s), trial.worker_s, number=True),
         cell(duration(trial.first_step_s), trial.first_step_s, number=True),
         cell(trial.run),

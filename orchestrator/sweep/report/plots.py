@@ -16,10 +16,10 @@ WIDTH, HEIGHT = 760.0, 380.0
 
 LEFT, RIGHT, TOP, BOTTOM = 62.0, 740.0, 34.0, 330.0
 
-MAX_POINTS, CHART_POINTS = 300, 20_000
+MAX_POINTS, CHART_POINTS = 300, 16_000
 """Maximum number of drawn points of a curve, and of all curves of a chart: more are not visible, and slow."""
 
-MAX_REASON = 100
+MAX_REASON = 80
 """Characters of a reason in a tooltip; the table of trials has all of it."""
 
 # Size of charts that are shown in pairs.

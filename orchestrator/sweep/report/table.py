@@ -9,6 +9,7 @@ from orchestrator.console import Terminal
 from orchestrator.report.format import duration, is_number, label
 from orchestrator.sweep.report.facts import Facts, Summary, Trial, config_text, read
 from orchestrator.sweep.report.importance import importance
+from orchestrator.sweep.report.pareto import fronts
 
 MAX_ROWS = 20
 """Maximum number of trials in the live table; the others are only counted."""
@@ -78,6 +79,7 @@ def _facts(summary: Summary, facts: Facts) -> list[tuple[str, str]]:
         rows.append((f"rung {rung['step']}", what))
     told = importance(facts).text
     rows += [("importance", _flat(told))] if told else []
+    rows += [(f"loss and {front.cost.name}", f"unbeaten: {_flat(front.text)}") for front in fronts(facts)]
     tokens = summary.get("tokenized") or {}
     if tokens.get("units"):
         cached = f"{tokens['cached']} were cached before"

@@ -128,6 +128,7 @@ def _trial(number: int, rng: random.Random) -> dict[str, Any]:
         "ended_at": None,
         "first_step_s": round(rng.uniform(9, 14), 1),
         "workers": rng.choice((1, 2, 2)),
+        "parameters": 84_000,
         "from_trial": None,
         "_step_s": rng.uniform(0.5, 0.8),
     }
@@ -183,6 +184,7 @@ def _any_trial(draw: st.DrawFn, id: str, ids: list[str]) -> dict[str, Any]:
         "ended_at": draw(st.none() | st.floats(1.7e9, 1.8e9)),
         "first_step_s": draw(st.none() | st.floats(0, 100)),
         "workers": draw(st.integers(0, 9)),
+        "parameters": draw(st.none() | st.integers(1, 10**12)),
         "from_trial": donor,
     }
 

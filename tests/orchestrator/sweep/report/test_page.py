@@ -50,6 +50,7 @@ def test_the_page_of_a_usual_sweep_has_all_its_parts() -> None:
         "All learning curves",
         "Loss against each number by optimizer.name",
         "Every trial over all fields",
+        "Loss against cost",
         "Importance of fields",
         "Time and cost",
         "Trials that continued from another trial's state",
@@ -59,8 +60,9 @@ def test_the_page_of_a_usual_sweep_has_all_its_parts() -> None:
     ids = {attributes.get("id") for _, attributes in page.elements}
     for chart in charts:
         assert set((chart["aria-labelledby"] or "").split()) <= ids
-    # linear and logarithmic curves, best, best so far, three numbers and a decay, parallel, bars, timeline, ancestry
-    assert len(charts) == 12
+    # linear and logarithmic curves, best, best so far, three numbers and a decay, parallel, loss against time, bars,
+    # timeline, ancestry
+    assert len(charts) == 13
     text = html(summary)
     assert "24 of 24" in text and "each once" in text
     assert "the loss of step 53 is no number, twice; lr 0.08" in text

@@ -59,7 +59,16 @@ def test_markup_in_a_summary_is_text() -> None:
 def test_what_manta_show_prints() -> None:
     text = printed(realistic())
     assert "optimizer.name" in text and "not enough trials to tell of" in text
-    for part in ("sweep quickstart-lr", "optuna, asha", "4.3893", "rung 35", "24 of 24 units", "best.yaml", "1 failed"):
+    for part in (
+        "sweep quickstart-lr",
+        "optuna, asha",
+        "4.3893",
+        "rung 35",
+        "24 of 24 units",
+        "best.yaml",
+        "1 failed",
+        "unbeaten",
+    ):
         assert part in text
 
 

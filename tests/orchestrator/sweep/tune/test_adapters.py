@@ -461,3 +461,15 @@ def test_a_sweep_asks_for_nodes_for_every_trial_that_waits(tmp_path: Path, monke
         assert coordinator.next_assignment() is not None  # alone, a trial waits for its nodes
         assert coordinator.next_assignment() is None
         assert slots.asked == 5
+
+
+def test_what_a_trial_tells_of_itself_is_in_its_record(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    coordinator = coordinator_of(sweep_of(tmp_path), tmp_path / "told")
+    scheduler = RecordingScheduler(coordinator)
+    begun = begin(coordinator, scheduler)
+    assert begun is not None
+    report(scheduler, begun[0], begun[1].until, 2.0, parameters=84_000, setup_s=3.0)
+    report(scheduler, begun[0], begun[1].until, 2.0, parameters=None)  # the next leg, before it knows
+    [record] = coordinator_of(sweep_of(tmp_path), tmp_path / "told").book
+    assert (record.parameters, record.setup_s) == (84_000, 3.0)
