@@ -7,9 +7,9 @@ are no counters: a repeated step lowers `manta_step`, and seconds may move from 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Generic, TypeVar, get_args
 
 from orchestrator.policy.failure import Cause
 from orchestrator.run.goodput import CAUSES
@@ -23,36 +23,45 @@ _RESTARTS = (*get_args(Cause), "bad step", "resize")
 
 Value = float | None | Mapping[str, float]
 
+Summary = TypeVar("Summary", bound=Mapping[str, Any])
+
 
 @dataclass(frozen=True)
-class Metric:
+class Metric(Generic[Summary]):
     """A row of the table.
 
     Attributes:
         name: name without Ray's prefix.
         help: meaning and unit.
         value: computes the value from a summary; None if not known. If the metric has a label, values by label.
-        label: name of a label besides `run`.
+        label: name of a label besides `of`.
+        of: label that every sample has, "run" or "sweep"; also the field of the summary with its value.
     """
 
     name: str
     help: str
-    value: Callable[[LiveSummary], Value]
+    value: Callable[[Summary], Value]
     label: str | None = None
+    of: str = "run"
 
     @property
     def wire_name(self) -> str:
         """Name that Prometheus sees."""
         return WIRE_PREFIX + self.name
 
-    def samples(self, summary: LiveSummary) -> Iterator[tuple[dict[str, str], float]]:
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of all its labels."""
+        return (self.of,) if self.label is None else (self.of, self.label)
+
+    def samples(self, summary: Summary) -> Iterator[tuple[dict[str, str], float]]:
         """Labels and value of every known and finite sample."""
         value = self.value(summary)
         by_label: Mapping[Any, Any] = value if isinstance(value, Mapping) else {None: value}
         for label, number in by_label.items():
             if number is not None and math.isfinite(number):
                 own = {} if self.label is None else {self.label: label}
-                yield {"run": summary["run"], **own}, float(number)
+                yield {self.of: summary[self.of], **own}, float(number)
 
 
 def _goodput(summary: LiveSummary) -> Value:
@@ -68,7 +77,7 @@ def _phase(summary: LiveSummary) -> Value:
     return {phase: float(phase == summary["phase"]) for phase in PHASES}
 
 
-METRICS = (
+METRICS: tuple[Metric[LiveSummary], ...] = (
     Metric("manta_step", "Optimizer updates in the run's state.", lambda run: run["step"]),
     Metric("manta_steps", "Optimizer updates in the whole run.", lambda run: run["steps"]),
     Metric("manta_tokens", "Target tokens trained on.", lambda run: run["tokens"]),
@@ -108,19 +117,17 @@ METRICS = (
 """To add a metric, add a row; if its value is new, also a field of `LiveSummary`."""
 
 
-class RayMetrics:
-    """Sets the metrics as Ray gauges, about 3 microseconds each. Needs a process that has joined Ray."""
+class RayMetrics(Generic[Summary]):
+    """Sets metrics as Ray gauges, about 3 microseconds each. Needs a process that has joined Ray."""
 
-    def __init__(self) -> None:
+    def __init__(self, metrics: Sequence[Metric[Summary]]) -> None:
         from ray.util.metrics import Gauge
 
-        self._gauges = {
-            metric.name: Gauge(metric.name, metric.help, ("run", *([metric.label] if metric.label else [])))
-            for metric in METRICS
-        }
+        self._metrics = metrics
+        self._gauges = {metric.name: Gauge(metric.name, metric.help, metric.labels) for metric in metrics}
 
-    def set(self, summary: LiveSummary) -> None:
+    def set(self, summary: Summary) -> None:
         """Sets all known values; a value that is no longer known keeps its last one."""
-        for metric in METRICS:
+        for metric in self._metrics:
             for labels, value in metric.samples(summary):
                 self._gauges[metric.name].set(value, labels)

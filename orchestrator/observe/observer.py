@@ -7,15 +7,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from data.stores.store import Store
 from orchestrator.config.result_fields import flatten, resolved
 from orchestrator.observe.event_files import HeldOutEvents
-from orchestrator.observe.metrics import RayMetrics
+from orchestrator.observe.metrics import METRICS, RayMetrics
 from orchestrator.observe.tracker import Point, Tracked, Tracker
 from orchestrator.observe.trackers import FLUSH_S, Tracking, trackers
 from orchestrator.run.progress import Progress
-from orchestrator.run.record import Attempt
+from orchestrator.run.record import Attempt, RunRecord
 from orchestrator.run.run import Run
-from orchestrator.run.summary import goodput_of, live_summary
+from orchestrator.run.summary import LiveSummary, goodput_of, live_summary
 
 REPORT_INTERVAL_S = 1.0
 """Seconds between two reports. The driver may poll the loop more often than that."""
@@ -35,7 +36,7 @@ class Observer:
     def __init__(self, run: Run, log: Callable[[str], object], now: Callable[[], float] = time.monotonic) -> None:
         self._run, self._log, self._now = run, log, now
         self._last_report_at = -REPORT_INTERVAL_S
-        self._metrics: RayMetrics | None = RayMetrics()
+        self._metrics: RayMetrics[LiveSummary] | None = RayMetrics(METRICS)
         self._tracking: list[Tracking] = []
         self._step, self._evaluated_at = 0, float("-inf")
         self._has_begun = self._is_closed = self._has_failed = False
@@ -127,9 +128,13 @@ def new_points(progress: Progress, logged: int) -> list[Point]:
 
 def tracked(run: Run, step: int) -> Tracked:
     """Builds the description of the run that trackers receive."""
-    url = run.store.url_of("")
-    digest = hashlib.sha256(f"{url} {run.record.created_at}".encode()).hexdigest()[:16]
-    return Tracked(digest, run.config.run, url, step, flatten(resolved(run.config)))
+    url, parameters = run.store.url_of(""), flatten(resolved(run.config))
+    return Tracked(tracking_id(run.store, run.record), run.config.run, url, step, parameters, run.group)
+
+
+def tracking_id(store: Store, record: RunRecord) -> str:
+    """The id of a run or a sweep for trackers, see `Tracked`."""
+    return hashlib.sha256(f"{store.url_of('')} {record.created_at}".encode()).hexdigest()[:16]
 
 
 def scores_of(found: dict[str, Any]) -> dict[str, float]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
+
+from orchestrator.run.run import Group
 
 
 @dataclass(frozen=True)
 class Tracked:
-    """A run as trackers see it.
+    """A run as trackers see it, or a sweep.
 
     Attributes:
         id: the same in every attempt at the run, and different for every other run.
@@ -17,6 +19,8 @@ class Tracked:
         url: where the run is stored.
         step: step that the attempt continues from.
         parameters: resolved config by dotted name, without secret keys.
+        group: the sweep that the run is a trial of; a sweep's own group is itself.
+        labels: what is told of the run besides, and may change.
     """
 
     id: str
@@ -24,6 +28,13 @@ class Tracked:
     url: str
     step: int
     parameters: Mapping[str, Any]
+    group: Group | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_sweep(self) -> bool:
+        """Whether this is a sweep, and not one of its trials."""
+        return self.group is not None and self.group.id == self.id
 
 
 class Point(NamedTuple):

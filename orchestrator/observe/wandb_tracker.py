@@ -25,11 +25,13 @@ class WandbTracker:
     def __init__(self, config: WandbConfig) -> None:
         self._config = config
         self._run: Any = None
+        self._prefix = "train"
 
     def begin(self, run: Tracked) -> None:
         """Creates the W&B run, or continues it."""
         import wandb
 
+        self._prefix = "sweep" if run.is_sweep else "train"
         folder = os.environ.get("WANDB_DIR") or FOLDER
         Path(folder).mkdir(parents=True, exist_ok=True)
         # Command line and environment may hold keys, so W&B must not upload them.
@@ -51,21 +53,23 @@ class WandbTracker:
             mode=self._config.mode,
             id=run.id,
             name=run.name,
+            group=run.group.name if run.group else None,
+            job_type="sweep" if run.is_sweep else "trial" if run.group else None,
             resume="allow",
             dir=str(folder),
-            config={**run.parameters, "manta.url": run.url},
+            config={**run.parameters, "manta.url": run.url, **run.labels},
             allow_val_change=True,
             settings=settings,
         )
         # Use the run's steps as x-axis: W&B's own step may not go back, and a new attempt repeats steps.
-        for prefix in ("train", "held_out"):
+        for prefix in (self._prefix, "held_out"):
             self._run.define_metric(f"{prefix}/step")
             self._run.define_metric(f"{prefix}/*", step_metric=f"{prefix}/step")
 
     def log(self, points: Sequence[Point]) -> None:
-        """Logs the values under `train/`."""
+        """Logs the values under `train/`, those of a sweep under `sweep/`."""
         for point in points:
-            self._log("train", point)
+            self._log(self._prefix, point)
 
     def log_evaluation(self, point: Point, *, final: bool) -> None:
         """Logs the values under `held_out/`; those of the final evaluation also in the W&B summary."""

@@ -30,18 +30,32 @@ from orchestrator.run.vocabulary import vocabulary_of
 
 
 @dataclass(frozen=True)
+class Group:
+    """A sweep, as the runs that are its trials know it.
+
+    Attributes:
+        id: the same in every attempt at the sweep, and different for every other sweep and run.
+    """
+
+    id: str
+    name: str
+
+
+@dataclass(frozen=True)
 class Run:
     """A run that has been started.
 
     Attributes:
         root: the recipe's `storage`, which also holds manifests, tokenizers and tokenized units.
         store: the run's folder in it.
+        group: the sweep that the run is a trial of, if any.
     """
 
     config: RunConfig
     root: Store
     store: Store
     record: RunRecord
+    group: Group | None = None
 
     def prepare(self, log: Callable[[str], None], start_ray: Callable[[], None] = lambda: None) -> PreparedData:
         """Prepares the data that the run is pinned to; reuses what is already in storage.

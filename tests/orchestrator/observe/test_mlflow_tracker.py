@@ -12,6 +12,7 @@ from orchestrator.config.observe import MlflowConfig
 from orchestrator.observe.mlflow_tracker import MlflowTracker
 from orchestrator.observe.tracker import Point, Tracked
 from orchestrator.observe.trackers import Tracking
+from orchestrator.run.run import Group
 from tests.waiting import wait_until
 
 # MLflow's tables use what SQLAlchemy is about to drop.
@@ -63,6 +64,31 @@ def test_later_attempts_continue_the_same_mlflow_run(uri: str) -> None:
     assert history[0].timestamp == 1_001_000
     assert (one.data.metrics["held_out.loss"], one.data.metrics["held_out.bits_per_byte"]) == (0.5, 2.0)
     assert "grad_norm" not in one.data.metrics
+
+
+def test_the_trials_of_a_sweep_are_children_of_its_run(uri: str) -> None:
+    """Also one that began before the sweep's run was there; and only its own."""
+    group, other = Group("sweep1", "lr"), Group("sweep2", "lr")
+
+    def begun(run_id: str, group: Group | None, labels: dict[str, str] | None = None) -> MlflowTracker:
+        tracker = MlflowTracker(MlflowConfig(tracking_uri=uri, experiment=EXPERIMENT))
+        tracker.begin(Tracked(run_id, run_id, "s3://here", 0, {"train.lr": 0.1}, group, labels or {}))
+        return tracker
+
+    begun("t1", group)
+    sweep = begun("sweep1", group)
+    begun("t2", group), begun("foreign", other), begun("alone", None)
+    sweep.log([Point(7, 1000.0, {"best_loss": 2.0})])
+    begun("t3", group, {"manta.best": "false"}).finish("finished")
+    sweep.finish("finished")
+    begun("t3", group, {"manta.best": "true"}).finish("finished")
+    found = {run.info.run_name: run for run in runs(uri)}
+    parent = found["sweep1"].info.run_id
+    parents = {name: run.data.tags.get("mlflow.parentRunId") for name, run in found.items()}
+    expected = dict.fromkeys(("t1", "t2", "t3"), parent) | dict.fromkeys(("sweep1", "foreign", "alone"), None)
+    assert parents == expected
+    assert (found["sweep1"].data.metrics, found["sweep1"].info.status) == ({"best_loss": 2.0}, "FINISHED")
+    assert found["t3"].data.tags["manta.best"] == "true" and "manta.best" not in found["t1"].data.tags
 
 
 def test_runs_that_begin_together_on_a_new_database_are_all_there(uri: str) -> None:

@@ -132,7 +132,7 @@ def test_an_observer_that_fails_is_one_line_and_ends_nothing(
     def fail(*_: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(module, "RayMetrics", lambda: None)
+    monkeypatch.setattr(module, "RayMetrics", lambda metrics: None)
     monkeypatch.setattr(module, "Tracking", fail)
     run, fence = made("observe.tensorboard=true")
     lines: list[str] = []

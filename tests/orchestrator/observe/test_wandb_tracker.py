@@ -13,6 +13,7 @@ import pytest
 from orchestrator.config.observe import WandbConfig
 from orchestrator.observe.tracker import Point, Tracked
 from orchestrator.observe.wandb_tracker import WandbTracker
+from orchestrator.run.run import Group
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -78,3 +79,21 @@ def test_a_run_is_kept_with_its_steps_and_nothing_of_the_machine(
     everything = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert b"hidden-token" not in everything
     assert b"hidden-key" not in everything
+
+
+@pytest.mark.parametrize(("id_", "job"), [("sweep1", "sweep"), ("t1", "trial")])
+def test_a_sweep_and_its_trials_are_one_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, id_: str, job: str
+) -> None:
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    tracker = WandbTracker(WandbConfig(project="p", mode="offline"))
+    tracker.begin(Tracked(id_, "made", "s3://here", 0, {"lr": 1}, Group("sweep1", "lr"), {"manta.best": "true"}))
+    tracker.log([Point(7, 0.0, {"best_loss": 2.0})])
+    tracker.finish("finished")
+    wait_until(lambda: any(record.HasField("exit") for record in records(tmp_path)), "the run's end in its file")
+    found = records(tmp_path)
+    [run] = [record.run for record in found if record.HasField("run")]
+    assert (run.run_group, run.job_type) == ("lr", job)
+    assert {item.key: json.loads(item.value_json) for item in run.config.update}["manta.best"] == "true"
+    keys = {item.key or "/".join(item.nested_key) for record in found for item in record.history.item}
+    assert ("sweep/best_loss" if job == "sweep" else "train/best_loss") in keys
