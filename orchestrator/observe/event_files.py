@@ -113,7 +113,23 @@ def evaluation_key(step: int, *, final: bool = False) -> str:
 
 
 def event_file(points: Iterable[Point]) -> bytes:
-    """Encodes an event file.
+    """Encodes an event file with these points."""
+    return encoded(scalar_events(points))
+
+
+def scalar_events(points: Iterable[Point]) -> Iterator[Any]:
+    """The points as Event messages."""
+    _, event_type = _tensorboard()
+    for point in points:
+        event = event_type(step=point.step, wall_time=point.at)
+        for name, value in point.values.items():
+            if value is not None:
+                event.summary.value.add(tag=name, simple_value=value)
+        yield event
+
+
+def encoded(events: Iterable[Any]) -> bytes:
+    """Encodes an event file with these Event messages.
 
     A record is its length and its data, each followed by a masked CRC-32C; the first record gives the file version.
     """
@@ -124,14 +140,7 @@ def event_file(points: Iterable[Point]) -> bytes:
         length = struct.pack("<Q", len(data))
         return b"".join([length, _masked(crc32c(length)), data, _masked(crc32c(data))])
 
-    begin, *records = [record(event_type(file_version="brain.Event:2"))]
-    for point in points:
-        event = event_type(step=point.step, wall_time=point.at)
-        for name, value in point.values.items():
-            if value is not None:
-                event.summary.value.add(tag=name, simple_value=value)
-        records.append(record(event))
-    return b"".join([begin, *records])
+    return b"".join(map(record, (event_type(file_version="brain.Event:2"), *events)))
 
 
 def _masked(crc: int) -> bytes:
@@ -142,14 +151,14 @@ def _masked(crc: int) -> bytes:
 @cache
 def _tensorboard() -> tuple[Any, Any]:
     """CRC-32C and the Event message of tensorboardX: 2 MB in every snapshot agent, against torch's hundreds."""
-    with _package_alone("tensorboardX"):
+    with package_alone("tensorboardX"):
         from tensorboardX.crc32c import crc32c
         from tensorboardX.proto.event_pb2 import Event
     return crc32c, Event
 
 
 @contextmanager
-def _package_alone(name: str) -> Iterator[None]:
+def package_alone(name: str) -> Iterator[None]:
     """Lets modules of a package be imported without running its __init__, which for tensorboardX imports torch."""
     if name in sys.modules:
         yield

@@ -1,0 +1,1 @@
+"""Observing a live sweep: metrics, trackers and TensorBoard's HParams. Nothing here decides."""
