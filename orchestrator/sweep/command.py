@@ -35,6 +35,7 @@ from orchestrator.sweep.claim import claim
 from orchestrator.sweep.coordinator import TrialCoordinator
 from orchestrator.sweep.earlier import earlier_store, take_over
 from orchestrator.sweep.load import load_sweep
+from orchestrator.sweep.observe.observer import observing
 from orchestrator.sweep.prepare import prepare_once
 from orchestrator.sweep.records import TrialBook, TrialRecord
 from orchestrator.sweep.report.table import print_sweep, spread_text
@@ -157,7 +158,8 @@ def run_sweep(
     if best is not None:
         loss = f"{best.loss:.4f}" + spread_text(deviation_of(best, book.by_number, repeats))
         path = write_best(sweep, best, loss)
-        patience.call(lambda: fence.update(result={**fence.record.result, "recipe": str(path)}))
+        result = {"recipe": str(path), "best_run": best.trial_run.run}
+        patience.call(lambda: fence.update(result={**fence.record.result, **result}))
         patience.call(lambda: root.child(f"sweeps/{sweep.name}").put("best.yaml", path.read_bytes()))
         console.line(f"best: trial {best.id}, loss {loss}; `manta train {path}` trains it")
     early = coordinator.decisions.early if coordinator.is_settled else coordinator.ends_early
@@ -197,8 +199,12 @@ def run_trials(
     """Runs the remaining trials with Ray Tune, until they have ended or a signal stops the sweep."""
     refuse_small_cluster(sweep.base.scaling, tokenizes=False)
     free_node_memory([root.child(f"runs/{run}").url_of("") for run in runs_of_the_past(coordinator.book)])
-    with stopping(coordinator, console), closing(coordinator):
-        fit(root, heartbeat, coordinator, data, console, watch)
+    with (
+        observing(coordinator, root, heartbeat.fence.record, console.line) as observer,
+        stopping(coordinator, console),
+        closing(coordinator),
+    ):
+        fit(root, heartbeat, coordinator, data, console, watch, observer)
     record_last_steps(coordinator, root, patience)
     failed = [record for record in coordinator.book if record.status == "failed"]
     free_node_memory([root.child(f"runs/{record.trial_run.run}").url_of("") for record in failed])

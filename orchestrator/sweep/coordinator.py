@@ -35,6 +35,7 @@ class TrialCoordinator:
         error: what ended this attempt at the sweep; None if nothing did.
         notices: lines of trials for the sweep's terminal, each once.
         cut_short: trials that were stopped amid a leg, and may have done more steps than they reported.
+        legs: how many legs have begun.
     """
 
     def __init__(self, sweep: Sweep, book: TrialBook, cluster: WorkerSlots, spent_s: float = 0.0) -> None:
@@ -42,6 +43,7 @@ class TrialCoordinator:
         self._began_at = time.time() - spent_s
         self.interrupted, self.cut_short = False, set[str]()
         self.notices: dict[str, str] = {}
+        self.legs = 0
         self.error: MantaError | None = None
         self._cluster, self._schedule, self._repeats = cluster, schedule_of(sweep), sweep.spec.searcher.repeats
         self._running: dict[str, Leg] = {}
@@ -137,6 +139,7 @@ class TrialCoordinator:
 
     def _begin(self, record: TrialRecord, leg: Leg, max_workers: int) -> Assignment:
         now = time.time()
+        self.legs += 1
         if leg.donor is not None:
             self._continue_from(record, self.book.by_number[leg.donor], leg.donor_step)
         record.status, record.reason, record.ended_at = "running", "", None

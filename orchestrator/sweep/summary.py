@@ -40,7 +40,8 @@ class TrialSummary(TypedDict):
 
     `status` is pending, running, paused, finished (all its steps), stopped (by the scheduler) or failed. `loss` is the
     last reported loss, `curve` has all of them, and `rungs` has the steps at which the scheduler decided on the trial.
-    `config` has the searched fields that the trial uses, by dotted name. `parameters` is the size of its model.
+    `config` has the searched fields that the trial uses, by dotted name. `parameters` is the size of its model,
+    `failures` how often it has failed, tried again or not.
     """
 
     id: str
@@ -59,6 +60,7 @@ class TrialSummary(TypedDict):
     first_step_s: float | None
     workers: int
     parameters: int | None
+    failures: int
     from_trial: DonorSummary | None
 
 
@@ -175,6 +177,7 @@ def trial_summary(record: TrialRecord, steps: int) -> TrialSummary:
         "first_step_s": record.first_step_s,
         "workers": record.workers,
         "parameters": record.parameters,
+        "failures": len(record.failures) + (record.status == "failed"),
         "from_trial": {"id": donor.id, "step": donor.step} if donor is not None else None,
     }
 

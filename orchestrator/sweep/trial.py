@@ -25,7 +25,7 @@ from orchestrator.run.fence import Fence
 from orchestrator.run.heartbeat import Heartbeat
 from orchestrator.run.progress import Progress
 from orchestrator.run.record import RECORD, RunRecord, load_record
-from orchestrator.run.run import Run, refuse_changed_config, stores
+from orchestrator.run.run import Group, Run, refuse_changed_config, stores
 from orchestrator.run.stored import read_state
 from orchestrator.run.vocabulary import parameters_of, vocabulary_of
 from orchestrator.sweep.fork import fork
@@ -49,12 +49,14 @@ class TrialContext:
     Attributes:
         environment: environment variables of the sweep's process that the trials' actors need.
         hosts: of what a trial need not start for itself.
+        group: the sweep, for trackers.
     """
 
     sweep: Sweep
     data: PreparedData
     environment: dict[str, str]
     hosts: SharedHosts
+    group: Group
 
 
 @dataclass(frozen=True)
@@ -243,7 +245,7 @@ class Trial:
             )
         )
         try:
-            run = Run(config, root, store, fence.record)
+            run = Run(config, root, store, fence.record, self._context.group)
             init = patience.call(lambda: initial_weights_of(run, data.tokenizer, self.line))
             patience.call(lambda: fence.update(**data.digests, init=init))
             run = replace(run, record=fence.record)

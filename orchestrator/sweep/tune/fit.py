@@ -7,13 +7,13 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ray import tune
 from ray.tune import Callback, PlacementGroupFactory, RunConfig, Stopper, TuneConfig, Tuner
 
-from cluster.known_secrets import looks_secret
+from cluster.known_secrets import held_in, looks_secret
 from cluster.local.ray import joins_cluster
 from data.errors import MantaError
 from data.prepared import PreparedData
@@ -23,9 +23,9 @@ from orchestrator.console import Console
 from orchestrator.driver.shared_hosts import SharedHosts
 from orchestrator.run.heartbeat import Heartbeat
 from orchestrator.sweep.coordinator import TrialCoordinator
+from orchestrator.sweep.observe.observer import SweepObserver
 from orchestrator.sweep.schedule.choice import STOPPING
-from orchestrator.sweep.spec import Sweep
-from orchestrator.sweep.summary import SweepSummary, summary_of
+from orchestrator.sweep.summary import SweepSummary
 from orchestrator.sweep.trial import TrialContext
 from orchestrator.sweep.tune.adapters import CoordinatorSearcher, RecordingScheduler
 from orchestrator.sweep.tune.internals import HEAD_NODE, pass_on_no_secrets
@@ -63,6 +63,7 @@ def fit(
     data: PreparedData,
     console: Console,
     watch: Callable[[SweepSummary], None] | None,
+    observer: SweepObserver,
 ) -> None:
     """Runs the remaining trials.
 
@@ -72,16 +73,14 @@ def fit(
     sweep = coordinator.sweep
     os.environ.update({name: os.environ.get(name, value) for name, value in _SETTINGS.items()})
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # trials that fail are told of in lines of ours
-    passed_on = {
-        name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON) and not looks_secret(name)
-    }
     pass_on_no_secrets()
     hosts, _handles = SharedHosts.start(resources={HEAD_NODE: HEAD_SHARE})
+    context = TrialContext(sweep, data, passed_on(os.environ), hosts, observer.group)
     trainable = tune.with_resources(
-        tune.with_parameters(TrialDriver, context=TrialContext(sweep, data, passed_on, hosts)),
+        tune.with_parameters(TrialDriver, context=context),
         PlacementGroupFactory([{"CPU": 0, HEAD_NODE: HEAD_SHARE}]),
     )
-    watcher = _SweepWatch(sweep, heartbeat, coordinator, console, watch)
+    watcher = _SweepWatch(heartbeat, coordinator, console, watch, observer)
     with tempfile.TemporaryDirectory(prefix="manta-tune-") as scratch:
         storage: dict[str, Any] = {"storage_path": scratch}
         if joins_cluster() and sweep.base.store.serve is None:  # the head may be on another machine
@@ -114,6 +113,15 @@ def fit(
         raise coordinator.error
 
 
+def passed_on(variables: Mapping[str, str]) -> dict[str, str]:
+    """Those of this process's environment variables that trials' actors get; none with a secret name or value."""
+    return {
+        name: value
+        for name, value in variables.items()
+        if name.startswith(_PASSED_ON) and not looks_secret(name) and not held_in(value)
+    }
+
+
 class _AtEnd(Stopper):
     """Ends the experiment once the coordinator is interrupted, or needs no leg that still runs."""
 
@@ -129,18 +137,18 @@ class _AtEnd(Stopper):
 
 
 class _SweepWatch(Callback):
-    """Ends the sweep where its heartbeat has ended, logs changes of trials, and passes summaries to the live table."""
+    """Ends the sweep where its heartbeat has ended, logs changes of trials, and passes summaries to who watches."""
 
     def __init__(
         self,
-        sweep: Sweep,
         heartbeat: Heartbeat,
         coordinator: TrialCoordinator,
         console: Console,
         watch: Callable[[SweepSummary], None] | None,
+        observer: SweepObserver,
     ) -> None:
-        self._sweep, self._heartbeat, self._coordinator = sweep, heartbeat, coordinator
-        self._console, self._watch = console, watch
+        self._heartbeat, self._coordinator = heartbeat, coordinator
+        self._console, self._watch, self._observer = console, watch, observer
         self._logged: dict[str, tuple[str, int, int, int]] = {}
         self._watched_at, self._noticed = time.monotonic(), 0
 
@@ -158,8 +166,10 @@ class _SweepWatch(Callback):
         except MantaError as error:
             self._coordinator.fail(error)
         self.log_notices()
+        summary = self._observer.summary()
+        self._observer.follow(summary)
         if self._watch is not None:
-            self._watch(summary_of(self._sweep, self._heartbeat.fence.record, list(self._coordinator.book)))
+            self._watch(summary)
         else:
             self.log_changes()
 

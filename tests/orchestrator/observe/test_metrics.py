@@ -15,12 +15,14 @@ from orchestrator.run.goodput import CAUSES
 from orchestrator.run.progress import PHASES, Progress
 from orchestrator.run.state import StepSeconds
 from orchestrator.run.summary import LiveSummary, live_summary
+from orchestrator.sweep.observe.metrics import SWEEP_METRICS
 from tests.orchestrator.finished_run import recipe_in
 from tests.orchestrator.run.builders import attempt
 
 ROOT = Path(__file__).parents[3]
 DASHBOARD = json.loads((ROOT / "docs/grafana-dashboard.json").read_text())
-WIRE_NAMES = {metric.wire_name for metric in METRICS}
+EVERY: tuple[Metric[Any], ...] = (*METRICS, *SWEEP_METRICS)
+WIRE_NAMES = {metric.wire_name for metric in EVERY}
 
 
 @pytest.fixture
@@ -46,10 +48,10 @@ def samples(name: str, summary: LiveSummary) -> dict[str, float]:
 
 
 def test_names_are_prometheus_own() -> None:
-    for metric in METRICS:
+    for metric in EVERY:
         assert re.fullmatch(r"manta_[a-z_]+[a-z]", metric.name)
         assert metric.help.endswith(".")
-    assert len(WIRE_NAMES) == len(METRICS)
+    assert len(WIRE_NAMES) == len(EVERY)
 
 
 def test_values_follow_from_the_summary(summary: LiveSummary) -> None:
@@ -67,7 +69,7 @@ def test_values_follow_from_the_summary(summary: LiveSummary) -> None:
 
 def test_what_is_not_known_is_not_set(summary: LiveSummary) -> None:
     assert samples("manta_loss", summary) == samples("manta_grad_norm", summary) == {}
-    odd = Metric("manta_odd", "Odd.", lambda summary: float("nan"))
+    odd = Metric[LiveSummary]("manta_odd", "Odd.", lambda summary: float("nan"))
     assert list(odd.samples(summary)) == []
 
 
@@ -106,13 +108,14 @@ def test_the_dashboard_shows_every_metric_and_no_other() -> None:
 
 
 def test_the_dashboards_queries_use_existing_labels() -> None:
-    labels = {metric.wire_name: {"run", *([metric.label] if metric.label else [])} for metric in METRICS}
+    metrics = {metric.wire_name: metric for metric in EVERY}
     for text in expressions(DASHBOARD["panels"]) + expressions(DASHBOARD["annotations"]):
         for name, selector in re.findall(r"(ray_manta_[a-z_]+)\{([^}]*)\}", text):
-            assert 'run="$run"' in selector, text
-            assert set(re.findall(r"(\w+)=", selector)) <= labels[name], text
+            of = metrics[name].of
+            assert f'{of}="${of}"' in selector, text
+            assert set(re.findall(r"(\w+)=", selector)) <= set(metrics[name].labels), text
         assert text.count("(") == text.count(")")
-        assert all(label in {"cause", "phase"} for label in re.findall(r"by \((\w+)\)", text))
+        assert all(label in {"cause", "phase", "status"} for label in re.findall(r"by \((\w+)\)", text))
 
 
 def test_panels_have_unique_ids_and_do_not_overlap() -> None:
@@ -128,8 +131,8 @@ def test_panels_have_unique_ids_and_do_not_overlap() -> None:
         assert panel["title"] and panel["description"] and panel["targets"]
 
 
-def test_data_source_and_run_are_variables_of_the_dashboard() -> None:
-    assert [variable["name"] for variable in DASHBOARD["templating"]["list"]] == ["datasource", "run"]
+def test_data_source_run_and_sweep_are_variables_of_the_dashboard() -> None:
+    assert [variable["name"] for variable in DASHBOARD["templating"]["list"]] == ["datasource", "run", "sweep"]
     used = set(re.findall(r'"uid": "([^"]+)"', json.dumps(DASHBOARD["panels"])))
     assert used == {"${datasource}"}
 
@@ -138,5 +141,5 @@ def test_the_docs_list_the_table() -> None:
     text = (ROOT / "docs/observability.md").read_text()
     rows = re.findall(r"^\| `(ray_manta_\w+)` \| (.*) \| (.*) \|$", text, re.MULTILINE)
     assert rows == [
-        (metric.wire_name, f"`run`, `{metric.label}`" if metric.label else "`run`", metric.help) for metric in METRICS
+        (metric.wire_name, ", ".join(f"`{label}`" for label in metric.labels), metric.help) for metric in EVERY
     ]
