@@ -150,9 +150,9 @@ class TrialCoordinator:
         trial_run, number = record.trial_run, len(record.trial_runs) - 1
         reported = max((each.step for each in record.reports if each.trial_run == number), default=0)
         reported = max(reported, trial_run.donor.step if trial_run.donor else 0)
+        seed = self.sweep.seed_of(record.number)
         if trial_run.run not in self._remembered:
             self._remembered.add(trial_run.run)
-            seed = self.sweep.seed_of(record.number)
             remember_recipe(trial_run.run, resolved(self.sweep.config_of(trial_run.point, trial_run.run, seed)))
         limit = max_workers if max_workers < self.sweep.base.scaling.effective_max_workers else 0
         return Assignment(

@@ -186,8 +186,8 @@ class _SweepWatch(Callback):
             if self._logged.get(record.id, ("pending", 1, 0, 0)) == state:
                 continue
             self._logged[record.id] = state
-            repeats = self._sweep.spec.searcher.repeats > 1
-            seed = {"seed": f"seed {self._sweep.seed_of(record.number)}"} if repeats else {}
+            sweep = self._coordinator.sweep
+            seed = {"seed": f"seed {sweep.seed_of(record.number)}"} if sweep.spec.searcher.repeats > 1 else {}
             point = ", ".join(
                 f"{name.rpartition('.')[2]} {value:.3g}" if isinstance(value, float) else f"{value}"
                 for name, value in (record.point | seed).items()

@@ -84,7 +84,7 @@ class _Sweep:
             book.add(record)
             config = self.sweep.config_of(record.point, record.trial_run.run)
             Fence.claim(self.root.child(f"runs/{config.run}"), config.run, result_fields(config), keep_pins=False)
-        self.record: RunRecord = claim(self.sweep, self.store, book, takeover=False).record
+        self.record: RunRecord = claim(self.sweep, self.store, takeover=False).record
         self.coordinator = TrialCoordinator(self.sweep, book, _Slots())  # type: ignore[arg-type]
         self.lines: list[str] = []
 
