@@ -238,10 +238,10 @@ class TrialCoordinator:
 
     def record_outs(self) -> None:
         """Records which paused trials go no further."""
-        decisions = self.decisions
+        decisions, is_settled = self.decisions, self.is_settled
         for record in self.book:
             reason = decisions.out.get(record.number)
-            if reason is None and self.is_settled and not decisions.early:  # else it may go on with another `plateau`
+            if reason is None and is_settled and not decisions.early:  # else it may go on with another `plateau`
                 reason = f"the best is decided at step {record.reports[-1].step}" if record.reports else "not needed"
             if reason is not None and record.status in ("paused", "pending"):
                 record.end("stopped", reason if record.loss is None else f"loss {record.loss:.4f}: {reason}")
