@@ -253,6 +253,33 @@ def test_a_sweep_killed_twice_ends_as_one_left_alone(site: SweepSite) -> None:
     assert outcomes[1] == pytest.approx(outcomes[3], rel=1e-5)
 
 
+@pytest.mark.soak
+def test_a_sweep_whose_shared_processes_are_killed_ends_as_one_left_alone(site: SweepSite) -> None:
+    changes: dict[str, Any] = {
+        "set": {"model.d_model": 128, "train.steps": 120},
+        "scheduler": {"name": "halving", "grace_steps": 30, "factor": 2},
+        "max_failures": 4,
+        "max_concurrent": 2,
+    }
+    alone = tune_here(site, site.recipe(sweep="alone", **changes))
+    recipe = site.recipe(sweep="killed", **changes)
+    with MantaProcess("tune", str(recipe), folder=site.folder, environment={}) as process:
+        for reports, title in enumerate(("ray::Host", "ray::ConcurrentHost"), start=1):
+            process.wait_until(partial(has_reported, site, recipe, reports), f"{reports} reports")
+            killed = process.pids_of(title)
+            assert killed
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+        assert process.wait() == 0, process.output
+        assert "Traceback" not in process.output
+    summary = site.summary(recipe)
+    assert summary["best"] is not None and alone["best"] is not None
+    assert (summary["attempts"], summary["best"]["id"]) == (1, alone["best"]["id"])
+    for trial, same in zip(summary["trials"], alone["trials"], strict=True):
+        assert (trial["status"], trial["rungs"]) == (same["status"], same["rungs"])
+        assert trial["loss"] == pytest.approx(same["loss"], rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("trials", "interrupted_at"),
     [pytest.param(1, [2], id="once"), pytest.param(2, [1, 3, 5, 7, 9], id="five times", marks=pytest.mark.soak)],
