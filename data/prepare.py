@@ -173,7 +173,7 @@ class _Preparation:
         made_from = {"manifest": manifest.digest, "units": [job.cache_key(manifest.unit(first)) for first in firsts]}
         if job.cleaning is not None:  # the units' own keys depend on their own duplicates only
             made_from["steps"] = job.cleaning.digest
-        key = f"unit-tables/{json_digest(made_from)}"
+        key = f"unit-tables/{json_digest(made_from)}.arrow"
         if (table := self._stored_table(key)) is not None:
             self.log(f"tokens: found, {pc.sum(table['train_tokens']).as_py():,} to train on")
             return table
@@ -184,20 +184,20 @@ class _Preparation:
         rows = tokenized_units_in_chunks(manifest, job, columns, self.start_ray, tell=telling(self.log, "tokenizing"))
         table = pa.concat_tables(with_progress(rows, manifest.num_units, "tokens", self.log))
         if table["problem"].null_count == len(table):  # a later version of the reader may read bad shards
-            self.store.put(f"{key}.arrow", serialize(table))
+            self.store.put(key, serialize(table, key))
         return table
 
     def _stored_table(self, key: str) -> pa.Table | None:
         """The table under `key`, or one that version 0.2.0 wrote, without a digest; None where there is none."""
-        for name, read in ((f"{key}.arrow", deserialize), (f"{key}.parquet", _of_parquet)):
+        for name, read in ((key, deserialize), (f"{key.removesuffix('.arrow')}.parquet", _of_parquet)):
             with suppress(ObjectNotFoundError):
-                if (table := read(self.store.get(name))) is not None:
+                if (table := read(self.store.get(name), key)) is not None:
                     return table
                 self.log(f"tokens: {self.store.url_of(name)} is damaged, and is made again from tokenized units")
         return None
 
 
-def _of_parquet(content: bytes) -> pa.Table | None:
+def _of_parquet(content: bytes, _key: str) -> pa.Table | None:
     try:
         return pq.read_table(pa.BufferReader(content))
     except (pa.ArrowException, OSError):

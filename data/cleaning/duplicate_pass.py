@@ -34,7 +34,7 @@ from data.ray_data import chunks, rows_in_order
 from data.readers.documents import documents_depend_on, is_for_training, read_documents
 from data.shards.manifest import Manifest, Unit
 from data.shards.unit_rows import Log, load_cached, load_or_make, row_key, with_progress
-from data.stores.artifact import json_digest, read_pointer
+from data.stores.artifact import json_digest, read_pointer, write_pointer
 from data.stores.store import Store
 
 FORMAT_VERSION = 1
@@ -130,7 +130,7 @@ def find_duplicates(
     removed, total = decide(rows, job.steps)
     digest = store_removed(store, removed)
     if not problems:  # a later version of the reader may read bad shards
-        store.put(pointer, digest.encode())
+        write_pointer(store, pointer, digest)
     gone = sum(len(documents) for steps in removed.values() for documents in steps.values())
     log(f"duplicates: {gone:,} of {total:,} documents")
     return digest

@@ -1,7 +1,8 @@
 """One-row Arrow tables, one per unit: cached in object storage, and reported on while they are made.
 
-A cached row is an IPC stream, compressed, behind its own sha256, because Arrow reads damaged bytes without an error.
-Its key is a hash of everything it depends on, so nothing is ever invalidated: after a change the key is another one.
+A cached row is an IPC stream, compressed, behind a digest of itself and its key: Arrow reads damaged bytes without an
+error, and the row of another unit is as sound as its own. The key is a hash of everything the row depends on, so
+nothing is ever invalidated: after a change the key is another one.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def load_or_make(unit: Unit, job: UnitJob, make: Callable[[], pa.Table]) -> pa.T
     if table is None:
         table = make()
         if table["problem"][0].as_py() is None:
-            job.cache.put(job.cache_key(unit), serialize(table))
+            key = job.cache_key(unit)
+            job.cache.put(key, serialize(table, key))
     return table
 
 
@@ -59,26 +61,32 @@ def row_key(depends_on: object) -> str:
 
 
 def load_cached(unit: Unit, job: UnitJob) -> pa.Table | None:
-    """The unit's row from the cache; None where it is missing or damaged."""
+    """The unit's row from the cache; None where it is missing, damaged, or that of another unit or job."""
+    key = job.cache_key(unit)
     try:
-        return deserialize(job.cache.get(job.cache_key(unit)), job.schema)
+        return deserialize(job.cache.get(key), key, job.schema)
     except ObjectNotFoundError:
         return None
 
 
-def serialize(table: pa.Table) -> bytes:
-    """A row, or any table, as bytes for the store."""
+def serialize(table: pa.Table, key: str) -> bytes:
+    """A row, or any table, as bytes that the store keeps under `key`."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
         writer.write_table(table)
     content: bytes = sink.getvalue().to_pybytes()
-    return hashlib.sha256(content).digest() + content
+    return _digest_with(key, hashlib.sha256(content).digest()) + content
 
 
-def deserialize(data: bytes, schema: pa.Schema | None = None) -> pa.Table | None:
-    """Inverse of `serialize`; None where the bytes are damaged, or of a table with other columns."""
-    sha256, content = data[:32], memoryview(data)[32:]
-    if hashlib.sha256(content).digest() != sha256:
+def _digest_with(key: str, sha256: bytes) -> bytes:
+    return hashlib.sha256(key.encode() + sha256).digest()
+
+
+def deserialize(data: bytes, key: str, schema: pa.Schema | None = None) -> pa.Table | None:
+    """Inverse of `serialize`; None where the bytes are damaged, of another key, or of a table with other columns."""
+    digest, content = data[:32], memoryview(data)[32:]
+    sha256 = hashlib.sha256(content).digest()
+    if digest not in (_digest_with(key, sha256), sha256):  # version 0.2.0 wrote a sha256 without the key
         return None
     with pa.ipc.open_stream(pa.py_buffer(content)) as reader:
         table = reader.read_all()

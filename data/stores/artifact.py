@@ -45,13 +45,25 @@ def read_artifact(
     return artifact
 
 
+def write_pointer(store: Store, key: str, digest: str) -> None:
+    """Makes the object under `key` hold `digest`, with a digest of both, as any other pointer is as well formed."""
+    store.put(key, f"{digest} {_seal(key, digest)}".encode())
+
+
 def read_pointer(store: Store, key: str) -> str | None:
-    """The digest that the object under `key` holds; None where there is none, or it is damaged."""
+    """The digest that the object under `key` holds; None where there is none, or it is damaged or that of another key.
+
+    Version 0.2.0 wrote the digest alone.
+    """
     try:
-        digest = store.get(key).decode("ascii", "replace")
+        digest, _, seal = store.get(key).decode("ascii", "replace").partition(" ")
     except ObjectNotFoundError:
         return None
-    return digest if _DIGEST.fullmatch(digest) else None
+    return digest if _DIGEST.fullmatch(digest) and seal in ("", _seal(key, digest)) else None
+
+
+def _seal(key: str, digest: str) -> str:
+    return sha256(f"{key} {digest}".encode())
 
 
 def json_digest(value: object) -> str:

@@ -10,7 +10,7 @@ from data.config import DataConfig, SourceConfig, StoreConfig, TokenizerConfig
 from data.errors import DamagedObjectError, InputError, ObjectNotFoundError, TokenizerError
 from data.shards.manifest import Manifest, Unit
 from data.shards.unit_rows import Log
-from data.stores.artifact import json_digest, read_artifact, read_pointer
+from data.stores.artifact import json_digest, read_artifact, read_pointer, write_pointer
 from data.stores.open import open_store
 from data.stores.store import Store
 from data.tokens.hf_tokenizer import read_tokenizer
@@ -63,7 +63,7 @@ class Vocabularies:
         self.log(f"{name}: learning a {config.kind} vocabulary")
         tokenizer = self._learned(config, sides)
         self._put(tokenizer)
-        self.store.put(pointer, tokenizer.digest.encode())
+        write_pointer(self.store, pointer, tokenizer.digest)
         self.log(f"{name}: learned, {tokenizer.vocab_size:,} entries")
         return tokenizer
 

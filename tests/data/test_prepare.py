@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
@@ -17,6 +18,7 @@ from data.errors import DamagedObjectError
 from data.prepare import prepare_data
 from data.prepared import Pins, PreparedData
 from data.stores.local import LocalStore
+from data.tokens.unit import load_or_tokenize
 
 CHANGES = 8
 """Bytes changed of each object, one at a time."""
@@ -155,6 +157,34 @@ def test_another_vocabulary_under_the_pinned_name_is_not_used(corpus: Corpus) ->
     found, _ = corpus.prepare(pins_of(data))
     assert found.tokenizer.decode(found.tokenizer.encode("hello")) == "hello"
     assert result_of(found) == result_of(data)
+
+
+def test_a_sound_object_of_other_data_changes_nothing(corpus: Corpus) -> None:
+    """Each kind has objects of the two shards, or of the two recipes; every one is put in the place of the other."""
+    others: dict[str, Any] = {"tokenizer": {"vocab_size": 280}, "cleaning": [{"step": "lowercase"}, {"step": "dedup"}]}
+    data, _ = corpus.prepare(Pins())
+    corpus.prepare(Pins(), **others)
+    expected, whole = (result_of(data), tokens_of(data)), corpus.objects()
+    swapped = set()
+    for key, other in itertools.permutations(whole, 2):
+        if (kind := kind_of(key)) == kind_of(other) and whole[key] != whole[other]:
+            (corpus.storage / key).write_bytes(whole[other])
+            found, _ = corpus.prepare(Pins())
+            assert (result_of(found), tokens_of(found)) == expected, (key, other)
+            (corpus.storage / key).write_bytes(whole[key])
+            swapped.add(kind)
+    assert swapped >= {"tokenizers", "tokenizers/for", "unit-tables", "tokens", "duplicates/for", "fingerprints"}
+
+
+def kind_of(key: str) -> str:
+    """The folder of the storage in which an object is, without parts that are digests."""
+    return re.sub(r"(/[0-9a-f]{2})?/[0-9a-f]{64}.*", "", key)
+
+
+def tokens_of(data: PreparedData) -> list[bytes]:
+    """The training tokens of every unit, as training reads them."""
+    units_ = map(data.manifest.unit, range(data.manifest.num_units))
+    return [load_or_tokenize(unit, data.job)["train"][0].as_py() for unit in units_]
 
 
 def test_a_second_preparation_finds_everything(corpus: Corpus) -> None:

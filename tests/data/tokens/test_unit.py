@@ -1,6 +1,7 @@
 """A unit's tokens and their cache: what the key depends on, the split of documents, and damaged entries."""
 
 import gzip
+import hashlib
 import itertools
 import json
 import random
@@ -227,8 +228,12 @@ def with_a_bit_flipped(content: bytes) -> bytes:
     return content[:-60] + bytes([content[-60] ^ 1]) + content[-59:]
 
 
+def as_version_0_2_0(content: bytes) -> bytes:
+    return hashlib.sha256(content[32:]).digest() + content[32:]
+
+
 def of_another_kind(_: bytes) -> bytes:
-    return serialize(pa.table({"text": ["a sound file, with other columns"]}))
+    return as_version_0_2_0(serialize(pa.table({"text": ["a sound file, with other columns"]}), ""))
 
 
 @pytest.mark.parametrize(
@@ -244,6 +249,17 @@ def test_a_damaged_cache_entry_is_replaced(corpus: Corpus, damage: Callable[[byt
     assert load_cached(unit, job) is None
     assert load_or_tokenize(unit, job).equals(fresh)
     assert corpus.cache.get(job.cache_key(unit)) == intact
+
+
+def test_a_row_of_an_older_version_is_read_and_left_as_it_is(corpus: Corpus) -> None:
+    corpus.write("a.txt", lines_of(30))
+    job = corpus.job()
+    unit = corpus.only_unit(job)
+    fresh, key = load_or_tokenize(unit, job), job.cache_key(unit)
+    older = as_version_0_2_0(corpus.cache.get(key))
+    corpus.cache.put(key, older)
+    assert load_cached(unit, job) == fresh == load_or_tokenize(unit, job)
+    assert corpus.cache.get(key) == older
 
 
 def test_no_damaged_bit_is_ever_read_as_tokens(corpus: Corpus) -> None:
