@@ -13,13 +13,19 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 from collections.abc import Callable
 from typing import Any, TypeVar
+
+from pydantic import ValidationError
 
 from data.errors import DamagedObjectError
 from data.stores.artifact import sha256
 
 _SEALED = re.compile(rb'(.*),\n "sha256": "([0-9a-f]{64})"\n\}', re.DOTALL)
+
+MOST_PROBLEMS = 3
+"""Most fields of an object that a message names."""
 
 _Value = TypeVar("_Value")
 
@@ -38,7 +44,8 @@ def unsealed(content: bytes, url: str, parse: Callable[[dict[str, Any]], _Value]
         url: where the object is, for the message.
 
     Raises:
-        DamagedObjectError: it differs from its sha256, is no JSON object, or `parse` fails on it.
+        DamagedObjectError: it differs from its sha256, is no JSON object, or `parse` fails on it; with the fields, where
+            that is a ValidationError.
     """
     match = _SEALED.fullmatch(content)
     if match is not None and sha256(match[1]) != match[2].decode():
@@ -51,5 +58,14 @@ def unsealed(content: bytes, url: str, parse: Callable[[dict[str, Any]], _Value]
         fields.pop("sha256", None)
         return parse(fields)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = f"{type(error).__name__}: {error}"
+        reason = _problems(error) if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
         raise DamagedObjectError(f"{url} is damaged ({reason}). Restore an earlier version.") from error
+
+
+def _problems(error: ValidationError) -> str:
+    """The first problems of fields: name, value and what is allowed."""
+    found, shown = error.errors(include_url=False), []
+    for each in found[:MOST_PROBLEMS]:
+        value = "" if each["type"] == "missing" else f" = {reprlib.repr(each['input'])}"
+        shown.append(f"{'.'.join(map(str, each['loc']))}{value}: {each['msg']}")
+    return "; ".join(shown) + (f"; and {len(found) - MOST_PROBLEMS} more" if len(found) > MOST_PROBLEMS else "")

@@ -130,7 +130,7 @@ def claim_when_free(
 
     def claim() -> Fence | None:
         begun = _continues(store, config, from_step)
-        if begun and from_step is None and load_record(store).last.status == "finished":
+        if begun and from_step is None and load_record(store, name=config.run).last.status == "finished":
             return None
         return Fence.claim(
             store,
@@ -156,7 +156,7 @@ def _continues(store: Store, config: RunConfig, from_step: int | None) -> bool:
         return False
     if from_step == 0:
         return False
-    record = load_record(store)
+    record = load_record(store, name=config.run)
     names = list_checkpoints(store, record)
     if from_step is None:
         refuse_lost_checkpoints(store, record)

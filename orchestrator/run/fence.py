@@ -94,7 +94,7 @@ class Fence:
             RunInUseError: another attempt is alive and `takeover` is false.
         """
         info = store.head(key)
-        record = load_record(store, key) if info else RunRecord(run, time.time(), result_fields)
+        record = load_record(store, key, run) if info else RunRecord(run, time.time(), result_fields)
         if info and not takeover and (sign := liveness(record.last, store, key)):
             other = record.last
             raise RunInUseError(

@@ -12,20 +12,42 @@ import platform
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Annotated, Any
 
-from data.errors import ObjectNotFoundError
+from pydantic import ConfigDict, Field, TypeAdapter
+
+from data.errors import DamagedObjectError, ObjectNotFoundError
 from data.prepared import Pins
 from data.stores.sealed_json import sealed, unsealed
 from data.stores.store import Store
 from orchestrator.config.renamed import with_new_names
 from orchestrator.errors import UnknownRunError
+from orchestrator.run.goodput import CAUSES
+from orchestrator.run.stored_fields import (
+    Count,
+    Decision,
+    Digest,
+    Disruption,
+    Evaluation,
+    Number,
+    Outage,
+    Pinned,
+    Result,
+    Seconds,
+    Time,
+    held_to,
+    one_of,
+)
 
 RECORD = "run.json"
 
 LIVE = ("preparing", "running")
 """Statuses of an attempt that has not ended."""
+
+STATUSES = (*LIVE, "finished", "stopped", "failed")
+"""Statuses of an attempt."""
 
 DISRUPTIONS, DECISIONS, OUTAGES, EVALUATIONS = 500, 200, 50, 1000
 """Most entries of these lists of an attempt: a run of months makes any number, and the record is often written."""
@@ -42,7 +64,7 @@ class Attempt:
         number: counts from 1.
         boot_id, pid, pid_started: identify the process, see `orchestrator.run.fence.liveness`.
         started_at, heartbeat_at: seconds since the epoch by the attempt's own clock.
-        status: "preparing", "running", "finished", "stopped" or "failed".
+        status: one of STATUSES.
         from_step: step of the state it continued from; None until known, or until the user chose one.
         step: newest reported step.
         saved_step: step of the newest checkpoint that it saved or continued from; None before.
@@ -61,30 +83,32 @@ class Attempt:
         flops_per_token: model FLOPs per target token, see `orchestrator.run.utilization`; None until known.
     """
 
-    number: int
+    __pydantic_config__ = ConfigDict(extra="ignore")  # another version may have written other fields
+
+    number: Count
     host: str
     boot_id: str
-    pid: int
+    pid: Count
     pid_started: str
-    started_at: float
-    heartbeat_at: float
-    status: str = "preparing"
-    from_step: int | None = None
-    step: int = 0
-    world_size: int = 0
+    started_at: Time
+    heartbeat_at: Time
+    status: Annotated[str, one_of(STATUSES)] = "preparing"
+    from_step: Count | None = None
+    step: Count = 0
+    world_size: Count = 0
     phase: str = ""
-    disruptions: list[dict[str, Any]] = field(default_factory=list)
-    restart_counts: dict[str, int] = field(default_factory=dict)
-    decisions: list[dict[str, Any]] = field(default_factory=list)
-    evaluations: list[dict[str, Any]] = field(default_factory=list)
-    outages: list[dict[str, Any]] = field(default_factory=list)
+    disruptions: list[Annotated[dict[str, Any], held_to(Disruption)]] = field(default_factory=list)
+    restart_counts: dict[str, Count] = field(default_factory=dict)
+    decisions: list[Annotated[dict[str, Any], held_to(Decision)]] = field(default_factory=list)
+    evaluations: list[Annotated[dict[str, Any], held_to(Evaluation)]] = field(default_factory=list)
+    outages: list[Annotated[dict[str, Any], held_to(Outage)]] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
-    first_step_s: float | None = None
-    goodput: dict[str, float] = field(default_factory=dict)
+    first_step_s: Seconds | None = None
+    goodput: dict[Annotated[str, one_of(CAUSES)], Seconds] = field(default_factory=dict)
     message: str = ""
     device: str = ""
-    flops_per_token: float | None = None
-    saved_step: int | None = None
+    flops_per_token: Annotated[Number, Field(ge=0, allow_inf_nan=False)] | None = None
+    saved_step: Count | None = None
 
     @property
     def identity(self) -> tuple[int, str, int, str, float]:
@@ -107,16 +131,18 @@ class RunRecord:
         init: sha256 of the initial weights; None if they are drawn from the seed, or not known yet.
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     run: str
-    created_at: float
+    created_at: Time
     result_fields: dict[str, Any]
-    manifest: str | None = None
-    tokenizer: str | None = None
-    input_tokenizer: str | None = None
-    cleaning: dict[str, Any] = field(default_factory=dict)
+    manifest: Digest | None = None
+    tokenizer: Digest | None = None
+    input_tokenizer: Digest | None = None
+    cleaning: Annotated[dict[str, Any], held_to(Pinned)] = field(default_factory=dict)
     attempts: tuple[Attempt, ...] = ()
-    result: dict[str, Any] = field(default_factory=dict)
-    init: str | None = None
+    result: Annotated[dict[str, Any], held_to(Result)] = field(default_factory=dict)
+    init: Digest | None = None
 
     @property
     def last(self) -> Attempt:
@@ -178,14 +204,30 @@ class RunRecord:
 
     @classmethod
     def _of_fields(cls, fields: dict[str, Any]) -> RunRecord:
-        known = Attempt.__dataclass_fields__.keys()  # another version may have written other fields
-        for attempt in fields["attempts"]:  # older versions listed all disruptions
-            attempt.setdefault("restart_counts", Counter(each["cause"] for each in attempt.get("disruptions", ())))
-        fields["attempts"] = tuple(
-            Attempt(**{name: value for name, value in attempt.items() if name in known})
-            for attempt in fields["attempts"]
+        record = _reader().validate_python(fields)
+        numbers = [attempt.number for attempt in record.attempts]
+        if numbers != list(range(1, max(len(numbers), 1) + 1)):
+            raise ValueError(f"attempts: their numbers are {numbers[:20]}, and not 1, 2, …")
+        if record.cleaning and not {"code", "duplicates"} <= record.cleaning.keys():
+            raise ValueError("cleaning: it has no code, or no duplicates")
+        return replace(
+            record,
+            result_fields=with_new_names(record.result_fields),
+            attempts=tuple(map(_with_restart_counts, record.attempts)),
         )
-        return cls(**fields | {"result_fields": with_new_names(fields["result_fields"])})
+
+
+@cache
+def _reader() -> TypeAdapter[RunRecord]:
+    """Holds a record to the types of its fields; made when it is needed, as that takes a while."""
+    return TypeAdapter(RunRecord)
+
+
+def _with_restart_counts(attempt: Attempt) -> Attempt:
+    """Older versions listed all disruptions, and did not count them."""
+    if attempt.restart_counts or not attempt.disruptions:
+        return attempt
+    return replace(attempt, restart_counts=dict(Counter(each["cause"] for each in attempt.disruptions)))
 
 
 def shortened(attempts: Sequence[Attempt]) -> tuple[Attempt, ...]:
@@ -206,17 +248,32 @@ def shortened(attempts: Sequence[Attempt]) -> tuple[Attempt, ...]:
     return tuple(reversed(short))
 
 
-def load_record(store: Store, key: str = RECORD) -> RunRecord:
+def load_record(store: Store, key: str = RECORD, name: str | None = None) -> RunRecord:
     """Reads the record of the run under `store`.
+
+    Args:
+        key: key of the record; another one than RECORD for a sweep.
+        name: of the run or sweep whose record it must be; None: as it was when it was read with a name before.
 
     Raises:
         UnknownRunError: there is none.
-        DamagedObjectError: it is damaged.
+        DamagedObjectError: it is damaged, or is the record of another run.
     """
+    url = store.url_of(key)
     try:
-        return RunRecord.from_json(store.get(key), store.url_of(key))
+        record = RunRecord.from_json(store.get(key), url)
     except ObjectNotFoundError:
         raise UnknownRunError(f"There is no run at {store.url_of('')}; `manta train RECIPE` makes one.") from None
+    if name is not None:
+        kind, other = ("run", "sweep") if key == RECORD else ("sweep", "run")
+        if ("sweep" if key == RECORD else "seed") in record.result_fields:  # the fields of a sweep's runs are run.seed…
+            raise DamagedObjectError(f"{url} is the record of a {other}, not of a {kind}. Restore it from a copy.")
+        if record.run != name:
+            raise DamagedObjectError(
+                f"{url} is the record of {kind} {record.run!r}. Restore it from a copy; or, if this is a copied folder, "
+                f'write "run": "{name}" into it and remove its line with the sha256.'
+            )
+    return record
 
 
 def versions() -> dict[str, str]:

@@ -84,7 +84,7 @@ def open_run(config: RunConfig) -> Run:
     """
     root, store = stores(config)
     root.check()
-    return Run(config, root, store, load_record(store))
+    return Run(config, root, store, load_record(store, name=config.run))
 
 
 def stores(config: RunConfig) -> tuple[Store, Store]:

@@ -19,7 +19,7 @@ from orchestrator.sweep.spec import FREE, Sweep, SweepSpec
 def refuse_changed(sweep: Sweep, store: Store, book: TrialBook) -> None:
     """Raises ConfigChangedError if the sweep has trials that were started with other settings."""
     with suppress(UnknownRunError):
-        record, present = load_record(store, RECORD), sweep.result_fields()
+        record, present = load_record(store, RECORD, sweep.name), sweep.result_fields()
         changes = differing_fields(with_present_schedulers(record.result_fields, present), present)
         if len(book) and changes:
             lines = "\n".join(f"  {name}: {old!r} in the sweep, {new!r} now" for name, old, new in changes)

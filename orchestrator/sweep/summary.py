@@ -215,7 +215,7 @@ def describe_sweep(sweep: Sweep, root: Store) -> SweepSummary:
         UnknownRunError: the sweep was never started.
     """
     store = root.child(f"sweeps/{sweep.name}")
-    record = load_record(store, RECORD)
+    record = load_record(store, RECORD, sweep.name)
     lives = liveness(record.last, store, RECORD, mine=True) is not None
     return summary_of(sweep, record, list(TrialBook(store)), lives=lives)
 

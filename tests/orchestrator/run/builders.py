@@ -23,6 +23,12 @@ def attempt(number: int = 1, **fields: Any) -> Attempt:
     return Attempt(number=number, **(defaults | fields))
 
 
+def disruption(cause: str = "node", step: int = 0) -> dict[str, Any]:
+    """The end of a worker group, as a record has it."""
+    ended = {"workers": 2, "workers_after": 2, "lost_s": 1.5, "replayed_steps": 1}
+    return {"cause": cause, "step": step, **ended}
+
+
 def record_of(*from_steps: int | None) -> RunRecord:
     """A run whose attempts 1, 2, ... continued from these steps."""
     attempts = tuple(attempt(number, from_step=step) for number, step in enumerate(from_steps, 1))

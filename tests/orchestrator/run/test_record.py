@@ -30,7 +30,7 @@ from orchestrator.run.record import (
     load_record,
     shortened,
 )
-from tests.orchestrator.run.builders import attempt, record_of
+from tests.orchestrator.run.builders import attempt, disruption, record_of
 
 FIELDS = {"train.lr": 1e-3}
 
@@ -306,7 +306,7 @@ def test_evaluations_of_all_attempts_stay_few_and_spread_over_the_run() -> None:
 
 def test_a_claim_shortens_the_lists_and_keeps_the_counts(store: LocalStore) -> None:
     fence = claim(store)
-    disruptions = [{"cause": "node", "step": step} for step in range(DISRUPTIONS)]
+    disruptions = [disruption(step=step) for step in range(DISRUPTIONS)]
     fence.update(attempt={"disruptions": disruptions, "restart_counts": {"node": 9000}, "status": "failed"})
     fence = claim(store)
     fence.update(attempt={"disruptions": disruptions[:1], "restart_counts": {"node": 1}, "status": "failed"})
@@ -318,7 +318,7 @@ def test_a_claim_shortens_the_lists_and_keeps_the_counts(store: LocalStore) -> N
 def test_a_record_of_an_older_version_has_counts(store: LocalStore) -> None:
     content = json.loads(claim(store).record.to_json())
     del content["attempts"][0]["restart_counts"]
-    content["attempts"][0]["disruptions"] = [{"cause": cause} for cause in ("node", "resize", "node")]
+    content["attempts"][0]["disruptions"] = [disruption(cause) for cause in ("node", "resize", "node")]
     assert RunRecord.from_json(json.dumps(content).encode()).last.restart_counts == {"node": 2, "resize": 1}
 
 
