@@ -17,10 +17,10 @@ import harness
 from harness import Verdict
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
-from orchestrator.sweep.records import Report, TrialRecord, TrialRun
 from orchestrator.sweep.schedule.halving import Halving
 from orchestrator.sweep.space import Domain, Point, Space
 from orchestrator.sweep.suggest import STARTUP_TRIALS, Result, suggest_by_optuna
+from orchestrator.sweep.trial_record import Report, TrialRecord, TrialRun
 
 TRIALS, LEVELS, FACTOR, SLOTS = 16, [10, 40, 90], 4, (1, 4, 16)
 POINTS, BATCH = 24, 4

@@ -44,8 +44,8 @@ def unsealed(content: bytes, url: str, parse: Callable[[dict[str, Any]], _Value]
         url: where the object is, for the message.
 
     Raises:
-        DamagedObjectError: it differs from its sha256, is no JSON object, or `parse` fails on it; with the fields, where
-            that is a ValidationError.
+        DamagedObjectError: it differs from its sha256, is no JSON object, or `parse` fails on it; a ValidationError's
+            fields are named.
     """
     match = _SEALED.fullmatch(content)
     if match is not None and sha256(match[1]) != match[2].decode():

@@ -74,18 +74,20 @@ def _scores(summary: StoredSummary) -> Rows:
         yield "training loss", f"{summary['loss']['train']:.4f}"
     if summary["loss"]["val"] is not None:
         perplexity, bits = summary["val_perplexity"], summary["val_bits_per_byte"]
-        weights = "; averaged weights" if summary["val_weights"] == "averaged" else ""
-        yield (
-            "held out",
-            f"loss {summary['loss']['val']:.4f}, perplexity {perplexity:.2f}, {bits:.4f} bits per byte{weights}",
-        )
-    if summary["translations"]:
-        scores = summary["translations"]
+        text = f"loss {summary['loss']['val']:.4f}"
+        text += "" if perplexity is None else f", perplexity {perplexity:.2f}"
+        text += "" if bits is None else f", {bits:.4f} bits per byte"
+        yield "held out", text + ("; averaged weights" if summary["val_weights"] == "averaged" else "")
+    if scores := summary["translations"]:
         yield (
             "translations",
-            f"BLEU {scores['bleu']:.2f}, chrF {scores['chrf']:.2f} over {scores['translated']} held-out pairs; "
-            f"{scores['bleu_signature']}",
+            f"BLEU {_score(scores, 'bleu')}, chrF {_score(scores, 'chrf')} over {scores.get('translated', '?')} "
+            f"held-out pairs; {scores.get('bleu_signature', 'no signature')}",
         )
+
+
+def _score(scores: Mapping[str, Any], name: str) -> str:
+    return f"{scores[name]:.2f}" if name in scores else "?"
 
 
 def _speed(summary: StoredSummary) -> Rows:

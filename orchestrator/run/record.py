@@ -270,8 +270,8 @@ def load_record(store: Store, key: str = RECORD, name: str | None = None) -> Run
             raise DamagedObjectError(f"{url} is the record of a {other}, not of a {kind}. Restore it from a copy.")
         if record.run != name:
             raise DamagedObjectError(
-                f"{url} is the record of {kind} {record.run!r}. Restore it from a copy; or, if this is a copied folder, "
-                f'write "run": "{name}" into it and remove its line with the sha256.'
+                f"{url} is the record of {kind} {record.run!r}. Restore it from a copy; or, if the folder "
+                f'is a copy, write "run": "{name}" into it, and remove the line with its sha256.'
             )
     return record
 

@@ -88,11 +88,12 @@ class Tokenized(TypedDict):
 
 
 class Result(Scores, total=False):
-    """The final evaluation of a run; of a sweep, the path of the best trial's recipe, and what preparation did."""
+    """The final evaluation of a run; of a sweep: the path of its best recipe, its units, and its number of trials."""
 
     step: Count
     recipe: str
     tokenized: Tokenized
+    trials: Count
 
 
 class CleaningRow(TypedDict):

@@ -10,8 +10,8 @@ from orchestrator.config.load import config_from
 from orchestrator.config.recipe_file import is_file, read_recipe
 from orchestrator.errors import RecipeError, UnknownRunError
 from orchestrator.sweep.load import REMEMBERED
-from orchestrator.sweep.records import TrialRecord
 from orchestrator.sweep.spec import Sweep, without_keys
+from orchestrator.sweep.trial_record import TrialRecord
 
 FOLDER = Path("sweeps")
 """Folder of the best trials' recipes, with a folder for each sweep."""

@@ -37,12 +37,13 @@ from orchestrator.sweep.earlier import earlier_store, take_over
 from orchestrator.sweep.load import load_sweep
 from orchestrator.sweep.observe.observer import observing
 from orchestrator.sweep.prepare import prepare_once
-from orchestrator.sweep.records import TrialBook, TrialRecord
+from orchestrator.sweep.records import TrialBook
 from orchestrator.sweep.report.table import print_sweep, spread_text
 from orchestrator.sweep.schedule.repeated import deviation_of
 from orchestrator.sweep.show import Watch, live, write_report
 from orchestrator.sweep.spec import Sweep
 from orchestrator.sweep.summary import SweepSummary, best_of, summary_of
+from orchestrator.sweep.trial_record import TrialRecord
 from orchestrator.sweep.tune.fit import fit
 
 
@@ -206,6 +207,8 @@ def run_trials(
     ):
         fit(root, heartbeat, coordinator, data, console, watch, observer)
     record_last_steps(coordinator, root, patience)
+    fence = heartbeat.fence
+    patience.call(lambda: fence.update(result={**fence.record.result, "trials": len(coordinator.book)}))
     failed = [record for record in coordinator.book if record.status == "failed"]
     free_node_memory([root.child(f"runs/{record.trial_run.run}").url_of("") for record in failed])
 

@@ -12,13 +12,14 @@ from orchestrator.config.recipe_file import remember_recipe
 from orchestrator.config.result_fields import resolved
 from orchestrator.sweep.capacity import WorkerSlots, share
 from orchestrator.sweep.new_trials import continued_point, is_held_back, new_trial
-from orchestrator.sweep.records import Donor, TrialBook, TrialRecord, TrialRun
+from orchestrator.sweep.records import TrialBook
 from orchestrator.sweep.schedule.choice import schedule_of
 from orchestrator.sweep.schedule.legs import Decisions, Leg, loss_at
 from orchestrator.sweep.schedule.milestones import grace_steps
 from orchestrator.sweep.schedule.repeated import point_of, points_of, trials_of
 from orchestrator.sweep.spec import Sweep
 from orchestrator.sweep.trial import Assignment
+from orchestrator.sweep.trial_record import Donor, TrialRecord, TrialRun
 
 RETRY_WAIT_S, LONGEST_RETRY_WAIT_S = 5.0, 60.0
 """Seconds until a trial that has failed is tried again, four times as many after each further failure, and the most."""

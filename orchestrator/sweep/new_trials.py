@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 
-from orchestrator.sweep.records import DRAWN, TrialBook, TrialRecord, TrialRun
+from orchestrator.sweep.records import TrialBook
 from orchestrator.sweep.schedule.legs import is_lost, loss_at
 from orchestrator.sweep.schedule.repeated import point_of, points_of, trials_of
 from orchestrator.sweep.space import Point, on_the_grid, perturbed, plain
 from orchestrator.sweep.spec import Sweep
 from orchestrator.sweep.suggest import STARTUP_TRIALS, Result, suggest
+from orchestrator.sweep.trial_record import DRAWN, TrialRecord, TrialRun
 
 DRAWS = 200
 """Draws of a point, of which one has to fit the recipe's rules."""

@@ -10,9 +10,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from orchestrator.sweep.records import DRAWN
 from orchestrator.sweep.space import Domain, Point, Space, counts, draw, in_order, on_the_grid, plain
 from orchestrator.sweep.spec import Sweep
+from orchestrator.sweep.trial_record import DRAWN
 
 STARTUP_TRIALS = 6
 """Points that Optuna draws at random before it uses its model."""

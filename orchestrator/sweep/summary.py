@@ -8,13 +8,14 @@ from typing import Any, TypedDict, cast
 from data.stores.store import Store
 from orchestrator.run.fence import liveness
 from orchestrator.run.record import LIVE, RunRecord, load_record
-from orchestrator.sweep.records import RECORD, TrialBook, TrialRecord
+from orchestrator.sweep.records import RECORD, TrialBook
 from orchestrator.sweep.schedule.choice import schedule_of
 from orchestrator.sweep.schedule.legs import Schedule, Trials, ranked
 from orchestrator.sweep.schedule.milestones import rungs
 from orchestrator.sweep.schedule.repeated import deviation_of, points_of
 from orchestrator.sweep.schedule.whole import WholeTrials
 from orchestrator.sweep.spec import Sweep
+from orchestrator.sweep.trial_record import TrialRecord
 
 
 class DomainSummary(TypedDict, total=False):

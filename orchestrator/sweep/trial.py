@@ -28,10 +28,10 @@ from orchestrator.run.record import RECORD, RunRecord, load_record
 from orchestrator.run.run import Group, Run, refuse_changed_config, stores
 from orchestrator.run.stored import read_state
 from orchestrator.run.vocabulary import parameters_of, vocabulary_of
-from orchestrator.sweep.fork import fork
-from orchestrator.sweep.records import Donor
+from orchestrator.snapshots.fork import fork
 from orchestrator.sweep.schedule.milestones import due, mean_loss, milestones
 from orchestrator.sweep.spec import Sweep
+from orchestrator.sweep.trial_record import Donor
 from orchestrator.workers.warm import WarmWorkers
 
 POLL_S, POLLS_PER_S = 0.1, 100

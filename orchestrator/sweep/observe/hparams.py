@@ -13,9 +13,9 @@ from data.stores.store import Store
 from orchestrator.observe.event_files import PREFIX, encoded, package_alone, scalar_events
 from orchestrator.observe.tracker import Point
 from orchestrator.report.format import label
-from orchestrator.sweep.records import ENDED
 from orchestrator.sweep.report.facts import Field, Trial, read
 from orchestrator.sweep.summary import SweepSummary
+from orchestrator.sweep.trial_record import ENDED
 
 FOLDER, FILE = "tensorboard/", f"{PREFIX}hparams"
 """The folder in the sweep's own, and the name of each file."""

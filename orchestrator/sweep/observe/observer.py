@@ -18,9 +18,9 @@ from orchestrator.run.run import Group
 from orchestrator.sweep.coordinator import TrialCoordinator
 from orchestrator.sweep.observe.hparams import HparamsFiles
 from orchestrator.sweep.observe.metrics import SWEEP_METRICS, LiveSweep
-from orchestrator.sweep.records import ENDED
 from orchestrator.sweep.spec import Sweep
 from orchestrator.sweep.summary import SweepSummary, summary_of
+from orchestrator.sweep.trial_record import ENDED
 
 BEST_LABEL = "manta.best"
 """Label of trials that are, or were, the best of a sweep that has ended: "true" or "false"."""

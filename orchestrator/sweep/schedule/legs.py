@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from orchestrator.sweep.records import TrialRecord
+from orchestrator.sweep.trial_record import TrialRecord
 
 Trials = Mapping[int, TrialRecord]
 """Records of the trials by number; a trial that has not begun has none."""

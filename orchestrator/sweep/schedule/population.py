@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from orchestrator.sweep.records import TrialRecord
 from orchestrator.sweep.schedule.legs import Decisions, Leg, Trials, is_lost, ranked
+from orchestrator.sweep.trial_record import TrialRecord
 
 
 class Population:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 from statistics import stdev
 
-from orchestrator.sweep.records import TrialRecord
 from orchestrator.sweep.schedule.legs import Decisions, Schedule, Trials, is_lost, loss_at
+from orchestrator.sweep.trial_record import TrialRecord
 
 
 def trials_of(point: int, repeats: int) -> range:

@@ -17,8 +17,8 @@ from ray.tune.search import Searcher
 
 from data.errors import MantaError
 from orchestrator.sweep.coordinator import TrialCoordinator
-from orchestrator.sweep.records import TrialRecord
 from orchestrator.sweep.schedule.milestones import grace_steps
+from orchestrator.sweep.trial_record import TrialRecord
 from orchestrator.sweep.tune.internals import median_rule
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])

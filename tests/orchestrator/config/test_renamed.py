@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from orchestrator.errors import RecipeError
 from orchestrator.run.record import RunRecord
 from orchestrator.sweep.best import find_sweep, remember_sweep
 from orchestrator.sweep.load import load_sweep
-from orchestrator.sweep.records import TrialBook, TrialRecord
+from orchestrator.sweep.records import TrialBook
 from orchestrator.sweep.spec import Sweep
+from orchestrator.sweep.trial_record import TrialRecord
+from tests.orchestrator.run.builders import record_of
 from tests.recipes import tiny_recipe, write_recipe
 
 STORED_SWEEP = Path(__file__).parents[2] / "end_to_end/stored_runs/sweep/storage/sweeps/sweep"
@@ -235,7 +238,7 @@ class TestStored:
             new = next((each for each in old_name if name == each or name.startswith(each + ".")), "")
             stored[old_name.get(new, "") + name.removeprefix(new)] = value
         assert "data.steps.0.step" in stored and "eval.translate_on_the_way" in stored
-        record = RunRecord.from_json(RunRecord(run="tiny", created_at=0.0, result_fields=stored).to_json())
+        record = RunRecord.from_json(dataclasses.replace(record_of(0), result_fields=stored).to_json())
         assert record.result_fields == result_fields(config)
         assert differing_fields(record.result_fields, result_fields(config)) == []
 

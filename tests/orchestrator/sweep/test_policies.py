@@ -15,10 +15,11 @@ from data.stores.local import LocalStore
 from orchestrator.sweep.capacity import share
 from orchestrator.sweep.load import load_sweep
 from orchestrator.sweep.new_trials import is_held_back, known_results, new_trial
-from orchestrator.sweep.records import DRAWN, Report, TrialBook, TrialRecord, TrialRun
+from orchestrator.sweep.records import TrialBook
 from orchestrator.sweep.schedule.milestones import mean_loss, milestones, rungs
 from orchestrator.sweep.spec import Sweep
 from orchestrator.sweep.suggest import Result, suggest
+from orchestrator.sweep.trial_record import DRAWN, Report, TrialRecord, TrialRun
 from tests.orchestrator.sweep.test_spec import SWEEP
 
 SPACE = {

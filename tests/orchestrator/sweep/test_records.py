@@ -12,7 +12,8 @@ from data.stores.patience import Patience
 from orchestrator.errors import FencedError
 from orchestrator.run.fence import Fence
 from orchestrator.sweep.command import runs_of_the_past
-from orchestrator.sweep.records import RECORD, Donor, TrialBook, TrialRun
+from orchestrator.sweep.records import RECORD, TrialBook
+from orchestrator.sweep.trial_record import Donor, TrialRun
 from tests.orchestrator.sweep.test_policies import trial
 
 
@@ -106,7 +107,17 @@ def test_a_record_that_is_gone_or_another_trials_is_named(tmp_path: Path) -> Non
     with pytest.raises(DamagedObjectError, match=r"trials/t002.json is the record of trial t003"):
         TrialBook(store)
     store.delete("trials/t002.json")
-    with pytest.raises(DamagedObjectError, match=r"trials/t002.json is missing, though there are later trials"):
+    with pytest.raises(DamagedObjectError, match=r"trials/t002.json is missing, though the sweep had 3 trials"):
         TrialBook(store)
     store.put("trials/t002.json", kept)
     assert len(TrialBook(store)) == 3
+
+
+def test_the_last_record_is_missed_once_the_sweep_has_ended(tmp_path: Path) -> None:
+    store = LocalStore(str(tmp_path))
+    fence = claimed(store)
+    book_of(store, fence).add(trial(1, {"train.lr": 0.1}, "finished", {}))
+    fence.update(result={"trials": 1})
+    store.delete("trials/t001.json")
+    with pytest.raises(DamagedObjectError, match=r"trials/t001.json is missing, though the sweep had 1 trials"):
+        TrialBook(store)

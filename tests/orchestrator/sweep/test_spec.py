@@ -20,8 +20,8 @@ from orchestrator.run.run import reaching_storage, stores
 from orchestrator.sweep.best import write_best
 from orchestrator.sweep.load import load_sweep
 from orchestrator.sweep.new_trials import continued_point
-from orchestrator.sweep.records import Report, TrialRecord, TrialRun
 from orchestrator.sweep.spec import Sweep
+from orchestrator.sweep.trial_record import Report, TrialRecord, TrialRun
 from tests.recipes import tiny_recipe, write_text
 
 ROOT = Path(__file__).parents[3]

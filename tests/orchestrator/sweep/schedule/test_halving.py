@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.sweep.records import Donor, Report, TrialRecord, TrialRun
 from orchestrator.sweep.schedule.halving import Halving
 from orchestrator.sweep.schedule.legs import Schedule
 from orchestrator.sweep.schedule.plateau import UntilPlateau
 from orchestrator.sweep.schedule.population import Population
 from orchestrator.sweep.schedule.repeated import Repeated, point_of, points_of, trials_of
+from orchestrator.sweep.trial_record import Donor, Report, TrialRecord, TrialRun
 
 LEVELS = [10, 40, 90]
 Losses = Callable[[int, int], float]

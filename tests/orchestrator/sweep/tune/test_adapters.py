@@ -16,12 +16,13 @@ from data.errors import DiskFullError, MantaError, StoreAccessError, TransientSt
 from data.stores.local import LocalStore
 from orchestrator.errors import BadLossError, RecipeError, WorkerDiedError
 from orchestrator.sweep.coordinator import TrialCoordinator
-from orchestrator.sweep.records import TrialBook, TrialRecord
+from orchestrator.sweep.records import TrialBook
 from orchestrator.sweep.schedule.legs import Leg, loss_at
 from orchestrator.sweep.schedule.repeated import deviation_of, point_of, trials_of
 from orchestrator.sweep.spec import PlateauConfig, Sweep
 from orchestrator.sweep.summary import best_of
 from orchestrator.sweep.trial import Assignment, is_final
+from orchestrator.sweep.trial_record import TrialRecord
 from orchestrator.sweep.tune.adapters import CoordinatorSearcher, RecordingScheduler
 from tests.orchestrator.sweep.test_policies import sweep_of
 

@@ -1,6 +1,6 @@
 """Forks a run: copies a donor's checkpoint, and its ledger and metrics up to that step, into a new run.
 
-A module of its own, though short: it writes the files of a run and knows nothing of sweeps.
+A sweep continues one trial from the state of another by it.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from data.stores.local import LocalStore
 from orchestrator.run.checkpoint import MODEL, CheckpointName, list_checkpoints, write_checkpoint
 from orchestrator.run.ledger import MERGED, StepLedger, read_rows
 from orchestrator.run.metrics_file import METRICS
-from orchestrator.sweep.fork import fork
+from orchestrator.snapshots.fork import fork
 from tests.orchestrator.run.builders import step_row
 
 
