@@ -47,6 +47,8 @@ def read_delimited(stream: UnpackedStream, reading: Reading, delimiter: str) -> 
         if column not in header:
             what = "the header has no column" if source.header else "the first row has no column"
             raise reading.bad(top, f"{what} '{column}'. {near_names(column, header)} Set {field}.")
+        if header.count(column) > 1:
+            raise reading.bad(top, f"the header has the column '{column}' twice. Rename one of them.")
     at = [header.index(column) for column in source.columns.values()]
     for location, row in rows if source.header else chain([(top, first)] if first else [], rows):
         if len(row) != len(header):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,7 +23,22 @@ def read_json_lines(stream: UnpackedStream, reading: Reading) -> Iterator[RawDoc
         )
 
 
+class _WithKeysTwice(dict[str, Any]):
+    """An object that gives keys more than once: JSON does not say which one counts."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.keys_twice = {key for key, count in Counter(key for key, _ in pairs).items() if count > 1}
+
+
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    return found if len(found) == len(pairs) else _WithKeysTwice(pairs)
+
+
 def _json_value(record: dict[str, Any], field: str, key: str, location: Location, reading: Reading) -> str | None:
+    if isinstance(record, _WithKeysTwice) and key in record.keys_twice:
+        raise reading.bad(location, f"the key '{key}' is there twice. Keep one of them.")
     if key not in record:
         raise reading.bad(location, f"no key '{key}'. {near_names(key, record)} Set {field}.")
     value = record[key]
@@ -37,7 +53,7 @@ def _json_value(record: dict[str, Any], field: str, key: str, location: Location
 
 def _json_object(text: str, location: Location, reading: Reading) -> dict[str, Any]:
     try:
-        record = json.loads(text)
+        record = json.loads(text, object_pairs_hook=_object_of)
     except (ValueError, RecursionError) as error:
         reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else reason_of(error)
         shown = shortened(text.strip())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,9 @@ CHUNK_BYTES = 1 << 20
 """Bytes of one step of decompression and line splitting."""
 
 _BOM = b"\xef\xbb\xbf"
+
+_UTF_16 = re.compile(rb"\xff\xfe|\xfe\xff|([^\0]\0){4}|(\0[^\0]){4}", re.DOTALL)
+"""How UTF-16 begins: with its mark, or with four characters of ASCII, which would be read as text with NULs in it."""
 
 
 class UnpackedStream:
@@ -36,7 +40,7 @@ class UnpackedStream:
         """The next bytes, b"" at the end.
 
         Raises:
-            BadShardError: they cannot be decompressed.
+            BadShardError: they cannot be decompressed, or are no UTF-8.
         """
         try:
             data: bytes = self._stream.read(CHUNK_BYTES)
@@ -44,6 +48,8 @@ class UnpackedStream:
             what = f"truncated or damaged {self._compression} ({reason_of(error)})"
             raise self.reading.bad(None, f"{what}. Upload the shard again from a sound copy.") from error
         first, self.position = self.position == 0, self.position + len(data)
+        if first and _UTF_16.match(data):
+            raise self.reading.bad(None, "text in UTF-16. Write the shard again as UTF-8.")
         return data.removeprefix(_BOM) if first else data
 
     def lines(self, limit: int, remedy: str) -> Iterator[tuple[Location, bytes]]:

@@ -199,6 +199,15 @@ class TestBadShards:
             ),
             ("a.jsonl", b'{"text": "ab\\ud83e"}\n', r"line 1: invalid Unicode at character 2: '\\ud83e' is half"),
             ("a.txt", b"\xef\xbb\xbfab\ncd\xe9f\n", r"a\.txt, .*invalid UTF-8 at byte offset 8: b'\\xe9f"),
+            (
+                "a.jsonl",
+                b'{"text": "a", "n": 1, "n": 2}\n{"te\\u0078t": "a", "text": "b"}',
+                r"line 2: the key 'text' is there twice",
+            ),
+            ("a.csv", b"id,text,text\n1,a,b\n", r"line 1: the header has the column 'text' twice\. Rename"),
+            ("a.txt", "text\n".encode("utf-16-le"), r"a\.txt: text in UTF-16\. Write the shard again as UTF-8"),
+            ("a.txt", "text\n".encode("utf-16-be"), r"a\.txt: text in UTF-16"),
+            ("a.jsonl", b"\xff\xfe" + as_jsonl(["a"]).decode().encode("utf-16-le"), r"a\.jsonl: text in UTF-16"),
             ("a.csv", b"id,body\n1,a\n", r"line 1: the header has no column 'text'\. There are: id, body\."),
             ("a.csv", b"", r"line 1: the header has no column 'text'\. There are: none\."),
             (
