@@ -141,7 +141,8 @@ def _container(spec: ClusterSpec, machine: Machine, name: str, variables: Mappin
         "image": spec.image,
         "resources": equal_requests_and_limits({"cpu": str(machine.cpus), "memory": machine.memory}),
         "env": [
-            *({"name": name, "value": value} for name, value in variables.items()),
+            # Kubernetes reads $(NAME) as another variable's value, and $$ as one dollar.
+            *({"name": name, "value": value.replace("$", "$$")} for name, value in variables.items()),
             *(
                 {"name": name, "valueFrom": {"secretKeyRef": {"name": secret.name, "key": secret.key}}}
                 for name, secret in spec.secrets.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,13 @@ def pods(manifest: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def variables(pod: dict[str, Any]) -> dict[str, Any]:
-    """Environment variables of its container; a dictionary for a reference to a secret."""
-    return {each["name"]: each.get("value", each.get("valueFrom")) for each in pod["containers"][0]["env"]}
+    """Environment variables of its container as Kubernetes expands them; a dictionary for a reference to a secret."""
+    given = {each["name"]: each.get("value", each.get("valueFrom")) for each in pod["containers"][0]["env"]}
+
+    def meant(match: re.Match[str]) -> str:
+        return match[1] or str(given.get(match[2], match[0]))
+
+    return {name: re.sub(r"\$(?:(\$)|\((.*?)\))", meant, v) if isinstance(v, str) else v for name, v in given.items()}
 
 
 def spec_of(**fields: Any) -> ClusterSpec:
@@ -158,6 +164,12 @@ class TestContract:
             assert hasattr(_config, name.removeprefix("RAY_")), name
         assert '"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"' in inspect.getsource(ray_constants)
         assert '"RAY_JOB_STOP_WAIT_TIME_S"' in inspect.getsource(job_supervisor)
+
+
+@given(st.text("$()A ", max_size=12))
+def test_a_variable_has_the_value_that_the_spec_gives_it(text: str) -> None:
+    for pod in pods(ray_cluster(spec_of(environment={"A": "other", "GREETING": text}))):
+        assert variables(pod)["GREETING"] == text
 
 
 class TestOperator:
