@@ -29,6 +29,9 @@ RETRY_TIMEOUT_S = 600.0
 CONNECT_TIMEOUT_S = 10.0
 """The same for the first request, whose address may be wrong."""
 
+CONNECT_TOLD_S = 2.0
+"""Seconds after which a line says that the first request has no answer yet."""
+
 POLL_INTERVAL_S, RETRY_S = 1.0, 2.0
 """Seconds between two requests for a job's status, and from a failed request to the next try."""
 
@@ -85,7 +88,7 @@ class Jobs:
 
     Args:
         address: of the dashboard.
-        log: receives a line when the connection is lost, and when it is back.
+        log: receives a line when the first answer takes long, when the connection is lost, and when it is back.
 
     Raises:
         ClusterError: nothing answers there, or not like a Ray cluster of this version.
@@ -93,7 +96,12 @@ class Jobs:
 
     def __init__(self, address: str, log: Callable[[str], None] = lambda line: None) -> None:
         self.address, self._log = address, log
-        self._client = self._with_retries(lambda: _client(address), CONNECT_TIMEOUT_S)
+        waits = threading.Timer(CONNECT_TOLD_S, log, [f"waiting for an answer of {address}"])
+        waits.start()
+        try:
+            self._client = self._with_retries(lambda: _client(address), CONNECT_TIMEOUT_S)
+        finally:
+            waits.cancel()
 
     def submit(self, entrypoint: str, job_id: str, runtime_env: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
         """Submits a job. A job whose acknowledgement was lost is not submitted twice.

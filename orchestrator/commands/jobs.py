@@ -59,7 +59,7 @@ def exit_status(job: Job) -> int:
 def show_jobs(address: str | None, as_json: bool) -> None:
     """Prints the cluster's jobs."""
     _, address = reach(address)
-    jobs = Jobs(address).list()
+    jobs = (Jobs(address) if as_json else Jobs(address, Console().line)).list()
     if as_json:
         print(json.dumps([asdict(job) for job in jobs], indent=2))
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
@@ -82,6 +83,20 @@ def test_a_lost_network_is_logged_and_requests_are_retried(monkeypatch: pytest.M
     log: list[str] = []
     jobs_of(ScriptedClient(["a"], {1, 2}), monkeypatch, log).follow("one", lambda text: None)
     assert "does not answer; trying again" in log[0] and "answers again" in log[-1]
+
+
+def test_an_address_that_does_not_answer_is_named_while_it_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = threading.Event()
+    monkeypatch.setattr(jobs_module, "CONNECT_TOLD_S", 0.0)
+    monkeypatch.setattr(jobs_module, "_client", lambda address: told.wait(30))
+    lines: list[str] = []
+
+    def log(line: str) -> None:
+        lines.append(line)
+        told.set()
+
+    Jobs("http://cluster:8265", log)
+    assert lines == ["waiting for an answer of http://cluster:8265"]
 
 
 def test_the_first_request_fails_soon(monkeypatch: pytest.MonkeyPatch) -> None:
