@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
-MOST_CHARS, MOST_DEPTH, MOST_VALUES = 4_000_000, 50, 100_000
-"""Most characters of a document, levels of nesting, and values where aliases are written out."""
+MOST_CHARS, MOST_DEPTH, MOST_VALUES = 1_000_000, 50, 20_000
+"""Most characters of a document, levels of nesting, and values where aliases are written out: read within seconds."""
 
 MOST_DIGITS = 400
 """Most characters of a number; Python takes time quadratic in them."""

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Annotated, Any
 
@@ -22,12 +24,29 @@ _INTERRUPTED = 130
 """Exit status after Ctrl-C, 128 + SIGINT as in a shell, so that scripts stop too."""
 
 
+@contextmanager
+def _printable_usage_errors() -> Iterator[None]:
+    """Makes the messages of Typer's own errors printable: they repeat the arguments."""
+    try:
+        yield
+    except Exception as error:
+        if message := getattr(error, "format_message", None):  # Typer's class of them is not public
+            shown = printable(message())
+            error.format_message = lambda: shown  # type: ignore[attr-defined]
+        raise
+
+
 class _Commands(TyperGroup):
     """Prints a `MantaError` as a message and sets the exit status; any other error is a bug and keeps its traceback."""
 
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        with _printable_usage_errors():
+            return super().make_context(*args, **extra)
+
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with _printable_usage_errors():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             typer.secho("stopped.", err=True)
             raise typer.Exit(_INTERRUPTED) from None

@@ -20,6 +20,9 @@ from orchestrator.errors import RecipeError, UnknownRunError
 REMEMBERED = Path(".manta/runs")
 """Folder of the resolved recipes of runs that were started from the working directory."""
 
+EXCERPT_CHARS = 120
+"""Most characters of a line that the message of a syntax error shows."""
+
 
 def read_recipe(path: Path, what: str = "recipe") -> dict[str, Any]:
     """Reads the fields of a recipe, nested as in YAML.
@@ -98,7 +101,7 @@ def assign(document: dict[str, Any], path: Sequence[str], value: Any) -> None:
 
 
 def _describe_syntax(path: Path, text: str, error: StrictYamlError) -> str:
-    """The file, line and column of the error, and the line itself with a caret below the column.
+    """The file, line and column of the error, and what is near it in the line, with a caret below the column.
 
     The line is left out where it, or the one before, may hold a key.
     """
@@ -108,7 +111,9 @@ def _describe_syntax(path: Path, text: str, error: StrictYamlError) -> str:
     near = text.split("\n")[max(0, error.line - 1) : error.line + 1]
     if any(looks_secret(word) for line in near for word in re.findall(r"\w+", line)):
         return at
-    return f"{at}\n    {near[-1]}\n    {' ' * error.column}^"
+    shown_from = max(0, error.column - EXCERPT_CHARS // 2)
+    shown = near[-1][shown_from : shown_from + EXCERPT_CHARS]
+    return f"{at}\n    {shown}\n    {' ' * (error.column - shown_from)}^"
 
 
 def _kind_of(value: Any) -> str:

@@ -84,6 +84,15 @@ def test_wrong_usage_ends_with_2(arguments: list[str]) -> None:
     assert CliRunner().invoke(app, arguments).exit_code == 2
 
 
+@pytest.mark.parametrize(
+    "arguments", [["{}"], ["--{}"], ["show", "a", "--{}"], ["train", "a.yaml", "--from-step", "{}"]]
+)
+def test_wrong_usage_is_told_without_what_a_terminal_obeys(arguments: list[str]) -> None:
+    result = CliRunner().invoke(app, [each.format("no\u202e\x07") for each in arguments], env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    assert r"no\u202e\x07" in result.output and not {"\u202e", "\x07"} & set(result.output)
+
+
 @pytest.mark.parametrize("command", ["prepare", "train", "eval", "generate", "doctor"])
 def test_a_bad_recipe_is_a_message_and_status_2(command: str, recipe: str) -> None:
     result = CliRunner().invoke(app, [command, recipe, "--set", "train.lr=-1", "--set", "nope=1"])

@@ -209,6 +209,14 @@ class TestFile:
         with pytest.raises(RecipeError, match=r"first\.yaml:3:5: .*\n    seed: 2\n        \^"):
             load_recipe(recipe)
 
+    def test_yaml_errors_show_a_part_of_a_long_line(self, recipe: Path) -> None:
+        recipe.write_text("run: [" + "a, " * 9000 + "]: b, " + "c, " * 9000)
+        with pytest.raises(RecipeError) as raised:
+            load_recipe(recipe)
+        problem, shown, caret = str(raised.value).split("\n")
+        assert problem.startswith(f"{recipe}:1:") and len(shown) < 150
+        assert shown[caret.index("^") - 1 :].startswith("]: b")
+
     @pytest.mark.parametrize(
         ("content", "says"),
         [
