@@ -4,17 +4,19 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.errors import TransientStoreError
+from data.errors import DamagedObjectError, TransientStoreError
 from data.stores.local import LocalStore
 from orchestrator.errors import FencedError, RunInUseError, UnknownRunError
 from orchestrator.run import fence as fence_module
@@ -76,6 +78,56 @@ def test_a_claim_creates_the_run_and_its_first_attempt(store: LocalStore) -> Non
         1,
         "preparing",
     )
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "fields", "told"),
+    [
+        (RECORD, "day", {"seed": 1}, 'run.json is the record of run \'night\'. .*"run": "day"'),
+        (RECORD, "night", {"sweep": "night", "run.seed": 1}, "run.json is the record of a sweep, not of a run"),
+        ("sweep.json", "night", {"seed": 1}, "sweep.json is the record of a run, not of a sweep"),
+        ("sweep.json", "day", {"sweep": "night"}, "sweep.json is the record of sweep 'night'"),
+    ],
+)
+def test_the_record_of_another_run_is_named(
+    store: LocalStore, key: str, name: str, fields: dict[str, Any], told: str
+) -> None:
+    store.put(key, dataclasses.replace(record_of(0), result_fields=fields).to_json())
+    with pytest.raises(DamagedObjectError, match=told):
+        load_record(store, key, name)
+    with pytest.raises(DamagedObjectError, match=told):
+        Fence.claim(store, name, fields, keep_pins=True, key=key)
+
+
+IMPOSSIBLE: list[tuple[str, Any, str]] = [
+    ("attempts", [], "attempts: their numbers are"),
+    ("attempts.0.number", 2, "attempts: their numbers are"),
+    ("attempts.0.heartbeat_at", "x", "attempts.0.heartbeat_at = 'x': Input should be a valid number"),
+    ("attempts.0.started_at", None, "attempts.0.started_at = None"),
+    ("attempts.0.started_at", 1e300, "attempts.0.started_at = 1e+300"),
+    ("attempts.0.goodput", None, "attempts.0.goodput = None"),
+    ("attempts.0.goodput", {"lunch": 1.0}, "attempts.0.goodput.lunch"),
+    ("attempts.0.saved_step", "20", "attempts.0.saved_step = '20': Input should be a valid integer"),
+    ("attempts.0.step", True, "attempts.0.step = True"),
+    ("attempts.0.status", "done", "attempts.0.status = 'done'"),
+    ("attempts.0.evaluations", [1], "attempts.0.evaluations.0 = 1"),
+    ("attempts.0.disruptions", [{"cause": "node"}], "attempts.0.disruptions.0.step: Field required"),
+    ("result", {"val_loss": "x"}, "result.val_loss = 'x'"),
+    ("manifest", "../other", "manifest = '../other'"),
+    ("cleaning", {"report": []}, "cleaning: it has no code"),
+    ("results", {}, "results = {}"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "told"), IMPOSSIBLE)
+def test_an_impossible_value_is_refused_with_its_field(name: str, value: Any, told: str) -> None:
+    fields = json.loads(record_of(0).to_json())
+    del fields["sha256"]
+    *path, last = name.split(".")
+    holder = fields["attempts"][0] if path else fields
+    holder[last] = value
+    with pytest.raises(DamagedObjectError, match=rf"run.json is damaged \(.*{re.escape(told)}"):
+        RunRecord.from_json(json.dumps(fields).encode())
 
 
 def test_a_record_survives_json(store: LocalStore) -> None:
