@@ -11,9 +11,10 @@ The key of each artifact is a hash of what it was made from, so a second prepara
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -30,7 +31,7 @@ from data.prepared import UNIT_COLUMNS, Pins, PreparedData
 from data.shards.build import build_manifest
 from data.shards.listing import check_unchanged
 from data.shards.manifest import Manifest, read_manifest
-from data.shards.unit_rows import Log, deserialize, serialize, with_progress
+from data.shards.unit_rows import Log, deserialize, load_cached, serialize, with_progress
 from data.stores.artifact import json_digest
 from data.stores.patience import telling
 from data.stores.store import Store
@@ -174,34 +175,50 @@ class _Preparation:
         if job.cleaning is not None:  # the units' own keys depend on their own duplicates only
             made_from["steps"] = job.cleaning.digest
         key = f"unit-tables/{json_digest(made_from)}.arrow"
-        if (table := self._stored_table(key)) is not None:
+        columns = [*UNIT_COLUMNS, *excluded_columns(job)]
+        is_right = partial(_is_of_units, columns=columns, manifest=manifest, job=job, firsts=firsts)
+        if (table := self._stored_table(key, is_right)) is not None:
             self.log(f"tokens: found, {pc.sum(table['train_tokens']).as_py():,} to train on")
             return table
         if not make:
             return None
         self.log(f"tokens: tokenizing {manifest.num_units:,} units")
-        columns = (*UNIT_COLUMNS, *excluded_columns(job))
         rows = tokenized_units_in_chunks(manifest, job, columns, self.start_ray, tell=telling(self.log, "tokenizing"))
         table = pa.concat_tables(with_progress(rows, manifest.num_units, "tokens", self.log))
         if table["problem"].null_count == len(table):  # a later version of the reader may read bad shards
             self.store.put(key, serialize(table, key))
         return table
 
-    def _stored_table(self, key: str) -> pa.Table | None:
+    def _stored_table(self, key: str, is_right: Callable[[pa.Table], bool]) -> pa.Table | None:
         """The table under `key`, or one that version 0.2.0 wrote, without a digest; None where there is none."""
-        for name, read in ((key, deserialize), (f"{key.removesuffix('.arrow')}.parquet", _of_parquet)):
+        for name in (key, f"{key.removesuffix('.arrow')}.parquet"):
             with suppress(ObjectNotFoundError):
-                if (table := read(self.store.get(name), key)) is not None:
+                content = self.store.get(name)
+                table = deserialize(content, key) if name == key else _of_parquet(content)
+                if table is not None and is_right(table):
                     return table
                 self.log(f"tokens: {self.store.url_of(name)} is damaged, and is made again from tokenized units")
         return None
 
 
-def _of_parquet(content: bytes, _key: str) -> pa.Table | None:
+def _of_parquet(content: bytes) -> pa.Table | None:
     try:
         return pq.read_table(pa.BufferReader(content))
     except (pa.ArrowException, OSError):
         return None
+
+
+def _is_of_units(
+    table: pa.Table, columns: list[str], manifest: Manifest, job: TokenizeJob, firsts: Sequence[int]
+) -> bool:
+    """Whether a table has a row for every unit, and for `firsts` the rows that are cached, as far as they are."""
+    if len(table) != manifest.num_units or not set(columns) <= set(table.column_names):
+        return False
+    cached = ((first, load_cached(manifest.unit(first), job)) for first in firsts)
+    return all(
+        row is None or row.select(columns).to_pylist() == table.slice(first, 1).select(columns).to_pylist()
+        for first, row in cached
+    )
 
 
 def _refuse_unusable(config: DataConfig, manifest: Manifest, table: pa.Table) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from data.cleaning import units
@@ -174,6 +175,19 @@ def test_a_sound_object_of_other_data_changes_nothing(corpus: Corpus) -> None:
             (corpus.storage / key).write_bytes(whole[key])
             swapped.add(kind)
     assert swapped >= {"tokenizers", "tokenizers/for", "unit-tables", "tokens", "duplicates/for", "fingerprints"}
+
+
+def test_a_table_of_version_0_2_0_is_used_if_it_is_that_of_the_units(corpus: Corpus) -> None:
+    data, _ = corpus.prepare(Pins())
+    [key] = corpus.storage.glob("unit-tables/*")
+    key.unlink()
+    other, _ = corpus.prepare(Pins(), tokenizer={"vocab_size": 280})
+    for table, is_found in ((data.unit_table, True), (other.unit_table, False), (data.unit_table.slice(1), False)):
+        pq.write_table(table, key.with_suffix(".parquet"))
+        key.unlink(missing_ok=True)
+        found, lines = corpus.prepare(Pins())
+        assert result_of(found) == result_of(data)
+        assert any("is damaged, and is made again" in line for line in lines) is not is_found
 
 
 def kind_of(key: str) -> str:
