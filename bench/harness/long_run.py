@@ -104,7 +104,7 @@ def make_long_run(
         "step_seconds": (1.0 * steps, 1.0 * steps * workers),
         "recent_losses": [2.0] * 64,
         "skipped_steps": [],
-        "ledger": ledger.segments,
+        **ledger.fields,
         "metrics": steps,
         "skipped": {},
         "saved_at": time.time(),

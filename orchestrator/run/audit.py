@@ -65,7 +65,7 @@ def audit_run(run: Run, state: Mapping[str, Any], counts: Ints | None, *, audits
         counts,
         config.train.global_batch_size,
         state["step"],
-        read_segments(run.store, state["ledger"], IDS_SCHEMA),
+        read_segments(run.store, state["ledger"], IDS_SCHEMA, state.get("ledger_digests", {})),
         config.data.bucket_steps if config.data.has_pairs else 1,
     )
     return asdict(done)

@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,9 @@ from orchestrator.run.segment_file import REMEDY, read_segment, write_segment
 
 LEDGER = "ledger/"
 """Folder of the segments below the run's folder."""
+
+NO_DIGESTS: Mapping[str, str] = MappingProxyType({})
+"""Those of segments that a checkpoint of version 0.2.0 lists."""
 
 MERGED = 16
 """Neighbouring segments that are merged into one."""
@@ -144,15 +148,30 @@ class StepLedger:
     Args:
         step: step of the checkpoint that the attempt continues from.
         segments: segments of that checkpoint.
+        digests: their digests, as far as they are known.
 
     Attributes:
         step: newest step written.
         segments: all segments, oldest first.
+        digests: digest by segment. A segment of another run is as well formed, and the checkpoint's state is trusted.
     """
 
-    def __init__(self, store: Store, attempt: int, step: int, segments: Sequence[str]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        attempt: int,
+        step: int,
+        segments: Sequence[str],
+        digests: Mapping[str, str] = NO_DIGESTS,
+    ) -> None:
         self._store, self._attempt = store, attempt
-        self.step, self.segments = step, list(segments)
+        self.step, self.segments, self.digests = step, list(segments), dict(digests)
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The fields of a checkpoint's state.json from which its rows are read."""
+        digests = {name: self.digests[name] for name in self.segments if name in self.digests}
+        return {"ledger": self.segments, "ledger_digests": digests}
 
     def write(self, rows: Sequence[StepRow]) -> None:
         """Writes the rows after `step` to a new segment. May be called again after an error."""
@@ -163,9 +182,10 @@ class StepLedger:
         columns = {name: [getattr(row, name) for row in new] for name in (*METRICS_SCHEMA.names, "sample_ids")}
         saved = {"save": [segment.last] * len(new), "attempt": [segment.attempt] * len(new)}
         sink = pa.BufferOutputStream()
-        write_segment(sink, segment.span, [pa.table({**columns, **saved}, schema=SCHEMA)], SCHEMA)
+        digest = write_segment(sink, segment.span, [pa.table({**columns, **saved}, schema=SCHEMA)], SCHEMA)
         self._store.put(f"{LEDGER}{segment}", sink.getvalue().to_pybytes())
         self.segments, self.step = [*self.segments, str(segment)], segment.last
+        self.digests[str(segment)] = digest
 
     def merge(self) -> None:
         """Merges the first neighbours that are due, see `due_merge`, into a new segment, which takes their place.
@@ -182,9 +202,11 @@ class StepLedger:
         merged = Segment(Segment.named(sources[0]).first, Segment.named(sources[-1]).last, self._attempt)
         with tempfile.TemporaryDirectory(prefix="manta-ledger-") as folder:
             path = Path(folder) / str(merged)
-            write_segment(path, merged.span, _each_step_once(merged, read_segments(self._store, sources)), SCHEMA)
+            rows = read_segments(self._store, sources, digests=self.digests)
+            digest = write_segment(path, merged.span, _each_step_once(merged, rows), SCHEMA)
             self._store.put_file(f"{LEDGER}{merged}", path)
         self.segments = [*self.segments[: due.start], str(merged), *self.segments[due.stop :]]
+        self.digests[str(merged)] = digest
 
 
 def due_merge(segments: Sequence[str]) -> slice | None:
@@ -226,14 +248,17 @@ def sweep_segments(store: Store, lists: Iterable[Sequence[str]]) -> None:
         store.delete(f"{LEDGER}{name}")
 
 
-def read_segments(store: Store, segments: Sequence[str], schema: pa.Schema = SCHEMA) -> Iterator[pa.Table]:
+def read_segments(
+    store: Store, segments: Sequence[str], schema: pa.Schema = SCHEMA, digests: Mapping[str, str] = NO_DIGESTS
+) -> Iterator[pa.Table]:
     """Reads the segments in step order, a row group at a time.
 
     Args:
         schema: the columns to read: a part of SCHEMA. Of a large segment, no others are transferred.
+        digests: see `StepLedger`.
 
     Raises:
-        DamagedObjectError: a segment is missing, or damaged; perhaps after its rows.
+        DamagedObjectError: a segment is missing, damaged, or another one; perhaps after its rows.
     """
     for name in segments:
         segment, key = Segment.named(name), f"{LEDGER}{name}"
@@ -242,13 +267,19 @@ def read_segments(store: Store, segments: Sequence[str], schema: pa.Schema = SCH
         except ObjectNotFoundError as error:
             raise DamagedObjectError(f"{store.url_of(key)} is missing. {REMEDY}") from error
         with file:
-            for table in read_segment(file, store.url_of(key), segment.span, schema.names, SAVE_SCHEMA.names):
+            found = (file, store.url_of(key), segment.span, schema.names, SAVE_SCHEMA.names, digests.get(name))
+            for table in read_segment(*found):
                 yield _completed(table, segment, schema)
 
 
-def read_rows(store: Store, segments: Sequence[str], schema: pa.Schema = METRICS_SCHEMA) -> pa.Table:
+def read_rows(
+    store: Store,
+    segments: Sequence[str],
+    schema: pa.Schema = METRICS_SCHEMA,
+    digests: Mapping[str, str] = NO_DIGESTS,
+) -> pa.Table:
     """The rows of the segments in step order; see `read_segments`."""
-    return pa.concat_tables([schema.empty_table(), *read_segments(store, segments, schema)])
+    return pa.concat_tables([schema.empty_table(), *read_segments(store, segments, schema, digests)])
 
 
 def _completed(table: pa.Table, segment: Segment, schema: pa.Schema) -> pa.Table:

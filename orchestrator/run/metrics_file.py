@@ -7,11 +7,11 @@ it is written again once it lacks a twentieth of the steps.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from data.errors import ConflictError
 from data.stores.store import Store
-from orchestrator.run.ledger import METRICS_SCHEMA, Segment, StepLedger, read_segments
+from orchestrator.run.ledger import METRICS_SCHEMA, NO_DIGESTS, Segment, StepLedger, read_segments
 
 METRICS = "metrics.jsonl"
 
@@ -35,10 +35,12 @@ def newest_step(step: int, before: int, *, is_last: bool) -> int:
     return step if is_last or step <= SHORT_STEPS or step - before >= NEW_SHARE * step else before
 
 
-def metrics_lines(store: Store, segments: Sequence[str], after: int = 0) -> Iterator[bytes]:
-    """The lines of the steps after `after`, each with its line break."""
+def metrics_lines(
+    store: Store, segments: Sequence[str], after: int = 0, digests: Mapping[str, str] = NO_DIGESTS
+) -> Iterator[bytes]:
+    """The lines of the steps after `after`, each with its line break; see `read_segments`."""
     wanted = [name for name in segments if Segment.named(name).last > after]
-    for table in read_segments(store, wanted, METRICS_SCHEMA):
+    for table in read_segments(store, wanted, METRICS_SCHEMA, digests):
         for batch in table.to_batches(max_chunksize=10_000):
             for row in batch.to_pylist():
                 if row["step"] > after:
@@ -67,7 +69,7 @@ class MetricsFile:
         """
         if ledger is not self._ledger:
             self._ledger, self._lines, self._step = ledger, b"", 0
-        content = b"".join([self._lines, *metrics_lines(self._store, ledger.segments, self._step)])
+        content = b"".join([self._lines, *metrics_lines(self._store, ledger.segments, self._step, ledger.digests)])
         if ledger.step <= SHORT_STEPS:
             self._lines, self._step = content, ledger.step
         for tries_left in reversed(range(TRIES)):

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data.errors import DamagedObjectError
+from data.stores.artifact import sha256
 
 GROUP_IDS = 1 << 23
 """Least number of sample ids in a row group of a segment, where it has that many: 64 MB."""
@@ -55,8 +56,8 @@ class _Digest:
         return self._nulls_or_lengths.hexdigest() + self._values.hexdigest()
 
 
-def write_segment(target: Any, steps: tuple[int, int], tables: Iterable[pa.Table], schema: pa.Schema) -> None:
-    """Writes tables as a segment, in row groups of about GROUP_IDS to twice as many sample ids.
+def write_segment(target: Any, steps: tuple[int, int], tables: Iterable[pa.Table], schema: pa.Schema) -> str:
+    """Writes tables as a segment, in row groups of about GROUP_IDS to twice as many sample ids; returns its digest.
 
     Args:
         target: a path, or an Arrow stream.
@@ -80,8 +81,9 @@ def write_segment(target: Any, steps: tuple[int, int], tables: Iterable[pa.Table
                 flush()
         if pending:
             flush()
-        found = {"steps": steps, "columns": {name: str(digest) for name, digest in digests.items()}}
-        writer.add_key_value_metadata({DIGESTS.decode(): json.dumps(found)})
+        found = json.dumps({"steps": steps, "columns": {name: str(digest) for name, digest in digests.items()}})
+        writer.add_key_value_metadata({DIGESTS.decode(): found})
+    return sha256(found.encode())
 
 
 def _id_count(table: pa.Table) -> int:
@@ -89,7 +91,12 @@ def _id_count(table: pa.Table) -> int:
 
 
 def read_segment(
-    file: RawIOBase, url: str, steps: tuple[int, int], names: Sequence[str], optional: Container[str] = ()
+    file: RawIOBase,
+    url: str,
+    steps: tuple[int, int],
+    names: Sequence[str],
+    optional: Container[str] = (),
+    segment_digest: str | None = None,
 ) -> Iterator[pa.Table]:
     """Yields the row groups of a segment, with those of the columns `names` that it has.
 
@@ -97,6 +104,7 @@ def read_segment(
         url: where it is, for messages.
         steps: first and last step that it must have.
         optional: names of columns that older versions did not write.
+        segment_digest: what `write_segment` returned for it; None where it is not known.
 
     Raises:
         DamagedObjectError: it cannot be read; or, after the last row group, what was read is not what was written.
@@ -112,8 +120,12 @@ def read_segment(
             for name, digest in columns.items():
                 digest.add(table[name])
             yield table
-        written = json.loads((parquet.metadata.metadata or {}).get(DIGESTS, b"null"))
-        differing = [] if written is None else _differences(written, steps, columns)
+        written = (parquet.metadata.metadata or {}).get(DIGESTS)
+        differing = [] if written is None else _differences(json.loads(written), steps, columns)
+        if parquet.metadata.num_rows != steps[1] - steps[0] + 1:
+            differing.append("the number of rows")
+        if segment_digest is not None and (written is None or sha256(written) != segment_digest):
+            differing.append("its digests")
     except _NOT_READABLE as error:
         raise DamagedObjectError(f"{url} is damaged ({type(error).__name__}: {error}). {REMEDY}") from error
     if differing:

@@ -47,7 +47,7 @@ def read_state(store: Store, record: RunRecord | None) -> StoredState:
         fetched = fetch_newest(store, record, (PROGRESS,), Path(scratch))
         counts = load_file(Path(scratch) / PROGRESS)["counts"] if fetched else None
     saved = fetched[1] if fetched else START
-    return StoredState(saved, counts, read_rows(store, saved["ledger"], ROWS_SCHEMA))
+    return StoredState(saved, counts, read_rows(store, saved["ledger"], ROWS_SCHEMA, saved.get("ledger_digests", {})))
 
 
 def world_sizes(rows: pa.Table) -> list[list[int]]:

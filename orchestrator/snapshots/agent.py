@@ -241,7 +241,7 @@ class SnapshotAgent:
             "skipped_steps": sorted(now.skipped_steps),
             "samples": step * config.train.global_batch_size,
             "seed": config.seed,
-            "ledger": ledger.segments,
+            **ledger.fields,
             "metrics": newest_step(step, saved.get("metrics", saved["step"]), is_last=is_last),
             "skipped": known.skipped,
             "excluded": asdict(known.excluded),
@@ -279,7 +279,8 @@ class SnapshotAgent:
         return held
 
     def _continue_from(self, saved: dict[str, Any]) -> tuple[dict[str, Any], StepLedger]:
-        self._base = saved, StepLedger(self._store, self._job.attempt, saved["step"], saved["ledger"])
+        segments, digests = saved["ledger"], saved.get("ledger_digests", {})
+        self._base = saved, StepLedger(self._store, self._job.attempt, saved["step"], segments, digests)
         return self._base
 
     def _newest_state(self) -> dict[str, Any]:

@@ -35,6 +35,6 @@ def fork(donor: Store, name: CheckpointName, child: Store) -> None:
             donor.get_file(f"{LEDGER}{segment}", copied)
             child.put_file(f"{LEDGER}{segment}", copied)
             copied.unlink()
-        child.put(METRICS, b"".join(metrics_lines(child, state["ledger"])))
+        child.put(METRICS, b"".join(metrics_lines(child, state["ledger"], digests=state.get("ledger_digests", {}))))
         (folder / STATE).write_text(json.dumps(state))
         write_checkpoint(child, own, state, folder, before_commit=lambda: None)

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import json
 import random
 import uuid
 from collections import Counter
@@ -409,6 +410,21 @@ def test_a_missing_segment_and_one_of_other_steps_are_named(store: LocalStore) -
     store.delete(second)
     with pytest.raises(DamagedObjectError, match="is missing"):
         read_rows(store, ledger.segments)
+
+
+def test_a_segment_of_another_run_is_named(store: LocalStore, tmp_path: Path) -> None:
+    """It has the same name and steps, and is as sound."""
+    ledger, other = StepLedger(store, 1, 0, []), StepLedger(LocalStore(str(tmp_path / "other")), 1, 0, [])
+    for each, loss in ((ledger, 1.0), (other, 2.0)):
+        for step in range(1, MERGED + 1):
+            each.write([step_row(step, loss=loss)])
+    fields = json.loads(json.dumps(ledger.fields))
+    assert read_rows(store, fields["ledger"], digests=fields["ledger_digests"])["loss"].to_pylist() == [1.0] * MERGED
+    key = f"ledger/{ledger.segments[3]}"
+    store.put(key, LocalStore(str(tmp_path / "other")).get(key))
+    for use in (ledger.merge, lambda: read_rows(store, fields["ledger"], IDS_SCHEMA, fields["ledger_digests"])):
+        with pytest.raises(DamagedObjectError, match=r"00000004-00000004-a1\.parquet is damaged: its digests differ"):
+            use()
 
 
 def test_segments_of_older_versions_have_no_digests(store: LocalStore) -> None:
