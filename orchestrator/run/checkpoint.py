@@ -22,10 +22,15 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from data.errors import DiskFullError, MantaError, ObjectNotFoundError
+from pydantic import Field, TypeAdapter
+from typing_extensions import TypedDict
+
+from data.errors import DamagedObjectError, DiskFullError, MantaError, ObjectNotFoundError
+from data.stores.sealed_json import unsealed
 from data.stores.store import Store
 from orchestrator.errors import CheckpointDamagedError, CheckpointsLostError
 from orchestrator.run.record import RunRecord
@@ -166,19 +171,42 @@ def fetch_checkpoint(store: Store, name: CheckpointName, files: Sequence[str] | 
     """
     prefix = f"checkpoints/{name}"
     try:
-        listed = json.loads(store.get(f"{prefix}/{MANIFEST}"))["files"]
+        listed = unsealed(store.get(f"{prefix}/{MANIFEST}"), MANIFEST, _listed)
         for file in dict.fromkeys((STATE, *(listed if files is None else files))):
             store.get_file(f"{prefix}/{file}", folder / file)
             with (folder / file).open("rb") as content:
-                found, expected = hashlib.file_digest(content, "sha256").hexdigest(), listed[file]["sha256"]
+                found, expected = hashlib.file_digest(content, "sha256").hexdigest(), listed[file]
             if found != expected:
                 raise ValueError(f"{file} has sha256 {found[:12]}…, its manifest says {expected[:12]}…")
         state: dict[str, Any] = json.loads((folder / STATE).read_bytes())
         if (step := state.get("step", name.step)) != name.step:
             raise ValueError(f"it is of step {step}")
         return {_RENAMED.get(field, field): value for field, value in state.items()}
-    except (ObjectNotFoundError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointDamagedError(f"Checkpoint {store.url_of(prefix)} is damaged: {error}.") from error
+    except KeyError as error:
+        raise CheckpointDamagedError(
+            f"Checkpoint {store.url_of(prefix)} is damaged: {error} is not in its manifest."
+        ) from error
+    except (ObjectNotFoundError, DamagedObjectError, ValueError, TypeError) as error:
+        reason = str(error).rstrip(".")
+        raise CheckpointDamagedError(f"Checkpoint {store.url_of(prefix)} is damaged: {reason}.") from error
+
+
+class _File(TypedDict):
+    sha256: str
+
+
+class _Manifest(TypedDict):
+    files: dict[Annotated[str, Field(pattern=r"^[\w-]+\.\w+$")], _File]  # names, no paths to other folders
+
+
+@cache
+def _manifest_reader() -> TypeAdapter[_Manifest]:
+    return TypeAdapter(_Manifest)
+
+
+def _listed(fields: dict[str, Any]) -> dict[str, str]:
+    """The sha256 of every file that a manifest lists."""
+    return {name: file["sha256"] for name, file in _manifest_reader().validate_python(fields)["files"].items()}
 
 
 def write_checkpoint(

@@ -163,6 +163,13 @@ DAMAGE = {
         lambda content: content.replace(b"model.safetensors", b"nodel.safetensors"),
         "is damaged: 'model.safetensors'",
     ),
+    "the manifest without end": ("manifest.json", lambda _: b"[" * 100_000, "is damaged: manifest.json is damaged"),
+    "the manifest with a number": ("manifest.json", lambda _: b'{"files": 3}', r"manifest.json is damaged \(files = 3"),
+    "the manifest with a path": (
+        "manifest.json",
+        lambda content: content.replace(b"model.safetensors", b"../../other/model.safetensors"),
+        r"manifest.json is damaged \(files.../../other/model.safetensors",
+    ),
 }
 
 
