@@ -6,6 +6,7 @@ The meaning of the fields is not known here: see `load.py`.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -124,7 +125,7 @@ def _kind_of(value: Any) -> str:
 
 def _nearby_recipes(path: Path) -> str:
     folder = path.parent
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # not Path.is_dir, which fails on a path that is too long
         return f"There is no folder {folder} either."
     recipes = sorted(p.name for pattern in ("*.yaml", "*.yml") for p in folder.glob(pattern))
     nearest = difflib.get_close_matches(path.name, recipes, n=1) or difflib.get_close_matches(
