@@ -5,6 +5,8 @@ That module is imported inside the command's function, so that `manta --help` do
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from cluster.known_secrets import struck
-from data.errors import MantaError
+from data.errors import InputError, MantaError
 from orchestrator.cli import checks, cluster, jobs, models, runs, tune
 from orchestrator.printable import printable
 
@@ -45,6 +47,7 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
+            _refuse_deleted_folder()
             with _printable_usage_errors():
                 return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -56,6 +59,14 @@ class _Commands(TyperGroup):
             typer.secho("error:", fg=typer.colors.RED, bold=True, err=True, nl=False)
             typer.echo(f" {printable(str(cause))}", err=True)
             raise typer.Exit(error.exit_status) from None
+
+
+def _refuse_deleted_folder() -> None:
+    """Raises InputError where the working directory does not exist any more."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise InputError("The folder in which this shell is was deleted. Change into another one: cd /") from None
 
 
 app = typer.Typer(
@@ -97,6 +108,9 @@ app.add_typer(cluster.app, name="cluster")
 
 def main() -> None:
     """Entry point of the `manta` script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # the terminal's encoding may lack a character
     sys.excepthook = _print_without_secrets
     app()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -89,6 +91,23 @@ def test_wrong_usage_is_told_without_what_a_terminal_obeys(arguments: list[str])
     result = CliRunner().invoke(app, [each.format("no\u202e\x07") for each in arguments], env={"COLUMNS": "200"})
     assert result.exit_code == 2
     assert r"no\u202e\x07" in result.output and not {"\u202e", "\x07"} & set(result.output)
+
+
+def test_an_output_that_lacks_characters_gets_their_numbers(tmp_path: Path) -> None:
+    folder = shutil.copytree(ROOT / "tests/end_to_end/stored_runs/decoder", tmp_path / "run")
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT), "COLUMNS": "40"}
+    command = [sys.executable, "-m", "manta_start", "show", "recipe.yaml"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert r"\u2026" in done.stdout, "what does not fit ends with three dots"
+
+
+def test_a_folder_that_was_deleted_is_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    result = CliRunner().invoke(app, ["show", "a"])
+    assert result.exit_code == 2 and "was deleted. Change into another one" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["prepare", "train", "eval", "generate", "doctor"])
