@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from data.config import SourceConfig, StoreConfig
 from data.errors import InputError, ObjectNotFoundError
 from data.readers.formats import RowGroupFormat, format_of
-from data.shards.listing import absolute, list_shards, some_of
+from data.shards.listing import BROKEN_LINK, absolute, list_shards, some_of
 from data.shards.manifest import FoundShard, Manifest, manifest_schema
 from data.stores.shard_file import ShardFile
 
@@ -95,6 +95,11 @@ def _shards_of(path: str, configured: str, store: StoreConfig) -> tuple[list[Fou
     if not shards:
         return [], [f"nothing found under {path}. Check the path; names that start with . or _ are not read."]
     problems = []
+    if broken := [shard.path for shard in shards if shard.etag == BROKEN_LINK]:
+        problems.append(f"{some_of(broken, 'broken link')}. Restore what it leads to, or remove it.")
+    if unwritable := [shard.path for shard in shards if not _is_utf8(shard.path)]:
+        problems.append(f"{some_of(unwritable, 'shard')}: the name is not UTF-8. Rename it.")
+    shards = [shard for shard in shards if shard.path not in {*broken, *unwritable}]
     if empty := [shard.path for shard in shards if shard.size == 0]:
         remedy = "An upload may have failed: write them again or remove them."
         problems.append(f"{some_of(empty, 'empty shard')} (0 bytes). {remedy}")
@@ -109,6 +114,14 @@ def _shards_of(path: str, configured: str, store: StoreConfig) -> tuple[list[Fou
             usable += [shard] if shard.size else []
     problems += [f"{some_of(paths, 'shard')}: {reason}" for reason, paths in unknown.items()]
     return usable, problems
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _has_row_groups(path: str, source: SourceConfig) -> bool:

@@ -19,6 +19,10 @@ NAMED = 10
 """Most shards named in one message; the rest are counted."""
 
 
+BROKEN_LINK = "broken link"
+"""Version of a shard that is a link to nothing."""
+
+
 def some_of(names: Sequence[str], what: str, joint: str = ", ") -> str:
     """A list such as "3 empty shards: a, b, c", with the first NAMED names and the count of the rest."""
     more = f"{joint}and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
@@ -107,6 +111,8 @@ def _local_listed(start: str) -> Iterator[FoundShard]:
                 path = os.path.join(folder, name)
                 if path.startswith(start) and os.path.isfile(path):
                     yield _local_shard(path)
+                elif path.startswith(start) and os.path.islink(path) and not os.path.exists(path):
+                    yield FoundShard(path, 0, BROKEN_LINK)  # else it would be left out without a word
     except OSError as error:
         raise_local_error(error, "list", start)
 

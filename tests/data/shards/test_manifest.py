@@ -120,6 +120,17 @@ class TestWhatAPathNames:
         else:
             assert list_shards(str(folder), StoreConfig()) == found
 
+    def test_what_cannot_be_read_by_its_name_is_not_left_out(self, tmp_path: Path) -> None:
+        write(tmp_path / "c", "a.txt")
+        (tmp_path / "c" / "gone.txt").symlink_to("nowhere")
+        (tmp_path / "c" / ".#a.txt").symlink_to("user@host:1")  # the lock of an editor
+        (tmp_path / "c" / os.fsdecode(b"b\xff.txt")).write_text("some text")
+        with pytest.raises(InputError) as raised:
+            build_manifest([source(str(tmp_path / "c"))], STORE)
+        broken, name = str(raised.value).splitlines()[-2:]
+        assert broken.endswith(f"1 broken link: {tmp_path}/c/gone.txt. Restore what it leads to, or remove it.")
+        assert name.endswith("b\udcff.txt: the name is not UTF-8. Rename it.")
+
     def test_a_relative_path_is_pinned_as_absolute(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(folder)
         manifest = build_manifest([source("partial")], STORE)
