@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from data.errors import DamagedObjectError, TransientStoreError
 from data.stores.local import LocalStore
 from data.stores.patience import Patience
+from orchestrator.console import Console
 from orchestrator.errors import FencedError
 from orchestrator.run.fence import Fence
+from orchestrator.sweep import command
 from orchestrator.sweep.command import runs_of_the_past
+from orchestrator.sweep.coordinator import TrialCoordinator
 from orchestrator.sweep.records import RECORD, TrialBook
 from orchestrator.sweep.trial_record import Donor, TrialRun
-from tests.orchestrator.sweep.test_policies import trial
+from tests.orchestrator.sweep.test_policies import sweep_of, trial
 
 
 def test_records_are_read_back_unchanged(tmp_path: Path) -> None:
@@ -113,11 +119,20 @@ def test_a_record_that_is_gone_or_another_trials_is_named(tmp_path: Path) -> Non
     assert len(TrialBook(store)) == 3
 
 
-def test_the_last_record_is_missed_once_the_sweep_has_ended(tmp_path: Path) -> None:
-    store = LocalStore(str(tmp_path))
+def test_the_last_record_is_missed_once_the_sweep_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep, store = sweep_of(tmp_path, searcher={"name": "random", "trials": 1}), LocalStore(str(tmp_path / "sweep"))
     fence = claimed(store)
-    book_of(store, fence).add(trial(1, {"train.lr": 0.1}, "finished", {}))
-    fence.update(result={"trials": 1})
+    coordinator = TrialCoordinator(sweep, book_of(store, fence), Mock())
+
+    def fit(*_: object) -> None:
+        coordinator.book.add(trial(1, {"train.lr": 0.1}, "finished", {}))
+
+    monkeypatch.setattr(command, "fit", fit)
+    for name in ("refuse_small_cluster", "free_node_memory"):  # they ask Ray
+        monkeypatch.setattr(command, name, Mock())
+    heartbeat: Any = SimpleNamespace(fence=fence)
+    command.run_trials(sweep, store, heartbeat, coordinator, Mock(), Console(), None, Patience(0.0))
+    assert len(TrialBook(store)) == 1
     store.delete("trials/t001.json")
     with pytest.raises(DamagedObjectError, match=r"trials/t001.json is missing, though the sweep had 1 trials"):
         TrialBook(store)
