@@ -106,7 +106,7 @@ def test_results_on_other_data_are_not_known(tmp_path: Path) -> None:
     root = LocalStore(str(tmp_path / "store"))
     sweep = sweep_of(tmp_path, searcher={"name": "random"})
     store = store_earlier(root, sweep)
-    Fence.claim(store, "early", {}, keep_pins=True, takeover=True, key=RECORD).update(manifest="of other shards")
+    Fence.claim(store, "early", {}, keep_pins=True, takeover=True, key=RECORD).update(manifest="of_other_shards")
     taken, _, told = warm(tmp_path, root)
     assert taken.earlier.results == () and "its data are others" in told
 
