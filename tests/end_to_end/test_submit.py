@@ -166,6 +166,7 @@ def test_a_run_that_is_stopped_saves_and_goes_on_as_a_bare_job_that_loses_a_node
     assert told["restarts"] >= 1 and killed
 
 
+@pytest.mark.soak
 def test_a_submitted_sweep_ends_and_its_best_is_in_its_storage(nodes: LocalNodes, tmp_path: Path) -> None:
     recipe(tmp_path, "tried")
     sweep = {
