@@ -119,7 +119,9 @@ class Feeder:
         self._read_ahead.close()
         with self._changed:
             self._closed = True
+            self._error = self._error or RuntimeError("the feeder is closed")
             self._changed.notify_all()
+        self._notify()
 
     def _make_held_out(self) -> HeldOut:
         batches = fixed_batches(self._spec, "validation", tell=self._tell)
@@ -144,11 +146,13 @@ class Feeder:
     def _make_blocks(self) -> None:
         retained = RETAINED_STEPS // self._spec.steps_per_block + 1
         try:
-            while not self._closed:
+            while True:
                 with self._changed:
                     self._changed.wait_for(
                         lambda: self._closed or self._next_block <= self._last_block_ahead(self._newest_request)
                     )
+                    if self._closed:
+                        return
                     block = self._next_block
                 made = self._make(block)
                 with self._changed:

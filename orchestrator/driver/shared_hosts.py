@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
 import ray
 
-from cluster.host import ConcurrentHost, Host, Hosted, host_named, start_host
+from cluster.host import ConcurrentHost, Host, Hosted, host_named, is_there, start_host
 from cluster.ray_nodes import on_node
 from orchestrator.monitor.kept_state import FOREVER
 from orchestrator.run.job import Owner, TrainJob
@@ -66,8 +67,16 @@ class SharedHosts:
         """Drops feeder and monitor of a run's attempt, and with it its snapshot agents."""
         self._drop(f"{run}/{owner.folder}/")
 
+    def forget(self, run: str) -> None:
+        """Drops what is left of a run whose process has died; does not wait."""
+        with suppress(ray.exceptions.RayError):
+            self._dropping(f"{run}/")
+
     def _drop(self, prefix: str) -> None:
-        ray.get([host_named(host).drop.remote(prefix) for host in (self.feeders, self.monitors)], timeout=PLACE_S)
+        ray.get(self._dropping(prefix), timeout=PLACE_S)
+
+    def _dropping(self, prefix: str) -> list[Any]:
+        return [host_named(host).drop.remote(prefix) for host in (self.feeders, self.monitors)]
 
 
 class SharedProcesses(NamedTuple):
@@ -95,13 +104,15 @@ class AgentHosts:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._hosts: dict[str, _AgentHost] = {}
+        self._placed = 0
 
     def place(self, node_id: str, job: TrainJob) -> Hosted:
-        """Places the agent of a run on a node. One that is there already has died, and so has its host."""
-        key = f"{job.config.run}/{job.owner.folder}/agent"
+        """Places an agent of a run on a node, in a new host if the one before has died."""
         with self._lock:
+            self._placed += 1
+            key = f"{job.config.run}/{job.owner.folder}/agent-{self._placed}"
             host = self._hosts.get(node_id)
-            if host is None or key in host.keys:
+            if host is None or not is_there(host.name):
                 name = f"agents-{uuid.uuid4()}"
                 host = self._hosts[node_id] = _AgentHost(name, start_host(ConcurrentHost, name, **on_node(node_id)))
             if host.end is not None:

@@ -30,7 +30,9 @@ class LoopInterface(MonitorInterface):
         """
         state = self._state
         state.job = state.job or cloudpickle.dumps(job)  # type: ignore[no-untyped-call]
-        if state.agents.get(node_id) in (None, dead):
+        if (before := state.agents.get(node_id)) in (None, dead):
+            if before is not None:
+                state.end_agent(node_id, before)
             state.agents[node_id] = state.start_agent(node_id, job)
             state.keep()
         return state.agents[node_id]

@@ -118,7 +118,7 @@ def retry(sweep: Sweep, book: TrialBook) -> None:
         raise InputError("--retry-failed: not with pbt, which does not keep the states that others went on from.")
     for record in book:
         if record.status == "failed" and record.started_at is not None:
-            record.status, record.failures, record.ended_at = "paused", [], None
+            record.status, record.failures, record.failures_of_leg, record.ended_at = "paused", [], 0, None
             book.save(record)
 
 

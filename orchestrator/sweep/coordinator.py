@@ -233,6 +233,7 @@ class TrialCoordinator:
         elif not record.has_reported(leg.until) or record.loss is None:
             record.end("failed", f"no finite {self.sweep.spec.metric} was reported at step {leg.until}")
         else:
+            record.failures_of_leg = 0
             self._pause(record)
         self.book.save(record)
         self.record_outs()
@@ -282,12 +283,13 @@ class TrialCoordinator:
 
     def _fail(self, record: TrialRecord, reason: str, *, is_final: bool) -> None:
         """Pauses a trial whose failure may pass, as often as the recipe allows; else it has failed."""
-        if is_final or len(record.failures) >= self.sweep.spec.max_failures:
+        if is_final or record.failures_of_leg >= self.sweep.spec.max_failures:
             record.end("failed", reason)
             return
-        wait_s = min(LONGEST_RETRY_WAIT_S, RETRY_WAIT_S * 4.0 ** min(len(record.failures), 9))
+        wait_s = min(LONGEST_RETRY_WAIT_S, RETRY_WAIT_S * 4.0 ** min(record.failures_of_leg, 9))
         self._tried_at[record.number] = time.monotonic() + wait_s
         record.failures.append(reason)
+        record.failures_of_leg += 1
         self._pause(record)
         record.reason = reason
 

@@ -151,8 +151,8 @@ class SweepSpec(Section):
     max_failures: int = Field(
         2,
         ge=0,
-        description="Times that a trial is tried again after its workers, a node or the store failed. What would fail "
-        "again, such as a loss that is not finite, is not tried again.",
+        description="Times that a trial is tried again between two rungs, after its workers, a node or the store "
+        "failed. What would fail again, such as a loss that is not finite, is not tried again.",
     )
     max_hours: float | None = Field(
         None,

@@ -99,6 +99,7 @@ class TrialRecord:
         given: index of the given point that it tries; DRAWN where the searcher chose; None in records of version
             0.1.0, where the first trials tried the points.
         failures: why it failed, as often as it was tried again.
+        failures_of_leg: how many of them came after the last leg that ended.
         refused: points that were drawn for it and refused by the recipe's rules, with the reason.
         parameters: number of the model's parameters; None before it trains, and in records of version 0.2.0.
     """
@@ -120,6 +121,7 @@ class TrialRecord:
     attempt: Count = 0
     given: Annotated[int, Field(strict=True, ge=DRAWN)] | None = None
     failures: list[str] = field(default_factory=list)
+    failures_of_leg: Count = 0
     refused: list[dict[str, Any]] = field(default_factory=list)
     parameters: Count | None = None
 

@@ -15,7 +15,7 @@ import ray
 
 from cluster.host import ConcurrentHost, Host, Hosted, host_named, start_host
 from data.errors import BadShardError
-from tests.ray_contract import MESSAGE, Failing
+from tests.ray_contract import MESSAGE, Failing, fail
 
 FOREVER = {"max_restarts": -1, "max_task_retries": -1}
 
@@ -86,8 +86,10 @@ class TestActor:
         assert ray.get(self.placed(host, "b").seen.remote()) == []
 
     def test_a_host_that_is_gone_is_an_error_of_ray(self) -> None:
+        """As for the handle of an actor, the call itself does not fail: who calls may not wait for the answer."""
+        answer = Hosted("no-such-host", "a").seen.remote()
         with pytest.raises(ray.exceptions.RayActorError, match="no-such-host"):
-            Hosted("no-such-host", "a").seen.remote()
+            ray.get(answer)
 
 
 def test_dropped_objects_are_closed_and_the_others_stay() -> None:
@@ -118,5 +120,45 @@ def test_an_object_whose_methods_wait(monkeypatch: pytest.MonkeyPatch) -> None:
             await asyncio.sleep(0.01)
         with pytest.raises(ray.exceptions.RayActorError, match="a is not in its process any more"):
             await host.call("a", "seen")
+
+    asyncio.run(check())
+
+
+def test_an_object_that_cannot_be_made_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_WARN_BLOCKING_GET_INSIDE_ASYNC", "")
+
+    async def check() -> None:
+        host = ConcurrentHost()
+        for _ in range(2):
+            with pytest.raises(BadShardError, match=MESSAGE):
+                await host.place("a", fail)
+            with pytest.raises(BadShardError, match=MESSAGE):
+                await host.call("a", "seen")
+            await host.drop("a")
+
+    asyncio.run(check())
+
+
+def test_an_object_that_is_dropped_while_it_is_made_does_not_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_WARN_BLOCKING_GET_INSIDE_ASYNC", "")
+    monkeypatch.setattr("cluster.host.COMING_S", 0.1)
+    made, goes_on = [], threading.Event()
+
+    def make() -> Noted:
+        assert goes_on.wait(60)
+        made.append(Noted())
+        return made[0]
+
+    async def check() -> None:
+        host = ConcurrentHost()
+        placing = asyncio.create_task(host.place("a", make))
+        await asyncio.sleep(0)
+        await host.drop("a")
+        goes_on.set()
+        await placing
+        with pytest.raises(ray.exceptions.RayActorError):
+            await host.call("a", "seen")
+        while made[0].seen() != [-1]:
+            await asyncio.sleep(0.01)
 
     asyncio.run(check())

@@ -80,7 +80,7 @@ def fit(
         tune.with_parameters(TrialDriver, context=context),
         PlacementGroupFactory([{"CPU": 0, HEAD_NODE: HEAD_SHARE}]),
     )
-    watcher = _SweepWatch(heartbeat, coordinator, console, watch, observer)
+    watcher = _SweepWatch(heartbeat, coordinator, console, watch, observer, hosts)
     with tempfile.TemporaryDirectory(prefix="manta-tune-") as scratch:
         storage: dict[str, Any] = {"storage_path": scratch}
         if joins_cluster() and sweep.base.store.serve is None:  # the head may be on another machine
@@ -146,8 +146,9 @@ class _SweepWatch(Callback):
         console: Console,
         watch: Callable[[SweepSummary], None] | None,
         observer: SweepObserver,
+        hosts: SharedHosts,
     ) -> None:
-        self._heartbeat, self._coordinator = heartbeat, coordinator
+        self._heartbeat, self._coordinator, self._hosts = heartbeat, coordinator, hosts
         self._console, self._watch, self._observer = console, watch, observer
         self._logged: dict[str, tuple[str, int, int, int]] = {}
         self._watched_at, self._noticed = time.monotonic(), 0
@@ -172,6 +173,10 @@ class _SweepWatch(Callback):
             self._watch(summary)
         else:
             self.log_changes()
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Called by Tune when the process of a leg has ended, which may have had no time to clean up."""
+        self._hosts.forget(trial.config["assignment"].run)
 
     def log_notices(self) -> None:
         """Logs the lines that trials had for the sweep's terminal since the last call."""

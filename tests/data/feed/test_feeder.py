@@ -239,7 +239,10 @@ def test_the_threads_of_a_feeder_whose_process_goes_on_end(raw: RawData) -> None
     feed = Feed(raw.spec(), WatchedFeeder)
     feed.step(0)
     assert len(feed.call(feed.actor.threads.remote())) == 2
+    waits = feed.actor.share.remote(10**6, 0, 1)
     feed.call(feed.actor.close.remote())
+    with pytest.raises(RuntimeError, match="the feeder is closed"):
+        feed.call(waits)
     wait_until(lambda: feed.call(feed.actor.threads.remote()) == [], "the end of the threads")
 
 

@@ -36,6 +36,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return hosts[name]
 
     monkeypatch.setattr(module, "start_host", start_host)
+    monkeypatch.setattr(module, "is_there", hosts.__contains__)
     return hosts
 
 
@@ -45,22 +46,31 @@ def job_of(run: str) -> Any:
 
 def test_the_agents_of_a_node_share_a_host(started: dict[str, Any]) -> None:
     hosts = AgentHosts()
-    one, two, elsewhere = (
-        hosts.place(NODE, job_of("r1")),
-        hosts.place(NODE, job_of("r2")),
-        hosts.place(OTHER, job_of("r1")),
-    )
+    one, two = hosts.place(NODE, job_of("r1")), hosts.place(NODE, job_of("r2"))
+    elsewhere = hosts.place(OTHER, job_of("r1"))
     assert one.host == two.host != elsewhere.host
-    assert started[one.host].place.calls == [one.key, two.key] == ["r1/a1-i/agent", "r2/a1-i/agent"]
+    assert started[one.host].place.calls == [one.key, two.key]
+    assert (one.key, two.key) == ("r1/a1-i/agent-1", "r2/a1-i/agent-2")
 
 
-def test_an_agent_that_is_placed_again_has_died_and_so_has_its_host(started: dict[str, Any]) -> None:
+def test_another_agent_of_a_run_on_a_node_takes_nothing_from_the_others(started: dict[str, Any]) -> None:
+    """The one before may still upload, or have met an error."""
+    hosts = AgentHosts()
+    before, other = hosts.place(NODE, job_of("r1")), hosts.place(NODE, job_of("r2"))
+    after = hosts.place(NODE, job_of("r1"))
+    assert before.host == other.host == after.host and before.key != after.key
+    hosts.drop(NODE, before)
+    assert started[after.host].drop.calls == [before.key]
+
+
+def test_a_host_that_has_died_has_a_successor(started: dict[str, Any]) -> None:
     hosts = AgentHosts()
     died, other = hosts.place(NODE, job_of("r1")), hosts.place(NODE, job_of("r2"))
+    lost = started.pop(died.host)
     successor = hosts.place(NODE, job_of("r1"))
-    assert successor.host not in (died.host, other.host)
+    assert successor.host != died.host
     hosts.drop(NODE, other)
-    assert started[successor.host].drop.calls == [], "it was not there"
+    assert lost.drop.calls == started[successor.host].drop.calls == [], "it was not there"
 
 
 def test_a_host_ends_some_time_after_its_last_agent(started: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,4 +83,5 @@ def test_a_host_ends_some_time_after_its_last_agent(started: dict[str, Any], mon
     assert second.host == first.host
     monkeypatch.setattr(module, "IDLE_S", 0.01)
     hosts.drop(NODE, Hosted(second.host, second.key))
-    wait_until(lambda: hosts.place(NODE, job_of("r3")).host != first.host, "the end of the host")
+    wait_until(lambda: not hosts._hosts, "the end of the host")
+    assert hosts.place(NODE, job_of("r3")).host != first.host

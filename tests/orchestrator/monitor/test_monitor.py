@@ -439,6 +439,14 @@ def test_agents_stay_while_the_workers_of_their_nodes_start(clock: Clock) -> Non
     assert not next_node.freed
 
 
+def test_an_agent_that_has_a_successor_is_ended(clock: Clock) -> None:
+    ended = []
+    monitor = monitor_of(clock, end_agent=lambda node, agent: ended.append(agent))
+    dead = monitor.agent_of("n", None)
+    assert monitor.agent_of("n", None) is dead and ended == []
+    assert monitor.agent_of("n", None, dead=dead) is not dead and ended == [dead]
+
+
 def test_a_monitor_whose_process_goes_on_ends_its_agents(clock: Clock) -> None:
     ended = []
     monitor = monitor_of(clock, end_agent=lambda node, agent: ended.append((node, agent)))

@@ -299,6 +299,27 @@ def test_a_trial_that_fails_is_tried_again_as_often_as_the_recipe_says(
     assert coordinator.is_settled and coordinator.decisions.finalists == []
 
 
+def test_a_leg_that_ends_leaves_the_failures_before_it_behind(tmp_path: Path, monkeypatch: Any) -> None:
+    """A long sweep meets more of them than a short one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("orchestrator.sweep.coordinator.RETRY_WAIT_S", 0.0)
+    scheduler_fields = {"name": "halving", "grace_steps": 9, "factor": 2}
+    sweep = sweep_of(tmp_path, scheduler=scheduler_fields, searcher={"name": "random", "trials": 2}, max_failures=1)
+    coordinator = coordinator_of(sweep, tmp_path / "kept", slots=1)
+    scheduler = RecordingScheduler(coordinator)
+    legs = 0
+    while begun := begin(coordinator, scheduler):
+        coordinator.record_failure(begun[1].id, "its host died")
+        begun = begin(coordinator, scheduler)
+        assert begun is not None
+        report(scheduler, begun[0], begun[1].until, float(begun[1].id[1:]))
+        end(scheduler, begun[0], status="done")
+        legs += 1
+    assert legs == 6 and coordinator.is_settled
+    assert [record.status for record in coordinator.book] == ["finished", "stopped"]
+    assert [len(record.failures) for record in coordinator.book] == [5, 1]
+
+
 def test_what_would_fail_again_is_not_tried_again(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     coordinator, scheduler = one_trial(tmp_path)
