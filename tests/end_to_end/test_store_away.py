@@ -170,3 +170,39 @@ def test_a_run_that_waited_in_its_preparation_is_the_same(site: Site, trained: T
     assert site.losses("cut") == site.losses("early"), "the same, bit by bit"
     assert shown["samples"] == trained.shown["samples"] and shown["samples"]["in_order"]
     assert (shown["samples"]["duplicated"], shown["samples"]["missing"]) == (0, 0)
+
+
+def tuned(site: Site, name: str, *, is_cut: bool) -> dict[str, Any]:
+    """What is shown of a sweep of four trials that has ended, and whose store goes away amid it if `is_cut`."""
+    sweep = {
+        "sweep": name,
+        "recipe": site.recipe.name,
+        "set": {"train.steps": 60, "scaling.num_workers": 1, "storage": f"s3://away/sweep-{name}"},
+        "space": {"train.lr": {"loguniform": [1e-4, 3e-2]}},
+        "searcher": {"name": "random", "trials": 4, "seed": 1},
+        "scheduler": {"name": "halving", "grace_steps": 15, "factor": 2},
+    }
+    recipe = write_recipe(site.folder / f"{name}.yaml", sweep)
+    with MantaProcess("tune", str(recipe), folder=site.folder, environment={}) as process:
+        if is_cut:
+            trials = f"sweep-{name}/sweeps/{name}/trials/"
+            process.wait_until(lambda: len(list(site.store.list(trials))) >= 3, "a third trial")
+            site.proxy.cut()
+            process.wait_until(lambda: "the store fails" in process.output, "the outage is told")
+            mended_at = time.monotonic() + AWAY_S
+            process.wait_until(lambda: time.monotonic() >= mended_at, "the store has been away for long")
+            site.proxy.mend()
+        assert process.wait() == 0 and "Traceback" not in process.output, process.output
+    done = CliRunner().invoke(app, ["show", str(recipe), "--json"])
+    assert done.exit_code == 0, done.output
+    shown: dict[str, Any] = json.loads(done.output)
+    return shown
+
+
+@pytest.mark.soak
+def test_a_sweep_goes_on_once_the_store_is_back(site: Site) -> None:
+    alone, cut = tuned(site, "left-alone", is_cut=False), tuned(site, "cut-off", is_cut=True)
+    assert (cut["attempts"], cut["best"]["id"]) == (1, alone["best"]["id"])
+    for trial, same in zip(cut["trials"], alone["trials"], strict=True):
+        assert (trial["status"], trial["rungs"]) == (same["status"], same["rungs"])
+        assert trial["loss"] == pytest.approx(same["loss"], rel=1e-5)
