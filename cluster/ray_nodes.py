@@ -109,7 +109,12 @@ def _answers(node: Mapping[str, Any]) -> bool:
 
 
 def _fitting(resources: Mapping[str, float], per_worker: Mapping[str, float]) -> int:
-    return min(int(resources.get(kind, 0.0) // need) for kind, need in per_worker.items() if need > 0)
+    """Workers that fit into free resources, which Ray counts in steps of 0.0001."""
+    return min(
+        round(10_000 * resources.get(kind, 0.0)) // round(10_000 * need)
+        for kind, need in per_worker.items()
+        if need > 0
+    )
 
 
 def root_cause(error: BaseException, wanted: type[BaseException]) -> BaseException | None:

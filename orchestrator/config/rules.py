@@ -110,6 +110,25 @@ def _workers_in_order(config: RecipeFields) -> str | None:
     )
 
 
+@_rule("scaling.gpus_per_worker", "scaling.num_workers", "scaling.max_workers")
+def _gpus_are_shared_evenly(config: RecipeFields) -> str | None:
+    gpus, workers = config.scaling.gpus_per_worker, config.scaling.max_workers or config.scaling.num_workers
+    if gpus in (0, 1):
+        return None
+    share = 10_000 // round(1 / gpus) / 10_000  # Ray counts in steps of 0.0001
+    if not 0.99 * share <= gpus <= share:
+        return (
+            f"scaling.gpus_per_worker = {gpus:g}: a GPU is shared by equal parts, and cannot lend what is left over. "
+            f"Nearest: {share:g}."
+        )
+    if workers > 1:
+        return (
+            f"scaling.gpus_per_worker = {gpus:g}: with {workers} workers, two of them could be on one GPU, which NCCL "
+            "refuses. Set scaling.num_workers and scaling.max_workers to 1, or scaling.gpus_per_worker to 1."
+        )
+    return None
+
+
 @_rule("scaling.num_workers", "scaling.max_workers", "train.global_batch_size", "train.micro_batch_size")
 def _workers_have_work(config: RecipeFields) -> str | None:
     workers = config.scaling.max_workers or config.scaling.num_workers

@@ -82,7 +82,14 @@ class ScalingConfig(Section):
         None, ge=1, description="Maximum number of workers on a cluster that changes size. null: num_workers."
     )
     cpus_per_worker: int = Field(1, ge=1, description="CPU cores reserved for each worker.")
-    gpus_per_worker: int = Field(0, ge=0, le=1, description="GPUs of each worker: 0 trains on the CPU, 1 on a GPU.")
+    gpus_per_worker: int | float = Field(
+        0,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="GPUs of each worker: 0 trains on the CPU, 1 on a GPU. A part of one, such as 0.25, lets several "
+        "trials of a sweep share a GPU; each of them has one worker.",
+    )
     gpu_resource: str = Field(
         "GPU",
         min_length=1,

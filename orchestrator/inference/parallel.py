@@ -5,6 +5,7 @@ Both ways give the same result. Torch is imported in functions: a task must call
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -69,7 +70,7 @@ def evaluate_in_tasks(
     """
     workers = min(workers, max(len(batches), len(inputs)))
     scaling = run.config.scaling
-    gpus = workers * scaling.gpus_per_worker if scaling.on_gpu else 0
+    gpus = math.ceil(workers * scaling.gpus_per_worker) if scaling.on_gpu else 0
     with ray_cluster(workers * scaling.cpus_per_worker, gpus), watching_nodes(_log) as watch:
         quiet_driver()
         watch.need = scaling.per_worker

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -36,7 +37,7 @@ class RaySession:
                 workers = self._scaling.effective_max_workers
                 # CPUs of its own for tokenizing: Ray Train reserves CPUs first, and Ray Data would starve on the rest.
                 num_cpus = workers * self._scaling.cpus_per_worker + (os.cpu_count() or 1)
-                num_gpus = workers * self._scaling.gpus_per_worker if self._scaling.on_gpu else 0
+                num_gpus = math.ceil(workers * self._scaling.gpus_per_worker) if self._scaling.on_gpu else 0
                 self._stack.enter_context(ray_cluster(num_cpus, num_gpus))
                 self._started = True
                 if joins_cluster() and self._trains:

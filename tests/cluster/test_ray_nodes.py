@@ -8,7 +8,7 @@ import pytest
 import ray
 
 from cluster.errors import MantaError
-from cluster.ray_nodes import address_and_port, driver_node_id, on_node, root_cause
+from cluster.ray_nodes import _fitting, address_and_port, driver_node_id, on_node, root_cause
 from data.errors import BadShardError
 from tests.ray_contract import MESSAGE, Failing, assert_ray_has, fail
 
@@ -65,3 +65,10 @@ class TestWithACluster:
         cause = root_cause(raised.value, MantaError)
         assert type(cause) is BadShardError and str(cause) == MESSAGE
         assert root_cause(raised.value, ZeroDivisionError) is None
+
+
+@pytest.mark.parametrize("parts", range(1, 40))
+def test_as_many_workers_fit_on_a_gpu_as_it_has_parts(parts: int) -> None:
+    share = 10_000 // parts / 10_000
+    for gpus in (1, 2, 8):
+        assert _fitting({"GPU": float(gpus), "CPU": 1000.0}, {"GPU": share, "CPU": 1.0}) == gpus * parts

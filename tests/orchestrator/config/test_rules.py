@@ -30,6 +30,7 @@ VALID: list[dict[str, Any]] = [
     {"data.sources": PAIRS, "model.architecture": "encoder_decoder"}
     | {"data.input_tokenizer": {"kind": "bytes"}, "model.input_vocab_size": 300},
     {"eval.every_steps": 2, "data.validation_fraction": 0.1},
+    *({"scaling.gpus_per_worker": gpus, "scaling.num_workers": 1} for gpus in (0.5, 0.3333, 0.33, 0.25, 0.1, 1.0)),
 ]
 """Overrides of valid recipes, which together take every branch that reads a field."""
 
@@ -37,6 +38,10 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"train.global_batch_size": 5}, r"^train\.global_batch_size = 5: not a multiple .* Nearest that are: 4, 6\."),
     ({"scaling.num_workers": 1, "scaling.min_workers": 2}, r"^scaling\.min_workers = 2: more than .*num_workers = 1"),
     ({"scaling.num_workers": 3}, r"^scaling\.num_workers = 3: more than the 2 micro-batches .* At most 2,"),
+    ({"scaling.gpus_per_worker": 0.4}, r"^scaling\.gpus_per_worker = 0\.4: .* Nearest: 0\.5\."),
+    ({"scaling.gpus_per_worker": 0.1667}, r"^scaling\.gpus_per_worker = 0\.1667: .* Nearest: 0\.1666\."),
+    ({"scaling.gpus_per_worker": 0.7}, r"^scaling\.gpus_per_worker = 0\.7: .* Nearest: 1\."),
+    ({"scaling.gpus_per_worker": 0.5, "scaling.num_workers": 2}, r"^scaling\.gpus_per_worker = 0\.5: with 2 workers"),
     ({"train.schedule.warmup_steps": 4}, r"^train\.schedule\.warmup_steps = 4: not shorter .* At most 3\."),
     ({"model.vocab_size": 256}, r"^model\.vocab_size = 256: fewer rows .*kind = bytes gives 257\."),
     (
