@@ -9,8 +9,8 @@ Neighbouring sequences share one token, so every token of the stream but the fir
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,8 @@ Tokens = NDArray[Any]
 """(n,) uint16 or uint32 token ids."""
 
 
-class UnitStream(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class UnitStream:
     """A unit's tokens.
 
     Attributes:
@@ -35,7 +36,7 @@ class UnitStream(NamedTuple):
     tokens: Tokens
     problem: str | None = None
     lengths: NDArray[np.int32] | None = None
-    excluded: ExcludedDocuments = ExcludedDocuments()
+    excluded: ExcludedDocuments = field(default_factory=ExcludedDocuments)
 
 
 @dataclass(frozen=True)

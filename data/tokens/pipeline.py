@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from weakref import WeakValueDictionary
 
 import pyarrow as pa
 
@@ -65,6 +66,12 @@ def tokenized_units_in_chunks(
                     yield table
             except TransientStoreError as error:
                 patience.wait(error)
+
+
+_shared: WeakValueDictionary[str, UnitStream] = WeakValueDictionary()
+"""Streams that some reader of this process has, by the key of the cached row: trials of a sweep read the same units."""
+
+_shared_lock = threading.Lock()
 
 
 class ReadAhead:
@@ -136,7 +143,7 @@ class ReadAhead:
                     )
                     if self._closed:
                         return
-                    segment = self._next_segment()
+                    segment = [unit for unit in self._next_segment() if not self._has_shared(unit)]
                 try:
                     for table in tokenized_units(segment, self._job, stream_columns("train", self._job)):
                         self._patience.succeeded()
@@ -163,9 +170,21 @@ class ReadAhead:
                 break
         return segment
 
+    def _has_shared(self, unit: Unit) -> bool:
+        """Takes over the stream of a unit that another reader has, if there is one."""
+        with _shared_lock:
+            stream = _shared.get(self._job.cache_key(unit))
+        if stream is not None:
+            self._streams[unit.ordinal] = stream
+            self._changed.notify_all()
+        return stream is not None
+
     def _add(self, table: pa.Table) -> None:
         ordinal = table["ordinal"][0].as_py()
         stream = unit_stream(table, "train", self._job)
+        if stream.problem is None:  # else it is not cached either
+            with _shared_lock:
+                stream = _shared.setdefault(self._job.cache_key(self._manifest.unit(ordinal)), stream)
         with self._changed:
             self._streams[ordinal] = stream
             self._changed.notify_all()

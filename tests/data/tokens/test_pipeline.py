@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -109,6 +111,19 @@ def test_what_was_read_before_the_failure_is_not_read_again(tmp_path: Path) -> N
     assert [next(tables)["ordinal"][0].as_py() for _ in range(3)] == [0, 1, 2]
     with pytest.raises(TransientStoreError, match="busy"):
         next(tables)
+
+
+def test_readers_of_one_process_share_what_they_have_read(tmp_path: Path) -> None:
+    manifest, job = prepared(tmp_path, LocalStore(str(tmp_path / "cache")), StoreConfig(patience=0))
+    first = ReadAhead(manifest, job)
+    streams = [first.stream(ordinal) for ordinal in range(UNITS)]
+    second = ReadAhead(manifest, replace(job, cache=Failing(job.cache.root, [True] * UNITS)))
+    assert all(second.stream(ordinal) is streams[ordinal] for ordinal in range(UNITS)), "the store is not asked"
+    first.close()
+    second.close()
+    alone = [weakref.ref(stream) for stream in streams]
+    del streams, first, second
+    wait_until(lambda: gc.collect() >= 0 and not any(stream() for stream in alone), "nobody keeps them")
 
 
 def test_without_patience_the_reader_learns_of_the_failure(tmp_path: Path) -> None:
