@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import re
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
+from data.readers import zstd
 from data.readers.reading import Location, Reading, reason_of
 from data.stores.shard_file import ShardFile
 
@@ -15,6 +18,9 @@ FETCH_BYTES = 4 << 20
 
 CHUNK_BYTES = 1 << 20
 """Bytes of one step of decompression and line splitting."""
+
+WINDOW_LOG = 31
+"""Logarithm of the bytes that .zst may look back, which is what `zstd --long=31` writes, and takes to read."""
 
 _BOM = b"\xef\xbb\xbf"
 
@@ -29,11 +35,12 @@ class UnpackedStream:
         self._compression = compression
         self.reading = reading
         self._stream: Any = io.BufferedReader(file, FETCH_BYTES)
-        if compression:
-            import pyarrow as pa
-
-            # Unlike zstandard's reader it detects a truncated stream. It decompresses no more than is asked for.
-            self._stream = pa.CompressedInputStream(self._stream, compression)
+        # Both detect a truncated stream, decompress no more than is asked for, and read what Arrow's do not: padding
+        # after gzip, and frames of zstd that are to be skipped or look far back (pzstd, --long).
+        if compression == "gzip":
+            self._stream = gzip.GzipFile(fileobj=self._stream)
+        elif compression == "zstd":
+            self._stream = zstd.ZstdFile(self._stream, options={zstd.DecompressionParameter.window_log_max: WINDOW_LOG})
         self.position = 0  # unpacked bytes read so far
 
     def chunk(self) -> bytes:
@@ -44,7 +51,7 @@ class UnpackedStream:
         """
         try:
             data: bytes = self._stream.read(CHUNK_BYTES)
-        except OSError as error:  # not from the storage: ShardFile raises Manta's own errors for that
+        except (OSError, EOFError, zlib.error, zstd.ZstdError) as error:  # not the storage's, which are Manta's own
             what = f"truncated or damaged {self._compression} ({reason_of(error)})"
             raise self.reading.bad(None, f"{what}. Upload the shard again from a sound copy.") from error
         first, self.position = self.position == 0, self.position + len(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,7 +16,8 @@ from data.stores.shard_file import ShardFile
 CHECK_THREADS = 16
 """Shards inspected at once; the threads wait for storage, not for a core."""
 
-_MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
+_MAGIC = {"gzip": rb"\x1f\x8b", "zstd": rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"}
+"""How they begin, as patterns; zstd also with a frame that is to be skipped."""
 
 
 def build_manifest(
@@ -139,7 +141,7 @@ def _inspect(shard: FoundShard, source: SourceConfig, store: StoreConfig) -> tup
                 row_groups, problem = form.inspect(file, source.columns)
                 return row_groups, problem and f"{shard.path} {problem}"
             assert compression is not None
-            if not file.read(4).startswith(_MAGIC[compression]):
+            if not re.match(_MAGIC[compression], file.read(4), re.DOTALL):
                 return 1, f"{shard.path} is not {compression}, though its name ends so"
             return 1, None
     except ObjectNotFoundError:

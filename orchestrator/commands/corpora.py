@@ -11,8 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import zstandard
-
+from data.readers import zstd
 from data.stores.store import Store
 
 SHARDS = 24
@@ -44,9 +43,8 @@ def write_shards(store: Store, documents: Iterable[tuple[str, dict[str, Any]]]) 
     for key, document in documents:
         shard = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") % SHARDS
         shards[shard].append(json.dumps(document, ensure_ascii=False).encode())
-    compressor = zstandard.ZstdCompressor()
     for number, lines in enumerate(shards):
-        store.put(f"part-{number:03d}.jsonl.zst", compressor.compress(b"\n".join(lines) + b"\n"))
+        store.put(f"part-{number:03d}.jsonl.zst", zstd.compress(b"\n".join(lines) + b"\n"))
     return sum(map(len, shards)), sum(len(line) for lines in shards for line in lines)
 
 

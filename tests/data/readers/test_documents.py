@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import struct
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from data.errors import BadShardError, MantaError, OutOfMemoryError, ShardChange
 from data.readers import parquet, unpack
 from data.readers.documents import Document, read_documents
 from data.readers.reading import ReadReport
+from data.shards.build import build_manifest
 from data.shards.listing import stat_shard
 from data.shards.manifest import Unit
 from data.stores import shard_file
@@ -443,3 +445,38 @@ def test_a_storage_failure_is_not_a_bad_shard(
     assert type(raised.value) is TransientStoreError
     assert f"Could not read {path} in 3 attempts" in str(raised.value)
     assert storage.opened == ATTEMPTS
+
+
+SKIPPED = struct.pack("<II", 0x184D2A50, 5) + b"index"
+"""A frame of zstd without content, as pzstd and seekable files have them."""
+
+
+@pytest.mark.parametrize(
+    ("name", "pack"),
+    [
+        pytest.param("a.txt.zst", lambda text: SKIPPED + zstandard.compress(text), id="skipped first"),
+        pytest.param("a.txt.zst", lambda text: zstandard.compress(text) + SKIPPED, id="skipped last"),
+        pytest.param(
+            "a.txt.zst",
+            lambda text: SKIPPED.join(
+                zstandard.compress(text[at : at + 100_000]) for at in range(0, len(text), 100_000)
+            ),
+            id="frames",
+        ),
+        pytest.param("a.txt.zst", lambda text: looking_back(text), id="long"),
+        pytest.param("a.txt.gz", lambda text: gzip.compress(text) + bytes(512), id="padded"),
+        pytest.param("a.txt.gz", lambda text: gzip.compress(text[:9]) + gzip.compress(text[9:]), id="members"),
+    ],
+)
+def test_what_tools_write_is_read(tmp_path: Path, name: str, pack: Callable[[bytes], bytes]) -> None:
+    text = b"".join(b"line %d of a long text\n" % number for number in range(30_000))
+    path = written(tmp_path / name, pack(text))
+    assert build_manifest([SourceConfig(path=str(path))], STORE).num_units == 1
+    assert "".join(texts(path, document="line")).replace("\n", "") == text.decode().replace("\n", "")
+
+
+def looking_back(text: bytes) -> bytes:
+    """As `zstd --long=31` writes it; in pieces, as the size of the whole would limit the window."""
+    parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=31, enable_ldm=True)
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    return b"".join([compressor.compress(text[:1000]), compressor.compress(text[1000:]), compressor.flush()])
