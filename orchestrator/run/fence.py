@@ -148,6 +148,10 @@ class Fence:
                 self._etag = self._put_after_lost_answer(record)
             self.record = record
 
+    def add_result(self, result: dict[str, Any], **run: Any) -> None:
+        """Adds these to the `result` in the run's record, and changes fields of the run; see `update`."""
+        self.update(result={**self.record.result, **result}, **run)
+
     def _put_after_lost_answer(self, record: RunRecord) -> str:
         """Repeats a put whose conflict was an earlier put of this process with a lost answer; returns the new etag.
 

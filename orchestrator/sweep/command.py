@@ -160,7 +160,7 @@ def run_sweep(
         loss = f"{best.loss:.4f}" + spread_text(deviation_of(best, book.by_number, repeats))
         path = write_best(sweep, best, loss)
         result = {"recipe": str(path), "best_run": best.trial_run.run}
-        patience.call(lambda: fence.update(result={**fence.record.result, **result}))
+        patience.call(lambda: fence.add_result(result))
         patience.call(lambda: root.child(f"sweeps/{sweep.name}").put("best.yaml", path.read_bytes()))
         console.line(f"best: trial {best.id}, loss {loss}; `manta train {path}` trains it")
     early = coordinator.decisions.early if coordinator.is_settled else coordinator.ends_early
@@ -208,7 +208,7 @@ def run_trials(
         fit(root, heartbeat, coordinator, data, console, watch, observer)
     record_last_steps(coordinator, root, patience)
     fence = heartbeat.fence
-    patience.call(lambda: fence.update(result={**fence.record.result, "trials": len(coordinator.book)}))
+    patience.call(lambda: fence.add_result({"trials": len(coordinator.book)}))
     failed = [record for record in coordinator.book if record.status == "failed"]
     free_node_memory([root.child(f"runs/{record.trial_run.run}").url_of("") for record in failed])
 

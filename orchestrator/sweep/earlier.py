@@ -49,7 +49,7 @@ def take_over(sweep: Sweep, root: Store, fence: Fence, book: TrialBook, log: Cal
         return sweep
     if not len(book):
         taken = _taken_from(sweep, earlier_store(sweep, root), fence.record)
-        fence.update(result={**fence.record.result, EARLIER: taken})
+        fence.add_result({EARLIER: taken})
         results = f"; {taken['why_no_results']}" if taken["why_no_results"] else ""
         log(
             f"from sweep {sweep.spec.searcher.from_}: {len(taken['points'])} points are tried first, "

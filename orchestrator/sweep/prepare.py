@@ -30,7 +30,7 @@ def prepare_once(sweep: Sweep, root: Store, heartbeat: Heartbeat, console: Conso
     known = fence.record.result.get("tokenized", {})
     units, tokenized = data.manifest.num_units, known.get("tokenized", 0) + made
     counted = {"units": units, "tokenized": tokenized, "cached": units - tokenized}
-    patience.call(lambda: fence.update(**data.digests, result={**fence.record.result, "tokenized": counted}))
+    patience.call(lambda: fence.add_result({"tokenized": counted}, **data.digests))
     console.line(f"data: {data.summary()}")
     console.line(f"units tokenized: {units}, each once, for all trials ({units - tokenized} were cached before)")
     return data
