@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from data.errors import MantaError
 from data.stores.store import Store
 from orchestrator.config.result_fields import flatten
+from orchestrator.errors import FencedError
 from orchestrator.observe.metrics import RayMetrics
 from orchestrator.observe.observer import tracking_id
 from orchestrator.observe.tracker import Point, Tracked
@@ -75,7 +76,7 @@ class SweepObserver:
     def close(self, status: str) -> None:
         """Reports the end, "finished", "stopped" or "failed", and marks the best trial; returns within 2 FLUSH_S."""
         summary = self.summary()
-        if status != "failed":  # then the sweep may be another process's now
+        if status != "failed":  # then it may be the store that has failed
             self.follow(summary)
         self._finish(self._tracking, status, time.monotonic() + FLUSH_S)
         best = summary["best"]
@@ -136,10 +137,15 @@ def tracked_sweep(sweep: Sweep, store: Store, record: RunRecord) -> Tracked:
 def observing(
     coordinator: TrialCoordinator, root: Store, record: RunRecord, log: Callable[[str], object]
 ) -> Iterator[SweepObserver]:
-    """Inside the block the sweep is observed; its end is reported after it. Needs a process that has joined Ray."""
+    """Inside the block the sweep is observed; its end is reported after it. Needs a process that has joined Ray.
+
+    Nothing is reported at the end of an attempt that is fenced: the sweep is another's now, in the trackers, too.
+    """
     observer = SweepObserver(coordinator, root, record, log)
     try:
         yield observer
+    except FencedError:
+        raise
     except BaseException:
         observer.close("failed")
         raise

@@ -14,6 +14,7 @@ import pytest
 from data.errors import TransientStoreError
 from data.stores.local import LocalStore
 from orchestrator.config.result_fields import result_fields
+from orchestrator.errors import FencedError
 from orchestrator.observe.tracker import Point, Tracked
 from orchestrator.run.fence import Fence
 from orchestrator.run.record import RunRecord
@@ -131,6 +132,13 @@ def test_a_sweep_that_has_not_finished_marks_no_trial(
             raise error
     assert told[-1] == ("finish", "lr", "stopped" if interrupted else "failed")
     assert [each[1] for each in told if each[0] == "begin"] == ["lr"]
+
+
+def test_an_attempt_that_is_fenced_does_not_end_the_sweep_in_the_trackers(lr: _Sweep, told: Told) -> None:
+    with pytest.raises(FencedError), observing(lr.coordinator, lr.root, lr.record, lr.lines.append) as observer:
+        observer.follow(observer.summary())
+        raise FencedError("another attempt has taken the sweep over")
+    assert "finish" not in [each[0] for each in told]
 
 
 def test_a_trial_whose_record_is_gone_is_one_line(lr: _Sweep, told: Told) -> None:
