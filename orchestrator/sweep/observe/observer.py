@@ -27,17 +27,29 @@ BEST_LABEL = "manta.best"
 """Label of trials that are, or were, the best of a sweep that has ended: "true" or "false"."""
 
 
+HPARAMS_INTERVAL_S = 30.0
+"""Seconds between two writes of TensorBoard's files."""
+
+
 class SweepObserver:
-    """Reports the sweep. Problems are logged, and end nothing. Waits only in `close`.
+    """Reports the sweep. Problems are logged, and end nothing.
+
+    Waits in `close`, and at most every HPARAMS_INTERVAL_S for the store to which TensorBoard's files are written.
 
     Args:
         root: the storage of the sweep's runs.
         record: the sweep's record, with the best trial of earlier attempts.
         log: takes a line for the console.
+        now: monotonic clock, seconds.
     """
 
     def __init__(
-        self, coordinator: TrialCoordinator, root: Store, record: RunRecord, log: Callable[[str], object]
+        self,
+        coordinator: TrialCoordinator,
+        root: Store,
+        record: RunRecord,
+        log: Callable[[str], object],
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._coordinator, self._sweep, self._root, self._log = coordinator, coordinator.sweep, root, log
         self._record, store = record, root.child(f"sweeps/{coordinator.sweep.name}")
@@ -47,7 +59,7 @@ class SweepObserver:
         self._hparams = HparamsFiles(store) if observe.tensorboard else None
         self._metrics: RayMetrics[LiveSweep] | None = RayMetrics(SWEEP_METRICS)
         self._logged: tuple[str, int] | None = None
-        self._has_failed = False
+        self._now, self._hparams_at, self._is_failing = now, -HPARAMS_INTERVAL_S, False
 
     @property
     def group(self) -> Group:
@@ -59,10 +71,10 @@ class SweepObserver:
         """The sweep now."""
         return summary_of(self._sweep, self._record, list(self._coordinator.book))
 
-    def follow(self, summary: SweepSummary) -> None:
-        """Reports the sweep; called about once a second."""
+    def follow(self, summary: SweepSummary, *, at_end: bool = False) -> None:
+        """Reports the sweep; called about once a second, and at its end."""
         self._set_metrics(summary)
-        self._write_hparams(summary)
+        self._write_hparams(summary, at_end)
         best = summary["best"]
         ended = sum(trial["status"] in ENDED for trial in summary["trials"])
         if self._logged != (logged := (best["id"] if best else "", ended)):
@@ -77,7 +89,7 @@ class SweepObserver:
         """Reports the end, "finished", "stopped" or "failed", and marks the best trial; returns within 2 FLUSH_S."""
         summary = self.summary()
         if status != "failed":  # then it may be the store that has failed
-            self.follow(summary)
+            self.follow(summary, at_end=True)
         self._finish(self._tracking, status, time.monotonic() + FLUSH_S)
         best = summary["best"]
         if status != "finished" or best is None or not self._tracking:
@@ -109,15 +121,18 @@ class SweepObserver:
             self._metrics = None
             self._log(f"metrics of the sweep are no longer set: {type(error).__name__}: {error}")
 
-    def _write_hparams(self, summary: SweepSummary) -> None:
-        if self._hparams is None:
+    def _write_hparams(self, summary: SweepSummary, at_end: bool) -> None:
+        is_recent = self._now() - self._hparams_at < HPARAMS_INTERVAL_S
+        if self._hparams is None or (is_recent and (self._is_failing or not at_end)):
             return
         try:
             self._hparams.follow(summary)
-        except MantaError as error:  # tried again
-            if not self._has_failed:
-                self._log(f"TensorBoard's files of the sweep are not all written: {error}")
-            self._has_failed = True
+            self._is_failing = False
+        except Exception as error:  # tried again
+            if not self._is_failing:
+                self._log(f"TensorBoard's files of the sweep are not all written: {type(error).__name__}: {error}")
+            self._is_failing = True
+        self._hparams_at = self._now()
 
     def _log_problems(self, tracking: list[Tracking]) -> None:
         for each in tracking:

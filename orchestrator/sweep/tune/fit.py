@@ -166,6 +166,7 @@ class _SweepWatch(Callback):
             self._heartbeat.check()
         except MantaError as error:
             self._coordinator.fail(error)
+            return
         self.log_notices()
         summary = self._observer.summary()
         self._observer.follow(summary)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -89,8 +90,8 @@ class _Sweep:
         self.coordinator = TrialCoordinator(self.sweep, book, _Slots())  # type: ignore[arg-type]
         self.lines: list[str] = []
 
-    def observer(self) -> SweepObserver:
-        return SweepObserver(self.coordinator, self.root, self.record, self.lines.append)
+    def observer(self, now: Callable[[], float] = time.monotonic) -> SweepObserver:
+        return SweepObserver(self.coordinator, self.root, self.record, self.lines.append, now)
 
 
 @pytest.fixture
@@ -179,19 +180,55 @@ def test_the_sweep_reports_once_a_second(lr: _Sweep, told: Told, monkeypatch: py
     assert [each[0] for each in told] == ["begin", "log", "finish"]
 
 
-def test_what_fails_is_one_line_and_ends_nothing(lr: _Sweep, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fenced_attempt_reports_nothing_more(lr: _Sweep, told: Told) -> None:
+    def check() -> None:
+        raise FencedError("another attempt has taken the sweep over")
+
+    heartbeat, console = SimpleNamespace(check=check), SimpleNamespace(line=lr.lines.append)
+    observer = SimpleNamespace(summary=lambda: pytest.fail("asked"), follow=lambda _: pytest.fail("told"))
+    watch = fit_module._SweepWatch(heartbeat, lr.coordinator, console, None, observer)  # type: ignore[arg-type]
+    watch._watched_at = float("-inf")
+    watch.on_step_end(0, [])
+    assert isinstance(lr.coordinator.error, FencedError) and lr.lines == []
+
+
+@pytest.mark.parametrize("error", [TransientStoreError("busy"), TypeError("of protobuf")])
+def test_what_fails_is_one_line_and_ends_nothing(
+    lr: _Sweep, told: Told, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: Any) -> None:
-        raise TransientStoreError("busy")
+        raise error
 
     monkeypatch.setattr(module.HparamsFiles, "follow", fail)
     monkeypatch.setattr(module.RayMetrics, "set", fail)
-    observer = lr.observer()
+    clock = iter(range(0, 1000, 40))
+    observer = lr.observer(lambda: next(clock))
     for _ in range(3):
         observer.follow(observer.summary())
     assert lr.lines == [
-        "metrics of the sweep are no longer set: TransientStoreError: busy",
-        "TensorBoard's files of the sweep are not all written: busy",
+        f"metrics of the sweep are no longer set: {type(error).__name__}: {error}",
+        f"TensorBoard's files of the sweep are not all written: {type(error).__name__}: {error}",
     ]
+
+
+@pytest.mark.parametrize(("fails", "written"), [(False, [0, 31, 50]), (True, [0, 31])])
+def test_the_store_is_waited_for_every_half_minute_and_at_the_end_if_it_answers(
+    lr: _Sweep, told: Told, fails: bool, written: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, seen = SimpleNamespace(at=0.0), list[float]()
+
+    def follow(*_: Any) -> None:
+        seen.append(clock.at)
+        if fails:
+            raise TransientStoreError("busy")
+
+    monkeypatch.setattr(module.HparamsFiles, "follow", follow)
+    observer = lr.observer(lambda: clock.at)
+    for at in (0.0, 1.0, 29.0, 31.0, 50.0):
+        clock.at = at
+        observer.follow(observer.summary())
+    observer.close("stopped")
+    assert seen == written
 
 
 def test_trials_get_no_variable_with_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
