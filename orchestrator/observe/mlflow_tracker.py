@@ -76,8 +76,8 @@ class MlflowTracker:
 
     def log(self, points: Sequence[Point]) -> None:
         """Logs the values under their own names."""
+        self._adopt()  # first: a call that raises is repeated, and this may be done twice
         self._log(points)
-        self._adopt()
 
     def log_evaluation(self, point: Point, *, final: bool) -> None:
         """Logs the values with the prefix `held_out.`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -89,6 +90,23 @@ def test_the_trials_of_a_sweep_are_children_of_its_run(uri: str) -> None:
     assert parents == expected
     assert (found["sweep1"].data.metrics, found["sweep1"].info.status) == ({"best_loss": 2.0}, "FINISHED")
     assert found["t3"].data.tags["manta.best"] == "true" and "manta.best" not in found["t1"].data.tags
+
+
+class _Page(list[Any]):
+    """The last page of a search, which found nothing."""
+
+    token = None
+
+
+def test_points_are_logged_once_where_a_trial_is_only_found_at_the_second_try(uri: str) -> None:
+    tracker = MlflowTracker(MlflowConfig(tracking_uri=uri, experiment=EXPERIMENT))
+    tracker.begin(Tracked("sweep1", "lr", "s3://here", 0, {}, Group("sweep1", "lr")))
+    tracker._client = Mock(**{"search_runs.side_effect": [ConnectionError("away"), _Page()]})
+    points = [Point(7, 1000.0, {"best_loss": 2.0})]
+    with pytest.raises(ConnectionError):
+        tracker.log(points)
+    tracker.log(points)
+    assert tracker._client.log_batch.call_count == 1
 
 
 def test_runs_that_begin_together_on_a_new_database_are_all_there(uri: str) -> None:
