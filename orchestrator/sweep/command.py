@@ -182,9 +182,11 @@ def no_result(book: TrialBook, early: str) -> str:
     """Why there is no best trial, with the reason of one that failed; `early` is why the sweep ended before its end."""
     if early:
         return f"No trial has a usable result yet: {early}"
-    failed = next((record for record in book if record.status == "failed" and record.reason), None)
-    example = f", such as {failed.id}: {failed.reason.splitlines()[0][:300]}" if failed else ""
-    return f"No trial has a usable result: all {len(book)} have failed{example}"
+    failed = [record for record in book if record.status == "failed"]  # another of its point may have been stopped
+    share = "all" if len(failed) == len(book) else f"{len(failed)} of"
+    known = next((record for record in failed if record.reason), None)
+    example = f", such as {known.id}: {known.reason.splitlines()[0][:300]}" if known else ""
+    return f"No trial has a usable result: {share} {len(book)} have failed{example}"
 
 
 def run_trials(

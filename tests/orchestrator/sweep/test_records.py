@@ -16,7 +16,7 @@ from orchestrator.console import Console
 from orchestrator.errors import FencedError
 from orchestrator.run.fence import Fence
 from orchestrator.sweep import command
-from orchestrator.sweep.command import runs_of_the_past
+from orchestrator.sweep.command import no_result, runs_of_the_past
 from orchestrator.sweep.coordinator import TrialCoordinator
 from orchestrator.sweep.records import RECORD, TrialBook
 from orchestrator.sweep.trial_record import Donor, TrialRun
@@ -117,6 +117,20 @@ def test_a_record_that_is_gone_or_another_trials_is_named(tmp_path: Path) -> Non
         TrialBook(store)
     store.put("trials/t002.json", kept)
     assert len(TrialBook(store)) == 3
+
+
+@pytest.mark.parametrize(
+    ("statuses", "expected"),
+    [
+        (["failed", "failed"], "all 2 have failed, such as t001: the loss is nan"),
+        (["stopped", "failed", "stopped"], "1 of 3 have failed, such as t002: the loss is nan"),
+    ],
+)
+def test_only_trials_that_failed_are_counted_as_failed(tmp_path: Path, statuses: list[str], expected: str) -> None:
+    book = TrialBook(LocalStore(str(tmp_path)))
+    for number, status in enumerate(statuses, 1):
+        book.add(trial(number, {"train.lr": 0.1}, "running", {})).end(status, "the loss is nan")
+    assert no_result(book, "") == f"No trial has a usable result: {expected}"
 
 
 def test_the_last_record_is_missed_once_the_sweep_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
