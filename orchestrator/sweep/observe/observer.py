@@ -14,7 +14,7 @@ from orchestrator.observe.metrics import RayMetrics
 from orchestrator.observe.observer import tracking_id
 from orchestrator.observe.tracker import Point, Tracked
 from orchestrator.observe.trackers import FLUSH_S, Tracking, trackers
-from orchestrator.run.record import RunRecord, load_record
+from orchestrator.run.record import LIVE, RunRecord, load_record
 from orchestrator.run.run import Group
 from orchestrator.sweep.coordinator import TrialCoordinator
 from orchestrator.sweep.observe.hparams import HparamsFiles
@@ -99,13 +99,14 @@ class SweepObserver:
         for run, mark in marks.items():  # one after the other: W&B has one run in a process
             store = self._root.child(f"runs/{run}")
             try:
-                id_ = tracking_id(store, load_record(store))
+                record = load_record(store)
             except MantaError as error:
-                self._log(f"trackers are not told which trial is the best: {error}")
-                return
+                self._log(f"trackers are not told whether trial {run} is the best: {error}")
+                continue
+            id_, ended = tracking_id(store, record), record.last.status
             told = Tracked(id_, run, store.url_of(""), 0, {}, self.group, {BEST_LABEL: mark})
             marking = [Tracking(tracker, told) for tracker in trackers(self._sweep.base.observe)]
-            self._finish(marking, "finished", deadline)
+            self._finish(marking, "stopped" if ended in LIVE else ended, deadline)
 
     def _finish(self, tracking: list[Tracking], status: str, deadline: float) -> None:
         for each in tracking:
@@ -143,7 +144,8 @@ class SweepObserver:
 def tracked_sweep(sweep: Sweep, store: Store, record: RunRecord) -> Tracked:
     """Builds the description of the sweep that trackers receive."""
     id_ = tracking_id(store, record)
-    spec = sweep.spec.model_dump(mode="json", exclude_none=True, include={"searcher", "scheduler", "metric"})
+    told = {"searcher", "scheduler", "metric"}
+    spec = sweep.spec.model_dump(mode="json", by_alias=True, exclude_none=True, include=told)
     space = {f"space.{name}": str(domain.summary()) for name, domain in sweep.spec.space.items()}
     return Tracked(id_, sweep.name, store.url_of(""), 0, flatten(spec) | space, Group(id_, sweep.name))
 

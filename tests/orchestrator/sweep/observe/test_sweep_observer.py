@@ -23,7 +23,7 @@ from orchestrator.sweep.claim import claim
 from orchestrator.sweep.coordinator import TrialCoordinator
 from orchestrator.sweep.observe import observer as module
 from orchestrator.sweep.observe.metrics import SWEEP_METRICS
-from orchestrator.sweep.observe.observer import SweepObserver, observing
+from orchestrator.sweep.observe.observer import SweepObserver, observing, tracked_sweep
 from orchestrator.sweep.records import TrialBook
 from orchestrator.sweep.spec import Sweep
 from orchestrator.sweep.tune import fit as fit_module
@@ -79,13 +79,16 @@ class _Sweep:
         self.root = LocalStore(str(folder / "kept"))
         self.store = self.root.child("sweeps/lr")
         book, steps = TrialBook(self.store), self.sweep.steps
+        self.runs: list[Fence] = []
         for number, loss in ((1, 3.0), (2, 2.0), (3, 4.0)):
             record = trial(number, {"train.lr": 0.1 * number, "train.optimizer.name": "sgd"}, "finished", {steps: loss})
             record.trial_run.run, record.trial_run.step, record.worker_s = f"lr-t{number:03d}", steps, 10.0
             record.failures = ["a node was lost"] * (number - 1)
             book.add(record)
             config = self.sweep.config_of(record.point, record.trial_run.run)
-            Fence.claim(self.root.child(f"runs/{config.run}"), config.run, result_fields(config), keep_pins=False)
+            run = self.root.child(f"runs/{config.run}")
+            self.runs.append(Fence.claim(run, config.run, result_fields(config), keep_pins=False))
+            self.runs[-1].update(attempt={"status": "finished"})
         self.record: RunRecord = claim(self.sweep, self.store, takeover=False).record
         self.coordinator = TrialCoordinator(self.sweep, book, _Slots())  # type: ignore[arg-type]
         self.lines: list[str] = []
@@ -142,11 +145,29 @@ def test_an_attempt_that_is_fenced_does_not_end_the_sweep_in_the_trackers(lr: _S
     assert "finish" not in [each[0] for each in told]
 
 
-def test_a_trial_whose_record_is_gone_is_one_line(lr: _Sweep, told: Told) -> None:
-    lr.root.delete_prefix("runs/lr-t002/")
+@pytest.mark.parametrize(("status", "ended"), [("stopped", "stopped"), ("failed", "failed"), ("running", "stopped")])
+def test_a_trial_that_is_marked_has_ended_as_before(lr: _Sweep, told: Told, status: str, ended: str) -> None:
+    lr.runs[1].update(attempt={"status": status})
+    lr.observer().close("finished")
+    assert told[-1] == ("finish", "lr-t002", ended)
+
+
+@pytest.mark.parametrize(("gone", "marked"), [("lr-t002", "lr-t003"), ("lr-t003", "lr-t002")])
+def test_a_trial_whose_record_is_gone_is_one_line(lr: _Sweep, told: Told, gone: str, marked: str) -> None:
+    lr.record = replace(lr.record, result={"best_run": "lr-t003"})
+    lr.root.delete_prefix(f"runs/{gone}/")
     lr.observer().close("finished")
     [line] = lr.lines
-    assert line.startswith("trackers are not told which trial is the best: ")
+    assert line.startswith(f"trackers are not told whether trial {gone} is the best: ")
+    assert [each[1] for each in told if each[0] == "begin"] == ["lr", marked]
+
+
+def test_trackers_get_the_fields_of_the_sweep_by_their_own_names(lr: _Sweep) -> None:
+    spec = lr.sweep.spec
+    warm = spec.model_copy(update={"searcher": spec.searcher.model_copy(update={"from_": "early"})})
+    parameters = tracked_sweep(replace(lr.sweep, spec=warm), lr.store, lr.record).parameters
+    assert (parameters["searcher.from"], parameters["searcher.trials"]) == ("early", 3)
+    assert not [name for name in parameters if name.endswith("_")]
 
 
 def test_metrics_follow_from_the_records(lr: _Sweep, told: Told) -> None:
