@@ -155,7 +155,7 @@ def run_sweep(
         raise KeyboardInterrupt
     coordinator.record_outs()  # the attempt that decided may have been killed before it could
     repeats = sweep.spec.searcher.repeats
-    best = best_of(book.by_number, coordinator.decisions.finalists, coordinator.levels, repeats)
+    best = best_of(book.by_number, coordinator.decisions, coordinator.levels, repeats)
     if best is not None:
         loss = f"{best.loss:.4f}" + spread_text(deviation_of(best, book.by_number, repeats))
         path = write_best(sweep, best, loss)

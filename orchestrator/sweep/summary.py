@@ -10,7 +10,7 @@ from orchestrator.run.fence import liveness
 from orchestrator.run.record import LIVE, RunRecord, load_record
 from orchestrator.sweep.records import RECORD, TrialBook
 from orchestrator.sweep.schedule.choice import schedule_of
-from orchestrator.sweep.schedule.legs import Schedule, Trials, ranked
+from orchestrator.sweep.schedule.legs import Decisions, Schedule, Trials, ranked
 from orchestrator.sweep.schedule.milestones import rungs
 from orchestrator.sweep.schedule.repeated import deviation_of, points_of
 from orchestrator.sweep.schedule.whole import WholeTrials
@@ -183,20 +183,21 @@ def trial_summary(record: TrialRecord, steps: int) -> TrialSummary:
     }
 
 
-def best_of(trials: Trials, finalists: Sequence[int], levels: Sequence[int], repeats: int = 1) -> TrialRecord | None:
+def best_of(trials: Trials, decisions: Decisions, levels: Sequence[int], repeats: int = 1) -> TrialRecord | None:
     """The first of the finalists; where there are none yet, the best at the highest of the levels that one has reached.
 
-    Below the first level, the best of those with the most steps.
+    Below the first level, the best of those with the most steps. Points that are not compared are left out.
 
     Args:
         trials: the records by number.
-        finalists, levels: those of the schedule.
+        decisions, levels: those of the schedule.
         repeats: trials of a point; above 1, the result is the record of a point, see `points_of`.
     """
     by_number = points_of(trials, repeats)
-    if finalists:
-        return by_number[finalists[0]]
-    able = {number: record for number, record in by_number.items() if record.status != "failed"}
+    if decisions.finalists:
+        return by_number[decisions.finalists[0]]
+    compared = {number: record for number, record in by_number.items() if number <= decisions.compared}
+    able = {number: record for number, record in compared.items() if record.status != "failed"}
     for level in reversed(levels):
         if known := ranked(list(able), able, level):
             return able[known[0]]
@@ -233,7 +234,7 @@ def summary_of(sweep: Sweep, record: RunRecord, book: Sequence[TrialRecord], *, 
     if "searcher.batch" not in record.result_fields:  # of version 0.2.0, whose rules stopped trials
         schedule = WholeTrials(len(book), schedule.levels)
     repeats = sweep.spec.searcher.repeats
-    best, last = best_of(by_number, schedule.decide(by_number).finalists, schedule.levels, repeats), record.last
+    best, last = best_of(by_number, schedule.decide(by_number), schedule.levels, repeats), record.last
     status = "died" if last.status in LIVE and not lives else last.status
     cost = cost_summary(trials)
     cost["steps"] = sum(trial.step for trial in book)

@@ -44,18 +44,24 @@ class Halving:
 
     def decide(self, trials: Trials) -> Decisions:
         """See `Schedule`."""
-        decisions = Decisions()
+        decisions, left = Decisions(), list[tuple[int, float, int]]()
         for bracket in range(self._brackets):
             numbers = list(range(1 + bracket, self._trials + 1, self._brackets))
-            self._decide_bracket(numbers, self.levels[bracket:], trials, decisions)
+            left += self._decide_bracket(numbers, self.levels[bracket:], trials, decisions)
         decisions.legs.sort(key=lambda leg: 0 if leg.number in trials else leg.number)  # begun ones, then by number
         if self._eager and decisions.legs:
             self._add_early_legs(trials, decisions)
         if self._brackets > 1:
             decisions.finalists = ranked(decisions.finalists, trials, self.levels[-1])
+        if not decisions.legs and not decisions.finalists:  # all that went on have failed
+            decisions.finalists = [number for *_, number in sorted(left)]
         return decisions
 
-    def _decide_bracket(self, group: list[int], levels: list[int], trials: Trials, decisions: Decisions) -> None:
+    def _decide_bracket(
+        self, group: list[int], levels: list[int], trials: Trials, decisions: Decisions
+    ) -> list[tuple[int, float, int]]:
+        """Adds its decisions; returns (-step, loss, number) of each trial that is not needed beyond the rung `step`."""
+        left: list[tuple[int, float, int]] = []
         size, before = len(group), list[int]()
         undecided = 0  # trials that may still come to this rung from the one below
         for place, level in enumerate(levels):
@@ -67,15 +73,19 @@ class Halving:
             same_order = known == [each for each in before if each in have_come] != []
             if (self._settles and same_order and not unknown) or place + 1 == len(levels):
                 decisions.finalists += known
-                return
+                return left
             size = max(1, int(size // self._factor))
             # One that fails on its way to the next rung makes room for another.
             above = levels[place + 1]
             able = [each for each in known if not is_lost(trials[each]) or loss_at(trials[each], above) is not None]
+            # After the last that is needed; some may have gone on nevertheless, and failed, as slots were free.
+            needed = known.index(able[size - 1]) + 1 if len(able) >= size else len(known)
+            left += [(-level, loss_at(trials[each], level) or 0.0, each) for each in known[needed:]]
             for number in able[size:]:
                 decisions.out[number] = f"not among the best {size} of the trials that reached step {level}"
             group, before = able[: max(0, size - unknown)], known
             undecided = min(size, unknown + len(able)) - len(group)
+        return left
 
     def _add_early_legs(self, trials: Trials, decisions: Decisions) -> None:
         """Adds the promotions of algorithm 2: the best 1/factor of those that have reached a rung so far."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -39,12 +40,14 @@ class Decisions:
         out: why a trial goes no further, by number.
         finalists: numbers of the points from which the best is chosen, the best first; where each point is one trial,
             they are numbers of trials.
+        compared: the highest number of a point that is compared.
         early: why no more points are begun; "" where there is no such reason.
     """
 
     legs: list[Leg] = field(default_factory=list)
     out: dict[int, str] = field(default_factory=dict)
     finalists: list[int] = field(default_factory=list)
+    compared: float = math.inf
     early: str = ""
 
 

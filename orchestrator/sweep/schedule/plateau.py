@@ -30,6 +30,7 @@ class UntilPlateau:
         """See `Schedule`."""
         count = self._count(trials)
         decisions = self._schedule_of(count).decide(trials)
+        decisions.compared = count
         if count < self._points:
             first = count - self._window + 1
             decisions.early = (

@@ -87,5 +87,4 @@ class Repeated:
             decisions.out |= {
                 number: reason for number in trials_of(point, self._repeats) if not is_lost(trials.get(number))
             }
-        decisions.finalists, decisions.early = of_points.finalists, of_points.early
-        return decisions
+        return replace(of_points, legs=decisions.legs, out=decisions.out)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.sweep.schedule.halving import Halving
@@ -15,6 +16,7 @@ from orchestrator.sweep.schedule.legs import Schedule
 from orchestrator.sweep.schedule.plateau import UntilPlateau
 from orchestrator.sweep.schedule.population import Population
 from orchestrator.sweep.schedule.repeated import Repeated, point_of, points_of, trials_of
+from orchestrator.sweep.summary import best_of
 from orchestrator.sweep.trial_record import Donor, Report, TrialRecord, TrialRun
 
 LEVELS = [10, 40, 90]
@@ -78,17 +80,21 @@ def drawn_losses(seed: int) -> Losses:
 
 
 def halved(trials: int, losses: Losses, factor: float, lost: set[tuple[int, int]] = frozenset()) -> list[int]:  # type: ignore[assignment]
-    """Synchronous halving as it is written down: the survivors of each rung, the best of the last one first."""
-    cohort = list(range(1, trials + 1))
+    """Synchronous halving as it is written down: the survivors of each rung, the best of the last one first.
+
+    If none comes to the last rung: who was not needed beyond a rung, those of the highest rung first.
+    """
+    cohort, left = list(range(1, trials + 1)), list[int]()
     size = trials
     for level, above in zip(LEVELS, [*LEVELS[1:], None], strict=True):
         reached = sorted(
             (number for number in cohort if (number, level) not in lost), key=lambda n: (losses(n, level), n)
         )
         if above is None:
-            return reached
+            return reached or left
         size = max(1, int(size // factor))
         cohort = [number for number in reached if (number, above) not in lost][:size]
+        left = (reached[reached.index(cohort[-1]) + 1 :] if len(cohort) == size else []) + left
     return []
 
 
@@ -144,7 +150,8 @@ def test_points_of_several_trials_are_halved_by_their_means(
     played = play(schedule, losses, slots, seed, kills, lambda number, until: (number, until) in lost)
     assert played.finalists == halved(9, mean, 3, lost_points)
     points = points_of(played.trials, repeats)
-    assert [points[point].loss for point in played.finalists] == [mean(point, 90) for point in played.finalists]
+    for point in played.finalists:
+        assert points[point].loss == mean(point, points[point].reports[-1].step)
 
 
 def up_to_plateau(losses: list[float], window: int, by: float) -> int:
@@ -176,6 +183,34 @@ def test_a_plateau_ends_a_sweep_after_the_same_trials_however_many_run_at_once(
     assert set(range(1, count + 1)) <= played.trials.keys()
     if slots == 1 and not kills:
         assert played.trials.keys() == set(range(1, count + 1))
+
+
+@settings(max_examples=100)
+@example(slots=40, window=5, repeats=1, kind={"eager": True}, kills=0, seed=4227)  # what was begun early has failed
+@example(slots=40, window=2, repeats=2, kind={"eager": True}, kills=1, seed=7632)
+@given(
+    slots=st.sampled_from([2, 5, 40]),
+    window=st.sampled_from([2, 5, 30]),
+    repeats=st.integers(1, 2),
+    kind=st.sampled_from([{}, {"eager": True}, {"settles": True}, {"brackets": 2}]),
+    kills=st.integers(0, 3),
+    seed=st.integers(0, 10_000),
+)
+def test_where_all_finalists_fail_the_best_is_the_same_however_many_run_at_once(
+    slots: int, window: int, repeats: int, kind: dict[str, Any], kills: int, seed: int
+) -> None:
+    draw = random.Random(seed)
+    failing = dict(zip(LEVELS, draw.choice([(0.1, 0.5, 1.0), (0.2, 0.9, 0.9), (0.1, 1.0, 0.0)]), strict=True))
+    lost = {(number, level) for number in range(1, 31) for level in LEVELS if draw.random() < failing[level]}
+    schedule: Schedule = UntilPlateau(lambda points: Halving(points, LEVELS, 3, **kind), 15, window, 0.1)
+    schedule = schedule if repeats == 1 else Repeated(schedule, repeats)
+
+    def best(slots: int, kills: int) -> int | None:
+        played = play(schedule, drawn_losses(seed), slots, seed, kills, lambda number, until: (number, until) in lost)
+        found = best_of(played.trials, schedule.decide(played.trials), LEVELS, repeats)
+        return found and found.number
+
+    assert best(slots, kills) == best(1, 0)
 
 
 def test_points_that_fail_do_not_improve_and_none_is_no_plateau() -> None:

@@ -71,7 +71,7 @@ def end(scheduler: RecordingScheduler, trial: Any, **result: Any) -> None:
 
 def best_of_book(coordinator: TrialCoordinator) -> TrialRecord | None:
     book, repeats = coordinator.book.by_number, coordinator.sweep.spec.searcher.repeats
-    return best_of(book, coordinator.decisions.finalists, coordinator.levels, repeats)
+    return best_of(book, coordinator.decisions, coordinator.levels, repeats)
 
 
 def play(sweep: Sweep, folder: Path, cut: set[int], slots: int = 3) -> tuple[Outcome, TrialRecord | None]:
