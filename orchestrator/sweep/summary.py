@@ -108,7 +108,11 @@ class TokenizedSummary(TypedDict):
 
 
 class SweepSummary(TypedDict):
-    """A sweep; `status` is running, finished, stopped or died."""
+    """A sweep; `status` is running, finished, stopped or died.
+
+    `points` has the means of points of several trials, under the id of the first, see `points_of`; it is empty where
+    each point is one trial.
+    """
 
     sweep: str
     status: str
@@ -120,6 +124,7 @@ class SweepSummary(TypedDict):
     ended_at: float | None
     space: dict[str, DomainSummary]
     trials: list[TrialSummary]
+    points: list[TrialSummary]
     best: BestSummary | None
     rungs: list[RungSummary]
     cost: CostSummary
@@ -250,6 +255,9 @@ def summary_of(sweep: Sweep, record: RunRecord, book: Sequence[TrialRecord], *, 
         "ended_at": None if status in LIVE else last.heartbeat_at,
         "space": {name: cast(DomainSummary, domain.summary()) for name, domain in sweep.spec.space.items()},
         "trials": trials,
+        "points": [trial_summary(point, sweep.steps) for point in points_of(by_number, repeats).values()]
+        if repeats > 1
+        else [],
         "best": None
         if best is None or best.loss is None
         else {

@@ -71,7 +71,12 @@ class Trial:
     @property
     def reached(self) -> int:
         """The last step that the trial did, which may be after its last reported loss."""
-        return max(self.step, self.curve[-1][0] if self.curve else 0)
+        return max(self.step, self.reported)
+
+    @property
+    def reported(self) -> int:
+        """The step of the last reported loss; 0 before."""
+        return self.curve[-1][0] if self.curve else 0
 
     def loss_at(self, step: int) -> float | None:
         """The last loss reported up to `step`; None where the trial did not reach it."""
@@ -83,10 +88,15 @@ class Trial:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is shown of a sweep; `trials` are in display order, the best first."""
+    """What is shown of a sweep; `trials` are in display order, the best first.
+
+    `points` are what the sweep compares: the trials, or the means of points of several trials, under the id of the
+    first of them.
+    """
 
     fields: tuple[Field, ...]
     trials: tuple[Trial, ...]
+    points: tuple[Trial, ...]
     rungs: tuple[int, ...]
     main: Field | None
 
@@ -112,12 +122,14 @@ def read(summary: Summary, *, curves: bool = True) -> Facts:
     """Reads a summary; without `curves`, which may be long, reading is fast."""
     best_id = (summary.get("best") or {}).get("id")
     trials = [_trial(each, best_id, curves) for each in summary.get("trials") or ()]
+    points = [_trial(each, best_id, curves) for each in summary.get("points") or ()] or trials
     space: Mapping[str, Mapping[str, Any]] = summary.get("space") or {}
     names = list(dict.fromkeys([*space, *(name for trial in trials for name in trial.config)]))
     short = short_names(names)
     fields = tuple(_field(name, short[name], space.get(name) or {}, trials) for name in names)
     rungs = tuple(sorted({int(rung["step"]) for rung in summary.get("rungs") or () if is_number(rung.get("step"))}))
-    return Facts(fields, tuple(sorted(trials, key=_order)), rungs, _main(fields, trials))
+    ordered, compared = (tuple(sorted(each, key=_order)) for each in (trials, points))
+    return Facts(fields, ordered, compared, rungs, _main(fields, trials))
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The Pareto fronts of a sweep: trials that no other beats in both loss and cost."""
+"""The Pareto fronts of a sweep: points that no other beats in both loss and cost."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ COSTS = (
 
 @dataclass(frozen=True)
 class Front:
-    """The trials that are compared, by cost; `best` are those of them that no other beats in both.
+    """The points that are compared, by cost, as `Facts.points`; `best` are those of them that no other beats in both.
 
-    One trial beats another if its loss and its cost are not higher, and one of them is lower.
+    One point beats another if its loss and its cost are not higher, and one of them is lower.
     """
 
     cost: Cost
@@ -41,20 +41,21 @@ class Front:
 
     @property
     def text(self) -> str:
-        """The best trials in one line, the cheapest first."""
+        """The best points in one line, the cheapest first."""
         return ", ".join(
             f"{trial.id} {trial.loss:.4f} ({self.cost.text(self.cost.of(trial) or 0)})" for trial in self.best
         )
 
 
 def fronts(facts: Facts) -> list[Front]:
-    """The front of each cost in which the trials differ.
+    """The front of each cost in which the points differ.
 
-    Compared are trials that have done as many steps as any: the loss of one that was stopped before is of another step.
+    Compared are points whose last loss is of as late a step as any: the loss of one that was stopped before is of
+    another step.
     """
-    with_loss = [trial for trial in facts.trials if trial.loss is not None and trial.status != "failed"]
-    last = max((trial.reached for trial in with_loss), default=0)
-    finalists = [trial for trial in with_loss if trial.reached == last]
+    with_loss = [point for point in facts.points if point.loss is not None and point.status != "failed"]
+    last = max((point.reported for point in with_loss), default=0)
+    finalists = [point for point in with_loss if point.reported == last]
     found = []
     for cost in COSTS:
         known = [(float(at), trial.loss or 0.0, trial.id, trial) for trial in finalists if (at := cost.of(trial))]
@@ -89,6 +90,6 @@ def front_chart(facts: Facts, front: Front, metric: str) -> str:
         drawn.append(trial_mark(facts, trial, mark(facts.group(trial), at, loss, "dot"), ring))
     axis = f"{front.cost.unit}{', logarithmic' if is_log else ''}"
     name = f"front-{front.cost.name.replace(' ', '-')}"
-    text = f"Of {len(front.compared)} trials, no other beats these in both: {front.text}."
+    text = f"Of {len(front.compared)} points, no other beats these in both: {front.text}."
     drawn.insert(0, axes(x, y, axis, metric))
     return svg(name, f"Loss against {front.cost.name}", text, SMALL_WIDTH, SMALL_HEIGHT, *drawn)

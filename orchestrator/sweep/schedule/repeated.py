@@ -25,8 +25,9 @@ def point_of(trial: int, repeats: int) -> int:
 def points_of(trials: Trials, repeats: int) -> Trials:
     """A record for each point that has begun, by the point's number; the trials themselves where `repeats` is 1.
 
-    It is that of the point's first trial, with the mean loss at each step that all of its trials have reported. It has
-    failed once one of them has: a mean over the others would favour points that diverge now and then.
+    It is that of the point's first trial, with the mean loss at each step that all of its trials have reported, their
+    mean worker-seconds, and the least of their steps. It has failed once one of them has: a mean over the others would
+    favour points that diverge now and then.
     """
     if repeats == 1:
         return trials
@@ -48,7 +49,10 @@ def _mean(trials: list[TrialRecord | None]) -> TrialRecord:
         losses = [loss for each in trials if (loss := loss_at(each, report.step)) is not None]
         if len(losses) == len(trials):
             reports.append(replace(report, loss=sum(losses) / len(losses)))
-    return replace(first, status=status, reports=reports)
+    begun = [each for each in trials if each is not None]
+    worker_s = sum(each.worker_s for each in begun) / len(begun)
+    least = replace(first.trial_run, step=min(each.step for each in begun))
+    return replace(first, status=status, reports=reports, worker_s=worker_s, trial_runs=[least])
 
 
 def deviation_of(point: TrialRecord, trials: Trials, repeats: int) -> float | None:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.stores.local import LocalStore
+from orchestrator.sweep.claim import claim
 from orchestrator.sweep.report.facts import read
 from orchestrator.sweep.report.page import html
 from orchestrator.sweep.report.pareto import fronts
+from orchestrator.sweep.summary import summary_of
 from tests.html_page import Page
 from tests.orchestrator.sweep.summaries import realistic
+from tests.orchestrator.sweep.test_policies import sweep_of
+from tests.orchestrator.sweep.test_policies import trial as record_of
 
 
 def sweep(*trials: tuple[float, float, int]) -> dict[str, Any]:
@@ -59,6 +65,27 @@ def test_trials_that_ended_before_the_others_are_not_compared() -> None:
     summary["trials"][2] |= {"status": "stopped", "step": 3, "curve": [[3, 1.0]]}
     summary["trials"][3] |= {"status": "failed"}
     assert found(summary) == _fronts("t0 t1", "t0 t1")
+
+
+def test_a_trial_that_was_interrupted_after_its_last_report_is_not_alone_the_furthest() -> None:
+    summary = sweep((3.0, 10, 500), (2.0, 20, 700), (4.0, 30, 900))
+    summary["trials"][1]["step"] = 13
+    assert found(summary) == _fronts("t0 t1", "t0 t1")
+
+
+def test_points_of_several_trials_are_compared_by_their_means(tmp_path: Path) -> None:
+    spec = {"searcher": {"name": "random", "trials": 2, "repeats": 2}, "scheduler": {"name": "none"}}
+    lr, store = sweep_of(tmp_path, **spec), LocalStore(str(tmp_path / "store"))
+    book = []
+    for number, (loss, worker_s) in enumerate([(2.0, 10.0), (5.0, 30.0), (3.0, 40.0), (3.2, 40.0)], 1):
+        book.append(record_of(number, {"train.lr": 0.1 * ((number + 1) // 2)}, "finished", {lr.steps: loss}))
+        book[-1].trial_run.step, book[-1].worker_s = lr.steps - number % 2, worker_s
+    summary = summary_of(lr, claim(lr, store, takeover=False).record, book)
+    [front] = fronts(read(summary))
+    assert [(each.id, each.loss, each.worker_s) for each in front.best] == [("t001", 3.5, 20.0), ("t003", 3.1, 40.0)]
+    assert summary["best"] is not None and summary["best"]["id"] == "t003"
+    assert [each["step"] for each in summary["points"]] == [lr.steps - 1] * 2
+    assert len(summary["trials"]) == 4
 
 
 @settings(deadline=None, max_examples=60)
