@@ -1,8 +1,9 @@
-"""The importance of a sweep's fields: how much of the order of its trials each field explains by itself.
+"""The importance of a sweep's fields: how much of the order of its points each field explains by itself.
 
 A forest or a functional ANOVA fitted to sixteen trials depends on its own seed as much as on the sweep. The method here
-has few parameters and states its certainty: for each field a linear model of the trials' ranks by loss, its adjusted R
-squared with an interval from resampled trials, and a permutation test.
+has few parameters and states its certainty: for each field a linear model of the points' ranks by loss, its adjusted R
+squared with an interval from resampled points, and a permutation test. Trials of one point are no independent
+observations of its fields, so they count as one, by their mean loss.
 """
 
 from __future__ import annotations
@@ -18,32 +19,33 @@ from orchestrator.sweep.report.facts import Facts, Field, Trial
 
 Array = NDArray[np.float64]
 
-MIN_TRIALS = 6
-"""Minimum number of trials for a statement."""
+MIN_POINTS = 6
+"""Minimum number of points for a statement."""
 
 PERMUTATIONS = 2000
 """Shuffles of the permutation test."""
 
 RESAMPLES = 1000
-"""Resamples of the trials, from which the interval of a share follows."""
+"""Resamples of the points, from which the interval of a share follows."""
 
 CONFIDENCE, CHANCE = 0.95, 0.05
 """Confidence of the intervals; probability at most that, where no field matters, one is said to."""
 
 METHOD = (
-    "Every trial that finished or was stopped is ranked by its loss at the last step that all of them reached. For "
-    "each field by itself, the share of the variance of these ranks that it explains is the adjusted R² of a linear "
+    "Every point whose trials finished or were stopped is ranked by its loss, the mean over its trials, at the last "
+    "step that all of them reached. For each field by itself, the share of the variance of these ranks that it "
+    "explains is the adjusted R² of a linear "
     "model: the groups' means for a choice; a line, and with four or more values a parabola, for a number (in its "
     "logarithm where it was searched so). The range after it is where the share lies in 95 % of the samples of as many "
-    f"trials, drawn from these with replacement ({RESAMPLES:,} samples). p is how often shuffled losses give as large "
-    f"a share ({PERMUTATIONS:,} shuffles). There are not enough trials to tell where the range includes 0, or where p "
+    f"points, drawn from these with replacement ({RESAMPLES:,} samples). p is how often shuffled losses give as large "
+    f"a share ({PERMUTATIONS:,} shuffles). There are not enough points to tell where the range includes 0, or where p "
     "times the number of fields is above 0.05."
 )
 
 LIMITS = (
     "Read it as a hint. One field at a time says nothing of fields that matter only together: a learning rate that "
-    "suits one optimizer and not another looks unimportant here. Stopped trials are compared early, which favours what "
-    "learns fast at first. A searcher that goes where losses are low leaves less variance to explain. With few trials "
+    "suits one optimizer and not another looks unimportant here. Stopped points are compared early, which favours what "
+    "learns fast at first. A searcher that goes where losses are low leaves less variance to explain. With few points "
     "only strong effects stand out."
 )
 
@@ -53,16 +55,16 @@ class Effect:
     """The importance of one field.
 
     Attributes:
-        trials: number of trials that use the field.
-        share: share of the variance of these trials' ranks, 0 to 1; None where it cannot be computed.
+        points: number of points that use the field.
+        share: share of the variance of these points' ranks, 0 to 1; None where it cannot be computed.
         low, high: interval of the share, 0 to 1.
         p: probability of a share as large by chance.
-        is_certain: whether the trials are enough to tell that the field matters at all.
+        is_certain: whether the points are enough to tell that the field matters at all.
         note: why there is no share.
     """
 
     field: Field
-    trials: int
+    points: int
     share: float | None = None
     low: float = 0.0
     high: float = 1.0
@@ -76,41 +78,41 @@ class Effect:
         if self.share is None:
             return self.note
         interval = f"{self.low:.0%} to {self.high:.0%}"
-        return f"{self.share:.0%} ({interval})" if self.is_certain else f"not enough trials to tell ({interval})"
+        return f"{self.share:.0%} ({interval})" if self.is_certain else f"not enough points to tell ({interval})"
 
 
 @dataclass(frozen=True)
 class Importance:
-    """`effects` by share, the largest first; `step` is where the trials were compared, None if none could be."""
+    """`effects` by share, the largest first; `step` is where the points were compared, None if none could be."""
 
     step: int | None
-    trials: int
+    points: int
     failed: int
     effects: tuple[Effect, ...]
 
     @property
     def text(self) -> str:
-        """What the trials tell of all fields, in one line; "" where there is nothing to compare."""
-        if self.step is None or self.trials < MIN_TRIALS:
+        """What the points tell of all fields, in one line; "" where there is nothing to compare."""
+        if self.step is None or self.points < MIN_POINTS:
             return ""
         certain = [f"{effect.field.short} {effect.text}" for effect in self.effects if effect.is_certain]
         others = [effect.field.short for effect in self.effects if effect.share is not None and not effect.is_certain]
-        unknown = [f"not enough trials to tell of {', '.join(others)}"] if others else []
+        unknown = [f"not enough points to tell of {', '.join(others)}"] if others else []
         return "; ".join([*certain, *unknown])
 
 
 def importance(facts: Facts, seed: int = 0) -> Importance:
-    """The importance of each field for the trials' order at the last step that all finished and stopped trials reached.
+    """The importance of each field for the points' order at the last step that all finished and stopped ones reached.
 
     If all of them reached rungs of the scheduler, it is the last such rung.
     """
-    trials = [trial for trial in facts.trials if trial.status in ("finished", "stopped") and trial.curve]
-    failed = sum(trial.status == "failed" for trial in facts.trials)
-    if not trials:
+    points = [point for point in facts.points if point.status in ("finished", "stopped") and point.curve]
+    failed = sum(point.status == "failed" for point in facts.points)
+    if not points:
         return Importance(None, 0, failed, ())
-    reached = min(trial.reached for trial in trials)
+    reached = min(point.reached for point in points)
     step = max((rung for rung in facts.rungs if rung <= reached), default=reached)
-    compared = [(trial, loss) for trial in trials if (loss := trial.loss_at(step)) is not None]
+    compared = [(point, loss) for point in points if (loss := point.loss_at(step)) is not None]
     effects = [_effect(field, compared, len(facts.fields), seed) for field in facts.fields]
     effects.sort(key=lambda effect: -1.0 if effect.share is None else effect.share, reverse=True)
     return Importance(step, len(compared), failed, tuple(effects))
@@ -118,14 +120,14 @@ def importance(facts: Facts, seed: int = 0) -> Importance:
 
 def _effect(field: Field, compared: Sequence[tuple[Trial, float]], fields: int, seed: int) -> Effect:
     having = [(trial, loss) for trial, loss in compared if field.of(trial) is not None]
-    if len(having) < MIN_TRIALS:
-        return Effect(field, len(having), note=f"too few trials use it; {MIN_TRIALS} are needed")
+    if len(having) < MIN_POINTS:
+        return Effect(field, len(having), note=f"too few points use it; {MIN_POINTS} are needed")
     design = _design(field, [trial for trial, _ in having])
     parameters = design.shape[1] - 1
     if parameters == 0:
         return Effect(field, len(having), note="all of them have the same value")
     if len(having) - parameters - 1 < 3:
-        return Effect(field, len(having), note="it has almost as many values as there are trials")
+        return Effect(field, len(having), note="it has almost as many values as there are points")
     ranks = _ranks(np.array([loss for _, loss in having]))
     if not np.ptp(ranks):
         return Effect(field, len(having), note="all losses are the same")

@@ -8,7 +8,7 @@ from orchestrator.report.format import clock, duration, is_number, label
 from orchestrator.report.page import cell, figure, legend, page, row, section, switch, table, tiles
 from orchestrator.report.svg import esc, tag
 from orchestrator.sweep.report.facts import Facts, Summary, Trial, config_text, read
-from orchestrator.sweep.report.importance import LIMITS, METHOD, MIN_TRIALS, importance
+from orchestrator.sweep.report.importance import LIMITS, METHOD, MIN_POINTS, importance
 from orchestrator.sweep.report.parallel import ancestry, parallel
 from orchestrator.sweep.report.pareto import Front, front_chart, fronts
 from orchestrator.sweep.report.plots import bars, best_curve, best_so_far, curves, scatter, timeline
@@ -150,18 +150,18 @@ def _pareto(facts: Facts, pareto: list[Front], metric: str, groups: list[str]) -
         tag("div", *charts, class_="two") if charts else "",
         legend(groups, lines=False) if charts else "",
         *told,
-        note="The trials that have done most steps. No other beats those with a ring (◆ in the table) in both; the "
-        "sweep itself selects by loss alone.",
+        note="The points that were trained furthest, by the means of their trials. No other beats those with a "
+        "ring (◆ in the table) in both; the sweep itself selects by loss alone.",
     )
 
 
 def _mattered(facts: Facts) -> str:
     found = importance(facts)
-    if found.step is None or found.trials < MIN_TRIALS:
-        few = f"{found.trials} trials have finished or were stopped; at least {MIN_TRIALS} are needed."
+    if found.step is None or found.points < MIN_POINTS:
+        few = f"{found.points} points have finished or were stopped; at least {MIN_POINTS} are needed."
         return section("Importance of fields", tag("p", esc(few), class_="none")) if facts.fields else ""
-    left = f" {found.failed} failed trials are left out." if found.failed else ""
-    compared = f"{found.trials} trials compared at step {found.step}.{left}"
+    left = f" {found.failed} failed points are left out." if found.failed else ""
+    compared = f"{found.points} points compared at step {found.step}.{left}"
     return section(
         "Importance of fields",
         figure(bars(found)),

@@ -214,7 +214,7 @@ def bars(found: Importance) -> str:
         drawn.append(line(x(effect.low), y + 9, x(effect.high), y + 9, "range"))
         drawn += [line(x(end), y + 4, x(end), y + 14, "range") for end in (effect.low, effect.high)]
         sure = f"p = {effect.p:.3f}" if effect.p >= 0.001 else "p < 0.001"
-        using = f", {effect.trials} trials" if effect.trials < found.trials else ""
+        using = f", {effect.points} points" if effect.points < found.points else ""
         drawn.append(text_at(right + 12, y + 13, f"{effect.text}, {sure}{using}", "tick", 64))
     text = "; ".join(f"{effect.field.name}: {effect.text}" for effect in rows)
     return svg("mattered", "What each field explains", text, WIDTH, 24 + row * len(rows), *drawn)

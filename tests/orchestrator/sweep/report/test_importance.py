@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.sweep.report.facts import read
-from orchestrator.sweep.report.importance import MIN_TRIALS, Effect, importance
+from orchestrator.sweep.report.importance import MIN_POINTS, Effect, importance
 from tests.orchestrator.sweep.summaries import realistic, summaries
 
 
@@ -73,14 +73,14 @@ def test_the_field_that_decides_is_found(field: str, losses: Any, seed: int) -> 
 
 
 def test_where_nothing_matters_no_field_is_said_to() -> None:
-    """But in about one sweep of twenty; and the trials are said to be too few."""
+    """But in about one sweep of twenty; and the points are said to be too few."""
     found = [importance(read(sweep(lambda config, rng: rng.gauss(4, 1), seed=seed))) for seed in range(60)]
     certain = [any(effect.is_certain for effect in each.effects) for each in found]
     assert sum(certain) <= 5
     first = found[certain.index(False)]
     names = ", ".join(effect.field.short for effect in first.effects)
-    assert first.text == f"not enough trials to tell of {names}"
-    assert all("not enough trials to tell (0% to " in effect.text for effect in first.effects)
+    assert first.text == f"not enough points to tell of {names}"
+    assert all("not enough points to tell (0% to " in effect.text for effect in first.effects)
 
 
 @pytest.mark.parametrize("trials", [12, 40])
@@ -132,14 +132,34 @@ def test_a_monotone_change_of_the_losses_changes_nothing() -> None:
     }
 
 
+def repeated(points: int, repeats: int, seed: int) -> dict[str, Any]:
+    """A sweep in which no field matters; the trials of a point have the same config and similar losses."""
+    rng = random.Random(seed)
+    means = sweep(lambda config, _: rng.gauss(4, 1), points, seed)
+    told = []
+    for trial in means["trials"]:
+        for number in range(repeats):
+            loss = trial["loss"] + rng.gauss(0, 0.1)
+            told.append(trial | {"id": f"{trial['id']}-{number}", "loss": loss, "curve": [[9, loss]]})
+    return means | {"trials": told, "points": means["trials"]}
+
+
+def test_trials_of_one_point_count_once() -> None:
+    found = [importance(read(repeated(MIN_POINTS, 3, seed))) for seed in range(40)]
+    assert {each.points for each in found} == {MIN_POINTS}
+    assert sum(any(effect.is_certain for effect in each.effects) for each in found) <= 4
+    few = importance(read(repeated(MIN_POINTS - 1, 3, 1)))
+    assert few.text == "" and {effect.share for effect in few.effects} == {None}
+
+
 def test_trials_are_compared_at_the_last_rung_that_all_reached() -> None:
     summary = realistic()
     found = importance(read(summary))
-    assert (found.step, found.trials, found.failed) == (35, 15, 1)
+    assert (found.step, found.points, found.failed) == (35, 15, 1)
 
 
 def test_a_field_of_few_trials_gets_no_share() -> None:
-    effects = shares(sweep(lambda config, rng: rng.random(), trials=MIN_TRIALS - 1))
+    effects = shares(sweep(lambda config, rng: rng.random(), trials=MIN_POINTS - 1))
     assert {effect.share for effect in effects.values()} == {None}
     assert "too few" in effects["lr"].note
 

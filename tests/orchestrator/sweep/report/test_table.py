@@ -58,7 +58,7 @@ def test_markup_in_a_summary_is_text() -> None:
 
 def test_what_manta_show_prints() -> None:
     text = printed(realistic())
-    assert "optimizer.name" in text and "not enough trials to tell of" in text
+    assert "optimizer.name" in text and "not enough points to tell of" in text
     for part in (
         "sweep quickstart-lr",
         "optuna, asha",
