@@ -193,7 +193,7 @@ def test_the_sweep_reports_once_a_second(lr: _Sweep, told: Told, monkeypatch: py
     observer, seen, checked = lr.observer(), [], []
     heartbeat = SimpleNamespace(check=lambda: checked.append(True))
     console = SimpleNamespace(line=lr.lines.append)
-    watch = fit_module._SweepWatch(heartbeat, lr.coordinator, console, seen.append, observer)  # type: ignore[arg-type]
+    watch = fit_module._SweepWatch(heartbeat, lr.coordinator, console, seen.append, observer, None)  # type: ignore[arg-type]
     for _ in range(4):
         watch.on_step_end(0, [])
     assert [summary["best"] and summary["best"]["id"] for summary in seen] == ["t002"] * 2 and len(checked) == 2
@@ -207,7 +207,7 @@ def test_a_fenced_attempt_reports_nothing_more(lr: _Sweep, told: Told) -> None:
 
     heartbeat, console = SimpleNamespace(check=check), SimpleNamespace(line=lr.lines.append)
     observer = SimpleNamespace(summary=lambda: pytest.fail("asked"), follow=lambda _: pytest.fail("told"))
-    watch = fit_module._SweepWatch(heartbeat, lr.coordinator, console, None, observer)  # type: ignore[arg-type]
+    watch = fit_module._SweepWatch(heartbeat, lr.coordinator, console, None, observer, None)  # type: ignore[arg-type]
     watch._watched_at = float("-inf")
     watch.on_step_end(0, [])
     assert isinstance(lr.coordinator.error, FencedError) and lr.lines == []
