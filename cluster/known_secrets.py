@@ -11,7 +11,7 @@ import re
 import threading
 from collections.abc import Iterable, Iterator
 
-STRUCK = "***"
+STRUCK, NOT_SHOWN = "***", "(not shown)"
 
 LEAST_LENGTH = 8
 """Characters of the shortest value that is struck. Shorter ones occur in other text by chance."""

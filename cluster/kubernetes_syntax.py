@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
+from cluster.known_secrets import NOT_SHOWN, form_of_key
+
 NAME = r"^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$"
 """Names that Kubernetes accepts for objects, and for labels' values: RFC 1035 labels, at most 63 characters."""
 
@@ -70,7 +72,8 @@ def label_problems(where: str, labels: Mapping[str, str]) -> Iterator[str]:
         if not is_label_key(key):
             yield f"{where}.{key}: not a valid key of a label, such as tier or example.com/tier"
         if value and not _LABEL.fullmatch(value):
+            shown = NOT_SHOWN if form_of_key(value) else repr(value)
             yield (
-                f"{where}.{key} = {value!r}: not a valid value of a label: at most 63 letters, digits, - _ ., the "
+                f"{where}.{key} = {shown}: not a valid value of a label: at most 63 letters, digits, - _ ., the "
                 "first and the last a letter or digit"
             )

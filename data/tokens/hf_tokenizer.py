@@ -103,7 +103,7 @@ def from_tokenizer_json(content: bytes) -> Tokenizer:
             return _chars(names)
         if not problems:
             return _byte_pairs(names, fields["model"]["merges"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         problems = [f"{type(error).__name__}: {error}"]
     reasons = "".join(f"\n  {problem}" for problem in problems)
     raise TokenizerError(

@@ -165,7 +165,7 @@ class Tokenizer:
             if kind not in ("bpe", "bytes", "chars") or (version, content["split"]) != (1, _SPLIT):
                 raise ValueError(f"kind {kind!r}, version {version!r}")
             return cls(kind, [bytes.fromhex(token) for token in content["tokens"]])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise TokenizerError(
                 f"This is not a tokenizer file of this version of Manta ({reason}). Make it again."

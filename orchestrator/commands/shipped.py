@@ -8,6 +8,7 @@ the recipe is never left out.
 from __future__ import annotations
 
 import os
+import re
 import stat
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -114,9 +115,11 @@ def shipment(folder: Path, needed: Iterable[str]) -> Shipment:
         needed: paths in it that are shipped even where a .gitignore names them: the recipe.
 
     Raises:
-        InputError: a needed file holds a key, or is no file.
+        InputError: a needed file holds a key, or is no file; or there is no such folder.
     """
     folder, needed = folder.resolve(), frozenset(needed)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder, so nothing of it can be shipped.")
     files: dict[str, int] = {}
     excluded: list[Excluded] = []
     for name in sorted(needed):
@@ -177,7 +180,16 @@ def _ignore_files(here: Path, below: str) -> Iterator[tuple[str, str, GitIgnoreS
         path = here / name
         if path.is_file():
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-            yield below, name, GitIgnoreSpec.from_lines(lines)
+            yield below, name, GitIgnoreSpec.from_lines(filter(_is_pattern, lines))
+
+
+def _is_pattern(line: str) -> bool:
+    """Whether a line of an ignore file can be used; git passes over others without a word."""
+    try:
+        GitIgnoreSpec.from_lines([line])
+    except (ValueError, re.error):
+        return False
+    return True
 
 
 def _ignored_reason(name: str, ignored: _Ignored, *, is_folder: bool) -> str | None:

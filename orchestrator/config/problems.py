@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from cluster.known_secrets import looks_secret
+from cluster.known_secrets import NOT_SHOWN, form_of_key, looks_secret
 from cluster.kubernetes_syntax import RULES
 from cluster.spec import ClusterSpec
 from data.config import SECRET
@@ -160,8 +160,23 @@ def _meaning(loc: Sequence[int | str], model: type[BaseModel]) -> str:
 
 def _shown(name: str, value: Any) -> str:
     """`value` as a message may show it: shortened, and without keys."""
-    last = name.rpartition(".")[2]
-    if last in SECRET or (looks_secret(last) and last != "key"):  # a key of a secret, or of a taint, is a name
-        return "(not shown)"
     text = json.dumps(value, ensure_ascii=False, default=str)
+    if any(map(_names_a_key, [*name.split("."), *_names_in(value)])) or form_of_key(text):
+        return NOT_SHOWN
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _names_a_key(name: str) -> bool:
+    return name in SECRET or (looks_secret(name) and name != "key")  # a key of a secret, or of a taint, is a name
+
+
+def _names_in(value: Any) -> Iterator[str]:
+    """Names that a value has or holds: of its fields, and as Kubernetes lists variables, `name: NAME`."""
+    pending = [value]
+    while pending:
+        each = pending.pop()
+        if isinstance(each, dict):
+            yield from map(str, each)
+            yield str(each.get("name", ""))
+        if isinstance(each, (dict, list)):
+            pending += each.values() if isinstance(each, dict) else each

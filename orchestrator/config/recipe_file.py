@@ -21,6 +21,9 @@ from orchestrator.errors import RecipeError, UnknownRunError
 REMEMBERED = Path(".manta/runs")
 """Folder of the resolved recipes of runs that were started from the working directory."""
 
+MOST_DIGITS = 9
+"""Most digits of an index into a list."""
+
 EXCERPT_CHARS = 120
 """Most characters of a line that the message of a syntax error shows."""
 
@@ -82,7 +85,7 @@ def assign(document: dict[str, Any], path: Sequence[str], value: Any) -> None:
         here = ".".join(path[:depth])
         last = depth == len(path) - 1
         if isinstance(current, list):
-            if not name.isdecimal() or int(name) > len(current):
+            if not name.isdecimal() or len(name) > MOST_DIGITS or int(name) > len(current):
                 raise LookupError(
                     f"{here} is a list; valid indices are 0 to {len(current)}, and {len(current)} appends"
                 )
@@ -166,7 +169,7 @@ def find_recipe(run_or_recipe: str, folder: Path = Path("recipes")) -> Path:
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         raise RecipeError(f"There is no recipe {path}. {_nearby_recipes(path)}")
     runs = {}
-    for recipe in (*sorted(folder.glob("*.yaml")), *sorted(REMEMBERED.glob("*.yaml"))):
+    for recipe in filter(is_file, (*sorted(folder.glob("*.yaml")), *sorted(REMEMBERED.glob("*.yaml")))):  # no pipes
         try:
             if (run := read_recipe(recipe).get("run")) is not None:  # a sweep's recipe names none
                 runs[str(run)] = recipe

@@ -28,6 +28,7 @@ from orchestrator.nodes.capacity import refuse_small_cluster
 from orchestrator.nodes.requests import placement_group_name
 from orchestrator.nodes.watch import NodeWatch
 from orchestrator.observe.observer import Observer
+from orchestrator.run.checkpoint import CREATED_AT
 from orchestrator.run.fence import Fence
 from orchestrator.run.heartbeat import Heartbeat
 from orchestrator.run.job import Owner, TrainJob
@@ -171,7 +172,7 @@ def train_job(
     run: Run, fence: Fence, data: PreparedData, feeder: Any, monitor: Any, report_every_s: float, until: int
 ) -> TrainJob:
     """Builds the TrainJob that every worker receives."""
-    facts = {"config": resolved(run.config), **data.digests}
+    facts = {"config": resolved(run.config), CREATED_AT: fence.record.created_at, **data.digests}
     if fence.record.init is not None:
         facts["init"] = fence.record.init
     done_before = max((attempt.step for attempt in fence.record.attempts[:-1]), default=0)

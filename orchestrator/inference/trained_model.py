@@ -62,7 +62,7 @@ def _fetch(run: Run, step: int | None, file: str, folder: Path) -> CheckpointNam
     names = list_checkpoints(run.store, run.record)
     for name in reversed(names):
         if name.step == step:
-            fetch_checkpoint(run.store, name, (file,), folder)
+            fetch_checkpoint(run.store, name, (file,), folder, run.record)
             return name
     steps = ", ".join(str(name.step) for name in names) or "none"
     raise UnknownRunError(f"Run {run.config.run!r} has no checkpoint of step {step}. Steps that are kept: {steps}.")

@@ -37,6 +37,9 @@ from orchestrator.run.record import RunRecord
 
 logger = logging.getLogger(__name__)
 
+CREATED_AT = "created_at"
+"""Field of state.json: when the run was created, as its record says."""
+
 MANIFEST, DAMAGED = "manifest.json", "manifest.damaged.json"
 
 MODEL, OPTIMIZER, AVERAGE = "model.safetensors", "optimizer.safetensors", "average.safetensors"
@@ -123,7 +126,11 @@ def fetch_newest(
     Returns:
         name and state of the checkpoint; None if the run has none.
     """
-    return newest_undamaged(store, record, lambda name: (name, fetch_checkpoint(store, name, files, folder)), log)
+
+    def fetch(name: CheckpointName) -> tuple[CheckpointName, dict[str, Any]]:
+        return name, fetch_checkpoint(store, name, files, folder, record)
+
+    return newest_undamaged(store, record, fetch, log)
 
 
 def newest_undamaged(
@@ -153,21 +160,25 @@ def newest_undamaged(
         except CheckpointDamagedError as error:
             damage[names[-1]] = str(error)
             if names[-1] in list_checkpoints(store):  # otherwise it was pruned meanwhile: there is a newer one
-                log(f"{error} The one before it is used.")
+                log(f"{error} The one before it is used." if names[:-1] else str(error))
     if damage:
         remedy = "No checkpoint is left to continue from. Restore one, or start under another `run:` name."
         raise CheckpointDamagedError("\n".join([*damage.values(), remedy]))
     return None
 
 
-def fetch_checkpoint(store: Store, name: CheckpointName, files: Sequence[str] | None, folder: Path) -> dict[str, Any]:
+def fetch_checkpoint(
+    store: Store, name: CheckpointName, files: Sequence[str] | None, folder: Path, record: RunRecord | None = None
+) -> dict[str, Any]:
     """Fetches files of a checkpoint into `folder`, verifies their checksums and returns its state.
 
     Args:
         files: names besides state.json; None: all of them.
+        record: of the run that the checkpoint has to be of; None: of any.
 
     Raises:
-        CheckpointDamagedError: a file is missing or does not match its checksum; the message names it.
+        CheckpointDamagedError: a file is missing or does not match its checksum, which the message names, or the
+            checkpoint is of another run.
     """
     prefix = f"checkpoints/{name}"
     try:
@@ -181,6 +192,8 @@ def fetch_checkpoint(store: Store, name: CheckpointName, files: Sequence[str] | 
         state: dict[str, Any] = json.loads((folder / STATE).read_bytes())
         if (step := state.get("step", name.step)) != name.step:
             raise ValueError(f"it is of step {step}")
+        if record is not None and not _is_of(record, name, state):
+            raise ValueError("it is of another run")
         return {_RENAMED.get(field, field): value for field, value in state.items()}
     except KeyError as error:
         raise CheckpointDamagedError(
@@ -189,6 +202,16 @@ def fetch_checkpoint(store: Store, name: CheckpointName, files: Sequence[str] | 
     except (ObjectNotFoundError, DamagedObjectError, ValueError, TypeError) as error:
         reason = str(error).rstrip(".")
         raise CheckpointDamagedError(f"Checkpoint {store.url_of(prefix)} is damaged: {reason}.") from error
+
+
+def _is_of(record: RunRecord, name: CheckpointName, state: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint was saved by this run. A forked one, of attempt 0, was saved by another."""
+    if name.attempt == 0:
+        return True
+    if CREATED_AT in state:
+        return bool(state[CREATED_AT] == record.created_at)
+    config = state.get("config")  # version 0.2.0 had no more of it
+    return not isinstance(config, dict) or config.get("run", record.run) == record.run
 
 
 class _File(TypedDict):

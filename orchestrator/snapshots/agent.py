@@ -104,16 +104,17 @@ class SnapshotAgent:
         with tempfile.TemporaryDirectory(prefix="manta-state-") as scratch:
             damaged: list[CheckpointName] = []
 
+            record = load_record(self._store)
+
             def consider(name: CheckpointName) -> ResumePoint:
                 damaged.append(name)
-                saved = fetch_checkpoint(self._store, name, (), Path(scratch))
+                saved = fetch_checkpoint(self._store, name, (), Path(scratch), record)
                 holder = self._newest_holder(held, saved["step"])
                 if holder is None:
                     self._fetch(name)
                 damaged.remove(name)
                 return ResumePoint(saved, name, holder)
 
-            record = load_record(self._store)
             point = newest_undamaged(self._store, record, consider, self._job.monitor.log.remote)
             for name in damaged:  # else the next group, which may read less of it, would resume from it
                 quarantine(self._store, name)

@@ -23,7 +23,7 @@ def best_recipe(sweep: Sweep, best: TrialRecord) -> dict[str, Any]:
     If the trials were shorter than the run of the sweep's recipe, this is a new run of the full length. Otherwise it is
     the trial's own run, which `manta train` continues.
     """
-    steps = sweep.full.get("train", {}).get("steps")
+    steps = (sweep.full.get("train") or {}).get("steps")
     document = sweep.document_of(best.point, best.trial_run.run)
     if isinstance(steps, int) and steps > sweep.steps:
         document["train"]["steps"] = steps

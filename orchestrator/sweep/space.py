@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Self
 
@@ -22,6 +23,9 @@ Point = dict[str, Any]
 
 GRID_STEPS = 5
 """Number of values that a grid takes from a range."""
+
+HIGHEST = sys.float_info.max
+"""Largest bound of a range: numbers are drawn as floats."""
 
 PERTURB_FACTORS = (0.8, 1.25)
 """Factors by which pbt changes a number when a trial continues from another's state."""
@@ -57,7 +61,7 @@ class Domain(Section):
             )
         if (bounds := self.bounds) is not None:
             low, high = bounds
-            if not (math.isfinite(low) and math.isfinite(high)):
+            if not (-HIGHEST <= low <= HIGHEST and -HIGHEST <= high <= HIGHEST):
                 raise ValueError(f"{given[0]} = [{low}, {high}]: the bounds must be finite.")
             if low > high:
                 raise ValueError(f"{given[0]} = [{low}, {high}]: the first is above the second; swap them.")

@@ -267,8 +267,8 @@ class Sweep:
             quotas_of([data.sources[source].weight for source in sources], sources)
         except RecipeError as error:
             return [line.strip() for line in str(error).splitlines()[1:]]
-        except InputError as error:  # a weight that is too small
-            return [str(error)]
+        except (InputError, LookupError) as error:  # a weight that is too small; an index that is not there
+            return [str(error.args[0] if isinstance(error, LookupError) else error)]
         return []
 
     def document_of(self, point: Mapping[str, Any], run: str) -> dict[str, Any]:
@@ -278,7 +278,7 @@ class Sweep:
         one: a trial with another one has that one's usual constants, but for what the sweep sets or searches.
         """
         document = changed(self.document, {**point, "run": run})
-        written = self.full.get("train", {}).get("optimizer", {})
+        written = (self.full.get("train") or {}).get("optimizer") or {}
         if point.get("train.optimizer.name", self.base.train.optimizer.name) != self.base.train.optimizer.name:
             optimizer = document["train"]["optimizer"]
             kept = {f"train.optimizer.{name}" for name in ("name", "groups")} | point.keys()

@@ -32,6 +32,7 @@ import zstandard
 from typer.testing import CliRunner
 
 from cluster.local.s3 import LocalS3
+from data.stores.sealed_json import sealed
 from model.config import ModelConfig
 from model.size import flops_per_token
 from orchestrator.cli.main import app
@@ -152,6 +153,10 @@ class Run:
             source = {"Bucket": self.site.bucket, "Key": key}
             copied = key.replace(f"/runs/{self.name}/", f"/runs/{name}/")
             self.site.client.copy_object(Bucket=self.site.bucket, Key=copied, CopySource=source)
+        fields = self.record() | {"run": name}
+        del fields["sha256"]
+        record = sealed(json.dumps(fields, indent=1).encode())
+        self.site.client.put_object(Bucket=self.site.bucket, Key=f"{self.storage}/runs/{name}/run.json", Body=record)
         return replace(self, name=name)
 
     def objects(self, *, everything: bool = False) -> dict[str, str]:

@@ -176,7 +176,7 @@ def test_a_changed_byte_of_any_object_gives_the_same_answer_or_its_name(
         done = CliRunner().invoke(app, list(command))
         if isinstance(done.exception, Exception):
             return 1, "".join(traceback.format_exception(done.exception))
-        return done.exit_code, re.sub(r"\[ *\d+\.\d s\] ", "", done.output)
+        return done.exit_code, re.sub(r"\[ *\d+\.\d s\] ", "", done.output) + caplog.text
 
     sound = {command: ask(command) for command in commands}
     assert all(status == 0 for status, _ in sound.values())

@@ -192,3 +192,8 @@ def test_ids_of_the_bytes_kind_are_bytes() -> None:
     assert (plain.vocab_size, plain.end_of_text) == (257, 256)
     assert plain.encode("aé").tolist() == [97, 0xC3, 0xA9]
     assert plain.decode([0xC3]) == "\N{REPLACEMENT CHARACTER}"
+
+
+def test_a_file_that_is_nested_without_end_is_no_tokenizer() -> None:
+    with pytest.raises(TokenizerError, match="RecursionError"):
+        Tokenizer.from_bytes(b"[" * 100_000)

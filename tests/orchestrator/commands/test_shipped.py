@@ -142,3 +142,17 @@ def test_the_report_lists_everything(folder: Path) -> None:
     assert any(line.endswith("  mine.yaml") for line in lines)
     assert any("left out  .env: may hold keys" in line for line in lines)
     assert f"in {len(SOUND)} files" in lines[-1]
+
+
+def test_lines_of_an_ignore_file_that_are_no_patterns_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / ".gitignore").write_text("!\na\\\n\\\n[z-a]\nleft-out.txt\n")
+    for name in ("mine.yaml", "kept.txt", "left-out.txt"):
+        (tmp_path / name).write_text("text")
+    assert {"kept.txt", "mine.yaml"} <= shipment(tmp_path, ["mine.yaml"]).files.keys()
+    assert "left-out.txt" not in shipment(tmp_path, ["mine.yaml"]).files
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("text")
+    with pytest.raises(InputError, match=r"mine\.yaml is not a folder"):
+        shipment(tmp_path / "mine.yaml", [])

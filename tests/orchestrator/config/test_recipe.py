@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,7 @@ class TestProblems:
             (["run=.."], r'run = "\.\.": .*letters, digits'),
             (["model.d_model=63", "model.n_heads=4"], r"model: d_model=63 is not a multiple of n_heads=4"),
             (["train.lr.x=1"], r"--set train\.lr\.x: train\.lr is a number, which has no fields"),
+            ([f"data.sources.{'9' * 4400}.path=x"], r"data\.sources is a list; valid indices are 0 to 1"),
             (["train.=1"], r"--set train\.: must be NAME=VALUE"),
             (["storage='x"], r"--set storage: the value is not YAML"),
         ],
@@ -249,6 +251,7 @@ class TestFile:
     ) -> None:
         monkeypatch.chdir(tmp_path)
         (recipe.parent / "broken.yaml").write_text("{")
+        os.mkfifo(recipe.parent / "pipe.yaml")  # nobody writes into it
         assert find_recipe("first", recipe.parent) == recipe
         assert find_recipe(str(recipe), recipe.parent) == recipe
         with pytest.raises(UnknownRunError, match=r"second is neither .* Runs known here: first\."):

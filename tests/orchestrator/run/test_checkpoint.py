@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -207,6 +208,31 @@ def test_a_checkpoint_of_another_step_is_none_of_this_one(saver: Saver, tmp_path
     with pytest.raises(CheckpointDamagedError, match=r"step-00000200-a1 is damaged: it is of step 100"):
         fetch_checkpoint(saver.store, CheckpointName(200, 1), tuple(FILES), tmp_path)
     assert saver.newest() == 100
+
+
+@pytest.mark.parametrize(
+    ("state", "attempt", "is_sound"),
+    [
+        ({"created_at": ALONE.created_at}, 1, True),
+        ({"created_at": ALONE.created_at + 1}, 1, False),
+        ({"created_at": ALONE.created_at + 1}, 0, True),  # forked from another run
+        ({"config": {"run": ALONE.run}}, 1, True),  # of version 0.2.0
+        ({"config": {"run": "other"}}, 1, False),
+        ({"config": {"run": "other"}}, 0, True),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_none_of_this_one(
+    saver: Saver, state: dict[str, Any], attempt: int, is_sound: bool
+) -> None:
+    name, snapshot = CheckpointName(200, attempt), saver.scratch / "snapshot"
+    snapshot.mkdir()
+    write_checkpoint(saver.store, name, {"step": 200, **state}, snapshot, lambda: None)
+    if is_sound:
+        assert fetch_checkpoint(saver.store, name, (), saver.scratch, ALONE)["step"] == 200
+    else:
+        with pytest.raises(CheckpointDamagedError, match="is damaged: it is of another run"):
+            fetch_checkpoint(saver.store, name, (), saver.scratch, ALONE)
+        assert fetch_checkpoint(saver.store, name, (), saver.scratch)["step"] == 200
 
 
 def test_if_all_are_damaged_the_run_does_not_silently_restart(saver: Saver) -> None:

@@ -261,6 +261,7 @@ def test_a_wrong_sweep_is_refused_with_all_its_problems(
             "lr.loguniforn: no kind of domain; did you mean loguniform?",
         ),
         ({"train.lr": {"normal": [0.1, 0.2]}}, "space.train.lr.normal: no kind of domain: {choice: [a, b]}"),
+        ({"train.steps": {"int": [1, 10**340]}}, "the bounds must be finite"),
     ],
 )
 def test_what_is_no_domain_is_told_with_what_to_write(tmp_path: Path, space: dict[str, Any], says: str) -> None:
@@ -289,3 +290,15 @@ def test_the_sweep_that_trials_get_has_no_keys_wherever_they_were_written(tmp_pa
         assert os.environ["AWS_SECRET_ACCESS_KEY"] == "planted-by-set"
         assert reached.config_of({"train.lr": 1e-3}, "t").store == base.store
     assert sweep.document["store"]["secret_access_key"] == "planted-by-set"
+
+
+def test_an_empty_heading_of_the_recipe_is_one_of_defaults(tmp_path: Path) -> None:
+    run = {**RUN, "train": {**RUN["train"], "optimizer": None}}
+    sweep = load(tmp_path, recipe=run, space={"train.optimizer.name": {"choice": ["sgd", "adamw"]}})
+    assert sweep.config_of({"train.optimizer.name": "sgd"}, "s-t001").train.optimizer.name == "sgd"
+
+
+def test_an_element_that_a_list_does_not_have_is_refused(tmp_path: Path) -> None:
+    run = {**RUN, "train": {**RUN["train"], "optimizer": {"groups": [{"match": "*norm*"}]}}}
+    with pytest.raises(RecipeError, match="valid indices are 0 to 1"):
+        load(tmp_path, recipe=run, space={"train.optimizer.groups.2.lr": {"uniform": [0.1, 1.0]}})
