@@ -227,8 +227,8 @@ class TestLaterAttempts:
 
     def test_a_run_without_a_checkpoint_may_change_its_weights(self, tmp_path: Path) -> None:
         store = LocalStore(str(tmp_path / "run"))
-        Fence.claim(store, "second", {}, keep_pins=False).update(init="of before")
-        assert Fence.claim(store, "second", {}, keep_pins=True).record.init == "of before"
+        Fence.claim(store, "second", {}, keep_pins=False).update(init="of_before")
+        assert Fence.claim(store, "second", {}, keep_pins=True).record.init == "of_before"
         assert Fence.claim(store, "second", {}, keep_pins=False).record.init is None
 
 
