@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
-import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from data.readers.reading import SPLIT_REMEDY, Location, RawDocument, Reading, near_names, reason_of, shortened
 from data.readers.unpack import UnpackedStream
+
+TOO_LONG = f"{SPLIT_REMEDY} A quote that is never closed looks the same."
+"""Remedy for a field or row above the limit."""
 
 
 class _CsvLines:
@@ -29,14 +31,14 @@ class _CsvLines:
                 self.row = location
             self.row_bytes += len(line)
             if self.row_bytes > self._reading.record_limit:
-                raise self._reading.too_long(self.row, f"{SPLIT_REMEDY} A quote that is never closed looks the same.")
+                raise self._reading.too_long(self.row, TOO_LONG)
             yield self._reading.text(line, location)
 
 
 def read_delimited(stream: UnpackedStream, reading: Reading, delimiter: str) -> Iterator[RawDocument]:
     """The documents of a csv or tsv shard."""
     source = reading.source
-    csv.field_size_limit(sys.maxsize)  # the standard library's 128 KiB are too few; _CsvLines has the limit
+    csv.field_size_limit(reading.limit)  # of characters, each of which takes four bytes while a field is joined
     lines = _CsvLines(stream, reading)
     quoted = csv.reader(lines, delimiter=delimiter, strict=True)
     plain = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
@@ -65,5 +67,7 @@ def _csv_rows(rows: Iterable[list[str]], lines: _CsvLines, reading: Reading) -> 
             if row:  # else a blank line
                 yield lines.row, row
     except csv.Error as error:
+        if "field limit" in str(error):
+            raise reading.too_long(lines.row, TOO_LONG) from None
         remedy = "Close every quote, quote fields that hold one, and double it inside."
         raise reading.bad(lines.row, f"not a well-formed row ({reason_of(error)}). {remedy}") from None

@@ -5,12 +5,13 @@ That module is imported inside the command's function, so that `manta --help` do
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Annotated, Any
 
@@ -49,7 +50,15 @@ class _Commands(TyperGroup):
         try:
             _refuse_deleted_folder()
             with _printable_usage_errors():
-                return super().invoke(ctx)
+                result = super().invoke(ctx)
+            sys.stdout.flush()  # else a full disk would be found out when the process ends
+            return result
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            typer.echo(f"error: {error.strerror}: the output or a file could not be written.", err=True)
+            _forget_output()
+            raise typer.Exit(1) from None
         except KeyboardInterrupt:
             typer.secho("stopped.", err=True)
             raise typer.Exit(_INTERRUPTED) from None
@@ -59,6 +68,12 @@ class _Commands(TyperGroup):
             typer.secho("error:", fg=typer.colors.RED, bold=True, err=True, nl=False)
             typer.echo(f" {printable(str(cause))}", err=True)
             raise typer.Exit(error.exit_status) from None
+
+
+def _forget_output() -> None:
+    """Leads standard output to nowhere: Python would try to write what is left of it when the process ends."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _refuse_deleted_folder() -> None:

@@ -358,6 +358,17 @@ class TestTooLong:
             tracemalloc.stop()
         assert peak < 16 << 20
 
+    def test_a_quote_that_is_never_closed_takes_the_memory_of_one_document(self, tmp_path: Path) -> None:
+        path = written(tmp_path / "a.csv", b'text\n"' + (b"y" * 999 + b"\n") * 32_000)  # 32 MB
+        tracemalloc.start()
+        try:
+            with pytest.raises(BadShardError, match="quote that is never closed"):
+                read(path, limit=2_000_000)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < 30 << 20  # four bytes a character, and as much again while they are copied
+
     def test_reading_a_long_shard_takes_little_memory(self, tmp_path: Path) -> None:
         line = json.dumps({"text": "word " * 2000}).encode() + b"\n"
         path = written(tmp_path / "a.jsonl.gz", gzip.compress(line * 4000, 1))  # 40 MB

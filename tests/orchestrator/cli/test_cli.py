@@ -223,3 +223,11 @@ def test_doctor_ends_with_1_if_anything_fails(monkeypatch: pytest.MonkeyPatch, s
     assert result.exit_code == exit_code
     assert json.loads(result.stdout) == [{"name": "disk", "status": status, "found": "0.5 GB", "remedy": "Free some."}]
     assert "Free some." in CliRunner().invoke(app, ["doctor"]).stdout
+
+
+def test_output_that_cannot_be_written_is_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "manta_start", "schema", "--markdown"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: No space left on device: the output or a file could not be written.\n"
