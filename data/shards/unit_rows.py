@@ -8,6 +8,7 @@ nothing is ever invalidated: after a change the key is another one.
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeVar
@@ -22,8 +23,8 @@ from data.stores.store import Store
 Log = Callable[[str], None]
 """Takes one line for the console."""
 
-LOG_INTERVAL_S = 2.0
-"""Seconds between two lines of progress."""
+LOG_INTERVAL_S, SILENCE_S = 2.0, 10.0
+"""Seconds between two lines of progress, and without any after which a line says so."""
 
 _Row = TypeVar("_Row")
 
@@ -97,10 +98,50 @@ def deserialize(data: bytes, key: str, schema: pa.Schema | None = None) -> pa.Ta
 
 
 def with_progress(rows: Iterable[_Row], total: int, label: str, log: Log) -> Iterator[_Row]:
-    """Yields the rows, one per unit; logs at intervals, and after the last, how many of `total` there have been."""
-    logged_at = time.monotonic()
-    for done, row in enumerate(rows, start=1):
-        yield row
-        if done == total or time.monotonic() - logged_at >= LOG_INTERVAL_S:
-            logged_at = time.monotonic()
-            log(f"{label}: {done:,} of {total:,} units")
+    """Yields the rows, one per unit; logs at intervals, and after the last, how many of `total` there have been.
+
+    What `log` raises while a unit takes long is raised with the next row.
+    """
+    logged_at, done = time.monotonic(), 0
+    silence = _Silence(lambda seconds: log(f"{label}: {done:,} of {total:,} units, none for {seconds:.0f} s"))
+    try:
+        for row in rows:
+            done += 1
+            silence.end_for_now()
+            yield row
+            if done == total or time.monotonic() - logged_at >= LOG_INTERVAL_S:
+                logged_at = time.monotonic()
+                log(f"{label}: {done:,} of {total:,} units")
+    finally:
+        silence.end()
+
+
+class _Silence(threading.Thread):
+    """Tells every SILENCE_S that nothing has come for so many seconds."""
+
+    def __init__(self, tell: Callable[[float], None]) -> None:
+        super().__init__(name="silence", daemon=True)
+        self._tell, self._ended, self._since = tell, threading.Event(), time.monotonic()
+        self._error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        """The thread's body."""
+        while not self._ended.wait(SILENCE_S):
+            if (seconds := time.monotonic() - self._since) >= SILENCE_S:
+                try:
+                    self._tell(seconds)
+                except BaseException as error:  # such as that another attempt has taken over
+                    self._error = error
+                    return
+
+    def end_for_now(self) -> None:
+        """Something has come; raises what telling raised."""
+        self._since = time.monotonic()
+        if self._error is not None:
+            raise self._error
+
+    def end(self) -> None:
+        """Ends the thread."""
+        self._ended.set()
+        self.join()
