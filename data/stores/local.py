@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from data.errors import ConflictError, DiskFullError, ObjectNotFoundError, StoreAccessError
 from data.stores.config import StoreConfig
 from data.stores.shard_file import ShardFile
-from data.stores.store import ATTEMPTS, ObjectInfo, Store, checked_key, raise_local_error, source_size
+from data.stores.store import ATTEMPTS, ObjectInfo, Store, checked_key, opened_file, raise_local_error, source_size
 
 CONTENT_ETAG_BYTES = 65536
 """Largest object whose etag is a hash of its content; above, it is one of size, time and inode.
@@ -51,7 +51,7 @@ class LocalStore(Store):
         path = self._path(key)
         with _errors("read", path):
             try:
-                with open(path, "rb") as file:
+                with open(path, "rb", opener=opened_file) as file:
                     return file.read()
             except _NO_OBJECT:
                 raise ObjectNotFoundError(f"There is no {path}.") from None
@@ -117,7 +117,9 @@ class LocalStore(Store):
         path = self._path(key)
         with _errors("read", path):
             try:
-                with open(path, "rb") as file:  # opened, because the attributes of files on a share are cached
+                with open(
+                    path, "rb", opener=opened_file
+                ) as file:  # opened, because the attributes of files on a share are cached
                     written_at = os.fstat(file.fileno()).st_mtime
             except _NO_OBJECT:
                 return None
@@ -306,7 +308,7 @@ def _etag_of(path: str) -> str:
 
 def _local_info(key: str, path: str) -> ObjectInfo | None:
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=opened_file) as file:
             stat = os.fstat(file.fileno())
             if stat.st_size <= CONTENT_ETAG_BYTES:
                 version = file.read()

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from io import RawIOBase
+from stat import S_ISDIR, S_ISREG
 from typing import NoReturn
 from urllib.parse import unquote
 
@@ -217,6 +218,22 @@ def source_size(path: str | os.PathLike[str]) -> int:
         return os.path.getsize(path)
     except OSError as error:
         raise_local_error(error, "read", os.fspath(path))
+
+
+def opened_file(path: str, flags: int) -> int:
+    """Opens a file for reading; refuses what is none: a pipe might never have a writer.
+
+    Raises:
+        StoreAccessError: it is a pipe, a socket or a device.
+    """
+    handle = os.open(path, flags | os.O_NONBLOCK)
+    mode = os.fstat(handle).st_mode
+    if S_ISREG(mode):
+        return handle
+    os.close(handle)
+    if S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    raise StoreAccessError(f"{path} is not a file but a pipe or a device, which nobody may ever write to. Remove it.")
 
 
 def raise_local_error(error: OSError, doing: str, path: str) -> NoReturn:

@@ -128,3 +128,14 @@ def test_modes_that_a_share_does_not_keep_are_no_error(local: LocalStore, monkey
     monkeypatch.setattr(os, "fchmod", refused)
     local.put("key", b"content")
     assert local.get("key") == b"content"
+
+
+def test_a_pipe_in_place_of_an_object_is_refused(tmp_path: Path) -> None:
+    """Nobody writes into it, so a reader would wait for ever."""
+    store = LocalStore(str(tmp_path))
+    os.mkfifo(tmp_path / "run.json")
+    for read in (store.get, store.head, store.age_s):
+        with pytest.raises(StoreAccessError, match=r"run\.json is not a file but a pipe"):
+            read("run.json")
+    (tmp_path / "folder").mkdir()
+    assert store.head("folder") is None
