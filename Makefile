@@ -41,14 +41,14 @@ docstrings: $(READY) ## the second quickstart: an encoder-decoder that reads fun
 	$(BIN)/manta quickstart docstrings
 
 test: $(READY_DEV) ## run all tests except chaos and sweeps; some start Ray and a local S3 server
-	$(BIN)/pytest -m 'not ray and not s3 and not chaos and not sweep and not soak'
-	$(BIN)/pytest -n 2 --dist loadfile -m '(ray or s3) and not chaos and not sweep and not soak'
+	$(BIN)/pytest --durations=15 -m 'not ray and not s3 and not chaos and not sweep and not soak'
+	$(BIN)/pytest --durations=25 -n 2 --dist loadfile -m '(ray or s3) and not chaos and not sweep and not soak'
 
 chaos: $(READY_DEV) ## inject real faults into a run on a local cluster: its result must equal that of an undisturbed run
-	$(BIN)/pytest -n 0 -m 'chaos and not soak' tests/end_to_end
+	$(BIN)/pytest --durations=15 -n 0 -m 'chaos and not soak' tests/end_to_end
 
 sweeps: $(READY_DEV) ## run the tests of whole sweeps, including killed ones and ones on clusters that are too small
-	$(BIN)/pytest -n 0 -m 'sweep and not soak' tests/end_to_end
+	$(BIN)/pytest --durations=15 -n 0 -m 'sweep and not soak' tests/end_to_end
 
 soak: $(READY_DEV) ## run the long tests that CI leaves out, among them every fault in every phase of a run; before a release
 	$(BIN)/pytest -n 0 -m soak
