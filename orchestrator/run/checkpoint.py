@@ -22,11 +22,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 from typing_extensions import TypedDict
 
 from data.errors import DamagedObjectError, DiskFullError, MantaError, ObjectNotFoundError
@@ -34,6 +33,7 @@ from data.stores.sealed_json import unsealed
 from data.stores.store import Store
 from orchestrator.errors import CheckpointDamagedError, CheckpointsLostError
 from orchestrator.run.record import RunRecord
+from orchestrator.run.stored_fields import checked
 
 logger = logging.getLogger(__name__)
 
@@ -222,14 +222,9 @@ class _Manifest(TypedDict):
     files: dict[Annotated[str, Field(pattern=r"^[\w-]+\.\w+$")], _File]  # names, no paths to other folders
 
 
-@cache
-def _manifest_reader() -> TypeAdapter[_Manifest]:
-    return TypeAdapter(_Manifest)
-
-
 def _listed(fields: dict[str, Any]) -> dict[str, str]:
     """The sha256 of every file that a manifest lists."""
-    return {name: file["sha256"] for name, file in _manifest_reader().validate_python(fields)["files"].items()}
+    return {name: file["sha256"] for name, file in checked(_Manifest, fields)["files"].items()}
 
 
 def write_checkpoint(

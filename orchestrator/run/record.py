@@ -12,11 +12,10 @@ import platform
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import ConfigDict, Field
 
 from data.errors import DamagedObjectError, ObjectNotFoundError
 from data.prepared import Pins
@@ -37,6 +36,7 @@ from orchestrator.run.stored_fields import (
     Result,
     Seconds,
     Time,
+    checked,
     held_to,
     one_of,
 )
@@ -204,7 +204,7 @@ class RunRecord:
 
     @classmethod
     def _of_fields(cls, fields: dict[str, Any]) -> RunRecord:
-        record = _reader().validate_python(fields)
+        record = checked(cls, fields)
         numbers = [attempt.number for attempt in record.attempts]
         if numbers != list(range(1, max(len(numbers), 1) + 1)):
             raise ValueError(f"attempts: their numbers are {numbers[:20]}, and not 1, 2, …")
@@ -215,12 +215,6 @@ class RunRecord:
             result_fields=with_new_names(record.result_fields),
             attempts=tuple(map(_with_restart_counts, record.attempts)),
         )
-
-
-@cache
-def _reader() -> TypeAdapter[RunRecord]:
-    """Holds a record to the types of its fields; made when it is needed, as that takes a while."""
-    return TypeAdapter(RunRecord)
 
 
 def _with_restart_counts(attempt: Attempt) -> Attempt:

@@ -6,10 +6,13 @@ Numbers are bounded to what dates, tables and Arrow can hold.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, NotRequired
+from functools import cache
+from typing import Annotated, Any, NotRequired, TypeVar, cast
 
-from pydantic import ConfigDict, Field, GetPydanticSchema
+from pydantic import ConfigDict, Field, GetPydanticSchema, TypeAdapter
 from typing_extensions import TypedDict
+
+_Stored = TypeVar("_Stored")
 
 Count = Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)]
 """A number of things, or a position, from 0."""
@@ -117,6 +120,22 @@ class Pinned(TypedDict, total=False):
 def one_of(names: Iterable[str]) -> Any:
     """Holds a text to these."""
     return Field(pattern=f"^({'|'.join(names)})$")
+
+
+def checked(kind: type[_Stored], fields: Any) -> _Stored:
+    """What was stored, held to the types of the fields of `kind`.
+
+    Raises:
+        ValidationError: a field is missing, or has another type.
+    """
+    reader: TypeAdapter[_Stored] = _reader(cast(Any, kind))  # mypy does not see that classes are hashable
+    return reader.validate_python(fields)
+
+
+@cache
+def _reader(kind: type) -> TypeAdapter[Any]:
+    """Made when it is needed, as that takes a while."""
+    return TypeAdapter(kind)
 
 
 def held_to(kind: type) -> GetPydanticSchema:

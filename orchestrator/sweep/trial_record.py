@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import ConfigDict, Field
 
 from data.stores.sealed_json import sealed, unsealed
 from orchestrator.config.renamed import with_new_names
-from orchestrator.run.stored_fields import Count, Number, Seconds, Time, one_of
+from orchestrator.run.stored_fields import Count, Number, Seconds, Time, checked, one_of
 
 ENDED = ("finished", "stopped", "failed")
 """Statuses of a trial that does not run again, unless trials are added to the sweep."""
@@ -187,7 +186,7 @@ class TrialRecord:
                 {("trial_run" if name == "stint" else name): value for name, value in each.items()}
                 for each in fields["reports"]
             ]
-        record = _reader().validate_python(fields)
+        record = checked(cls, fields)
         if not record.trial_runs:
             raise ValueError("trial_runs: there are none")
         if any(report.trial_run >= len(record.trial_runs) for report in record.reports):
@@ -195,9 +194,3 @@ class TrialRecord:
         for trial_run in record.trial_runs:
             trial_run.point = with_new_names(trial_run.point)
         return record
-
-
-@cache
-def _reader() -> TypeAdapter[TrialRecord]:
-    """Holds a record to the types of its fields; made when it is needed, as that takes a while."""
-    return TypeAdapter(TrialRecord)

@@ -6,9 +6,7 @@ from collections import Counter
 
 from orchestrator.observe.metrics import Metric, Value
 from orchestrator.sweep.summary import SweepSummary
-
-STATUSES = ("pending", "running", "paused", "finished", "stopped", "failed")
-"""Statuses of trials; all have a sample from the start."""
+from orchestrator.sweep.trial_record import STATUSES
 
 
 class LiveSweep(SweepSummary):
@@ -18,6 +16,7 @@ class LiveSweep(SweepSummary):
 
 
 def _trials(sweep: LiveSweep) -> Value:
+    """Trials by status; all statuses have a sample from the start."""
     return dict.fromkeys(STATUSES, 0.0) | Counter(trial["status"] for trial in sweep["trials"])
 
 
